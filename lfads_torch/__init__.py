@@ -1,0 +1,32 @@
+"""Latent factor analysis via dynamical systems (LFADS) in PyTorch.
+
+Public names are imported when first used, so that ``import lfads_torch`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "LFADS": "model",
+    "BasicDataModule": "datamodules",
+    "SessionBatch": "tuples",
+    "SessionOutput": "tuples",
+    "run_model": "run_model",
+    "load_model": "checkpoint",
+    "sample_posterior": "post_run.analysis",
+    "run_posterior_sampling": "post_run.analysis",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

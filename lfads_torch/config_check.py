@@ -1,0 +1,238 @@
+"""Checks of a composed configuration: every ``_target_`` exists, every key is one of its arguments.
+
+Works on plain dicts and lists and imports only what the configuration names, so that a misspelt
+key is reported before anything is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from .errors import ConfigError
+
+#: Keys that direct the instantiation and are not arguments.
+DIRECTIVES = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
+
+#: Packages that come with an extra of this one.
+EXTRAS = {"wandb": "wandb", "ray": "tune", "pynwb": "nwb"}
+
+
+class Arguments(NamedTuple):
+    """What a class or function takes.
+
+    Attributes
+    ----------
+    legal : tuple of str
+        Names of its arguments.
+    required : tuple of str
+        Those without a default.
+    is_open : bool
+        True where it takes any further name (``**kwargs``).
+    """
+
+    legal: tuple[str, ...]
+    required: tuple[str, ...]
+    is_open: bool
+
+
+def did_you_mean(name: str, legal: Iterable[str], *, limit: int = 12) -> str:
+    """Return advice on the names near to a misspelt one.
+
+    Parameters
+    ----------
+    name : str
+        What was found.
+    legal : iterable of str
+        What would have been legal.
+    limit : int, default=12
+        How many legal names to list where none is near.
+
+    Returns
+    -------
+    str
+        "did you mean ...?" or "legal: ..." or, where nothing is legal, an empty string.
+    """
+    options = sorted(set(legal))
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    if not options:
+        return ""
+    more = f", ... ({len(options)} in all)" if len(options) > limit else ""
+    return f"legal: {', '.join(options[:limit])}{more}"
+
+
+def find_target(path: str, where: str) -> Any:
+    """Import what a ``_target_`` names.
+
+    Parameters
+    ----------
+    path : str
+        Dotted path of a class or function.
+    where : str
+        Configuration key of the node, for the message.
+
+    Returns
+    -------
+    object
+        The class or function.
+
+    Raises
+    ------
+    ConfigError
+        If it does not exist, or needs a package that is not installed.
+    """
+    parts = str(path).split(".")
+    found: Any = None
+    used = 0
+    for used in range(len(parts), 0, -1):
+        module = ".".join(parts[:used])
+        try:
+            found = import_module(module)
+            break
+        except ModuleNotFoundError as error:
+            if not (module == error.name or module.startswith(f"{error.name}.")):
+                raise ConfigError(f"{where}._target_={path}: {_missing(error.name)}") from error
+    if found is None:
+        raise ConfigError(
+            f"{where}._target_={path}: {_missing(parts[0])} A module of your own must lie in the "
+            "folder where the command is started, or be installed."
+        )
+    for name in parts[used:]:
+        if not hasattr(found, name):
+            advice = did_you_mean(name, _public_names(found))
+            holder = ".".join(parts[:used])
+            raise ConfigError(f"{where}._target_={path}: {holder} has no {name}; {advice}")
+        found = getattr(found, name)
+        used += 1
+    if not callable(found):
+        raise ConfigError(f"{where}._target_={path} is neither a class nor a function")
+    return found
+
+
+def arguments_of(target: Any) -> Arguments:
+    """Return the arguments of a class or function.
+
+    Where a class passes ``**kwargs`` on, the arguments of its bases count too.
+
+    Parameters
+    ----------
+    target : type or callable
+        What is going to be called.
+
+    Returns
+    -------
+    Arguments
+    """
+    if not inspect.isclass(target):
+        return _signature(target, skip_first=False)
+    legal: dict[str, None] = {}
+    required: tuple[str, ...] | None = None
+    for cls in target.__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        if cls is object:
+            return Arguments(tuple(legal), required or (), False)
+        one = _signature(vars(cls)["__init__"], skip_first=True)
+        legal.update(dict.fromkeys(one.legal))
+        required = one.required if required is None else required
+        if not one.is_open:
+            return Arguments(tuple(legal), required, False)
+    return Arguments(tuple(legal), required or (), True)
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Check every node with a ``_target_``.
+
+    Parameters
+    ----------
+    config : mapping
+        The composed and resolved configuration.
+
+    Raises
+    ------
+    ConfigError
+        For a ``_target_`` that does not exist, a key that is not one of its arguments, or an
+        argument that must be given and is not.
+    """
+    for where, node in nodes(config):
+        target = find_target(node["_target_"], where)
+        known = arguments_of(target)
+        given = [str(key) for key in node if key not in DIRECTIVES]
+        for key in given:
+            if key not in known.legal and not known.is_open:
+                raise ConfigError(
+                    f"{where}.{key}: {node['_target_']} has no argument {key}; "
+                    f"{did_you_mean(key, known.legal)}"
+                )
+        missing = [name for name in known.required if name not in given]
+        if missing and not node.get("_partial_") and not node.get("_args_"):
+            raise ConfigError(
+                f"{where}: {node['_target_']} needs {', '.join(missing)}; "
+                f"give {where}.{missing[0]}=..."
+            )
+
+
+def nodes(config: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield every node with a ``_target_``, outermost first, with its dotted key.
+
+    Parameters
+    ----------
+    config : mapping, list or scalar
+        A configuration or a part of it.
+    where : str, default=""
+        Dotted key of that part.
+
+    Yields
+    ------
+    tuple of (str, mapping)
+    """
+    if isinstance(config, Mapping):
+        if "_target_" in config:
+            yield where, config
+        items: Iterable[tuple[Any, Any]] = config.items()
+    elif isinstance(config, list | tuple):
+        items = enumerate(config)
+    else:
+        return
+    for key, value in items:
+        yield from nodes(value, f"{where}.{key}" if where else str(key))
+
+
+def _missing(name: str | None) -> str:
+    if name in EXTRAS:
+        return (
+            f"the package {name} is not installed: pip install 'lfads-torch[{EXTRAS[name]}]', "
+            "or take this entry out."
+        )
+    return f"there is no package {name} on Python's path."
+
+
+def _public_names(holder: Any) -> list[str]:
+    if isinstance(holder, ModuleType):
+        own = [
+            n for n, v in vars(holder).items() if getattr(v, "__module__", "") == holder.__name__
+        ]
+        names = own or dir(holder)
+    else:
+        names = dir(holder)
+    return [name for name in names if not name.startswith("_")]
+
+
+def _signature(function: Any, *, skip_first: bool) -> Arguments:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # built in C, without a signature
+        return Arguments((), (), True)
+    named = parameters[1:] if skip_first else parameters
+    named = [p for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return Arguments(
+        legal=tuple(p.name for p in named),
+        required=tuple(p.name for p in named if p.default is p.empty),
+        is_open=any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )

@@ -1,0 +1,224 @@
+"""What is wrong, or doubtful, in a data file: the warnings before training and `lfads check`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from lfads_torch.data._files import absolute_pattern, open_h5
+from lfads_torch.data._quality import Array, count_faults, data_warnings
+from lfads_torch.data._read import SessionData, bin_width_ms, read_attrs
+from lfads_torch.data._validate import (
+    MODEL_INPUTS,
+    SCHEMA_KEYS,
+    SPLITS,
+    find_problems,
+    list_keys,
+    show_shape,
+)
+from lfads_torch.errors import DataError
+
+_DATA_NAMES = ("encod_data", "recon_data")
+
+
+class DataWarning(UserWarning):
+    """Something legal in the data that deserves a second look."""
+
+
+def warnings_for(session: SessionData) -> list[str]:
+    """List what is legal in a session's data but deserves a second look.
+
+    Silent channels, trials without spikes, trials that are both in train and valid, keys that
+    look misspelt, and arrays that do not line up; each with counts, each naming the file.
+    """
+    arrays: dict[str, Array] = {}
+    for split, data in session.splits.items():
+        arrays[f"{split}_encod_data"] = data.encod_data
+        if data.has_recon:
+            arrays[f"{split}_recon_data"] = data.recon_data
+        if data.ext_input is not None:
+            arrays[f"{split}_ext_input"] = data.ext_input
+    return [f"{session.path.name}: {text}" for text in data_warnings(arrays, session.keys)]
+
+
+class ReportRow(NamedTuple):
+    """One key of a data file.
+
+    Attributes
+    ----------
+    key, shape, dtype : str
+    mean_rate : float or None
+        Mean per bin, for arrays of trials x bins x channels; NaN entries are left out.
+    per_second : float or None
+        The same in spikes/s, where the bin width is known and the array holds rates or spikes.
+    note : str
+        What the key is for.
+    """
+
+    key: str
+    shape: str
+    dtype: str
+    mean_rate: float | None
+    per_second: float | None
+    note: str
+
+
+@dataclass
+class FileReport:
+    """All that `check_file` found.
+
+    Attributes
+    ----------
+    path : Path
+    rows : list of ReportRow
+    errors : list of str
+        Faults with which the file cannot be used as it is.
+    warnings : list of str
+        What is legal but deserves a second look.
+    attrs : dict
+        The file's attributes.
+    """
+
+    path: Path
+    rows: list[ReportRow] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file can be used as it is."""
+        return not self.errors
+
+    def format(self) -> str:
+        """Lay the report out as a plain-text table with the problems below it."""
+        width_ms = bin_width_ms(self.attrs)
+        title = str(self.path) + (f"  (bins of {width_ms:g} ms)" if width_ms else "")
+        blocks = [title]
+        if self.rows:
+            blocks.append(self._table())
+        others = [f"  {key} = {value}" for key, value in self.attrs.items()]
+        if others:
+            blocks.append("\n".join(["Attributes", *others]))
+        for what, items in (("error", self.errors), ("warning", self.warnings)):
+            if items:
+                count = f"{len(items)} {what}{'s' if len(items) > 1 else ''}"
+                blocks.append("\n  - ".join([count, *items]))
+        if not self.errors:
+            blocks.append("No errors." if self.warnings else "No problems found.")
+        return "\n\n".join(blocks)
+
+    def _table(self) -> str:
+        cells = [["key", "shape", "type", "mean/bin", "spikes/s", "note"]]
+        for row in self.rows:
+            rates = ["" if r is None else f"{r:.4g}" for r in (row.mean_rate, row.per_second)]
+            cells.append([row.key, row.shape, row.dtype, *rates, row.note])
+        if all(row.per_second is None for row in self.rows):
+            cells = [line[:4] + line[5:] for line in cells]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        numeric = range(3, len(widths) - 1)
+        lines = [
+            "  ".join(
+                text.rjust(w) if i in numeric else text.ljust(w)
+                for i, (text, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def check_file(path: str | os.PathLike[str]) -> FileReport:
+    """Look through a data file and report all that is in it and all that is wrong with it.
+
+    Never stops at the first fault and never raises for what a file holds: a file that cannot be
+    read gives a report with that one error.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Returns
+    -------
+    FileReport
+    """
+    report = FileReport(Path(absolute_pattern(path)))
+    try:
+        with open_h5(report.path) as file:
+            _fill(report, file)
+    except DataError as err:
+        report.errors.append(str(err))
+    return report
+
+
+def _fill(report: FileReport, file: h5py.File) -> None:
+    report.attrs = read_attrs(file)
+    keys = list_keys(file)
+    trials = {s: file[f"{s}_encod_data"].shape or () for s in SPLITS if f"{s}_encod_data" in keys}
+    report.errors += find_problems(file)
+    arrays: dict[str, Array] = {}
+    for key in sorted(keys, key=_schema_order):
+        data, rate = file[key], None
+        kind = data.dtype.kind
+        if data.ndim == 3 and data.size and kind in "buif":
+            if key in SCHEMA_KEYS:
+                with np.errstate(over="ignore"):
+                    arrays[key] = data[()].astype(np.float32)
+                rate = mean_of(arrays[key])
+            elif kind != "f":
+                rate = mean_of(data[()])
+        width_ms = bin_width_ms(data.attrs) or bin_width_ms(report.attrs)
+        is_spikes = key.endswith((*_DATA_NAMES, "truth", "spikes"))
+        report.rows.append(
+            ReportRow(
+                key=key,
+                shape=show_shape(data.shape),
+                dtype=_type_name(data.dtype),
+                mean_rate=rate,
+                per_second=rate * 1000 / width_ms if rate and width_ms and is_spikes else None,
+                note=_note(key, data.shape, trials),
+            )
+        )
+    for key, array in arrays.items():
+        if key.endswith(_DATA_NAMES):
+            errors, warnings = count_faults(key, array)
+            report.errors += errors
+            report.warnings += warnings
+    report.warnings += data_warnings(arrays, keys)
+
+
+def mean_of(array: Array) -> float | None:
+    """Mean over all entries that are not NaN; None where there are none."""
+    observed = array if array.dtype.kind != "f" else array[~np.isnan(array)]
+    return float(observed.mean(dtype=np.float64)) if observed.size else None
+
+
+def _schema_order(key: str) -> tuple[int, str]:
+    return (SCHEMA_KEYS.index(key) if key in SCHEMA_KEYS else len(SCHEMA_KEYS), key)
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    if inner := h5py.check_vlen_dtype(dtype):
+        return "text" if inner in (str, bytes) else f"lists of {np.dtype(inner)}"
+    return "text" if dtype.kind == "S" else str(dtype)
+
+
+def _note(key: str, shape: Sequence[int] | None, trials: Mapping[str, tuple[int, ...]]) -> str:
+    split, _, name = key.partition("_")
+    if key in SCHEMA_KEYS:
+        meanings = dict(
+            zip(
+                MODEL_INPUTS,
+                ("read by the encoders", "reconstructed", "external inputs", "true rates"),
+                strict=True,
+            )
+        )
+        return meanings.get(name, "")
+    if split in trials and shape and tuple(shape[:1]) == trials[split][:1]:
+        return f"per trial (batch key {name!r})"
+    return "your own (attribute key)"

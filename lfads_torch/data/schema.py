@@ -1,0 +1,52 @@
+"""The HDF5 schema of LFADS data files: the one place that reads, writes and validates it.
+
+A file holds one session. Arrays are n_samples x n_timesteps x n_channels, any numeric type:
+
+==============================  ==========================================================
+``{train,valid}_encod_data``    required: what the encoders read
+``{train,valid}_recon_data``    required: what is reconstructed; its first bins and channels
+                                are those of ``encod_data``, the others are held out
+``test_{encod,recon}_data``     optional: trials that are only used after training
+``{split}_ext_input``           optional, in all splits or none: external inputs
+``{split}_truth``               optional: true rates per bin, times ``conversion_factor``
+``conversion_factor``           optional scalar, 1 where absent
+``readin_weight``               optional, N_s x factors: read-in of a multi-session model
+``readout_bias``                optional, N_s: read-out bias of a multi-session model
+==============================  ==========================================================
+
+Further keys are the user's own: ``{split}_<name>`` with a row per trial can travel with the
+batches, all are carried into the output file. The attribute ``bin_ms`` gives the bin width.
+"""
+
+from lfads_torch.data._files import absolute_pattern, find_sessions, open_h5, write_session
+from lfads_torch.data._quality import shared_trials
+from lfads_torch.data._read import SessionData, SplitData, bin_width_ms, read_session
+from lfads_torch.data._report import (
+    DataWarning,
+    FileReport,
+    ReportRow,
+    check_file,
+    warnings_for,
+)
+from lfads_torch.data._validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS, find_problems
+
+__all__ = [
+    "REQUIRED_KEYS",
+    "SCHEMA_KEYS",
+    "SPLITS",
+    "DataWarning",
+    "FileReport",
+    "ReportRow",
+    "SessionData",
+    "SplitData",
+    "absolute_pattern",
+    "bin_width_ms",
+    "check_file",
+    "find_problems",
+    "find_sessions",
+    "open_h5",
+    "read_session",
+    "shared_trials",
+    "warnings_for",
+    "write_session",
+]

@@ -1,0 +1,13 @@
+"""HDF5 sessions as batches: read once, held once on the device, drawn by index."""
+
+from lfads_torch.datamodules.loaders import Batch, OrderedLoader, SessionTensors, TrainLoader
+from lfads_torch.datamodules.module import BasicDataModule, SessionSizes
+
+__all__ = [
+    "BasicDataModule",
+    "Batch",
+    "OrderedLoader",
+    "SessionSizes",
+    "SessionTensors",
+    "TrainLoader",
+]

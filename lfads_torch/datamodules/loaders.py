@@ -1,0 +1,197 @@
+"""Batches of trials, drawn by index from arrays that lie on the device."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lfads_torch.data.schema import SessionData
+from lfads_torch.tuples import SessionBatch
+
+if TYPE_CHECKING:
+    from lfads_torch.datamodules.module import BasicDataModule
+
+Indices = NDArray[np.int64]
+Batch = dict[int, tuple[SessionBatch, tuple[Tensor, ...]]]
+
+
+def seeded_generator(*entropy: int) -> torch.Generator:
+    """Make a generator whose stream depends on all of the given numbers."""
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def run_seed() -> int:
+    """Seed of `pytorch_lightning.seed_everything`, else torch's initial seed."""
+    given = os.environ.get("PL_GLOBAL_SEED")
+    return int(given) if given else torch.initial_seed()
+
+
+class TrainLoader:
+    """Shuffled training batches of all sessions.
+
+    Each session gives ``batch_size // n_sessions`` trials per step (all it has, if fewer). An
+    epoch has as many steps as the session with most batches; shorter ones begin a new
+    permutation. What is left over at the end of a permutation waits for another epoch. The order
+    depends on nothing but the seed of `pytorch_lightning.seed_everything` (else torch's initial
+    seed) and the epoch, so a resumed run draws what an uninterrupted one would.
+
+    Parameters
+    ----------
+    module : BasicDataModule
+    """
+
+    def __init__(self, module: BasicDataModule) -> None:
+        self._module = module
+        share = max(1, module.batch_size // module.n_sessions)
+        self._counts = [len(rows["train"]) for rows in module.all_rows()]
+        self._shares = [min(share, count) for count in self._counts]
+        self._steps = max(n // b for n, b in zip(self._counts, self._shares, strict=True))
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Not a generator itself: the epoch is taken when the pass begins, not at its first batch.
+        return self._batches(run_seed(), self._module.begin_pass())
+
+    def _batches(self, seed: int, epoch: int) -> Iterator[Batch]:
+        sessions = self._module.ready_tensors()
+        all_rows = self._module.all_rows()
+        plans = [
+            self._plan(number, seeded_generator(seed, epoch, number), rows["train"]).to(
+                sessions[number].recon.device
+            )
+            for number, rows in enumerate(all_rows)
+        ]
+        for step in range(self._steps):
+            yield {
+                number: session.batch(plans[number][step], "train")
+                for number, session in enumerate(sessions)
+            }
+
+    def _plan(self, number: int, generator: torch.Generator, rows: Indices) -> Tensor:
+        """Rows of every step, shape (steps, share)."""
+        count, share = self._counts[number], self._shares[number]
+        whole = count // share * share
+        passes = [
+            torch.randperm(count, generator=generator)[:whole].view(-1, share)
+            for _ in range(math.ceil(self._steps * share / whole))
+        ]
+        return torch.from_numpy(rows)[torch.cat(passes)[: self._steps]]
+
+
+class OrderedLoader:
+    """Each trial of some splits once, in order; made by `BasicDataModule.split_loader`.
+
+    Parameters
+    ----------
+    module : BasicDataModule
+    splits : sequence of str
+    numbers : sequence of int
+        Sessions.
+    share : int
+        Trials per session and step.
+    as_in_file : bool
+        Splits as in the file, even where they were redrawn.
+    """
+
+    def __init__(
+        self,
+        module: BasicDataModule,
+        splits: Sequence[str],
+        numbers: Sequence[int],
+        share: int,
+        as_in_file: bool = False,
+    ) -> None:
+        self._module = module
+        self._share = share
+        all_rows = module.all_rows(as_in_file)
+        self._parts = [
+            (split, {n: all_rows[n][split] for n in numbers if split in all_rows[n]})
+            for split in splits
+        ]
+
+    def __len__(self) -> int:
+        return sum(self._steps(rows) for _, rows in self._parts)
+
+    def _steps(self, rows: dict[int, Indices]) -> int:
+        return math.ceil(max(map(len, rows.values()), default=0) / self._share)
+
+    def __iter__(self) -> Iterator[Batch]:
+        sessions = self._module.ready_tensors()
+        device = self._module.device
+        for split, rows in self._parts:
+            for start in range(0, self._steps(rows) * self._share, self._share):
+                yield {
+                    number: sessions[number].batch(
+                        torch.from_numpy(row[start : start + self._share]).to(device), split
+                    )
+                    for number, row in rows.items()
+                    if start < len(row)
+                }
+
+
+class SessionTensors:
+    """One session's arrays on the device, its splits one after another.
+
+    Parameters
+    ----------
+    data : SessionData
+        On the CPU its arrays are used as they are, without a copy.
+    batch_keys : sequence of str
+    mask : Tensor of bool, shape (n, T_e, N_e), optional
+        Sample-validation mask, True for kept entries.
+    """
+
+    def __init__(self, data: SessionData, batch_keys: Sequence[str], mask: Tensor | None) -> None:
+        arrays = {name: torch.from_numpy(array) for name, array in data.pooled.items()}
+        encod = data.pooled["encod_data"]
+        self._window = encod.shape[1:]
+        self.recon = arrays["recon_data"]
+        is_view = np.shares_memory(encod, data.pooled["recon_data"])
+        self._encod = None if is_view else arrays["encod_data"]
+        self._ext = arrays.get("ext_input")
+        self._truth = arrays.get("truth")
+        self._mask = mask
+        self._extras = tuple(arrays[name] for name in batch_keys)
+        self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
+
+    def to(self, device: torch.device) -> None:
+        """Move all arrays to a device."""
+        if device == self.recon.device:
+            return
+        self.recon = self.recon.to(device)
+        self._encod, self._ext, self._truth, self._mask = (
+            None if tensor is None else tensor.to(device)
+            for tensor in (self._encod, self._ext, self._truth, self._mask)
+        )
+        self._extras = tuple(tensor.to(device) for tensor in self._extras)
+
+    def batch(self, rows: Tensor, split: str) -> tuple[SessionBatch, tuple[Tensor, ...]]:
+        """Copy the given rows; the caller may write into them."""
+        n_bins, n_channels = self._window
+        encod = self.recon[:, :n_bins, :n_channels] if self._encod is None else self._encod
+        none = self.recon.new_empty((len(rows), 0, 0))
+        return SessionBatch(
+            encod_data=encod.index_select(0, rows),
+            recon_data=self.recon.index_select(0, rows),
+            ext_input=(
+                self.recon.new_empty((len(rows), self.recon.shape[1], 0))
+                if self._ext is None
+                else self._ext.index_select(0, rows)
+            ),
+            truth=(
+                self._truth.index_select(0, rows)
+                if self._truth is not None and split in self._has_truth
+                else none
+            ),
+            sv_mask=none.bool() if self._mask is None else self._mask.index_select(0, rows),
+        ), tuple(tensor.index_select(0, rows) for tensor in self._extras)

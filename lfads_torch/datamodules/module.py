@@ -1,0 +1,452 @@
+"""HDF5 sessions as batches: read once, held once on the device, drawn by index."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lfads_torch.data.schema import (
+    SPLITS,
+    DataWarning,
+    SessionData,
+    absolute_pattern,
+    find_sessions,
+    read_session,
+    warnings_for,
+)
+from lfads_torch.datamodules.loaders import (
+    Indices,
+    OrderedLoader,
+    SessionTensors,
+    TrainLoader,
+    seeded_generator,
+)
+from lfads_torch.errors import DataError, UserError
+
+
+class SessionSizes(NamedTuple):
+    """Sizes of one session: channels, bins and trials."""
+
+    encod_dim: int
+    recon_dim: int
+    encod_len: int
+    recon_len: int
+    ext_dim: int
+    n_train: int
+    n_valid: int
+    n_test: int
+
+
+class BasicDataModule(pl.LightningDataModule):
+    """Data files, one per session, as batches of trials.
+
+    A step of a loader is a dict from session number to (`SessionBatch`, extras), where extras are
+    the batch keys' tensors in the order of `batch_keys`. Nothing is read before `setup`, which
+    the Trainer calls and which `sessions`, `sizes` and the loaders call when needed.
+
+    Parameters
+    ----------
+    datafile_pattern : str, path or sequence of these
+        Path or glob pattern of the files; sessions are numbered in sorted path order.
+    batch_keys : sequence of str
+        Extra per-trial arrays that travel with the batch, named without their split.
+    attr_keys : sequence of str
+        Further arrays that become attributes of the data module by their own name: the array
+        itself for one session, a list with one array per session for several.
+    batch_size : int
+        Trials per step, divided equally among the sessions.
+    reshuffle_tv_seed : int, optional
+        When given, train and valid trials are pooled and the split is drawn anew.
+    reshuffle_tv_ratio : float, optional
+        Fraction of the pooled trials that go to train; by default that of the file.
+    sv_rate : float
+        Fraction of the entries of `encod_data` held out for sample validation.
+    sv_seed : int
+        Seed of that mask, which is drawn once per session and split.
+    dm_ic_enc_seq_len : int
+        First bins that the mask never holds out.
+
+    Raises
+    ------
+    UserError
+        Here or from `setup`: arguments out of range, more sessions than trials per batch.
+    DataError
+        From `setup`: files that cannot be read, are faulty or do not fit together.
+    """
+
+    def __init__(
+        self,
+        datafile_pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        batch_keys: Sequence[str] = (),
+        attr_keys: Sequence[str] = (),
+        batch_size: int = 64,
+        reshuffle_tv_seed: int | None = None,
+        reshuffle_tv_ratio: float | None = None,
+        sv_rate: float = 0.0,
+        sv_seed: int = 0,
+        dm_ic_enc_seq_len: int = 0,
+    ) -> None:
+        super().__init__()
+        # Absolute from here on, whatever becomes of the working directory.
+        patterns = (
+            [datafile_pattern]
+            if isinstance(datafile_pattern, str | os.PathLike)
+            else list(datafile_pattern)
+        )
+        self.datafile_patterns = [absolute_pattern(pattern) for pattern in patterns]
+        self.batch_keys, self.attr_keys = _names(batch_keys), _names(attr_keys)
+        self.batch_size = _whole("batch_size", batch_size, least=1)
+        self.reshuffle_tv_seed = reshuffle_tv_seed
+        self.reshuffle_tv_ratio = reshuffle_tv_ratio
+        self.sv_rate = float(sv_rate)
+        self.sv_seed = _whole("sv_seed", sv_seed)
+        self.dm_ic_enc_seq_len = _whole("dm_ic_enc_seq_len", dm_ic_enc_seq_len)
+        self._check_arguments()
+        # For callbacks and checkpoints; the loggers record the composed configuration instead.
+        self.save_hyperparameters(
+            {
+                "datafile_pattern": list(self.datafile_patterns),
+                "batch_keys": list(self.batch_keys),
+                "attr_keys": list(self.attr_keys),
+                "batch_size": self.batch_size,
+                "reshuffle_tv_seed": reshuffle_tv_seed,
+                "reshuffle_tv_ratio": reshuffle_tv_ratio,
+                "sv_rate": self.sv_rate,
+                "sv_seed": self.sv_seed,
+                "dm_ic_enc_seq_len": self.dm_ic_enc_seq_len,
+            },
+            logger=False,
+        )
+        self._sessions: list[SessionData] = []
+        self._tensors: list[SessionTensors] = []
+        self._file_rows: list[dict[str, Indices]] = []
+        self._rows: list[dict[str, Indices]] = []
+        self._passes = 0
+
+    def _check_arguments(self) -> None:
+        if not 0 <= self.sv_rate < 1:
+            raise UserError(f"sv_rate={self.sv_rate}; legal is at least 0 and below 1.")
+        if self.reshuffle_tv_ratio is not None:
+            if self.reshuffle_tv_seed is None:
+                raise UserError(
+                    f"reshuffle_tv_ratio={self.reshuffle_tv_ratio} without reshuffle_tv_seed; "
+                    f"give a seed to redraw the split, or leave both out to keep the file's."
+                )
+            if not 0 < self.reshuffle_tv_ratio < 1:
+                raise UserError(
+                    f"reshuffle_tv_ratio={self.reshuffle_tv_ratio}; legal is a fraction between "
+                    f"0 and 1, that of the trials for training."
+                )
+        if self.reshuffle_tv_seed is not None:
+            _whole("reshuffle_tv_seed", self.reshuffle_tv_seed)
+        taken = [key for key in self.attr_keys if hasattr(type(self), key) or key in vars(self)]
+        if taken:
+            raise UserError(
+                f"attr_keys {taken} would overwrite attributes of {type(self).__name__}; rename "
+                f"these arrays in the files."
+            )
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check all files; further calls do nothing.
+
+        Warns (`DataWarning`) of silent channels, trials without spikes, trials that are both in
+        train and valid, likely misspelt keys, and batches larger than the data.
+
+        Parameters
+        ----------
+        stage : str, optional
+            Of no account; the Trainer passes it.
+        """
+        if self._sessions:
+            return
+        paths = find_sessions(self.datafile_patterns)
+        if len(paths) > self.batch_size:
+            raise UserError(
+                f"batch_size={self.batch_size} is less than the {len(paths)} sessions that match "
+                f"{', '.join(self.datafile_patterns)}; each step takes at least one trial of each "
+                f"session: raise batch_size to {len(paths)} or more."
+            )
+        sessions = [read_session(path, self.batch_keys, self.attr_keys) for path in paths]
+        _check_together(sessions)
+        encod_len = sessions[0].pooled["encod_data"].shape[1]
+        if self.dm_ic_enc_seq_len > encod_len:
+            raise UserError(
+                f"dm_ic_enc_seq_len={self.dm_ic_enc_seq_len}, but the files have {encod_len} bins "
+                f"to read; legal is 0 to {encod_len}."
+            )
+        self._file_rows = [_file_rows(session) for session in sessions]
+        self._rows = [
+            self._draw_split(i, session, rows)
+            for i, (session, rows) in enumerate(zip(sessions, self._file_rows, strict=True))
+        ]
+        self._set_attributes(sessions)
+        self._tensors = [
+            SessionTensors(session, self.batch_keys, self._sv_mask(i, session))
+            for i, session in enumerate(sessions)
+        ]
+        self._sessions = sessions
+        for message in [text for session in sessions for text in warnings_for(session)]:
+            warnings.warn(message, DataWarning, stacklevel=2)
+        self._warn_of_small_sessions()
+
+    def _draw_split(
+        self, number: int, session: SessionData, file_rows: dict[str, Indices]
+    ) -> dict[str, Indices]:
+        if self.reshuffle_tv_seed is None:
+            return file_rows
+        n_pooled, ratio = len(file_rows["train"]) + len(file_rows["valid"]), self.reshuffle_tv_ratio
+        n_train = len(file_rows["train"]) if ratio is None else round(n_pooled * ratio)
+        if not 0 < n_train < n_pooled:
+            raise UserError(
+                f"{session.path}: reshuffle_tv_ratio={ratio} of {n_pooled} trials leaves {n_train} "
+                f"for training and {n_pooled - n_train} for validation; both need at least one."
+            )
+        order = np.random.default_rng([self.reshuffle_tv_seed, number]).permutation(n_pooled)
+        redrawn = {"train": np.sort(order[:n_train]), "valid": np.sort(order[n_train:])}
+        return file_rows | redrawn
+
+    def _set_attributes(self, sessions: Sequence[SessionData]) -> None:
+        for key in self.attr_keys:
+            values = [
+                session.arrays[key]
+                if self.reshuffle_tv_seed is None
+                else self._redrawn(key, session, rows)
+                for session, rows in zip(sessions, self._rows, strict=True)
+            ]
+            setattr(self, key, values[0] if len(values) == 1 else values)
+
+    def _redrawn(self, key: str, session: SessionData, rows: dict[str, Indices]) -> Any:
+        split, _, name = key.partition("_")
+        if split not in ("train", "valid"):
+            return session.arrays[key]
+        pair = [f"train_{name}", f"valid_{name}"]
+        counts = [session.splits[s].n_trials for s in ("train", "valid")]
+        arrays = read_session(session.path, attr_keys=[k for k in pair if k in session.keys]).arrays
+        if [len(np.atleast_1d(arrays.get(k, ()))) for k in pair] != counts:
+            raise UserError(
+                f"{session.path}: attribute key {key!r} does not hold a row for each trial of both "
+                f"train and valid, so it cannot follow a redrawn split; leave out "
+                f"reshuffle_tv_seed or this key."
+            )
+        return np.concatenate([arrays[k] for k in pair])[rows[split]]
+
+    def _sv_mask(self, number: int, session: SessionData) -> Tensor | None:
+        if self.sv_rate == 0:
+            return None
+        masks = []
+        for place, data in ((SPLITS.index(s), d) for s, d in session.splits.items()):
+            generator = seeded_generator(self.sv_seed, number, place)
+            kept = torch.rand(data.encod_data.shape, generator=generator) >= self.sv_rate
+            kept[:, : self.dm_ic_enc_seq_len] = True
+            masks.append(kept)
+        return torch.cat(masks)
+
+    def _warn_of_small_sessions(self) -> None:
+        share = self.batch_size // self.n_sessions
+        for session, rows in zip(self.sessions, self._rows, strict=True):
+            if len(rows["train"]) < share:
+                warnings.warn(
+                    f"{session.path.name}: a batch of {share} trials is more than its "
+                    f"{len(rows['train'])} training trials; its batches shrink to that.",
+                    DataWarning,
+                    stacklevel=3,
+                )
+
+    # ---- what was read -------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> list[SessionData]:
+        """The sessions as read, trials as split in the files, in sorted path order."""
+        self.setup()
+        return self._sessions
+
+    @property
+    def n_sessions(self) -> int:
+        """Number of sessions."""
+        return len(self.sessions)
+
+    @property
+    def session_names(self) -> list[str]:
+        """File names without ending; with their folder's name where two are alike."""
+        names = [session.name for session in self.sessions]
+        return [
+            f"{session.path.parent.name}/{name}" if names.count(name) > 1 else name
+            for session, name in zip(self.sessions, names, strict=True)
+        ]
+
+    @property
+    def sizes(self) -> list[SessionSizes]:
+        """Channels, bins and trials of each session."""
+        return [
+            SessionSizes(
+                encod_dim=session.pooled["encod_data"].shape[2],
+                recon_dim=session.pooled["recon_data"].shape[2],
+                encod_len=session.pooled["encod_data"].shape[1],
+                recon_len=session.pooled["recon_data"].shape[1],
+                ext_dim=_ext_dim(session),
+                n_train=len(rows["train"]),
+                n_valid=len(rows["valid"]),
+                n_test=len(rows.get("test", ())),
+            )
+            for session, rows in zip(self.sessions, self._rows, strict=True)
+        ]
+
+    @property
+    def train_inds(self) -> list[Indices]:
+        """For each session, where its training trials stand among the file's train + valid."""
+        return self._split_inds("train")
+
+    @property
+    def valid_inds(self) -> list[Indices]:
+        """For each session, where its validation trials stand among the file's train + valid."""
+        return self._split_inds("valid")
+
+    def _split_inds(self, split: str) -> list[Indices]:
+        self.setup()
+        return [rows[split] for rows in self._rows]
+
+    # ---- batches -------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> TrainLoader:
+        """Shuffled batches; see `TrainLoader`."""
+        return TrainLoader(self)
+
+    def val_dataloader(self) -> OrderedLoader:
+        """Each validation trial once."""
+        return self.split_loader("valid")
+
+    def test_dataloader(self) -> OrderedLoader:
+        """Each test trial once; a `UserError` where no file has a test split."""
+        return self.split_loader("test")
+
+    def predict_dataloader(self) -> OrderedLoader:
+        """Each trial once, first train, then valid, then test; no batch mixes splits."""
+        return self.split_loader([s for s in SPLITS if any(s in rows for rows in self.all_rows())])
+
+    def split_loader(
+        self,
+        split: str | Sequence[str],
+        batch_size: int | None = None,
+        session: int | None = None,
+        as_in_file: bool = False,
+    ) -> OrderedLoader:
+        """Load each trial of a split once, in the order of the file.
+
+        Parameters
+        ----------
+        split : {"train", "valid", "test"} or sequence of these
+        batch_size : int, optional
+            Trials per step, divided among the sessions; by default the data module's.
+        session : int, optional
+            Only this session; by default all.
+        as_in_file : bool
+            Take the split as the file has it, even where it was redrawn (`reshuffle_tv_seed`).
+
+        Returns
+        -------
+        OrderedLoader
+            A session that has run out of trials is absent from a step's dict.
+
+        Raises
+        ------
+        UserError
+            If there is no such split or session.
+        """
+        splits = [split] if isinstance(split, str) else list(split)
+        for name in splits:
+            if name not in SPLITS:
+                raise UserError(f"split={name!r}; legal are {', '.join(SPLITS)}.")
+            if not any(name in rows for rows in self.all_rows()):
+                raise UserError(
+                    f"No data file has a {name!r} split: add '{name}_encod_data' to "
+                    f"{', '.join(str(s.path) for s in self.sessions)}."
+                )
+        if session is not None and not 0 <= session < self.n_sessions:
+            raise UserError(f"session={session}; legal are 0 to {self.n_sessions - 1}.")
+        numbers = range(self.n_sessions) if session is None else [session]
+        total = self.batch_size if batch_size is None else _whole("batch_size", batch_size, least=1)
+        return OrderedLoader(self, splits, numbers, max(1, total // len(numbers)), as_in_file)
+
+    def all_rows(self, as_in_file: bool = False) -> list[dict[str, Indices]]:
+        """Rows of each session's pooled arrays by split, redrawn or as in the file."""
+        self.setup()
+        return self._file_rows if as_in_file else self._rows
+
+    @property
+    def device(self) -> torch.device:
+        """Device that holds the data."""
+        self.setup()
+        return self._tensors[0].recon.device
+
+    def to(self, device: torch.device | str) -> BasicDataModule:
+        """Move the data to a device; with a Trainer this happens by itself."""
+        self.setup()
+        for tensors in self._tensors:
+            tensors.to(torch.device(device))
+        return self
+
+    def ready_tensors(self) -> list[SessionTensors]:
+        """The sessions' tensors, on the Trainer's device where there is a Trainer."""
+        self.setup()
+        if self.trainer is not None:
+            if self.trainer.world_size > 1:
+                raise UserError(
+                    f"The Trainer uses {self.trainer.world_size} processes, but the data are held "
+                    f"on one device; set trainer.devices=1 and trainer.num_nodes=1."
+                )
+            self.to(self.trainer.strategy.root_device)
+        return self._tensors
+
+    def begin_pass(self) -> int:
+        """Epoch of the training pass that begins: the Trainer's, else a count of passes."""
+        if self.trainer is not None:
+            return int(self.trainer.current_epoch)
+        self._passes += 1
+        return self._passes - 1
+
+
+def _names(keys: Sequence[str] | str | None) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else tuple(keys or ())
+
+
+def _whole(name: str, value: Any, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name}={value!r}; legal is a whole number of at least {least}.")
+    return int(value)
+
+
+def _file_rows(session: SessionData) -> dict[str, Indices]:
+    ends = np.cumsum([0, *(data.n_trials for data in session.splits.values())])
+    return {
+        split: np.arange(start, stop)
+        for split, start, stop in zip(session.splits, ends[:-1], ends[1:], strict=True)
+    }
+
+
+def _ext_dim(session: SessionData) -> int:
+    ext = session.pooled.get("ext_input")
+    return 0 if ext is None else int(ext.shape[2])
+
+
+def _check_together(sessions: Sequence[SessionData]) -> None:
+    first = sessions[0]
+    for other in sessions[1:]:
+        for what, sizes in (
+            ("bins of encod_data", [s.pooled["encod_data"].shape[1] for s in (first, other)]),
+            ("bins of recon_data", [s.pooled["recon_data"].shape[1] for s in (first, other)]),
+            ("channels of ext_input", [_ext_dim(s) for s in (first, other)]),
+        ):
+            if sizes[0] != sizes[1]:
+                raise DataError(
+                    f"Sessions of one model must have the same number of {what}: {first.path} has "
+                    f"{sizes[0]}, {other.path} has {sizes[1]}."
+                )

@@ -1,0 +1,58 @@
+"""Pure tensor functions for the recurrent nets, in several implementations with one signature.
+
+All of them hoist the input products out of the loop, take noise and dropout masks drawn before it,
+and carry a leading axis K of independent nets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from . import explicit, reference
+from .signatures import DecoderInputs, DecoderStates
+
+__all__ = ["IMPLEMENTATIONS", "DecoderInputs", "DecoderStates", "Kernels", "get_kernels"]
+
+
+class Kernels(NamedTuple):
+    """One implementation of the recurrent nets.
+
+    Attributes
+    ----------
+    clipped_gru : callable
+        ``clipped_gru(x_proj, h0, w_hh, clip) -> states``: x_proj (K, T, B, 3H) is the product of
+        the input weights with the input, biases included; h0 (K, B, H); w_hh (K, 3H, H); the state
+        is clipped to [-clip, clip] at every bin; states (K, T, B, H).
+    decoder : callable
+        ``decoder(inputs, clip) -> DecoderStates``: controller, inferred input, generator and
+        factors, which feed back on one another bin by bin. An autonomous generator is a
+        `clipped_gru`.
+    """
+
+    clipped_gru: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    decoder: Callable[[DecoderInputs, float], DecoderStates]
+
+
+IMPLEMENTATIONS = {
+    "reference": Kernels(reference.clipped_gru, reference.decoder),
+    "explicit": Kernels(explicit.clipped_gru, explicit.decoder),
+}
+
+
+def get_kernels(name: str = "auto") -> Kernels:
+    """Return an implementation by name; ``auto`` is the fastest one available.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; the message lists the legal ones.
+    """
+    if name == "auto":
+        name = "explicit"
+    if name not in IMPLEMENTATIONS:
+        legal = ", ".join(["auto", *IMPLEMENTATIONS])
+        raise ValueError(f"kernel {name!r} is unknown; legal are: {legal}")
+    return IMPLEMENTATIONS[name]

@@ -1,0 +1,79 @@
+"""What every kernel takes and gives.
+
+Axes: K independent nets (directions of an encoder, members of a population), T bins, B trials.
+GRU weights stack the gates in the order update, reset, candidate: H3 = 3 * hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class DecoderInputs(NamedTuple):
+    """Inputs of the decoder's recurrence; C controller, G generator, F factor, U input dimensions.
+
+    Attributes
+    ----------
+    con_proj : Tensor, shape (K, T, B, 3C)
+        Product of the controller's weights with the encoder's output, biases included.
+    gen_proj : Tensor, shape (K, T, B, 3G)
+        Product of the generator's weights with the external input, biases included.
+    con_h0, gen_h0 : Tensor, shape (K, B, C) and (K, B, G)
+    w_con_fac : Tensor, shape (K, 3C, F)
+        The columns of the controller's input weights that read the factors.
+    w_con_hh : Tensor, shape (K, 3C, C)
+    w_co, b_co : Tensor, shape (K, 2U, C) and (K, 2U)
+        Controller state to mean and log variance of the inferred input.
+    w_gen_u : Tensor, shape (K, 3G, U)
+        The columns of the generator's input weights that read the inferred input.
+    w_gen_hh : Tensor, shape (K, 3G, G)
+    w_fac : Tensor, shape (K, F, G)
+        Factor matrix, rows already scaled to unit norm.
+    noise : Tensor, shape (K, T, B, U), optional
+        Standard normal numbers; without them the inferred input is its posterior mean.
+    fac_mask : Tensor, shape (K, T, B, F), optional
+        Dropout mask, already scaled, of the factors that the controller reads at bin t (those of
+        bin t - 1).
+    gen_mask : Tensor, shape (K, T + 1, B, G), optional
+        Dropout mask, already scaled, of the generator state that makes the factors; entry 0
+        belongs to the initial state.
+    """
+
+    con_proj: Float[Tensor, "K T B C3"]
+    gen_proj: Float[Tensor, "K T B G3"]
+    con_h0: Float[Tensor, "K B C"]
+    gen_h0: Float[Tensor, "K B G"]
+    w_con_fac: Float[Tensor, "K C3 F"]
+    w_con_hh: Float[Tensor, "K C3 C"]
+    w_co: Float[Tensor, "K U2 C"]
+    b_co: Float[Tensor, "K U2"]
+    w_gen_u: Float[Tensor, "K G3 U"]
+    w_gen_hh: Float[Tensor, "K G3 G"]
+    w_fac: Float[Tensor, "K F G"]
+    noise: Float[Tensor, "K T B U"] | None = None
+    fac_mask: Float[Tensor, "K T B F"] | None = None
+    gen_mask: Float[Tensor, "K T1 B G"] | None = None
+
+
+class DecoderStates(NamedTuple):
+    """Everything the decoder computes at each bin.
+
+    Attributes
+    ----------
+    factors : Tensor, shape (K, T, B, F)
+    gen_states : Tensor, shape (K, T, B, G)
+    con_states : Tensor, shape (K, T, B, C)
+    co_params : Tensor, shape (K, T, B, 2U)
+        Mean and log variance of the inferred inputs.
+    inputs : Tensor, shape (K, T, B, U)
+        The inferred inputs that drove the generator: samples where noise was given, else means.
+    """
+
+    factors: Float[Tensor, "K T B F"]
+    gen_states: Float[Tensor, "K T B G"]
+    con_states: Float[Tensor, "K T B C"]
+    co_params: Float[Tensor, "K T B U2"]
+    inputs: Float[Tensor, "K T B U"]

@@ -1,0 +1,244 @@
+"""Scores kept while training: tensors in, sums on the device, no synchronisation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+
+import torch
+from jaxtyping import Num
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float64, or in float32 where the device has no wider type."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def _channel_sum(tensor: Tensor) -> Tensor:
+    return _wide(tensor.reshape(-1, tensor.shape[-1]).sum(0))
+
+
+def _require_same_shape(preds: Tensor, targets: Tensor, names: str) -> None:
+    if preds.shape != targets.shape:
+        raise ValueError(
+            f"{names} must have the same shape, got {tuple(preds.shape)} and "
+            f"{tuple(targets.shape)}; the last axis is channels"
+        )
+
+
+class BitsPerSpikeSums:
+    """Bits per spike over any number of batches, from sums kept per channel on the device.
+
+    ``(NLL(mean rate of the evaluated data) - NLL(model)) / (number of spikes * ln 2)`` with Poisson
+    likelihoods (Pei et al. 2021, eq. 2). The data's factorial terms cancel, so that four sums per
+    channel hold everything the score needs, and batches of any size weigh as they should.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[Hashable, Tensor] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything was seen."""
+        return bool(self._sums)
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self._sums.clear()
+
+    @torch.no_grad()
+    def update(
+        self,
+        log_rates: Num[Tensor, "*batch channel"],
+        counts: Num[Tensor, "*batch channel"],
+        key: Hashable = 0,
+    ) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        log_rates : Tensor, shape (..., channels)
+            Natural logarithm of the predicted rate per bin.
+        counts : Tensor, shape (..., channels)
+            Spikes per bin. NaN marks missing entries, which are ignored.
+        key : hashable
+            Session to which these channels belong; each session's channels have their own mean
+            rate.
+        """
+        _require_same_shape(log_rates, counts, "log_rates and counts")
+        observed = ~torch.isnan(counts)
+        spikes = torch.nan_to_num(counts)
+        # A log rate of -inf is legal where there is no spike; clamped, 0 * -inf is no NaN.
+        log_rates = log_rates.clamp(min=torch.finfo(log_rates.dtype).min)
+        nll = torch.where(observed, log_rates.exp() - spikes * log_rates, 0.0)
+        sums = torch.stack([_channel_sum(x) for x in (observed, spikes, nll)])
+        seen = self._sums.get(key)
+        self._sums[key] = sums if seen is None else seen + sums
+
+    def compute(self) -> Tensor:
+        """Return bits per spike over everything seen, a scalar; NaN where there was no spike."""
+        if not self._sums:
+            return torch.tensor(math.nan)
+        observed, spikes, nll = torch.cat(list(self._sums.values()), dim=1)
+        null = spikes - torch.xlogy(spikes, spikes / observed.clamp(min=1))
+        n_spikes = spikes.sum()
+        gain = (null.sum() - nll.sum()) / (n_spikes * math.log(2))
+        return torch.where(n_spikes > 0, gain, math.nan)
+
+
+def bits_per_spike(
+    preds: Num[Tensor, "*batch channel"], targets: Num[Tensor, "*batch channel"]
+) -> Tensor:
+    """Bits per spike of predicted rates over the channels' mean rates.
+
+    Parameters
+    ----------
+    preds : Tensor, shape (..., channels)
+        Natural LOGARITHM of the predicted rate per bin.
+    targets : Tensor, shape (..., channels)
+        Spikes per bin; NaN entries are ignored.
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 for a model as good as each channel's mean rate, NaN without any spike.
+    """
+    sums = BitsPerSpikeSums()
+    sums.update(preds, targets)
+    return sums.compute().to(preds.dtype)
+
+
+class R2Sums:
+    """Coefficient of determination over any number of batches, mean over channels.
+
+    Means and squared deviations are merged batch by batch (Chan et al. 1983), so that large offsets
+    do not cancel. Channels whose targets do not vary have no R2 and are left out.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[Hashable, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything was seen."""
+        return bool(self._sums)
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self._sums.clear()
+
+    @torch.no_grad()
+    def update(
+        self,
+        preds: Num[Tensor, "*batch channel"],
+        targets: Num[Tensor, "*batch channel"],
+        key: Hashable = 0,
+    ) -> None:
+        """Add a batch; entries with NaN targets are ignored, `key` names the session."""
+        _require_same_shape(preds, targets, "preds and targets")
+        observed = ~torch.isnan(targets)
+        target = torch.nan_to_num(targets)
+        n = _channel_sum(observed)
+        mean = _channel_sum(target) / n.clamp(min=1)
+        spread = _channel_sum(torch.where(observed, target - mean.to(target.dtype), 0.0) ** 2)
+        error = _channel_sum(torch.where(observed, preds - target, 0.0) ** 2)
+        if key in self._sums:
+            n0, mean0, spread0, error0 = self._sums[key]
+            total = (n + n0).clamp(min=1)
+            gap = mean - mean0
+            mean = mean0 + gap * n / total
+            spread = spread0 + spread + gap**2 * n * n0 / total
+            n, error = n0 + n, error0 + error
+        self._sums[key] = (n, mean, spread, error)
+
+    def compute(self) -> Tensor:
+        """Return the R2 averaged over channels, a scalar; NaN where no channel varies."""
+        if not self._sums:
+            return torch.tensor(math.nan)
+        sums = list(self._sums.values())
+        spread = torch.cat([s[2] for s in sums])
+        error = torch.cat([s[3] for s in sums])
+        return torch.where(spread > 0, 1 - error / spread, math.nan).nanmean()
+
+
+def r2_score(
+    preds: Num[Tensor, "*batch channel"], targets: Num[Tensor, "*batch channel"]
+) -> Tensor:
+    """Coefficient of determination of each channel over all other axes, averaged over channels.
+
+    NaN targets are ignored, and so are channels whose targets do not vary.
+    """
+    sums = R2Sums()
+    sums.update(preds, targets)
+    return sums.compute().to(preds.dtype)
+
+
+class WeightedMeans:
+    """Weighted means of named scalars, accumulated on the device without synchronising.
+
+    Examples
+    --------
+    >>> means = WeightedMeans()
+    >>> means.add("loss", torch.tensor(1.0), weight=3)
+    >>> means.add("loss", torch.tensor(5.0), weight=1)
+    >>> means.compute()["loss"].item()
+    2.0
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, float]] = {}
+
+    def add(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
+        """Count `value` (a scalar) with `weight`, usually the number of trials behind it."""
+        total = _wide(torch.as_tensor(value).detach()) * weight
+        if name in self._sums:
+            total = total + self._sums[name][0]
+            weight = weight + self._sums[name][1]
+        self._sums[name] = (total, float(weight))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the mean of every name seen; NaN where all weights were zero."""
+        return {
+            name: total / weight if weight else torch.full_like(total, math.nan)
+            for name, (total, weight) in self._sums.items()
+        }
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        self._sums.clear()
+
+
+class ExpSmoothedMetric(Metric):
+    """Exponentially smoothed value of a metric: ``s = coef * s + (1 - coef) * new``.
+
+    One `update` per epoch; the first value starts the average. The state is not part of a
+    state dict, so that a model's parameter names stay its own; save and restore `smoothed` instead.
+    Log the number that `compute` returns, not the metric object, which Lightning would reset after
+    every epoch.
+
+    Parameters
+    ----------
+    coef : float
+        Weight of the past, in [0, 1).
+    """
+
+    full_state_update = True
+    smoothed: Tensor
+
+    def __init__(self, coef: float = 0.3) -> None:
+        # A restored state must show at once, not the value computed before it.
+        super().__init__(compute_with_cache=False)
+        if not 0 <= coef < 1:
+            raise ValueError(f"coef must be in [0, 1), got {coef}")
+        self.coef = coef
+        self.add_state("smoothed", default=torch.tensor(math.nan), dist_reduce_fx="mean")
+
+    def update(self, value: Tensor | float) -> None:
+        """Take in the value of one epoch."""
+        new = torch.as_tensor(value, device=self.smoothed.device).detach().to(self.smoothed.dtype)
+        blend = self.coef * self.smoothed + (1 - self.coef) * new
+        self.smoothed = torch.where(torch.isnan(self.smoothed), new, blend)
+
+    def compute(self) -> Tensor:
+        """Return the smoothed value; NaN before the first update."""
+        return self.smoothed

@@ -1,0 +1,809 @@
+"""LFADS: the model, its objective and its optimiser, as a LightningModule.
+
+The mathematics is in ``docs/model.md``; sources are listed in NOTICE.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from .data.schema import SPLITS
+from .errors import ConfigError, DataError
+from .kernels import get_kernels
+from .metrics import ExpSmoothedMetric
+from .metrics.epoch import EpochScores
+from .modules.augmentations import AugmentationStack, LogFn, SelectiveBackpropThruTime
+from .modules.decoder import Decoder, Decoding
+from .modules.encoder import Encoder, Encoding
+from .modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal, Null
+from .modules.readin_readout import FanInLinear
+from .modules.recons import Poisson, recon_for_channels
+from .modules.spec import to_spec
+from .tuples import SessionBatch, SessionOutput
+
+PARTS = (
+    "reconstruction",
+    "co_prior",
+    "ic_prior",
+    "train_aug_stack",
+    "infer_aug_stack",
+    "readin",
+    "readout",
+)
+"""Constructor arguments that are parts, not numbers."""
+
+TUNABLES = (
+    "dropout_rate",
+    "lr_init",
+    "weight_decay",
+    "l2_ic_enc_scale",
+    "l2_ci_enc_scale",
+    "l2_gen_scale",
+    "l2_con_scale",
+    "kl_ic_scale",
+    "kl_co_scale",
+)
+"""Numbers kept as tensors, so that a search can change them and each member have its own."""
+
+Batch = Mapping[int, SessionBatch] | Mapping[int, tuple[SessionBatch, Any]] | SessionBatch
+
+
+class LossTerms(NamedTuple):
+    """Named terms of the objective, scalars; `recon` by session before their mean."""
+
+    total: Tensor
+    recon: Tensor
+    l2: Tensor
+    kl_ic: Tensor
+    kl_co: Tensor
+    session_recon: dict[int, Tensor]
+
+
+class LFADS(pl.LightningModule):
+    """Latent factor analysis via dynamical systems.
+
+    Use `LFADS.from_data` to have sizes read from the data. Every part can be replaced by one's own.
+
+    Parameters
+    ----------
+    encod_data_dim, encod_seq_len, recon_seq_len : int
+        Channels and bins that the encoders read (channels after read-in), bins reconstructed
+        (default: `encod_seq_len`).
+    ext_input_dim : int
+        Channels of external input to the generator.
+    ic_enc_seq_len : int
+        Bins at the start that only the IC encoder reads; 0: both encoders read all bins.
+    ic_enc_dim, ci_enc_dim, con_dim, gen_dim : int
+        Units of the recurrent nets. There is a controller only when `ci_enc_dim`, `con_dim` and
+        `co_dim` are all > 0.
+    ci_lag : int
+        Bins by which the controller sees the encoder late (forward) and early (backward).
+    co_dim, ic_dim, fac_dim : int
+        Dimensions of inferred inputs, initial conditions and factors.
+    dropout_rate : float
+    reconstruction : Module or ModuleList
+        Observation model, one for all sessions or one per session; default `Poisson`.
+    variational : bool
+        Whether initial conditions and inferred inputs are sampled. Without, priors must be `Null`.
+    co_prior, ic_prior : Module
+        Priors of inferred inputs and initial conditions; defaults
+        `AutoregressiveMultivariateNormal(tau=10, nvar=0.1)` and
+        `MultivariateNormal(mean=0, variance=0.1)`.
+    ic_post_var_min : float
+        Floor of the initial condition's posterior variance.
+    cell_clip : float
+        Bound of the recurrent states.
+    train_aug_stack, infer_aug_stack : AugmentationStack
+        Applied in training; in validation and sampling.
+    readin, readout : Module or ModuleList
+        One per session; defaults: identity, `FanInLinear`.
+    loss_scale : float
+    recon_reduce_mean : bool
+        Average the loss over bins and channels instead of summing.
+    lr_scheduler : bool
+        Lower the learning rate on plateaus of `valid/recon_smth`: times `lr_decay` after
+        `lr_patience` epochs, down to `lr_stop`.
+    lr_init, lr_stop, lr_decay, lr_patience, lr_adam_beta1, lr_adam_beta2, lr_adam_epsilon : float
+        Learning rate and AdamW.
+    weight_decay : float
+        AdamW's, times the L2 ramp.
+    l2_start_epoch, l2_increase_epoch, kl_start_epoch, kl_increase_epoch : int
+        Ramps: first epoch and epochs until full weight.
+    l2_ic_enc_scale, l2_ci_enc_scale, l2_gen_scale, l2_con_scale : float
+        Penalties of the recurrent weights.
+    kl_ic_scale, kl_co_scale : float
+        Weights of the KL terms.
+    kernel : str
+        Implementation of the recurrent nets, see `lfads_torch.kernels`.
+
+    Raises
+    ------
+    ConfigError
+        For arguments that are out of range or contradict one another.
+    """
+
+    l2_ramp: Tensor
+    kl_ramp: Tensor
+
+    def __init__(
+        self,
+        encod_data_dim: int | None = None,
+        encod_seq_len: int | None = None,
+        recon_seq_len: int | None = None,
+        ext_input_dim: int = 0,
+        ic_enc_seq_len: int = 0,
+        ic_enc_dim: int = 64,
+        ci_enc_dim: int = 64,
+        ci_lag: int = 1,
+        con_dim: int = 64,
+        co_dim: int = 4,
+        ic_dim: int = 64,
+        gen_dim: int = 100,
+        fac_dim: int = 40,
+        dropout_rate: float = 0.05,
+        reconstruction: nn.Module | None = None,
+        variational: bool = True,
+        co_prior: nn.Module | None = None,
+        ic_prior: nn.Module | None = None,
+        ic_post_var_min: float = 1e-4,
+        cell_clip: float = 5.0,
+        train_aug_stack: AugmentationStack | None = None,
+        infer_aug_stack: AugmentationStack | None = None,
+        readin: nn.Module | None = None,
+        readout: nn.Module | None = None,
+        loss_scale: float = 1e4,
+        recon_reduce_mean: bool = True,
+        lr_scheduler: bool = False,
+        lr_init: float = 4e-3,
+        lr_stop: float = 1e-5,
+        lr_decay: float = 0.95,
+        lr_patience: int = 6,
+        lr_adam_beta1: float = 0.9,
+        lr_adam_beta2: float = 0.999,
+        lr_adam_epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
+        l2_start_epoch: int = 0,
+        l2_increase_epoch: int = 80,
+        l2_ic_enc_scale: float = 0.0,
+        l2_ci_enc_scale: float = 0.0,
+        l2_gen_scale: float = 0.1,
+        l2_con_scale: float = 0.1,
+        kl_start_epoch: int = 0,
+        kl_increase_epoch: int = 80,
+        kl_ic_scale: float = 1e-6,
+        kl_co_scale: float = 1e-6,
+        kernel: str = "auto",
+    ) -> None:
+        super().__init__()
+        if recon_seq_len is None:
+            recon_seq_len = encod_seq_len
+        self.save_hyperparameters(ignore=list(PARTS))
+        _check_arguments(self.hparams)
+        assert encod_data_dim is not None and recon_seq_len is not None
+        self.use_con = min(ci_enc_dim, con_dim, co_dim) > 0
+        self.kernels = get_kernels(kernel)
+        self.session_names: list[str] = []
+
+        self.readin = _as_list(readin or nn.Identity())
+        self.encoder = Encoder(
+            encod_data_dim=encod_data_dim,
+            recon_seq_len=recon_seq_len,
+            ic_enc_seq_len=ic_enc_seq_len,
+            ic_enc_dim=ic_enc_dim,
+            ic_dim=ic_dim,
+            ci_enc_dim=ci_enc_dim,
+            ci_lag=ci_lag,
+            ic_post_var_min=ic_post_var_min,
+            cell_clip=cell_clip,
+            use_con=self.use_con,
+        )
+        self.decoder = Decoder(
+            recon_seq_len=recon_seq_len,
+            ic_dim=ic_dim,
+            ci_enc_dim=ci_enc_dim,
+            con_dim=con_dim,
+            co_dim=co_dim,
+            ext_input_dim=ext_input_dim,
+            gen_dim=gen_dim,
+            fac_dim=fac_dim,
+            cell_clip=cell_clip,
+            use_con=self.use_con,
+        )
+        reconstruction = reconstruction or Poisson()
+        first_recon = reconstruction[0] if isinstance(reconstruction, nn.ModuleList) else None
+        n_params = int(getattr(first_recon or reconstruction, "n_params", 1))
+        self.readout = _as_list(readout or FanInLinear(fac_dim, n_params * encod_data_dim))
+        self.recon = _recon_per_session(reconstruction, self.readout)
+        self.ic_prior, self.co_prior = self._priors(ic_prior, co_prior)
+        self.train_aug_stack = train_aug_stack or AugmentationStack()
+        self.infer_aug_stack = infer_aug_stack or AugmentationStack()
+        if not len(self.readin) == len(self.readout) == len(self.recon):
+            raise ConfigError(
+                f"readin, readout and reconstruction are for {len(self.readin)}, "
+                f"{len(self.readout)} and {len(self.recon)} sessions; they must agree"
+            )
+
+        for name in TUNABLES:
+            self.register_buffer(name, torch.tensor(float(self.hparams[name])), persistent=False)
+        for name in ("l2_ramp", "kl_ramp"):
+            self.register_buffer(name, torch.zeros(()), persistent=False)
+        self._set_ramps()
+        self.scores = {split: EpochScores() for split in ("train", "valid", "test")}
+        self.recon_smth = ExpSmoothedMetric()
+        self._rng_state: dict[str, Tensor] | None = None
+
+    def _priors(
+        self, ic_prior: nn.Module | None, co_prior: nn.Module | None
+    ) -> tuple[nn.Module, nn.Module]:
+        hp = self.hparams
+        if not hp.variational:
+            for name, prior in (("ic_prior", ic_prior), ("co_prior", co_prior)):
+                if not isinstance(prior, (Null, type(None))):
+                    raise ConfigError(
+                        f"{name} is {type(prior).__name__}, but variational is false: there is "
+                        "no posterior to hold against it. Use Null, or set variational: true"
+                    )
+            return Null(), Null()
+        if ic_prior is None:
+            ic_prior = MultivariateNormal(mean=0.0, variance=0.1, shape=hp.ic_dim)
+        if not self.use_con:
+            co_prior = Null()
+        elif co_prior is None:
+            co_prior = AutoregressiveMultivariateNormal(tau=10.0, nvar=0.1, shape=hp.co_dim)
+        return ic_prior, co_prior
+
+    @classmethod
+    def from_data(cls, data: Any, **arguments: Any) -> LFADS:
+        """Build a model whose sizes are read from the data.
+
+        Parameters
+        ----------
+        data : BasicDataModule, or str or Path
+            The data module, or the path or glob pattern of the session files.
+        **arguments
+            Arguments of the constructor; those that are None and that the data tell are filled in.
+
+        Raises
+        ------
+        UserError
+            Where arguments contradict the data.
+        """
+        unknown = set(arguments) - set(inspect.signature(cls).parameters)
+        if unknown:
+            legal = ", ".join(inspect.signature(cls).parameters)
+            raise ConfigError(f"unknown argument {sorted(unknown)[0]!r}; legal are {legal}")
+        data = _as_datamodule(data)
+        sizes = data.sizes
+        given = {key: value for key, value in arguments.items() if value is not None}
+        fac_dim = given.get("fac_dim", inspect.signature(cls).parameters["fac_dim"].default)
+        recon = given.get("reconstruction", Poisson())
+        if not isinstance(recon, nn.ModuleList):
+            recon = nn.ModuleList(recon_for_channels(recon, s.recon_dim) for s in sizes)
+        single = len(sizes) == 1
+        defaults: dict[str, Any] = {
+            "encod_data_dim": sizes[0].encod_dim if single else fac_dim,
+            "encod_seq_len": sizes[0].encod_len,
+            "recon_seq_len": sizes[0].recon_len,
+            "ext_input_dim": sizes[0].ext_dim,
+        }
+        values = {**defaults, **given, "reconstruction": recon}
+        if "readin" not in given and not single:
+            dim = values["encod_data_dim"]
+            values["readin"] = nn.ModuleList(FanInLinear(s.encod_dim, dim) for s in sizes)
+        if "readout" not in given:
+            values["readout"] = nn.ModuleList(
+                FanInLinear(fac_dim, r.n_params * s.recon_dim)
+                for r, s in zip(recon, sizes, strict=False)
+            )
+        model = cls(**values)
+        model.check_data(data)
+        return model
+
+    def check_data(self, data: Any) -> None:
+        """Hold the sizes and numbers of a data module against the model.
+
+        Raises
+        ------
+        ConfigError, DataError
+            Naming the argument or the file, key and channel, what was found and what is legal.
+        """
+        names = data.session_names
+        if len(names) != len(self.readin):
+            raise ConfigError(
+                f"the model has {len(self.readin)} session(s), the data {len(names)} "
+                f"({', '.join(names)}); give readin, readout and reconstruction one part per "
+                "session file, or change datafile_pattern"
+            )
+        for s, (session, size) in enumerate(zip(data.sessions, data.sizes, strict=True)):
+            self._check_sizes(s, session.path, size)
+            stacks = (self.train_aug_stack, self.infer_aug_stack)
+            allow_nan = all(
+                any(isinstance(t, SelectiveBackpropThruTime) for t in stack.transforms)
+                for stack in stacks
+            )
+            recon = self.recon[s]
+            check = getattr(recon, "check_data", None)
+            for split in (name for name in SPLITS if name in session.splits):
+                arrays, where = session.splits[split], f"{session.path}: {split}_"
+                if check is not None and arrays.recon_data is not None:
+                    check(torch.from_numpy(arrays.recon_data), where + "recon_data", allow_nan)
+                encod = torch.from_numpy(arrays.encod_data)
+                bad = ~encod.isfinite() if not allow_nan else encod.isinf()
+                if bad.any():
+                    raise DataError(
+                        f"{where}encod_data: {int(bad.sum())} values are NaN or infinite; NaN is "
+                        "legal only with SelectiveBackpropThruTime in both augmentation stacks"
+                    )
+        for recon in self.recon:
+            recon.data_checked = True
+        if not self.session_names:
+            self.session_names = list(names)
+
+    def _check_sizes(self, s: int, path: Any, size: Any) -> None:
+        hp = self.hparams
+        readin, readout = self.readin[s], self.readout[s]
+        n_read = getattr(readin, "in_features", hp.encod_data_dim)
+        n_params = getattr(self.recon[s], "n_params", 1)
+        n_recon = getattr(readout, "out_features", n_params * size.recon_dim) / n_params
+        for argument, wanted, what, found in (
+            (f"encod_data_dim (or readin {s})", n_read, "encod_data has channels", size.encod_dim),
+            (f"out_features of readout {s}", n_recon, "recon_data has channels", size.recon_dim),
+            ("encod_seq_len", hp.encod_seq_len, "encod_data has bins", size.encod_len),
+            ("recon_seq_len", hp.recon_seq_len, "recon_data has bins", size.recon_len),
+            ("ext_input_dim", hp.ext_input_dim, "ext_input has channels", size.ext_dim),
+        ):
+            if wanted != found:
+                raise ConfigError(
+                    f"{path}: {what}: {found}, but the model's {argument} means {wanted:g}; change "
+                    "the model's configuration (null means: read it from the data) or the file"
+                )
+
+    def tunables(self) -> dict[str, Tensor]:
+        """Every number that a search may change, by its path below ``model.``."""
+        found = {name: getattr(self, name) for name in TUNABLES}
+        for i, transform in enumerate(self.train_aug_stack.transforms):
+            for name, buffer in _buffers(transform):
+                found[f"train_aug_stack.transforms.{i}.{name}"] = buffer
+        return found
+
+    # The model ------------------------------------------------------------------------------------
+
+    def encode(self, batch: Mapping[int, SessionBatch]) -> Encoding:
+        """Encode the trials of all sessions of a batch, one session after the other."""
+        data = [self.readin[s](batch[s].encod_data) for s in batch]
+        return self.encoder(_cat(data), self._dropout(), self.kernels)
+
+    def decode(
+        self,
+        encoding: Encoding,
+        ext_input: Tensor,
+        *,
+        sample: bool,
+        n_samples: int = 1,
+    ) -> Decoding:
+        """Decode each trial `n_samples` times; rows are sample by sample, trials within.
+
+        Parameters
+        ----------
+        encoding : Encoding
+            Of B trials.
+        ext_input : Tensor, shape (B, T, ext_input_dim)
+        sample : bool
+            Draw initial conditions and inferred inputs instead of taking posterior means.
+        n_samples : int
+        """
+        ic = encoding.ic_mean.unsqueeze(0)
+        if sample:
+            posterior = self.ic_prior.make_posterior(encoding.ic_mean, encoding.ic_std)
+            ic = posterior.rsample((n_samples,))
+        return self.decoder(
+            ic.flatten(0, 1),
+            encoding.ci,
+            ext_input,
+            sample=sample,
+            dropout_rate=self._dropout(),
+            kernels=self.kernels,
+        )
+
+    def read_out(self, session: int, factors: Tensor, output_means: bool) -> Tensor:
+        """Parameters (B, T_r, N_r, k), or means (B, T_r, N_r), of a session's observations."""
+        recon = self.recon[session]
+        params = recon.reshape_output_params(self.readout[session](factors))
+        return recon.compute_means(params) if output_means else params
+
+    def forward(
+        self, batch: Batch, sample_posteriors: bool = False, output_means: bool = True
+    ) -> dict[int, SessionOutput]:
+        """Infer everything for a batch.
+
+        Parameters
+        ----------
+        batch : dict of int to SessionBatch, or SessionBatch
+            Trials by session; any session may be absent. A single batch is session 0.
+        sample_posteriors : bool
+            Draw from the posteriors instead of taking their means.
+        output_means : bool
+            Give the means of the observations instead of their parameters.
+        """
+        batch = sessions_of(batch)
+        encoding, decoding = self._infer(batch, sample_posteriors)
+        return self._outputs(batch, encoding, decoding, output_means)
+
+    def _infer(
+        self, batch: Mapping[int, SessionBatch], sample: bool
+    ) -> tuple[Encoding, Decoding]:
+        encoding = self.encode(batch)
+        return encoding, self.decode(
+            encoding, _cat([b.ext_input for b in batch.values()]), sample=sample
+        )
+
+    def _outputs(
+        self,
+        batch: Mapping[int, SessionBatch],
+        encoding: Encoding,
+        decoding: Decoding,
+        output_means: bool,
+    ) -> dict[int, SessionOutput]:
+        sizes = [b.encod_data.shape[0] for b in batch.values()]
+        columns = {
+            "ic_mean": encoding.ic_mean,
+            "ic_std": encoding.ic_std,
+            **decoding._asdict(),
+        }
+        split = {name: tensor.split(sizes) for name, tensor in columns.items()}
+        outputs = {}
+        for i, s in enumerate(batch):
+            own = {name: parts[i] for name, parts in split.items()}
+            params = self.read_out(s, own["factors"], output_means)
+            outputs[s] = SessionOutput(output_params=params, **own)
+        return outputs
+
+    def _dropout(self) -> Tensor | None:
+        return self.get_buffer("dropout_rate") if self.training else None
+
+    # The objective --------------------------------------------------------------------------------
+
+    def l2_penalty(self) -> Tensor:
+        """Weighted squares of the recurrent weights, per penalised entry, and parts' penalties."""
+        encoder, cell = self.encoder, self.decoder.rnn.cell
+        groups = [
+            (self.l2_ic_enc_scale, [c.weight_hh for c in encoder.ic_enc.cells]),
+            (self.l2_gen_scale, [cell.gen_cell.weight_hh]),
+        ]
+        if self.use_con:
+            groups += [
+                (self.l2_ci_enc_scale, [c.weight_hh for c in encoder.ci_enc.cells]),
+                (self.l2_con_scale, [cell.con_cell.weight_hh]),
+            ]
+        penalty, n_entries = self.l2_gen_scale.new_zeros(()), self.l2_gen_scale.new_zeros(())
+        for scale, weights in groups:
+            for weight in weights:
+                penalty = penalty + scale * 0.5 * (weight**2).sum()
+                n_entries = n_entries + (scale > 0) * weight.numel()
+        penalty = penalty / n_entries.clamp_min(1)
+        for recon in self.recon:
+            if hasattr(recon, "penalty"):
+                penalty = penalty + recon.penalty()
+        return penalty
+
+    def loss_terms(
+        self,
+        batch: Mapping[int, SessionBatch],
+        encoding: Encoding,
+        decoding: Decoding,
+        outputs: Mapping[int, SessionOutput],
+        stack: AugmentationStack,
+        log_fn: LogFn,
+        split: str,
+    ) -> LossTerms:
+        """Compute the objective, term by term.
+
+        Parameters
+        ----------
+        batch : dict of int to SessionBatch
+            After `stack.process_batch`.
+        encoding, decoding : Encoding, Decoding
+            Of all trials of the batch.
+        outputs : dict of int to SessionOutput
+            With parameters, not means.
+        stack : AugmentationStack
+        log_fn : callable
+            ``log_fn(name, scalar)`` for what augmentations log.
+        split : str
+        """
+        session_recon = {}
+        for s, own in batch.items():
+            data = own.recon_data
+            observed = (own.masks or {}).get(SelectiveBackpropThruTime.MASK)
+            if observed is not None:
+                fill = getattr(self.recon[s], "fill_value", 0.0)
+                data = torch.where(observed, data, fill)
+            loss = self.recon[s].compute_loss(data, outputs[s].output_params)
+            loss = stack.process_losses(loss, own, log_fn, split)
+            if not self.hparams.recon_reduce_mean:
+                loss = loss.sum(dim=(1, 2))
+            session_recon[s] = loss.mean()
+        recon = torch.stack(list(session_recon.values())).mean()
+        l2 = self.l2_penalty()
+        kl_ic = self.kl_ic_scale * self.ic_prior(encoding.ic_mean, encoding.ic_std)
+        kl_co = self.kl_co_scale * self.co_prior(decoding.co_means, decoding.co_stds)
+        total = self._objective(recon, l2, kl_ic + kl_co)
+        return LossTerms(total, recon, l2, kl_ic, kl_co, session_recon)
+
+    def _objective(self, recon: Tensor, l2: Tensor, kl: Tensor) -> Tensor:
+        return self.hparams.loss_scale * (recon + self.l2_ramp * l2 + self.kl_ramp * kl)
+
+    def _shared_step(self, batch: Batch, split: str) -> Tensor:
+        stack = self.train_aug_stack if split == "train" else self.infer_aug_stack
+        scores = self.scores[split]
+        own = {s: stack.process_batch(b) for s, b in sessions_of(batch).items()}
+        encoding, decoding = self._infer(own, self.hparams.variational)
+        outputs = self._outputs(own, encoding, decoding, output_means=False)
+        n_trials = {s: b.encod_data.shape[0] for s, b in own.items()}
+        n_total = sum(n_trials.values())
+
+        def log_fn(name: str, value: Tensor, **_: Any) -> None:
+            scores.terms.add(name.removeprefix(f"{split}/"), value, n_total)
+
+        terms = self.loss_terms(own, encoding, decoding, outputs, stack, log_fn, split)
+        scores.add_terms(
+            {"wt_l2": terms.l2, "wt_kl/ic": terms.kl_ic, "wt_kl/co": terms.kl_co}, n_total
+        )
+        with torch.no_grad():
+            for s, session_batch in own.items():
+                scores.add_session(s, terms.session_recon[s], n_trials[s])
+                truth, counts = session_batch.truth, session_batch.recon_data
+                params = outputs[s].output_params
+                if getattr(self.recon[s], "for_counts", False):
+                    _, n_bins, n_read = session_batch.encod_data.shape
+                    scores.add_log_rates(s, params[..., 0], counts, n_read, n_bins)
+                if truth.numel():
+                    scores.r2.update(self.recon[s].compute_means(params), truth, key=s)
+        return terms.total
+
+    # Lightning ------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective of a batch, with the training augmentations."""
+        return self._shared_step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective of a batch, with the inference augmentations."""
+        return self._shared_step(batch, "valid")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """As in validation."""
+        return self._shared_step(batch, "test")
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, sample_posteriors: bool = True
+    ) -> dict[int, SessionOutput]:
+        """Infer one posterior sample (or the posterior means) for a dataloader's batch."""
+        own = {s: self.infer_aug_stack.process_batch(b) for s, b in sessions_of(batch).items()}
+        return self(own, sample_posteriors=sample_posteriors and self.hparams.variational)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and, where `lr_scheduler` is set, `ReduceLROnPlateau`."""
+        hp = self.hparams
+        trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=self.lr_init.item(),
+            betas=(hp.lr_adam_beta1, hp.lr_adam_beta2),
+            eps=hp.lr_adam_epsilon,
+            weight_decay=self.weight_decay.item(),
+            fused=all(p.device.type in ("cpu", "cuda") for p in trained),
+        )
+        if not hp.lr_scheduler:
+            return optimizer
+        scheduler = ReduceLROnPlateau(
+            optimizer,
+            factor=hp.lr_decay,
+            patience=hp.lr_patience,
+            threshold=0.0,
+            min_lr=hp.lr_stop,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "valid/recon_smth"},
+        }
+
+    def setup(self, stage: str) -> None:
+        """Hold the data against the model before anything is trained."""
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "sessions"):
+            self.check_data(data)
+
+    def _set_ramps(self) -> None:
+        hp = self.hparams
+        for ramp, start, increase in (
+            (self.l2_ramp, hp.l2_start_epoch, hp.l2_increase_epoch),
+            (self.kl_ramp, hp.kl_start_epoch, hp.kl_increase_epoch),
+        ):
+            ramp.fill_(min(1.0, max(0.0, (self.current_epoch + 1 - start) / (increase + 1))))
+
+    def on_train_start(self) -> None:
+        """After a resume, go on with the random numbers where the checkpoint left them."""
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state["cpu"].cpu())
+            if "cuda" in self._rng_state and torch.cuda.is_available():
+                torch.cuda.set_rng_state(self._rng_state["cuda"].cpu())
+            self._rng_state = None
+
+    def on_train_epoch_start(self) -> None:
+        """Set the ramps of this epoch."""
+        self.scores["train"].reset()
+        self._set_ramps()
+        decay = self.weight_decay.item() * self.l2_ramp.item()
+        for group in self.trainer.optimizers[0].param_groups:
+            group["weight_decay"] = decay
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the scores anew."""
+        self.scores["valid"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Start the scores anew."""
+        self.scores["test"].reset()
+
+    def _log_scores(self, split: str) -> dict[str, Tensor]:
+        scores = self.scores[split].compute()
+        kl = scores["wt_kl/ic"] + scores["wt_kl/co"]
+        scores["wt_kl"] = kl
+        scores["loss"] = self._objective(scores["recon"], scores["wt_l2"], kl)
+        scores["wt_l2/ramp"], scores["wt_kl/ramp"] = self.l2_ramp, self.kl_ramp
+        self.log_dict({f"{split}/{k}": v.float() for k, v in scores.items()})
+        return scores
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's exact means."""
+        self._log_scores("train")
+        self.log("cur_epoch", float(self.current_epoch))
+        for name, value in self.tunables().items():
+            self.log(f"hp/{name}", value)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores and smooth the reconstruction loss."""
+        scores = self._log_scores("valid")
+        if not self.trainer.sanity_checking:
+            self.recon_smth.update(scores["recon"])
+        smoothed = self.recon_smth.compute()
+        self.log_dict({"valid/recon_smth": smoothed, "hp_metric": smoothed})
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    # Checkpoints ----------------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """State beside the parameters that training needs to go on."""
+        return {"recon_smth": self.recon_smth.smoothed.clone()}
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `extra_state` gave."""
+        self.recon_smth.smoothed = state["recon_smth"].to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe the model by plain numbers and names, beside the state of training."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["hyper_parameters"] = dict(checkpoint.get("hyper_parameters", self.hparams))
+        checkpoint["lfads"] = {
+            "session_names": list(self.session_names),
+            "parts": {name: to_spec(part) for name, part in self.parts().items()},
+            "frozen": [name for name, p in self.named_parameters() if not p.requires_grad],
+            "extra": self.extra_state(),
+            "rng": rng,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of training; refuse a checkpoint of other sessions."""
+        own = checkpoint.get("lfads")
+        if own is None:
+            return
+        theirs = own["session_names"]
+        if self.session_names and theirs and self.session_names != theirs:
+            raise ConfigError(
+                f"the checkpoint was trained on the sessions {', '.join(theirs)}, the data are "
+                f"{', '.join(self.session_names)}; go on with the same files"
+            )
+        self.load_extra_state(own["extra"])
+        self._rng_state = own["rng"]
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The replaceable parts by their constructor arguments."""
+        return {name: getattr(self, "recon" if name == "reconstruction" else name) for name in PARTS}
+
+
+def sessions_of(batch: Batch) -> dict[int, SessionBatch]:
+    """Bring what `forward` and the steps accept into one form, in the order of sessions."""
+    if isinstance(batch, SessionBatch):
+        return {0: batch}
+    return {
+        s: batch[s] if isinstance(batch[s], SessionBatch) else batch[s][0] for s in sorted(batch)
+    }
+
+
+def _cat(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _as_list(module: nn.Module) -> nn.ModuleList:
+    return module if isinstance(module, nn.ModuleList) else nn.ModuleList([module])
+
+
+def _recon_per_session(recon: nn.Module, readouts: nn.ModuleList) -> nn.ModuleList:
+    if isinstance(recon, nn.ModuleList) or len(readouts) == 1:
+        return _as_list(recon)
+    n_params = int(getattr(recon, "n_params", 1))
+    return nn.ModuleList(
+        recon_for_channels(recon, getattr(readout, "out_features", 0) // n_params)
+        for readout in readouts
+    )
+
+
+def _as_datamodule(data: Any) -> Any:
+    if not hasattr(data, "setup"):
+        from .datamodules import BasicDataModule
+
+        data = BasicDataModule(str(data))
+    data.setup("fit")
+    return data
+
+
+def _buffers(transform: Any) -> list[tuple[str, Tensor]]:
+    return list(transform.named_buffers()) if isinstance(transform, nn.Module) else []
+
+
+def _check_arguments(hp: Any) -> None:
+    """Refuse sizes and rates that no model can have."""
+    for name in ("encod_data_dim", "encod_seq_len"):
+        if hp[name] is None:
+            raise ConfigError(
+                f"{name} is not given; set it, or let LFADS.from_data(data) read it from the data"
+            )
+    for name, least in {
+        "encod_data_dim": 1,
+        "encod_seq_len": 1,
+        "recon_seq_len": hp.encod_seq_len,
+        "ic_enc_dim": 1,
+        "ic_dim": 1,
+        "gen_dim": 1,
+        "fac_dim": 1,
+        "ext_input_dim": 0,
+        "ic_enc_seq_len": 0,
+        "ci_enc_dim": 0,
+        "con_dim": 0,
+        "co_dim": 0,
+        "ci_lag": 0,
+        "l2_increase_epoch": 0,
+        "kl_increase_epoch": 0,
+    }.items():
+        if hp[name] != int(hp[name]) or hp[name] < least:
+            raise ConfigError(f"{name} is {hp[name]}; legal are whole numbers >= {least}")
+    if hp.ic_enc_seq_len >= hp.encod_seq_len:
+        raise ConfigError(
+            f"ic_enc_seq_len is {hp.ic_enc_seq_len}, but only {hp.encod_seq_len} bins are read; "
+            "legal are 0 (both encoders read all bins) to encod_seq_len - 1"
+        )
+    if not 0 <= hp.dropout_rate < 1:
+        raise ConfigError(f"dropout_rate is {hp.dropout_rate}; legal are 0 <= dropout_rate < 1")
+    for name in ("lr_init", "cell_clip", "loss_scale", "lr_adam_epsilon"):
+        if not hp[name] > 0:
+            raise ConfigError(f"{name} is {hp[name]}; legal are numbers > 0")
+    controller = {name: hp[name] for name in ("ci_enc_dim", "con_dim", "co_dim")}
+    if 0 in controller.values() and any(controller.values()):
+        warnings.warn(
+            f"no controller, since not all of {controller} are > 0: the generator is autonomous",
+            stacklevel=4,
+        )

@@ -1,0 +1,211 @@
+"""Decoder: from an initial condition and controller inputs to factors, bin by bin.
+
+Source: Pandarinath et al. 2018 (Nature Methods 15).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from ..kernels import DecoderInputs, Kernels
+from .readin_readout import FanInLinear, NormalizedLinear
+from .recurrent import ClippedGRUCell, dropout_mask
+
+
+class Decoding(NamedTuple):
+    """What the decoder infers, trials first (B trials, or samples x trials).
+
+    The fields are those of `lfads_torch.tuples.SessionOutput`.
+    """
+
+    factors: Float[Tensor, "B T F"]
+    co_means: Float[Tensor, "B T U"]
+    co_stds: Float[Tensor, "B T U"]
+    gen_states: Float[Tensor, "B T G"]
+    gen_init: Float[Tensor, "B G"]
+    gen_inputs: Float[Tensor, "B T UE"]
+    con_states: Float[Tensor, "B T C"]
+
+
+class DecoderCell(nn.Module):
+    """Parameters of the decoder's recurrence, under the names of existing checkpoints."""
+
+    def __init__(
+        self,
+        *,
+        ci_enc_dim: int,
+        con_dim: int,
+        co_dim: int,
+        ext_input_dim: int,
+        gen_dim: int,
+        fac_dim: int,
+        use_con: bool,
+    ) -> None:
+        super().__init__()
+        n_inputs = (co_dim if use_con else 0) + ext_input_dim
+        self.gen_cell = ClippedGRUCell(n_inputs, gen_dim, is_encoder=False)
+        self.fac_linear = NormalizedLinear(gen_dim, fac_dim)
+        if use_con:
+            self.con_cell = ClippedGRUCell(2 * ci_enc_dim + fac_dim, con_dim, is_encoder=False)
+            self.co_linear = FanInLinear(con_dim, 2 * co_dim)
+
+
+class DecoderRNN(nn.Module):
+    """Holder of the decoder's `cell`, as checkpoints name it."""
+
+    def __init__(self, cell: DecoderCell) -> None:
+        super().__init__()
+        self.cell = cell
+
+
+class Decoder(nn.Module):
+    """Controller, generator and factors."""
+
+    def __init__(
+        self,
+        *,
+        recon_seq_len: int,
+        ic_dim: int,
+        ci_enc_dim: int,
+        con_dim: int,
+        co_dim: int,
+        ext_input_dim: int,
+        gen_dim: int,
+        fac_dim: int,
+        cell_clip: float,
+        use_con: bool,
+    ) -> None:
+        super().__init__()
+        self.recon_seq_len = recon_seq_len
+        self.ci_width = 2 * ci_enc_dim
+        self.co_dim = co_dim if use_con else 0
+        self.clip = cell_clip
+        self.use_con = use_con
+        self.con_h0 = nn.Parameter(torch.zeros(1, con_dim if use_con else 0))
+        self.ic_to_g0 = FanInLinear(ic_dim, gen_dim)
+        self.rnn = DecoderRNN(
+            DecoderCell(
+                ci_enc_dim=ci_enc_dim,
+                con_dim=con_dim,
+                co_dim=co_dim,
+                ext_input_dim=ext_input_dim,
+                gen_dim=gen_dim,
+                fac_dim=fac_dim,
+                use_con=use_con,
+            )
+        )
+
+    def forward(
+        self,
+        ic: Float[Tensor, "SB I"],
+        ci: Float[Tensor, "T B E"] | None,
+        ext_input: Float[Tensor, "B Tx X"],
+        *,
+        sample: bool,
+        dropout_rate: Tensor | None,
+        kernels: Kernels,
+    ) -> Decoding:
+        """Run the decoder.
+
+        Parameters
+        ----------
+        ic : Tensor, shape (S * B, ic_dim)
+            S initial conditions for each of B trials, the trials of one sample together.
+        ci : Tensor, shape (T_r, B, 2 * ci_enc_dim), optional
+        ext_input : Tensor, shape (B, T, ext_input_dim)
+            Bins missing at its end are zeros.
+        sample : bool
+            Draw the inferred inputs from their posterior instead of taking its mean.
+        dropout_rate : Tensor, optional
+            None where nothing is dropped (evaluation).
+        kernels : Kernels
+        """
+        cell, n_bins = self.rnn.cell, self.recon_seq_len
+        n_trials, n_rows = ext_input.shape[0], ic.shape[0]
+        n_samples = n_rows // n_trials if n_trials else 1
+
+        def mask(*shape: int) -> Tensor | None:
+            return None if dropout_rate is None else dropout_mask(shape, dropout_rate)
+
+        gen_init = self.ic_to_g0(ic)
+        ext = _to_length(ext_input, n_bins).transpose(0, 1)
+        ext = _masked(ext, mask(*ext.shape))
+        w_gen_u, w_gen_ext = cell.gen_cell.weight_ih.tensor_split([self.co_dim], dim=1)
+        gen_proj = linear(ext, w_gen_ext, cell.gen_cell.bias)
+        gen_proj = _repeat_trials(gen_proj, n_samples).unsqueeze(0)
+        gen_mask = mask(1, n_bins + 1, n_rows, gen_init.shape[1])
+        w_fac = cell.fac_linear.unit_weight
+        ext = _repeat_trials(ext, n_samples)
+
+        if not self.use_con:
+            gen_states = kernels.clipped_gru(
+                gen_proj, gen_init.unsqueeze(0), cell.gen_cell.weight_hh.unsqueeze(0), self.clip
+            )[0]
+            kept = gen_states if gen_mask is None else gen_states * gen_mask[0, 1:]
+            none = gen_states.new_zeros(n_rows, n_bins, 0)
+            return Decoding(
+                factors=linear(kept.transpose(0, 1), w_fac),
+                co_means=none,
+                co_stds=none,
+                gen_states=gen_states.transpose(0, 1),
+                gen_init=gen_init,
+                gen_inputs=ext.transpose(0, 1),
+                con_states=none,
+            )
+
+        assert ci is not None
+        w_con_ci, w_con_fac = cell.con_cell.weight_ih.tensor_split([self.ci_width], dim=1)
+        con_proj = linear(_masked(ci, mask(*ci.shape)), w_con_ci, cell.con_cell.bias)
+        con_proj = _repeat_trials(con_proj, n_samples).unsqueeze(0)
+        noise = None
+        if sample:
+            noise = torch.randn(
+                1, n_bins, n_rows, self.co_dim, device=ic.device, dtype=gen_init.dtype
+            )
+        states = kernels.decoder(
+            DecoderInputs(
+                con_proj=con_proj,
+                gen_proj=gen_proj,
+                con_h0=self.con_h0.expand(n_rows, -1).unsqueeze(0),
+                gen_h0=gen_init.unsqueeze(0),
+                w_con_fac=w_con_fac.unsqueeze(0),
+                w_con_hh=cell.con_cell.weight_hh.unsqueeze(0),
+                w_co=cell.co_linear.weight.unsqueeze(0),
+                b_co=cell.co_linear.bias.unsqueeze(0),
+                w_gen_u=w_gen_u.unsqueeze(0),
+                w_gen_hh=cell.gen_cell.weight_hh.unsqueeze(0),
+                w_fac=w_fac.unsqueeze(0),
+                noise=noise,
+                fac_mask=mask(1, n_bins, n_rows, w_fac.shape[0]),
+                gen_mask=gen_mask,
+            ),
+            self.clip,
+        )
+        means, logvars = states.co_params[0].transpose(0, 1).chunk(2, dim=-1)
+        return Decoding(
+            factors=states.factors[0].transpose(0, 1),
+            co_means=means,
+            co_stds=(logvars / 2).exp(),
+            gen_states=states.gen_states[0].transpose(0, 1),
+            gen_init=gen_init,
+            gen_inputs=torch.cat([states.inputs[0], ext], dim=-1).transpose(0, 1),
+            con_states=states.con_states[0].transpose(0, 1),
+        )
+
+
+def _to_length(ext_input: Tensor, n_bins: int) -> Tensor:
+    """Cut or zero-pad the bins of an external input."""
+    return pad(ext_input[:, :n_bins], (0, 0, 0, max(0, n_bins - ext_input.shape[1])))
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def _repeat_trials(x: Float[Tensor, "T B M"], n_samples: int) -> Float[Tensor, "T SB M"]:
+    return x if n_samples == 1 else x.repeat(1, n_samples, 1)

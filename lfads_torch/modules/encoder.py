@@ -1,0 +1,99 @@
+"""Encoders: from a trial's data to the posterior of its initial condition and controller input.
+
+Source: Pandarinath et al. 2018 (Nature Methods 15).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..kernels import Kernels
+from .readin_readout import FanInLinear
+from .recurrent import BidirectionalClippedGRU, dropout_mask
+
+
+class Encoding(NamedTuple):
+    """What the encoders say of a batch.
+
+    Attributes
+    ----------
+    ic_mean, ic_std : Tensor, shape (B, ic_dim)
+        Posterior of the initial condition.
+    ci : Tensor, shape (T_r, B, 2 * ci_enc_dim), optional
+        Input of the controller at every bin, None where there is no controller.
+    """
+
+    ic_mean: Float[Tensor, "B I"]
+    ic_std: Float[Tensor, "B I"]
+    ci: Float[Tensor, "T B E"] | None
+
+
+class Encoder(nn.Module):
+    """Initial-condition (IC) and controller-input (CI) encoders.
+
+    The IC encoder reads bins [0, ic_enc_seq_len) when `ic_enc_seq_len` > 0, else all; the CI
+    encoder reads the bins from `ic_enc_seq_len` on. Without controller there is no CI encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        encod_data_dim: int,
+        recon_seq_len: int,
+        ic_enc_seq_len: int,
+        ic_enc_dim: int,
+        ic_dim: int,
+        ci_enc_dim: int,
+        ci_lag: int,
+        ic_post_var_min: float,
+        cell_clip: float,
+        use_con: bool,
+    ) -> None:
+        super().__init__()
+        self.recon_seq_len = recon_seq_len
+        self.ic_enc_seq_len = ic_enc_seq_len
+        self.ci_lag = ci_lag
+        self.ic_post_var_min = ic_post_var_min
+        self.ic_enc_h0 = nn.Parameter(torch.zeros(2, 1, ic_enc_dim))
+        self.ic_enc = BidirectionalClippedGRU(encod_data_dim, ic_enc_dim, cell_clip)
+        self.ic_linear = FanInLinear(2 * ic_enc_dim, 2 * ic_dim)
+        self.use_con = use_con
+        if use_con:
+            self.ci_enc_h0 = nn.Parameter(torch.zeros(2, 1, ci_enc_dim))
+            self.ci_enc = BidirectionalClippedGRU(encod_data_dim, ci_enc_dim, cell_clip)
+
+    def forward(
+        self, data: Float[Tensor, "B T N"], dropout_rate: Tensor | None, kernels: Kernels
+    ) -> Encoding:
+        """Encode a batch; `dropout_rate` is None where nothing is dropped (evaluation)."""
+        if dropout_rate is not None:
+            data = data * dropout_mask(data.shape, dropout_rate)
+        x = data.transpose(0, 1)
+        n_bins, segment = x.shape[0], self.ic_enc_seq_len
+
+        x_ic = _both_ways(x[:segment] if segment > 0 else x)
+        last = self.ic_enc(x_ic, self.ic_enc_h0, kernels)[:, -1]
+        summary = torch.cat([last[0], last[1]], dim=-1)
+        if dropout_rate is not None:
+            summary = summary * dropout_mask(summary.shape, dropout_rate)
+        ic_mean, ic_logvar = self.ic_linear(summary).chunk(2, dim=-1)
+        ic_std = (ic_logvar.exp() + self.ic_post_var_min).sqrt()
+        if not self.use_con:
+            return Encoding(ic_mean, ic_std, None)
+
+        x_ci = x_ic if segment == 0 else _both_ways(x[segment:])
+        forward, backward = self.ci_enc(x_ci, self.ci_enc_h0, kernels)
+        lag, behind = min(self.ci_lag, n_bins - segment), self.recon_seq_len - n_bins
+        kept = n_bins - segment - lag
+        forward = pad(forward[:kept], (0, 0, 0, 0, segment + lag, behind))
+        backward = pad(backward[:kept].flip(0), (0, 0, 0, 0, segment, behind + lag))
+        return Encoding(ic_mean, ic_std, torch.cat([forward, backward], dim=-1))
+
+
+def _both_ways(x: Float[Tensor, "T B N"]) -> Float[Tensor, "2 T B N"]:
+    return torch.stack([x, x.flip(0)])

@@ -1,0 +1,323 @@
+"""Observation models: how the read-out's numbers describe the data, and the loss per element.
+
+An own observation model is a module with four members: ``n_params`` (parameters per channel),
+``reshape_output_params``, ``compute_loss(data, output_params)`` (one number per trial, bin and
+channel) and ``compute_means(output_params)``. `Reconstruction` gives all but the two equations.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gaussian_nll_loss, poisson_nll_loss
+
+from ..data.schema import find_sessions, read_session
+from ..errors import DataError
+
+
+class Reconstruction(nn.Module):
+    """Base of the observation models.
+
+    Attributes
+    ----------
+    n_params : int
+        Parameters per channel.
+    for_counts : bool
+        Whether the data are spike counts and the first parameter their log rate, so that bits per
+        spike mean something.
+    fill_value : float
+        A legal number that stands in for missing data, whose loss is left out.
+    support : str
+        Legal data, in words.
+    remedy : str
+        What to do with other data, in words.
+    data_checked : bool
+        Set by the model once a whole data set has passed `check_data`; until then every call of
+        `compute_loss` checks its data.
+    """
+
+    n_params = 1
+    for_counts = False
+    fill_value = 0.0
+    support = "finite numbers"
+    remedy = "remove or replace them"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_checked = False
+
+    def reshape_output_params(
+        self, output_params: Float[Tensor, "B T kN"]
+    ) -> Float[Tensor, "B T N k"]:
+        """Take the read-out's k blocks of N channels apart."""
+        return output_params.unflatten(-1, (self.n_params, -1)).transpose(-1, -2)
+
+    def compute_loss(
+        self, data: Float[Tensor, "B T N"], output_params: Float[Tensor, "B T N k"]
+    ) -> Float[Tensor, "B T N"]:
+        """Loss per trial, bin and channel.
+
+        Raises
+        ------
+        DataError
+            Where data lie outside the support.
+        """
+        if not self.data_checked:
+            self.check_data(data, "data")
+        return self.element_loss(data, output_params)
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """The equation of the loss, for legal data."""
+        raise NotImplementedError
+
+    def compute_means(
+        self, output_params: Float[Tensor, "B T N k"]
+    ) -> Float[Tensor, "B T N"]:
+        """Mean of the data; for spikes, the rate per bin."""
+        raise NotImplementedError
+
+    def is_legal(self, data: Tensor) -> Tensor:
+        """Whether each entry of finite data lies in the support."""
+        return torch.ones_like(data, dtype=torch.bool)
+
+    def check_data(self, data: Tensor, where: str, allow_nan: bool = False) -> None:
+        """Refuse data outside the support.
+
+        Parameters
+        ----------
+        data : Tensor, shape (B, T, N)
+        where : str
+            Name of the data for the message, such as file and key.
+        allow_nan : bool
+            Whether NaN may mark missing data.
+
+        Raises
+        ------
+        DataError
+            Naming the channels, the count of offending values and the remedy.
+        """
+        missing = data.isnan()
+        if not allow_nan and missing.any():
+            raise DataError(
+                f"{where}: {_count(missing)} are NaN. NaN marks missing bins and is legal only "
+                "with SelectiveBackpropThruTime in both augmentation stacks (train_aug_stack and "
+                "infer_aug_stack); add it, or replace the NaN"
+            )
+        bad = ~missing & ~(data.isfinite() & self.is_legal(data))
+        if bad.any():
+            example = data[bad][0].item()
+            raise DataError(
+                f"{where}: {_count(bad)} are not legal under {type(self).__name__} "
+                f"(for example {example:g}), which takes {self.support}; {self.remedy}"
+            )
+
+    def for_channels(self, n_channels: int) -> Reconstruction:
+        """Return a copy for a session of `n_channels` channels."""
+        return copy.deepcopy(self)
+
+    def penalty(self) -> Tensor | float:
+        """Penalty on own parameters, added to the L2 term."""
+        return 0.0
+
+
+class Poisson(Reconstruction):
+    """Spike counts; the parameter is the log rate per bin."""
+
+    for_counts = True
+    support = "whole numbers >= 0"
+    remedy = (
+        "bin spikes into counts without smoothing or scaling, or use another reconstruction "
+        "(Gaussian for smoothed data, Gamma or ZeroInflatedGamma for calcium or EMG)"
+    )
+
+    def is_legal(self, data: Tensor) -> Tensor:
+        """Whether entries are counts."""
+        return (data >= 0) & (data == data.floor())
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """Negative log likelihood, with Stirling's approximation of log x! for x > 1."""
+        return poisson_nll_loss(output_params[..., 0], data, full=True, reduction="none")
+
+    def compute_means(self, output_params: Tensor) -> Tensor:
+        """Rates per bin."""
+        return output_params[..., 0].exp()
+
+
+class PoissonBPS(Poisson):
+    """Spike counts; the loss is minus the bits per spike over each channel's mean rate."""
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """Poisson loss relative to the channel's mean rate in this batch, in bits per spike."""
+        rate = data.mean(dim=(0, 1))
+        null = rate - torch.special.xlogy(data, rate)
+        log_rate = output_params[..., 0]
+        model = log_rate.exp() - data * log_rate
+        # A batch without spikes has no bits per spike; the floor keeps its loss finite.
+        return (model - null) / (math.log(2) * data.mean().clamp_min(1e-6))
+
+
+class MSE(Reconstruction):
+    """Squared error; the parameter is the mean."""
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """Squared error."""
+        return (data - output_params[..., 0]) ** 2
+
+    def compute_means(self, output_params: Tensor) -> Tensor:
+        """The parameter itself."""
+        return output_params[..., 0]
+
+
+class Gaussian(Reconstruction):
+    """Gaussian data; parameters are mean and log variance (floored at 1e-6)."""
+
+    n_params = 2
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """Negative log likelihood without the constant 0.5 log 2 pi."""
+        mean, logvar = output_params.unbind(-1)
+        return gaussian_nll_loss(mean, data, logvar.exp(), eps=1e-6, reduction="none")
+
+    def compute_means(self, output_params: Tensor) -> Tensor:
+        """First parameter."""
+        return output_params[..., 0]
+
+
+class Gamma(Reconstruction):
+    """Positive data, such as rectified EMG; parameters are log alpha and log beta (rate)."""
+
+    n_params = 2
+    fill_value = 1.0
+    support = "numbers > 0"
+    remedy = "add a small offset to zeros, or use ZeroInflatedGamma"
+
+    def is_legal(self, data: Tensor) -> Tensor:
+        """Whether entries are positive."""
+        return data > 0
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """Negative log likelihood."""
+        log_alpha, log_beta = output_params.unbind(-1)
+        return -_log_gamma(data, log_alpha.exp(), log_beta.exp(), log_beta)
+
+    def compute_means(self, output_params: Tensor) -> Tensor:
+        """Return alpha / beta."""
+        log_alpha, log_beta = output_params.unbind(-1)
+        return (log_alpha - log_beta).exp()
+
+
+class ZeroInflatedGamma(Reconstruction):
+    """Deconvolved calcium events (RADICaL, Zhu et al. 2022): zero, or a shifted gamma.
+
+    The sigmoid of the three parameters per channel gives (s_a, s_b, q): alpha = s_a A_n,
+    beta = s_b B_n with trainable scales A_n, B_n, and q the probability of an event.
+
+    Parameters
+    ----------
+    recon_dim : int
+        Number of channels.
+    gamma_loc : float
+        Smallest event.
+    scale_init : float
+        Starting scales.
+    scale_prior : float
+        Value that the penalty draws the scales to.
+    scale_penalty : float
+        Weight of the penalty.
+    """
+
+    n_params = 3
+
+    def __init__(
+        self,
+        recon_dim: int,
+        gamma_loc: float,
+        scale_init: float,
+        scale_prior: float,
+        scale_penalty: float,
+    ) -> None:
+        super().__init__()
+        self.recon_dim = recon_dim
+        self.gamma_loc = float(gamma_loc)
+        self.scale_init = float(scale_init)
+        self.scale_prior = float(scale_prior)
+        self.scale_penalty = float(scale_penalty)
+        self.support = f"zeros and numbers > gamma_loc = {self.gamma_loc:g}"
+        self.remedy = "set negative values and events below gamma_loc to zero, or lower gamma_loc"
+        self.scale = nn.Parameter(torch.full((2, recon_dim), self.scale_init))
+
+    def for_channels(self, n_channels: int) -> ZeroInflatedGamma:
+        """Return the same model for a session of `n_channels` channels."""
+        return ZeroInflatedGamma(
+            n_channels, self.gamma_loc, self.scale_init, self.scale_prior, self.scale_penalty
+        )
+
+    def is_legal(self, data: Tensor) -> Tensor:
+        """Whether entries are zero or above the smallest event."""
+        return (data == 0) | (data > self.gamma_loc)
+
+    def _distribution(self, output_params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        s = output_params.sigmoid().clamp_min(1e-5)
+        return s[..., 0] * self.scale[0], s[..., 1] * self.scale[1], s[..., 2]
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """Negative log likelihood."""
+        alpha, beta, q = self._distribution(output_params)
+        event = data != 0
+        # Where there is no event, any legal number keeps the unused branch's gradient finite.
+        size = torch.where(event, data - self.gamma_loc, 1.0)
+        log_event = q.log() + _log_gamma(size, alpha, beta, beta.log())
+        # log(1 - q) from the logit, exact also where q rounds to one.
+        log_none = torch.nn.functional.logsigmoid(-output_params[..., 2])
+        return -torch.where(event, log_event, log_none)
+
+    def compute_means(self, output_params: Tensor) -> Tensor:
+        """Return q (alpha / beta + gamma_loc)."""
+        alpha, beta, q = self._distribution(output_params)
+        return q * (alpha / beta + self.gamma_loc)
+
+    def penalty(self) -> Tensor:
+        """Return 0.5 scale_penalty sum (scale - scale_prior)^2."""
+        return 0.5 * self.scale_penalty * ((self.scale - self.scale_prior) ** 2).sum()
+
+
+class MultisessionReconstruction(nn.ModuleList):
+    """One observation model per session file, in the order of the sorted paths.
+
+    Parameters
+    ----------
+    datafile_pattern : str
+        Glob pattern of the session files.
+    recon : Reconstruction
+        Copied for every session, for its number of channels.
+    """
+
+    def __init__(self, datafile_pattern: str, recon: nn.Module) -> None:
+        sessions = [read_session(path) for path in find_sessions(datafile_pattern)]
+        super().__init__(
+            recon_for_channels(recon, s.splits["train"].recon_data.shape[2]) for s in sessions
+        )
+
+
+def recon_for_channels(recon: nn.Module, n_channels: int) -> nn.Module:
+    """Copy of an observation model, one's own included, for a session of `n_channels`."""
+    if isinstance(recon, Reconstruction):
+        return recon.for_channels(n_channels)
+    return copy.deepcopy(recon)
+
+
+def _log_gamma(x: Tensor, alpha: Tensor, beta: Tensor, log_beta: Tensor) -> Tensor:
+    """Log density of the gamma distribution with shape alpha and rate beta."""
+    return alpha * log_beta + (alpha - 1) * x.log() - beta * x - torch.lgamma(alpha)
+
+
+def _count(bad: Tensor) -> str:
+    """Say how many values are bad, and in which channels."""
+    channels = bad.flatten(0, -2).any(dim=0).nonzero().flatten().tolist()
+    named = ", ".join(map(str, channels[:8])) + (", ..." if len(channels) > 8 else "")
+    plural = "s" if len(channels) > 1 else ""
+    return f"{int(bad.sum())} values in channel{plural} {named}"

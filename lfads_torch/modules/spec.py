@@ -1,0 +1,95 @@
+"""Plain descriptions of the model's parts, so that a checkpoint holds numbers and names only.
+
+A part (prior, reconstruction, read-in, augmentation, one's own included) is described by its class
+and the arguments of its constructor, read from attributes of the same names (the convention of
+scikit-learn's estimators) or from a dictionary ``init_args`` on the object.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+_MISSING = object()
+
+
+def to_spec(part: Any) -> dict[str, Any]:
+    """Describe a part as ``{"_target_": class, argument: value, ...}``.
+
+    Arguments that are neither plain numbers or strings nor parts themselves are left out.
+    """
+    if isinstance(part, nn.ModuleList):
+        return {"_target_": "torch.nn.ModuleList", "modules": [to_spec(m) for m in part]}
+    cls = type(part)
+    spec: dict[str, Any] = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
+    known = getattr(part, "init_args", {})
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        value = _plain(known.get(name, getattr(part, name, _MISSING)))
+        if value is not _MISSING:
+            spec[name] = value
+    return spec
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.ndim == 0:
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = [_plain(v) for v in value]
+        return _MISSING if any(v is _MISSING for v in items) else items
+    if isinstance(value, nn.Module) or _is_augmentation(type(value)):
+        return to_spec(value)
+    return _MISSING
+
+
+def _is_augmentation(cls: type) -> bool:
+    return hasattr(cls, "process_batch") or hasattr(cls, "process_losses")
+
+
+def from_spec(spec: Any) -> Any:
+    """Build a part from its description.
+
+    Only classes that are modules or augmentations are built, so that a description can name no
+    arbitrary function.
+
+    Raises
+    ------
+    ConfigError
+        Where the class cannot be imported, is no part of a model, or refuses its arguments.
+    """
+    if isinstance(spec, list):
+        return [from_spec(s) for s in spec]
+    if not (isinstance(spec, Mapping) and "_target_" in spec):
+        return spec
+    target = str(spec["_target_"])
+    module_name, _, name = target.rpartition(".")
+    try:
+        cls = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"the checkpoint needs {target}, which cannot be imported here ({error}); put the file "
+            "that defines it on PYTHONPATH, or install its package"
+        ) from error
+    if not (isinstance(cls, type) and (issubclass(cls, nn.Module) or _is_augmentation(cls))):
+        raise ConfigError(
+            f"the checkpoint names {target}, which is neither a torch.nn.Module nor an augmentation"
+        )
+    arguments = {key: from_spec(value) for key, value in spec.items() if key != "_target_"}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return cls(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"{target} cannot be rebuilt from {arguments}: {error}. Keep each constructor argument "
+            "as an attribute of the same name, or give the part to load_model as a keyword"
+        ) from error

@@ -1,0 +1,199 @@
+"""Spikes, rates and inferred inputs, trial by trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from lfads_torch.post_run.plots.style import (
+    GREY,
+    MISSING,
+    ORANGE,
+    PALETTE,
+    FloatArray,
+    as_trials,
+    colour_limits,
+    empty_figure,
+    styled,
+    time_edges,
+)
+
+
+def _unit_order(rates: FloatArray, n_encod: int) -> NDArray[np.intp]:
+    """Order units by their angle in the plane of the first two components, read ones first."""
+    flat = np.nan_to_num(rates.reshape(-1, rates.shape[-1]))
+    flat = flat - flat.mean(axis=0)
+    spread = flat.std(axis=0)
+    flat = flat / np.where(spread > 0, spread, 1.0)
+    axes = np.linalg.svd(flat, full_matrices=False)[2]
+    angle = np.arctan2(axes[1], axes[0]) if len(axes) > 1 else axes[0]
+    held_out = np.arange(rates.shape[-1]) >= n_encod
+    return np.lexsort((angle, held_out))
+
+
+@styled
+def raster_panel(
+    spikes: ArrayLike,
+    rates: ArrayLike,
+    truth: ArrayLike | None = None,
+    inputs: ArrayLike | None = None,
+    *,
+    n_trials: int = 3,
+    bin_ms: float | None = None,
+    n_encod: int | None = None,
+    encod_bins: int | None = None,
+    trial_names: Sequence[object] | None = None,
+    sort_units: bool = True,
+    counts: bool = True,
+) -> Figure:
+    """Draw, trial by trial: raster | true rates | inferred rates | inferred inputs.
+
+    Parameters
+    ----------
+    spikes : array, shape (trials, time, units)
+        Data; NaN bins are tinted.
+    rates : array, shape (trials, time, units)
+        Inferred means per bin.
+    truth : array, shape (trials, time, units), optional
+        True rates per bin, drawn on the colour scale of the inferred ones.
+    inputs : array, shape (trials, time, dimensions), optional
+        Inferred inputs (posterior means).
+    n_trials : int
+        The first so many trials are drawn, fewer where there are fewer.
+    bin_ms : float, optional
+        Bin width; with it time is in ms and rates are in spikes/s.
+    n_encod, encod_bins : int, optional
+        Channels and bins that the encoders read; lines mark where held-out ones begin.
+    trial_names : sequence, optional
+        Names or numbers of the trials.
+    sort_units : bool
+        Put units with similar inferred rates beside each other; else the file's order.
+    counts : bool
+        Whether the data are spike counts; otherwise colour bars say "value".
+
+    Returns
+    -------
+    Figure
+    """
+    data, means = as_trials(spikes), as_trials(rates)
+    if data is None or means is None:
+        return empty_figure("no trial to draw")
+    true, co = as_trials(truth), as_trials(inputs)
+    n_rows = max(1, min(n_trials, len(data), len(means)))
+    n_units = means.shape[-1]
+    n_read = n_units if n_encod is None else min(n_encod, n_units)
+    order = _unit_order(means[:n_rows], n_read) if sort_units else np.arange(n_units)
+    scale = 1.0 if bin_ms is None or not counts else 1000.0 / bin_ms
+    unit = "value" if not counts else ("spikes/bin" if bin_ms is None else "spikes/s")
+    means, true = means[:n_rows] * scale, None if true is None else true[:n_rows] * scale
+    shown = [("spikes per bin" if counts else "data", data[:n_rows], "Greys")]
+    shown += [] if true is None else [("true rates" if counts else "true means", true, "viridis")]
+    shown += [("inferred rates" if counts else "inferred means", means, "viridis")]
+
+    n_cols = len(shown) + (co is not None)
+    figure = Figure(figsize=(3.1 * n_cols + 0.6, 2.1 * n_rows + 0.9), layout="constrained")
+    grid = figure.subplots(n_rows, n_cols, squeeze=False, sharex=True)
+    edges, time_label = time_edges(means.shape[1], bin_ms)
+    rate_limits = colour_limits(means, true)
+    raster_limits = colour_limits(data[:n_rows])
+    if counts:
+        raster_limits = (0.0, max(1.0, float(np.ceil(raster_limits[1]))))
+    reach = 0.0 if co is None else max(map(abs, colour_limits(co[:n_rows], share=100)))
+    for row, axes in enumerate(grid):
+        for column, (title, values, colours) in enumerate(shown):
+            limits = raster_limits if column == 0 else rate_limits
+            image = _heatmap(axes[column], values[row][:, order], edges, colours, limits)
+            _mark_held_out(axes[column], n_read, n_units, edges, encod_bins)
+            axes[column].set_title(title if row == 0 else "")
+            axes[column].tick_params(labelleft=column == 0)
+            if row == n_rows - 1 and column in (0, len(shown) - 1):
+                below = grid[:, :1] if column == 0 else grid[:, 1 : len(shown)]
+                label = ("count" if counts else "value") if column == 0 else unit
+                _colour_bar(figure, below, image, label, whole=counts and column == 0)
+        name = row if trial_names is None else trial_names[row]
+        axes[0].set_ylabel(f"trial {name}\n" + ("unit (sorted)" if sort_units else "unit"))
+        if co is not None:
+            _draw_inputs(axes[-1], co[row], edges, 1.1 * reach)
+            axes[-1].set_title("inferred inputs (a.u.)" if row == 0 else "")
+    for axis in grid[-1]:
+        axis.set_xlabel(time_label)
+    if co is not None and co.shape[-1] <= len(PALETTE):
+        grid[-1, -1].legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.32),
+            ncols=4,
+            handlelength=1.2,
+            columnspacing=1.0,
+        )
+    held_out = [
+        *(["units below"] if n_read < n_units else []),
+        *(["bins to the right"] if encod_bins is not None and encod_bins < len(edges) - 1 else []),
+    ]
+    if held_out:
+        note = f"orange lines: {' and '.join(held_out)} were not read by the encoders"
+        figure.supxlabel(note, fontsize=10, color=ORANGE)
+    return figure
+
+
+def _colour_bar(figure: Figure, below: Any, image: AxesImage, label: str, whole: bool) -> None:
+    """Draw a colour bar under some axes; a pointed end says that larger values were clipped."""
+    largest = max(float(im.get_array().max()) for ax in below.flat for im in ax.get_images())
+    clipped = largest > image.get_clim()[1] * (1 + 1e-6)
+    bar = figure.colorbar(
+        image,
+        ax=below,
+        location="bottom",
+        aspect=30,
+        shrink=0.8,
+        pad=0.02,
+        extend="max" if clipped else "neither",
+        ticks=MaxNLocator(4, integer=whole),
+    )
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def _heatmap(
+    axis: Axes, values: FloatArray, edges: FloatArray, colours: str, limits: tuple[float, float]
+) -> AxesImage:
+    """Draw (time, units) with time to the right and the first unit on top."""
+    axis.set_facecolor(MISSING)
+    n_units = values.shape[1]
+    image = axis.imshow(
+        np.ma.masked_invalid(values.T),
+        aspect="auto",
+        interpolation="nearest",
+        cmap=colours,
+        vmin=limits[0],
+        vmax=limits[1],
+        extent=(edges[0], edges[len(values)], n_units + 0.5, 0.5),
+    )
+    axis.set_yticks(sorted({1, n_units}))
+    return image
+
+
+def _mark_held_out(
+    axis: Axes, n_read: int, n_units: int, edges: FloatArray, encod_bins: int | None
+) -> None:
+    if n_read < n_units:
+        axis.axhline(n_read + 0.5, color=ORANGE, linewidth=1.4)
+    if encod_bins is not None and encod_bins < len(edges) - 1:
+        axis.axvline(edges[encod_bins], color=ORANGE, linewidth=1.4)
+
+
+def _draw_inputs(axis: Axes, inputs: FloatArray, edges: FloatArray, reach: float) -> None:
+    centres = (edges[: len(inputs)] + edges[1 : len(inputs) + 1]) / 2
+    axis.axhline(0, color=GREY, linewidth=0.8)
+    for dim in range(inputs.shape[1]):
+        colour = PALETTE[dim % len(PALETTE)]
+        axis.plot(centres, inputs[:, dim], color=colour, linewidth=1.4, label=f"dim {dim + 1}")
+    axis.set_ylim(-reach or -1.0, reach or 1.0)
+    axis.yaxis.tick_right()
+    axis.spines[["right", "left"]].set_visible(False)

@@ -1,0 +1,227 @@
+"""Training curves from the CSV log."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from lfads_torch.errors import DataError
+from lfads_torch.post_run.plots.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    FloatArray,
+    empty_figure,
+    styled,
+)
+
+
+class _Curve(NamedTuple):
+    key: str
+    label: str
+    colour: str
+    dash: str = "-"
+
+
+class _Panel(NamedTuple):
+    title: str
+    unit: str
+    curves: tuple[_Curve, ...]
+    log: bool = False
+    robust: bool = True
+
+
+_PANELS = (
+    _Panel(
+        "loss",
+        "loss",
+        (_Curve("train/loss", "train", BLUE), _Curve("valid/loss", "valid", ORANGE)),
+    ),
+    _Panel(
+        "reconstruction",
+        "reconstruction loss",
+        (
+            _Curve("train/recon", "train", BLUE),
+            _Curve("valid/recon", "valid", ORANGE),
+            _Curve("valid/recon_smth", "valid, smoothed", BLACK),
+        ),
+    ),
+    _Panel(
+        "bits per spike",
+        "bits/spike",
+        (
+            _Curve("train/bps", "train", BLUE),
+            _Curve("valid/bps", "valid", ORANGE),
+            _Curve("valid/co_bps", "valid, held out", GREEN),
+            _Curve("valid/fp_bps", "valid, forward", PINK),
+        ),
+    ),
+    _Panel(
+        "R² against the truth",
+        "R²",
+        (_Curve("train/r2", "train", BLUE), _Curve("valid/r2", "valid", ORANGE)),
+    ),
+    _Panel(
+        "KL terms",
+        "KL, as weighted in the loss",
+        (
+            _Curve("train/wt_kl/ic", "initial condition, train", BLUE),
+            _Curve("valid/wt_kl/ic", "initial condition, valid", SKY, "--"),
+            _Curve("train/wt_kl/co", "inputs, train", ORANGE),
+            _Curve("valid/wt_kl/co", "inputs, valid", PINK, "--"),
+        ),
+        log=True,
+    ),
+    _Panel(
+        "ramps",
+        "weight",
+        (
+            _Curve("train/wt_kl/ramp", "KL", BLUE),
+            _Curve("train/wt_l2/ramp", "L2", ORANGE, "--"),
+        ),
+        robust=False,
+    ),
+)
+
+
+def read_csv_log(path: str | Path) -> dict[str, tuple[FloatArray, FloatArray]]:
+    """Read Lightning's ``metrics.csv`` into one series per metric.
+
+    Parameters
+    ----------
+    path : path of the CSV file, or of a folder that holds one ``metrics.csv`` at any depth
+
+    Returns
+    -------
+    dict of metric to (epochs, values)
+        Sorted by epoch. Of values logged twice for one epoch, as after a resume, the last stands.
+
+    Raises
+    ------
+    DataError
+        If there is no log, or it has no ``epoch`` column.
+    """
+    file = Path(path)
+    if file.is_dir():
+        found = sorted(file.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime)
+        file = found[-1] if found else file / "metrics.csv"
+    if not file.is_file():
+        raise DataError(f"no training log at {file}; name a run folder or its metrics.csv")
+    series: dict[str, dict[float, float]] = {}
+    with file.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if "epoch" not in (reader.fieldnames or ()):
+            raise DataError(f"{file} has no column 'epoch'; is it a log written by CSVLogger?")
+        for row in reader:
+            epoch = _number(row["epoch"])
+            if epoch is None:
+                continue
+            for key, text in row.items():
+                value = _number(text)
+                if key is not None and key != "epoch" and value is not None:
+                    series.setdefault(key, {})[epoch] = value
+    return {
+        key: (np.array(sorted(values)), np.array([values[e] for e in sorted(values)]))
+        for key, values in series.items()
+    }
+
+
+def _number(text: object) -> float | None:
+    try:
+        return float(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+@styled
+def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
+    """Draw loss, reconstruction, bits per spike, R2, KL and ramps over epochs.
+
+    Parameters
+    ----------
+    log : path or mapping
+        A run folder, its ``metrics.csv``, or a table with a column ``epoch`` (a data frame, a dict
+        of arrays) in which NaN means "not logged". Panels without any value are left out.
+
+    Returns
+    -------
+    Figure
+    """
+    series = read_csv_log(log) if isinstance(log, (str, Path)) else _from_table(log)
+    panels = [p for p in _PANELS if any(len(series.get(c.key, ((),))[0]) for c in p.curves)]
+    if not panels:
+        return empty_figure("nothing logged yet")
+    n_columns = min(3, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    figure = Figure(figsize=(4.2 * n_columns, 3.1 * n_rows))
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
+    grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for axis, panel in zip(grid, panels, strict=False):
+        _draw_panel(axis, panel, series)
+    for axis in grid[len(panels) :]:
+        axis.set_visible(False)
+    return figure
+
+
+def _from_table(table: Mapping[str, ArrayLike]) -> dict[str, tuple[FloatArray, FloatArray]]:
+    columns = {str(key): np.asarray(table[key], dtype=np.float64) for key in table}
+    if "epoch" not in columns:
+        raise DataError(f"the table needs a column 'epoch', found {sorted(columns)}")
+    epochs = columns.pop("epoch")
+    return {key: (epochs[~np.isnan(v)], v[~np.isnan(v)]) for key, v in columns.items()}
+
+
+def _draw_panel(
+    axis: Axes, panel: _Panel, series: Mapping[str, tuple[FloatArray, FloatArray]]
+) -> None:
+    drawn: list[FloatArray] = []
+    for curve in panel.curves:
+        epochs, values = series.get(curve.key, (np.zeros(0), np.zeros(0)))
+        keep = np.isfinite(values) & (values > 0 if panel.log else True)
+        if keep.any():
+            marker = "o" if keep.sum() == 1 else None
+            axis.plot(
+                epochs[keep],
+                values[keep],
+                curve.dash,
+                color=curve.colour,
+                label=curve.label,
+                marker=marker,
+            )
+            drawn.append(values[keep])
+    axis.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if not drawn:
+        axis.text(0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", color=GREY)
+        return
+    if panel.log:
+        axis.set_yscale("log")
+    elif panel.robust:
+        axis.set_ylim(*_robust_limits(drawn))
+    else:
+        axis.set_ylim(-0.05, 1.05)
+    best = series.get("valid/recon_smth")
+    if panel.title == "reconstruction" and best is not None and np.isfinite(best[1]).any():
+        epoch = best[0][np.nanargmin(best[1])]
+        axis.axvline(epoch, color=GREY, linewidth=1, linestyle=":", label=f"best: {epoch:.0f}")
+    axis.legend(loc="best")
+
+
+def _robust_limits(curves: Sequence[FloatArray]) -> tuple[float, float]:
+    """Limits that show where curves went, not how high the first epochs began."""
+    settled = np.concatenate([c[len(c) // 20 :] for c in curves])
+    low, high = np.percentile(settled, [0.5, 99.5])
+    margin = 0.06 * (high - low) or 0.5 * max(abs(high), 1.0)
+    return float(low - margin), float(high + margin)

@@ -1,0 +1,204 @@
+"""Factors as trajectories in state space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from mpl_toolkits.mplot3d.art3d import Line3DCollection
+from numpy.typing import ArrayLike
+
+from lfads_torch.metrics import fit_linear, linear_map_r2
+from lfads_torch.post_run.plots.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    FloatArray,
+    as_trials,
+    empty_figure,
+    styled,
+    time_edges,
+)
+
+_MAX_TRIALS = 40
+
+
+@styled
+def factors_3d(
+    factors: ArrayLike,
+    truth: ArrayLike,
+    *,
+    bin_ms: float | None = None,
+    max_trials: int = _MAX_TRIALS,
+    trial: int = 0,
+) -> Figure:
+    """Draw factors, mapped linearly onto the true latents, beside the true attractor.
+
+    The map (least squares with an offset) is fitted over all trials given, drawn or not.
+
+    Parameters
+    ----------
+    factors : array, shape (trials, time, factors)
+    truth : array, shape (trials, time, 3) or (trials, time, 2)
+        True latents; of more than three the first three are drawn.
+    bin_ms : float, optional
+        Bin width; with it time is in ms.
+    max_trials : int
+        Trajectories drawn at most.
+    trial : int
+        The trial whose time courses are drawn.
+
+    Returns
+    -------
+    Figure
+        True and mapped trajectories coloured by time, and one trial's time courses.
+    """
+    inferred, true = as_trials(factors), as_trials(truth)
+    if inferred is None or true is None:
+        return empty_figure("no trial to draw")
+    n_bins = min(inferred.shape[1], true.shape[1])
+    n_trials = min(len(inferred), len(true))
+    inferred, true = inferred[:n_trials, :n_bins], true[:n_trials, :n_bins, :3]
+    if not (np.isfinite(inferred).all(-1) & np.isfinite(true).all(-1)).any():
+        return empty_figure("no bin with finite factors and latents")
+    [(weight, bias)] = fit_linear(inferred, true)
+    mapped = inferred @ weight + bias
+    score = linear_map_r2(inferred, true)
+
+    n_dims = true.shape[-1]
+    figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
+    columns: Any = figure.subfigures(1, 2, width_ratios=(2.25, 1))
+    left = columns[0].subplots(1, 2, subplot_kw={"projection": "3d"} if n_dims == 3 else {})
+    edges, time_label = time_edges(n_bins, bin_ms)
+    norm = Normalize(edges[0], edges[-1])
+    names = [f"latent {k + 1}" for k in range(n_dims)]
+    for axis, paths, title in (
+        (left[0], true, "true latents"),
+        (left[1], mapped, f"factors, mapped linearly (R² = {score:.3f})"),
+    ):
+        _draw_paths(axis, paths[:max_trials], edges, norm, names, _cube(true))
+        axis.set_title(title)
+    colours = ScalarMappable(norm, "viridis")
+    _time_bar(columns[0], left, colours, time_label)
+
+    chosen = min(max(trial, 0), n_trials - 1)
+    right = columns[1].subplots(n_dims, 1, sharex=True, squeeze=False)[:, 0]
+    centres = (edges[:-1] + edges[1:]) / 2
+    for dim, axis in enumerate(right):
+        axis.plot(centres, true[chosen, :, dim], color=BLACK, linewidth=3.2, alpha=0.35)
+        axis.plot(centres, mapped[chosen, :, dim], color=BLUE)
+        axis.set_ylabel(names[dim])
+    right[0].set_title(f"trial {chosen}", loc="left")
+    right[0].legend(
+        ["true", "inferred"],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0.2,
+        ncols=2,
+        handlelength=1.4,
+    )
+    right[-1].set_xlabel(time_label)
+    return figure
+
+
+@styled
+def trajectories(
+    factors: ArrayLike, *, bin_ms: float | None = None, max_trials: int = _MAX_TRIALS
+) -> Figure:
+    """Draw single-trial factors in the space of their first principal components.
+
+    Parameters
+    ----------
+    factors : array, shape (trials, time, factors)
+        Trials or bins with NaN leave gaps.
+    bin_ms : float, optional
+        Bin width; with it time is in ms.
+    max_trials : int
+        Trajectories drawn at most; the components come from all trials.
+
+    Returns
+    -------
+    Figure
+        In 3-D, or in 2-D for two factors; a single factor is drawn over time.
+    """
+    data = as_trials(factors)
+    finite = None if data is None else data[np.isfinite(data).all(axis=-1)]
+    if data is None or finite is None or not len(finite):
+        return empty_figure("no finite factor to draw")
+    edges, time_label = time_edges(data.shape[1], bin_ms)
+    centre = finite.mean(axis=0)
+    spread, axes = np.linalg.svd(finite - centre, full_matrices=False)[1:]
+    share = spread**2 / max(float((spread**2).sum()), 1e-300)
+    n_dims = min(3, len(axes))
+    paths = (data - centre) @ axes[:n_dims].T
+    names = [f"PC {k + 1} ({share[k]:.0%})" for k in range(n_dims)]
+
+    figure = Figure(figsize=(6.2, 5.4), layout="constrained")
+    norm = Normalize(edges[0], edges[-1])
+    title = f"factors of {min(len(data), max_trials)} of {len(data)} trials"
+    if n_dims == 1:
+        axis = figure.subplots()
+        axis.plot((edges[:-1] + edges[1:]) / 2, paths[:max_trials, :, 0].T, color=BLUE, alpha=0.5)
+        axis.set(xlabel=time_label, ylabel=names[0], title=title)
+        return figure
+    axis = figure.subplots(subplot_kw={"projection": "3d"} if n_dims == 3 else {})
+    _draw_paths(axis, paths[:max_trials], edges, norm, names, _cube(paths))
+    axis.set_title(title)
+    _time_bar(figure, axis, ScalarMappable(norm, "viridis"), time_label)
+    return figure
+
+
+def _time_bar(figure: Any, axes: Any, colours: ScalarMappable, label: str) -> None:
+    bar = figure.colorbar(colours, ax=axes, location="bottom", aspect=40, shrink=0.5, pad=0.09)
+    bar.set_label(f"{label}; dots: start of a trial")
+    bar.outline.set_visible(False)
+
+
+def _cube(paths: FloatArray) -> list[tuple[float, float]]:
+    """Limits of each dimension, wide enough to hold all but stray values."""
+    limits = []
+    for values in np.moveaxis(paths, -1, 0):
+        low, high = np.nanpercentile(values, [0.2, 99.8])
+        margin = 0.04 * (high - low) or 1.0
+        limits.append((float(low - margin), float(high + margin)))
+    return limits
+
+
+def _draw_paths(
+    axis: Any,
+    paths: FloatArray,
+    edges: FloatArray,
+    norm: Normalize,
+    names: Sequence[str],
+    limits: Sequence[tuple[float, float]],
+) -> None:
+    """Draw each trial's path in 2-D or 3-D, coloured by time, with a dot where it starts."""
+    solid = paths.shape[-1] == 3
+    pairs = np.stack([paths[:, :-1], paths[:, 1:]], axis=2)
+    segments: Any = pairs.reshape(-1, 2, paths.shape[-1])
+    times = np.tile(edges[1:-1], len(paths))
+    collection = Line3DCollection if solid else LineCollection
+    axis.add_collection(
+        collection(segments, array=times, cmap="viridis", norm=norm, linewidth=1.1, alpha=0.8),
+        autolim=False,
+    )
+    starts = paths[:, 0].T
+    axis.scatter(*starts, s=14, color=BLACK, linewidths=0, label="trial start")
+    axis.set(xlim=limits[0], ylim=limits[1], xlabel=names[0], ylabel=names[1])
+    if not solid:
+        return
+    axis.set(zlim=limits[2], zlabel=names[2])
+    axis.view_init(elev=18, azim=-60)
+    axis.set_box_aspect((1, 1, 0.9), zoom=1.12)
+    for side in (axis.xaxis, axis.yaxis, axis.zaxis):
+        side.set_major_locator(MaxNLocator(4))
+        side.set_pane_color((1.0, 1.0, 1.0, 0.0))
+        side.line.set_color(GREY)
+    axis.grid(False)

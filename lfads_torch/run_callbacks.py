@@ -1,0 +1,172 @@
+"""What makes a training run repeatable, resumable and unhurt by a kill, as Lightning plug-ins."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from .run_folder import LAST, table_text, write_atomically
+
+#: Key of a checkpoint under which a run keeps what Lightning does not.
+RUN_KEY = "lfads_run"
+
+
+class EpochSeed(Callback):
+    """Seed every random number generator at the start of each epoch.
+
+    The numbers of epoch k then depend on the run's seed and k alone, so that a run resumed at
+    epoch k draws what the uninterrupted one draws.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed Python's, NumPy's and PyTorch's generators."""
+        seed_all(self.seed, trainer.current_epoch)
+
+
+def seed_all(*entropy: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's global generators.
+
+    Parameters
+    ----------
+    *entropy : int
+        Numbers that together name the stream.
+    """
+    words = np.random.SeedSequence([number % 2**32 for number in entropy]).generate_state(2)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[0]))  # noqa: NPY002 - transforms of users may draw from it
+    torch.manual_seed(int(words[0]) * 2**31 + int(words[1]) // 2)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep the newest epoch in ``lightning_checkpoints/last.ckpt``, whether or not it is the best.
+
+    Lightning steps a plateau scheduler and logs an epoch only after it has saved the epoch's
+    checkpoint. What both would have used is kept in the checkpoint, and the scheduler is stepped
+    when the run resumes.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(LAST).absolute()
+        self._resumed: dict[str, Any] = {}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the checkpoint."""
+        trainer.save_checkpoint(self.path)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the epoch's metrics."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint[RUN_KEY] = {"epoch": trainer.current_epoch, "metrics": metrics}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the epoch's metrics until training starts."""
+        self._resumed = checkpoint.get(RUN_KEY, {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Step the plateau schedulers that the checkpoint's epoch had yet to step."""
+        resumed, self._resumed = self._resumed, {}
+        for config in trainer.lr_scheduler_configs if resumed else ():
+            is_due = (resumed["epoch"] + 1) % config.frequency == 0
+            value = resumed["metrics"].get(config.monitor)
+            if not config.reduce_on_plateau or config.interval != "epoch" or not is_due:
+                continue
+            if value is not None:
+                pl_module.lr_scheduler_step(config.scheduler, torch.tensor(value))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place and move it there, so that it is whole or not at all."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Save a checkpoint.
+
+        Parameters
+        ----------
+        checkpoint : dict
+            What to save.
+        path : str or Path
+            Where to.
+        storage_options : object, optional
+            Not used.
+
+        Raises
+        ------
+        UserError
+            If the disk is full or the folder may not be written to.
+        """
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's CSV logger, which continues a file that is there and writes each row at once."""
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the file; it is made when first used."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+        """Log one row.
+
+        Parameters
+        ----------
+        metrics : dict of str to float or Tensor
+            Values by name.
+        step : int, optional
+            Optimiser steps so far.
+        """
+        super().log_metrics(metrics, step)
+        self.save()
+
+
+class _Writer(ExperimentWriter):
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir=log_dir)
+        self.metrics_keys, _ = self._read()
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave the rows of a resumed run where they are; Lightning would delete them."""
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return [], []
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        return list(reader.fieldnames or []), rows
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        _, rows = self._read()
+        write_atomically(Path(self.metrics_file_path), table_text(fieldnames, rows))

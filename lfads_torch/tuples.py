@@ -1,0 +1,72 @@
+"""What goes into the model and what comes out of it, one tuple per session.
+
+Shapes use B trials, T_e bins read by the encoders, T_r >= T_e bins reconstructed, N_e channels
+read and N_r >= N_e channels reconstructed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SessionBatch(NamedTuple):
+    """A batch of trials of one session.
+
+    Attributes
+    ----------
+    encod_data : Tensor, shape (B, T_e, N_e)
+        What the encoders read; for spikes, counts per bin. NaN marks a missing bin where
+        `SelectiveBackpropThruTime` is used.
+    recon_data : Tensor, shape (B, T_r, N_r)
+        What is reconstructed. The first N_e channels are those of `encod_data`.
+    ext_input : Tensor, shape (B, T, E)
+        External inputs of the generator; E = 0 where there are none.
+    truth : Tensor, shape (B, T_r, N_r) or (B, 0, 0)
+        True rates per bin, where the file has them.
+    sv_mask : Tensor of bool, shape (B, T_e, N_e) or (B, 0, 0)
+        True for entries kept by sample validation.
+    masks : dict of str to Tensor, optional
+        Masks that augmentations leave for the loss, by the augmentation's key. They travel with
+        the batch, so that no augmentation needs a memory of its own.
+    """
+
+    encod_data: Tensor
+    recon_data: Tensor
+    ext_input: Tensor
+    truth: Tensor
+    sv_mask: Tensor
+    masks: dict[str, Tensor] | None = None
+
+
+class SessionOutput(NamedTuple):
+    """What the model infers for a batch of trials of one session.
+
+    Attributes
+    ----------
+    output_params : Tensor, shape (B, T_r, N_r, k) or (B, T_r, N_r)
+        Parameters of the observation model, or its means (for spikes: rates per bin).
+    factors : Tensor, shape (B, T_r, fac_dim)
+    ic_mean, ic_std : Tensor, shape (B, ic_dim)
+        Posterior of the initial condition.
+    co_means, co_stds : Tensor, shape (B, T_r, co_dim)
+        Posterior of the inferred inputs.
+    gen_states : Tensor, shape (B, T_r, gen_dim)
+    gen_init : Tensor, shape (B, gen_dim)
+        Initial state of the generator.
+    gen_inputs : Tensor, shape (B, T_r, co_dim + ext_input_dim)
+        Inferred and external inputs as the generator received them.
+    con_states : Tensor, shape (B, T_r, con_dim)
+    """
+
+    output_params: Tensor
+    factors: Tensor
+    ic_mean: Tensor
+    ic_std: Tensor
+    co_means: Tensor
+    co_stds: Tensor
+    gen_states: Tensor
+    gen_init: Tensor
+    gen_inputs: Tensor
+    con_states: Tensor

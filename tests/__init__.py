@@ -1,0 +1,1 @@
+"""Tests of lfads-torch; the folders mirror the package's."""

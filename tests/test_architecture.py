@@ -1,0 +1,143 @@
+"""Who may import whom, read from the source; ``docs/architecture.md`` says why."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lfads_torch"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+# A name stands for the module and all below it; the longest match decides. Every module may
+# import `errors` and its own room.
+MODEL_USERS = {"model", "modules", "datamodules", "data", "metrics", "tuples"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "": set(),
+    "errors": set(),
+    "kernels": set(),
+    "data": set(),
+    "tuples": set(),
+    "metrics": set(),
+    "modules": {"kernels", "tuples"},
+    # These two take a `datafile_pattern` and read the sessions' sizes from the files.
+    "modules.readin_readout": {"data"},
+    "modules.recons": {"data"},
+    "model": {"modules", "metrics", "tuples"},
+    "datamodules": {"data", "tuples"},
+    "checkpoint": MODEL_USERS,
+    "post_run": {"model", "datamodules", "metrics"},
+    "post_run.analysis": MODEL_USERS | {"checkpoint"},
+    "callbacks": {"model", "datamodules", "metrics", "tuples", "post_run"},
+    "search": set(),
+    "search.population": MODEL_USERS,
+    "run_model": MODEL_USERS | {"checkpoint", "post_run", "callbacks", "search"},
+    "search.ray": {"run_model"},
+    "extensions": MODEL_USERS | {"checkpoint", "post_run", "callbacks", "search", "run_model"},
+    "demo": MODEL_USERS | {"checkpoint", "post_run", "callbacks", "run_model"},
+    "cli": MODEL_USERS
+    | {"checkpoint", "post_run", "callbacks", "search", "run_model"}
+    | {"extensions", "demo"},
+}
+
+
+def imports(name: str, *, top_level_only: bool = False) -> Iterator[tuple[str, int]]:
+    """Modules that `name` imports, anywhere or when it is itself imported, with line numbers."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+            source = ".".join([*(parts if node.level else []), *filter(None, [node.module])])
+            for alias in node.names:
+                # `from package import module` imports the module, `from module import x` not x.
+                yield (
+                    full if (full := f"{source}.{alias.name}") in MODULES else source,
+                    node.lineno,
+                )
+        elif not (top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+            todo.extend(ast.iter_child_nodes(node))
+
+
+def inside(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+def rule(name: str) -> str:
+    """Key of `MAY_IMPORT` for a module, named without the package."""
+    keys = [key for key in MAY_IMPORT if key and inside(name, key)]
+    return max(keys, key=len, default="")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_module_imports_only_what_its_room_may(name: str) -> None:
+    own = name.removeprefix("lfads_torch").removeprefix(".")
+    key = rule(own)
+    assert key or not own, f"{name} is in no room: add it to MAY_IMPORT and docs/architecture.md"
+    room = own.partition(".")[0] if own != "search.ray" else own
+    allowed = MAY_IMPORT[key] | {"errors", room}
+    for imported, line in imports(name):
+        if inside(imported, "lfads_torch"):
+            other = imported.removeprefix("lfads_torch").removeprefix(".")
+            assert any(inside(other, room) for room in allowed), (
+                f"{MODULES[name].name}:{line}: {name} imports {imported}; "
+                f"it may import only {sorted(allowed)}"
+            )
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if inside(n, "lfads_torch.data")])
+def test_data_needs_no_torch(name: str) -> None:
+    heavy = {"torch", "pytorch_lightning", "torchmetrics", "lightning"}
+    found = [(m, line) for m, line in imports(name) if m.partition(".")[0] in heavy]
+    assert not found, f"{name} imports {found}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_ray_and_wandb_are_never_needed_to_import(name: str) -> None:
+    found = [
+        (m, line)
+        for m, line in imports(name, top_level_only=True)
+        if m.partition(".")[0] in {"ray", "wandb"}
+    ]
+    assert not found, (
+        f"{name} imports {found} at top level; import inside the function that uses it"
+    )
+
+
+def test_errors_imports_nothing_of_ours() -> None:
+    assert not [m for m, _ in imports("lfads_torch.errors") if inside(m, "lfads_torch")]
+
+
+def run_python(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_itself_and_its_data_tools_load_without_torch() -> None:
+    data = [n for n in MODULES if inside(n, "lfads_torch.data")]
+    run_python(
+        "import sys, importlib\n"
+        f"for name in {['lfads_torch', 'lfads_torch.errors', *data]}:\n"
+        "    importlib.import_module(name)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+
+
+def test_every_module_loads_where_ray_and_wandb_are_not_installed() -> None:
+    run_python(
+        "import sys, importlib\n"
+        "sys.modules['ray'] = sys.modules['wandb'] = None\n"
+        f"for name in {[n for n in MODULES if n != 'lfads_torch.search.ray']}:\n"
+        "    importlib.import_module(name)"
+    )
