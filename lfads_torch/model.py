@@ -6,28 +6,23 @@ The mathematics is in ``docs/model.md``; sources are listed in NOTICE.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .data.schema import SPLITS
-from .errors import ConfigError, DataError
+from .errors import ConfigError
 from .kernels import get_kernels
-from .metrics import ExpSmoothedMetric
-from .metrics.epoch import EpochScores
+from .model_checks import check_arguments, check_data
 from .modules.augmentations import AugmentationStack, LogFn, SelectiveBackpropThruTime
 from .modules.decoder import Decoder, Decoding
 from .modules.encoder import Encoder, Encoding
 from .modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal, Null
 from .modules.readin_readout import FanInLinear
 from .modules.recons import Poisson, recon_for_channels
-from .modules.spec import to_spec
-from .tuples import SessionBatch, SessionOutput
+from .training import LossTerms, TrainingModule
+from .tuples import Batch, SessionBatch, SessionOutput, sessions_of
 
 PARTS = (
     "reconstruction",
@@ -40,34 +35,8 @@ PARTS = (
 )
 """Constructor arguments that are parts, not numbers."""
 
-TUNABLES = (
-    "dropout_rate",
-    "lr_init",
-    "weight_decay",
-    "l2_ic_enc_scale",
-    "l2_ci_enc_scale",
-    "l2_gen_scale",
-    "l2_con_scale",
-    "kl_ic_scale",
-    "kl_co_scale",
-)
-"""Numbers kept as tensors, so that a search can change them and each member have its own."""
 
-Batch = Mapping[int, SessionBatch] | Mapping[int, tuple[SessionBatch, Any]] | SessionBatch
-
-
-class LossTerms(NamedTuple):
-    """Named terms of the objective, scalars; `recon` by session before their mean."""
-
-    total: Tensor
-    recon: Tensor
-    l2: Tensor
-    kl_ic: Tensor
-    kl_co: Tensor
-    session_recon: dict[int, Tensor]
-
-
-class LFADS(pl.LightningModule):
+class LFADS(TrainingModule):
     """Latent factor analysis via dynamical systems.
 
     Use `LFADS.from_data` to have sizes read from the data. Every part can be replaced by one's own.
@@ -130,8 +99,9 @@ class LFADS(pl.LightningModule):
         For arguments that are out of range or contradict one another.
     """
 
-    l2_ramp: Tensor
-    kl_ramp: Tensor
+    # Duck-typed, so that one's own need no base class.
+    ic_prior: Any
+    co_prior: Any
 
     def __init__(
         self,
@@ -186,11 +156,10 @@ class LFADS(pl.LightningModule):
         if recon_seq_len is None:
             recon_seq_len = encod_seq_len
         self.save_hyperparameters(ignore=list(PARTS))
-        _check_arguments(self.hparams)
+        check_arguments(self.hparams)
         assert encod_data_dim is not None and recon_seq_len is not None
         self.use_con = min(ci_enc_dim, con_dim, co_dim) > 0
         self.kernels = get_kernels(kernel)
-        self.session_names: list[str] = []
 
         self.readin = _as_list(readin or nn.Identity())
         self.encoder = Encoder(
@@ -231,14 +200,7 @@ class LFADS(pl.LightningModule):
                 f"{len(self.readout)} and {len(self.recon)} sessions; they must agree"
             )
 
-        for name in TUNABLES:
-            self.register_buffer(name, torch.tensor(float(self.hparams[name])), persistent=False)
-        for name in ("l2_ramp", "kl_ramp"):
-            self.register_buffer(name, torch.zeros(()), persistent=False)
-        self._set_ramps()
-        self.scores = {split: EpochScores() for split in ("train", "valid", "test")}
-        self.recon_smth = ExpSmoothedMetric()
-        self._rng_state: dict[str, Tensor] | None = None
+        self.prepare_training()
 
     def _priors(
         self, ic_prior: nn.Module | None, co_prior: nn.Module | None
@@ -315,64 +277,9 @@ class LFADS(pl.LightningModule):
         ConfigError, DataError
             Naming the argument or the file, key and channel, what was found and what is legal.
         """
-        names = data.session_names
-        if len(names) != len(self.readin):
-            raise ConfigError(
-                f"the model has {len(self.readin)} session(s), the data {len(names)} "
-                f"({', '.join(names)}); give readin, readout and reconstruction one part per "
-                "session file, or change datafile_pattern"
-            )
-        for s, (session, size) in enumerate(zip(data.sessions, data.sizes, strict=True)):
-            self._check_sizes(s, session.path, size)
-            stacks = (self.train_aug_stack, self.infer_aug_stack)
-            allow_nan = all(
-                any(isinstance(t, SelectiveBackpropThruTime) for t in stack.transforms)
-                for stack in stacks
-            )
-            recon = self.recon[s]
-            check = getattr(recon, "check_data", None)
-            for split in (name for name in SPLITS if name in session.splits):
-                arrays, where = session.splits[split], f"{session.path}: {split}_"
-                if check is not None and arrays.recon_data is not None:
-                    check(torch.from_numpy(arrays.recon_data), where + "recon_data", allow_nan)
-                encod = torch.from_numpy(arrays.encod_data)
-                bad = ~encod.isfinite() if not allow_nan else encod.isinf()
-                if bad.any():
-                    raise DataError(
-                        f"{where}encod_data: {int(bad.sum())} values are NaN or infinite; NaN is "
-                        "legal only with SelectiveBackpropThruTime in both augmentation stacks"
-                    )
-        for recon in self.recon:
-            recon.data_checked = True
+        check_data(self, data)
         if not self.session_names:
-            self.session_names = list(names)
-
-    def _check_sizes(self, s: int, path: Any, size: Any) -> None:
-        hp = self.hparams
-        readin, readout = self.readin[s], self.readout[s]
-        n_read = getattr(readin, "in_features", hp.encod_data_dim)
-        n_params = getattr(self.recon[s], "n_params", 1)
-        n_recon = getattr(readout, "out_features", n_params * size.recon_dim) / n_params
-        for argument, wanted, what, found in (
-            (f"encod_data_dim (or readin {s})", n_read, "encod_data has channels", size.encod_dim),
-            (f"out_features of readout {s}", n_recon, "recon_data has channels", size.recon_dim),
-            ("encod_seq_len", hp.encod_seq_len, "encod_data has bins", size.encod_len),
-            ("recon_seq_len", hp.recon_seq_len, "recon_data has bins", size.recon_len),
-            ("ext_input_dim", hp.ext_input_dim, "ext_input has channels", size.ext_dim),
-        ):
-            if wanted != found:
-                raise ConfigError(
-                    f"{path}: {what}: {found}, but the model's {argument} means {wanted:g}; change "
-                    "the model's configuration (null means: read it from the data) or the file"
-                )
-
-    def tunables(self) -> dict[str, Tensor]:
-        """Every number that a search may change, by its path below ``model.``."""
-        found = {name: getattr(self, name) for name in TUNABLES}
-        for i, transform in enumerate(self.train_aug_stack.transforms):
-            for name, buffer in _buffers(transform):
-                found[f"train_aug_stack.transforms.{i}.{name}"] = buffer
-        return found
+            self.session_names = list(data.session_names)
 
     # The model ------------------------------------------------------------------------------------
 
@@ -434,24 +341,24 @@ class LFADS(pl.LightningModule):
             Give the means of the observations instead of their parameters.
         """
         batch = sessions_of(batch)
-        encoding, decoding = self._infer(batch, sample_posteriors)
-        return self._outputs(batch, encoding, decoding, output_means)
+        encoding, decoding = self.infer(batch, sample_posteriors)
+        return self.outputs(batch, encoding, decoding, output_means)
 
-    def _infer(
-        self, batch: Mapping[int, SessionBatch], sample: bool
-    ) -> tuple[Encoding, Decoding]:
+    def infer(self, batch: Mapping[int, SessionBatch], sample: bool) -> tuple[Encoding, Decoding]:
+        """Encode and decode the trials of all sessions of a batch."""
         encoding = self.encode(batch)
         return encoding, self.decode(
             encoding, _cat([b.ext_input for b in batch.values()]), sample=sample
         )
 
-    def _outputs(
+    def outputs(
         self,
         batch: Mapping[int, SessionBatch],
         encoding: Encoding,
         decoding: Decoding,
         output_means: bool,
     ) -> dict[int, SessionOutput]:
+        """Split what was inferred by session and read it out."""
         sizes = [b.encod_data.shape[0] for b in batch.values()]
         columns = {
             "ic_mean": encoding.ic_mean,
@@ -535,203 +442,18 @@ class LFADS(pl.LightningModule):
         l2 = self.l2_penalty()
         kl_ic = self.kl_ic_scale * self.ic_prior(encoding.ic_mean, encoding.ic_std)
         kl_co = self.kl_co_scale * self.co_prior(decoding.co_means, decoding.co_stds)
-        total = self._objective(recon, l2, kl_ic + kl_co)
+        total = self.objective(recon, l2, kl_ic + kl_co)
         return LossTerms(total, recon, l2, kl_ic, kl_co, session_recon)
 
-    def _objective(self, recon: Tensor, l2: Tensor, kl: Tensor) -> Tensor:
+    def objective(self, recon: Tensor, l2: Tensor, kl: Tensor) -> Tensor:
+        """The objective from its terms, at the ramps of the current epoch."""
         return self.hparams.loss_scale * (recon + self.l2_ramp * l2 + self.kl_ramp * kl)
-
-    def _shared_step(self, batch: Batch, split: str) -> Tensor:
-        stack = self.train_aug_stack if split == "train" else self.infer_aug_stack
-        scores = self.scores[split]
-        own = {s: stack.process_batch(b) for s, b in sessions_of(batch).items()}
-        encoding, decoding = self._infer(own, self.hparams.variational)
-        outputs = self._outputs(own, encoding, decoding, output_means=False)
-        n_trials = {s: b.encod_data.shape[0] for s, b in own.items()}
-        n_total = sum(n_trials.values())
-
-        def log_fn(name: str, value: Tensor, **_: Any) -> None:
-            scores.terms.add(name.removeprefix(f"{split}/"), value, n_total)
-
-        terms = self.loss_terms(own, encoding, decoding, outputs, stack, log_fn, split)
-        scores.add_terms(
-            {"wt_l2": terms.l2, "wt_kl/ic": terms.kl_ic, "wt_kl/co": terms.kl_co}, n_total
-        )
-        with torch.no_grad():
-            for s, session_batch in own.items():
-                scores.add_session(s, terms.session_recon[s], n_trials[s])
-                truth, counts = session_batch.truth, session_batch.recon_data
-                params = outputs[s].output_params
-                if getattr(self.recon[s], "for_counts", False):
-                    _, n_bins, n_read = session_batch.encod_data.shape
-                    scores.add_log_rates(s, params[..., 0], counts, n_read, n_bins)
-                if truth.numel():
-                    scores.r2.update(self.recon[s].compute_means(params), truth, key=s)
-        return terms.total
-
-    # Lightning ------------------------------------------------------------------------------------
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the objective of a batch, with the training augmentations."""
-        return self._shared_step(batch, "train")
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the objective of a batch, with the inference augmentations."""
-        return self._shared_step(batch, "valid")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """As in validation."""
-        return self._shared_step(batch, "test")
-
-    def predict_step(
-        self, batch: Batch, batch_idx: int, sample_posteriors: bool = True
-    ) -> dict[int, SessionOutput]:
-        """Infer one posterior sample (or the posterior means) for a dataloader's batch."""
-        own = {s: self.infer_aug_stack.process_batch(b) for s, b in sessions_of(batch).items()}
-        return self(own, sample_posteriors=sample_posteriors and self.hparams.variational)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and, where `lr_scheduler` is set, `ReduceLROnPlateau`."""
-        hp = self.hparams
-        trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
-        optimizer = torch.optim.AdamW(
-            trained,
-            lr=self.lr_init.item(),
-            betas=(hp.lr_adam_beta1, hp.lr_adam_beta2),
-            eps=hp.lr_adam_epsilon,
-            weight_decay=self.weight_decay.item(),
-            fused=all(p.device.type in ("cpu", "cuda") for p in trained),
-        )
-        if not hp.lr_scheduler:
-            return optimizer
-        scheduler = ReduceLROnPlateau(
-            optimizer,
-            factor=hp.lr_decay,
-            patience=hp.lr_patience,
-            threshold=0.0,
-            min_lr=hp.lr_stop,
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "monitor": "valid/recon_smth"},
-        }
-
-    def setup(self, stage: str) -> None:
-        """Hold the data against the model before anything is trained."""
-        data = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "sessions"):
-            self.check_data(data)
-
-    def _set_ramps(self) -> None:
-        hp = self.hparams
-        for ramp, start, increase in (
-            (self.l2_ramp, hp.l2_start_epoch, hp.l2_increase_epoch),
-            (self.kl_ramp, hp.kl_start_epoch, hp.kl_increase_epoch),
-        ):
-            ramp.fill_(min(1.0, max(0.0, (self.current_epoch + 1 - start) / (increase + 1))))
-
-    def on_train_start(self) -> None:
-        """After a resume, go on with the random numbers where the checkpoint left them."""
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state["cpu"].cpu())
-            if "cuda" in self._rng_state and torch.cuda.is_available():
-                torch.cuda.set_rng_state(self._rng_state["cuda"].cpu())
-            self._rng_state = None
-
-    def on_train_epoch_start(self) -> None:
-        """Set the ramps of this epoch."""
-        self.scores["train"].reset()
-        self._set_ramps()
-        decay = self.weight_decay.item() * self.l2_ramp.item()
-        for group in self.trainer.optimizers[0].param_groups:
-            group["weight_decay"] = decay
-
-    def on_validation_epoch_start(self) -> None:
-        """Start the scores anew."""
-        self.scores["valid"].reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Start the scores anew."""
-        self.scores["test"].reset()
-
-    def _log_scores(self, split: str) -> dict[str, Tensor]:
-        scores = self.scores[split].compute()
-        kl = scores["wt_kl/ic"] + scores["wt_kl/co"]
-        scores["wt_kl"] = kl
-        scores["loss"] = self._objective(scores["recon"], scores["wt_l2"], kl)
-        scores["wt_l2/ramp"], scores["wt_kl/ramp"] = self.l2_ramp, self.kl_ramp
-        self.log_dict({f"{split}/{k}": v.float() for k, v in scores.items()})
-        return scores
-
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's exact means."""
-        self._log_scores("train")
-        self.log("cur_epoch", float(self.current_epoch))
-        for name, value in self.tunables().items():
-            self.log(f"hp/{name}", value)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the scores and smooth the reconstruction loss."""
-        scores = self._log_scores("valid")
-        if not self.trainer.sanity_checking:
-            self.recon_smth.update(scores["recon"])
-        smoothed = self.recon_smth.compute()
-        self.log_dict({"valid/recon_smth": smoothed, "hp_metric": smoothed})
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores."""
-        self._log_scores("test")
-
-    # Checkpoints ----------------------------------------------------------------------------------
-
-    def extra_state(self) -> dict[str, Tensor]:
-        """State beside the parameters that training needs to go on."""
-        return {"recon_smth": self.recon_smth.smoothed.clone()}
-
-    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `extra_state` gave."""
-        self.recon_smth.smoothed = state["recon_smth"].to(self.device)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe the model by plain numbers and names, beside the state of training."""
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        checkpoint["hyper_parameters"] = dict(checkpoint.get("hyper_parameters", self.hparams))
-        checkpoint["lfads"] = {
-            "session_names": list(self.session_names),
-            "parts": {name: to_spec(part) for name, part in self.parts().items()},
-            "frozen": [name for name, p in self.named_parameters() if not p.requires_grad],
-            "extra": self.extra_state(),
-            "rng": rng,
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the state of training; refuse a checkpoint of other sessions."""
-        own = checkpoint.get("lfads")
-        if own is None:
-            return
-        theirs = own["session_names"]
-        if self.session_names and theirs and self.session_names != theirs:
-            raise ConfigError(
-                f"the checkpoint was trained on the sessions {', '.join(theirs)}, the data are "
-                f"{', '.join(self.session_names)}; go on with the same files"
-            )
-        self.load_extra_state(own["extra"])
-        self._rng_state = own["rng"]
 
     def parts(self) -> dict[str, nn.Module]:
         """The replaceable parts by their constructor arguments."""
-        return {name: getattr(self, "recon" if name == "reconstruction" else name) for name in PARTS}
-
-
-def sessions_of(batch: Batch) -> dict[int, SessionBatch]:
-    """Bring what `forward` and the steps accept into one form, in the order of sessions."""
-    if isinstance(batch, SessionBatch):
-        return {0: batch}
-    return {
-        s: batch[s] if isinstance(batch[s], SessionBatch) else batch[s][0] for s in sorted(batch)
-    }
+        return {
+            name: getattr(self, "recon" if name == "reconstruction" else name) for name in PARTS
+        }
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:
@@ -759,51 +481,3 @@ def _as_datamodule(data: Any) -> Any:
         data = BasicDataModule(str(data))
     data.setup("fit")
     return data
-
-
-def _buffers(transform: Any) -> list[tuple[str, Tensor]]:
-    return list(transform.named_buffers()) if isinstance(transform, nn.Module) else []
-
-
-def _check_arguments(hp: Any) -> None:
-    """Refuse sizes and rates that no model can have."""
-    for name in ("encod_data_dim", "encod_seq_len"):
-        if hp[name] is None:
-            raise ConfigError(
-                f"{name} is not given; set it, or let LFADS.from_data(data) read it from the data"
-            )
-    for name, least in {
-        "encod_data_dim": 1,
-        "encod_seq_len": 1,
-        "recon_seq_len": hp.encod_seq_len,
-        "ic_enc_dim": 1,
-        "ic_dim": 1,
-        "gen_dim": 1,
-        "fac_dim": 1,
-        "ext_input_dim": 0,
-        "ic_enc_seq_len": 0,
-        "ci_enc_dim": 0,
-        "con_dim": 0,
-        "co_dim": 0,
-        "ci_lag": 0,
-        "l2_increase_epoch": 0,
-        "kl_increase_epoch": 0,
-    }.items():
-        if hp[name] != int(hp[name]) or hp[name] < least:
-            raise ConfigError(f"{name} is {hp[name]}; legal are whole numbers >= {least}")
-    if hp.ic_enc_seq_len >= hp.encod_seq_len:
-        raise ConfigError(
-            f"ic_enc_seq_len is {hp.ic_enc_seq_len}, but only {hp.encod_seq_len} bins are read; "
-            "legal are 0 (both encoders read all bins) to encod_seq_len - 1"
-        )
-    if not 0 <= hp.dropout_rate < 1:
-        raise ConfigError(f"dropout_rate is {hp.dropout_rate}; legal are 0 <= dropout_rate < 1")
-    for name in ("lr_init", "cell_clip", "loss_scale", "lr_adam_epsilon"):
-        if not hp[name] > 0:
-            raise ConfigError(f"{name} is {hp[name]}; legal are numbers > 0")
-    controller = {name: hp[name] for name in ("ci_enc_dim", "con_dim", "co_dim")}
-    if 0 in controller.values() and any(controller.values()):
-        warnings.warn(
-            f"no controller, since not all of {controller} are > 0: the generator is autonomous",
-            stacklevel=4,
-        )

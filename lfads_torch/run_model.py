@@ -6,22 +6,24 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from . import __version__
-from .compose import Overrides, compose_config
-from .config_check import check_config, did_you_mean, find_target
 from .errors import ConfigError, UserError
-from .run_folder import (
-    CHECKPOINTS,
+from .running.compose import Overrides, compose_config
+from .running.config_check import arguments_of, check_config, find_target
+from .running.folder import (
     CONFIG,
     LAST,
     METRICS,
     cannot_write,
+    delete_run,
     find_checkpoint,
     holds_a_run,
     is_write_failure,
@@ -31,12 +33,18 @@ from .run_folder import (
     write_atomically,
     write_status,
 )
+from .running.parts import (
+    build,
+    build_model,
+    build_trainer,
+    pick_device,
+    set_up_data,
+)
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
 
-#: Sizes that are read from the data where the configuration leaves them null.
-SIZES = ("encod_data_dim", "encod_seq_len", "recon_seq_len", "ext_input_dim", "readin", "readout")
+    from .model import LFADS
 
 #: Arguments of the Trainer of PyTorch Lightning 1 that existing configurations still hold.
 _OLD_TRAINER = (
@@ -146,9 +154,8 @@ def run_model(
     given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
     try:
         with _inside(folder):
-            return _Run(config, folder, given, goes_on=resume or continued).run(
-                do_train, do_posterior_sample
-            )
+            run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
+            return run.run(do_train, do_posterior_sample)
     except OSError as error:
         if is_write_failure(error):
             raise cannot_write(error.filename or folder, error) from error
@@ -163,36 +170,170 @@ class _Run:
     """One run: what is built from the configuration, and the order in which it happens."""
 
     def __init__(
-        self, config: dict[str, Any], folder: Path, given: Path | None, *, goes_on: bool
+        self,
+        config: dict[str, Any],
+        folder: Path,
+        given: Path | None,
+        *,
+        goes_on: bool,
+        overwrite: bool,
     ) -> None:
         self.config = config
         self.folder = folder
         self.given = given
         self.goes_on = goes_on
+        self.overwrite = overwrite
         self.seed = int(config.get("seed") or 0)
 
     def run(self, do_train: bool, do_posterior_sample: bool) -> RunResult:
+        """Build, check, train, sample."""
         import pytorch_lightning as pl
 
         pl.seed_everything(self.seed, workers=True, verbose=False)
         datamodule = build(self.config["datamodule"], "datamodule")
-        _setup(datamodule)
+        set_up_data(datamodule)
         model = build_model(self.config["model"], datamodule)
         model.check_data(datamodule)
-        status = read_status(self.folder) if self.goes_on else {}
-        if do_train and status.get("stage", "training") == "training":
-            status = self._train(model, datamodule)
-        elif do_train and self._asks_for_more(status):
-            status = self._train(model, datamodule)
-        result = self._result(status)
-        if do_posterior_sample:
-            result.outputs = self._sample(model, datamodule, trained=do_train)
+        status = read_status(self.folder) if self.goes_on or not do_train else {}
+        metrics: dict[str, float] = {}
+        if do_train and (status.get("stage", "training") == "training" or self._is_longer(status)):
+            status, metrics = self._train(model, datamodule)
+        outputs = self._sample(model, datamodule, trained=do_train) if do_posterior_sample else []
         if do_train:
-            outputs = [_relative(path, self.folder) for path in result.outputs]
-            write_status(self.folder, "complete", **{**status, "outputs": outputs})
-        return result
+            names = [_relative(path, self.folder) for path in outputs]
+            status = {**status, "outputs": names or status.get("outputs", [])}
+            self._write_status("complete", status)
+        best = status.get("best_checkpoint")
+        last = self.folder / LAST
+        return RunResult(
+            run_dir=self.folder,
+            best_checkpoint=self.folder / best if best else None,
+            last_checkpoint=last if last.is_file() else None,
+            outputs=outputs,
+            metrics=metrics,
+        )
 
-    def _asks_for_more(self, status: Mapping[str, Any]) -> bool:
-        most = self.config["trainer"].get("max_epochs") or -1
-        asked = status.get("max_epochs")
-        return asked is not None and most != asked and (most < 0 or most > status["epochs"])
+    def _is_longer(self, status: Mapping[str, Any]) -> bool:
+        asked, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
+        return asked is not None and before is not None and not 0 <= asked <= before
+
+    def _write_status(self, stage: str, facts: Mapping[str, Any]) -> None:
+        write_status(self.folder, stage, **{k: v for k, v in facts.items() if k != "stage"})
+
+    def _train(self, model: LFADS, datamodule: Any) -> tuple[dict[str, Any], dict[str, float]]:
+        from .checkpoint import load_weights, read_checkpoint
+        from .running.callbacks import RUN_KEY
+
+        if self.overwrite:
+            delete_run(self.folder)
+        checkpoint = self._checkpoint_to_go_on_from()
+        step = 0
+        if checkpoint is not None:
+            state = read_checkpoint(checkpoint)
+            load_weights(model, state["state_dict"], checkpoint)
+            step = int(state.get("global_step", 0))
+            rewind_metrics(self.folder / METRICS, step, state.get(RUN_KEY, {}).get("metrics", {}))
+        elif self.goes_on:
+            rewind_metrics(self.folder / METRICS, 0, {})
+        trainer = build_trainer(self.config, self.folder, self.seed, step)
+        facts = {
+            "version": __version__,
+            "seed": self.seed,
+            "max_epochs": self.config["trainer"].get("max_epochs"),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        text = OmegaConf.to_yaml(OmegaConf.create(self.config))
+        write_atomically(self.folder / CONFIG, text)
+        self._write_status("training", facts)
+        try:
+            self._fit(trainer, model, datamodule, checkpoint)
+        except UserError as error:
+            self._write_status("training", {**facts, "stopped": str(error)})
+            raise
+        best = _best_of(trainer)
+        facts["epochs"] = trainer.current_epoch
+        facts["best_checkpoint"] = _relative(best, self.folder) if best else None
+        self._write_status("sampling", facts)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return facts, metrics
+
+    def _checkpoint_to_go_on_from(self) -> Path | None:
+        if self.given is None:
+            own = self.folder / LAST
+            return own if self.goes_on and own.is_file() else None
+        found = find_checkpoint(self.given)
+        if found is None:
+            raise UserError(f"checkpoint_dir={self.given}: there is no checkpoint (*.ckpt) in it")
+        return found
+
+    def _fit(self, trainer: pl.Trainer, model: LFADS, datamodule: Any, path: Path | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=path, weights_only=True)
+        except SystemExit as error:
+            if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
+                raise KeyboardInterrupt from error
+            raise
+        finally:
+            with suppress(ValueError, TypeError):  # not the main thread
+                signal.signal(signal.SIGINT, interrupt)
+
+    def _sample(self, model: LFADS, datamodule: Any, *, trained: bool) -> list[Path]:
+        from .checkpoint import load_weights, read_checkpoint
+
+        settings = self.config.get("posterior_sampling") or {}
+        if not settings.get("fn"):
+            return []
+        best = bool(settings.get("use_best_ckpt", True))
+        place = self.folder if trained or self.given is None else self.given
+        path = find_checkpoint(place, best=best)
+        if path is None:
+            raise UserError(f"{place} holds no checkpoint to sample from; train first")
+        load_weights(model, read_checkpoint(path)["state_dict"], path)
+        known = arguments_of(find_target(settings["fn"]["_target_"], "posterior_sampling.fn"))
+        facts = {"run": str(self.folder), "checkpoint": _relative(path, self.folder)}
+        facts = {name: value for name, value in facts.items() if name in known.legal}
+        sample = build({**settings["fn"], "_partial_": True}, "posterior_sampling.fn")
+        model.to(pick_device(self.config["trainer"]))
+        try:
+            outputs = sample(model, datamodule, **facts)
+        finally:
+            model.to("cpu")
+        return [Path(output).absolute() for output in outputs or []]
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    start = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(start)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _best_of(trainer: pl.Trainer) -> Path | None:
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not path:
+        return None
+    here = Path(getattr(trainer.checkpoint_callback, "dirpath", "")) / Path(path).name
+    return Path(path) if Path(path).is_file() else here if here.is_file() else None
+
+
+def _drop_old_arguments(config: dict[str, Any]) -> None:
+    trainer = config.get("trainer")
+    if not isinstance(trainer, dict):
+        raise ConfigError("the configuration has no trainer; compare the packaged single.yaml")
+    for part in ("model", "datamodule"):
+        if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
+            raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
+    trainer.setdefault("_target_", "pytorch_lightning.Trainer")
+    for name in [name for name in trainer if name in _OLD_TRAINER]:
+        warnings.warn(
+            f"trainer.{name}={trainer.pop(name)!r} belongs to PyTorch Lightning 1 and is left out",
+            stacklevel=3,
+        )

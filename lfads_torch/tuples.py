@@ -6,7 +6,8 @@ read and N_r >= N_e channels reconstructed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -70,3 +71,18 @@ class SessionOutput(NamedTuple):
     gen_init: Tensor
     gen_inputs: Tensor
     con_states: Tensor
+
+
+Batch = Mapping[int, SessionBatch] | Mapping[int, tuple[SessionBatch, Any]] | SessionBatch
+"""What a model accepts: trials by session, as a dataloader gives them or without its extras."""
+
+
+def sessions_of(batch: Batch) -> dict[int, SessionBatch]:
+    """Bring a batch into one form: `SessionBatch` by session number, in ascending order."""
+    if isinstance(batch, SessionBatch):
+        return {0: batch}
+    found: dict[int, SessionBatch] = {}
+    for session in sorted(batch):
+        own: Any = batch[session]
+        found[session] = own if isinstance(own, SessionBatch) else own[0]
+    return found

@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from lfads_torch.model import LFADS
+from lfads_torch.modules import priors, recons
+from lfads_torch.modules.readin_readout import FanInLinear
+from lfads_torch.tuples import SessionBatch
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 GOLDEN_NAMES = sorted(path.stem for path in GOLDEN_DIR.glob("*.npz") if path.stem != "priors")
@@ -24,8 +29,8 @@ GOLDEN_NAMES = sorted(path.stem for path in GOLDEN_DIR.glob("*.npz") if path.ste
 # penalty is 1e-4 * 0.5 * sum (scale - 20)^2.
 ZIG_ARGS = {"gamma_loc": 0.1, "scale_init": 20.0, "scale_prior": 20.0, "scale_penalty": 1e-4}
 
-# Entries of the meta that describe the file and are not hyper-parameters of the model.
-NOT_HYPERPARAMETERS = {"reconstruction", "sessions", "ramp", "gradient_clip_val"}
+# Entries that describe the file and are not hyper-parameters of the model.
+NOT_HYPERPARAMETERS = {"reconstruction", "sessions", "ramp", "gradient_clip_val", *ZIG_ARGS}
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,57 @@ def load_golden(name: str) -> Golden:
         grads=group("grad/"),
         after3=group("after3/"),
     )
+
+
+def build_recon(golden: Golden, n_channels: int) -> recons.Reconstruction:
+    """Observation model of the file, for a session of `n_channels`."""
+    kind = getattr(recons, golden.hps["reconstruction"])
+    if golden.hps["reconstruction"] == "ZeroInflatedGamma":
+        return kind(recon_dim=n_channels, **ZIG_ARGS)
+    return kind()
+
+
+def build_lfads(golden: Golden, **changes: Any) -> LFADS:
+    """Build the model of the file with its parameters, in evaluation mode.
+
+    Both ramps are at the file's value (one half) in epoch 0.
+    """
+    assert golden.ramp == 0.5
+    hps = {name: value for name, value in golden.hps.items() if name not in NOT_HYPERPARAMETERS}
+    hps |= {"l2_increase_epoch": 1, "kl_increase_epoch": 1}
+    hps |= changes
+    n_recons = [n_recon for _, n_recon in golden.sessions]
+    recon_list = [build_recon(golden, n_recon) for n_recon in n_recons]
+    readin: nn.Module = nn.Identity()
+    if len(golden.sessions) > 1:
+        readin = nn.ModuleList(FanInLinear(n, hps["encod_data_dim"]) for n, _ in golden.sessions)
+    readout = nn.ModuleList(
+        FanInLinear(hps["fac_dim"], recon.n_params * n_recon)
+        for recon, n_recon in zip(recon_list, n_recons, strict=True)
+    )
+    co_prior: nn.Module = priors.Null()
+    if "co_prior.logtaus" in golden.params:
+        co_prior = priors.AutoregressiveMultivariateNormal(1.0, 1.0, hps["co_dim"])
+    model = LFADS(
+        reconstruction=nn.ModuleList(recon_list),
+        readin=readin,
+        readout=readout,
+        ic_prior=priors.MultivariateNormal(0.0, 1.0, hps["ic_dim"]),
+        co_prior=co_prior,
+        **hps,
+    )
+    model.load_state_dict(golden.params, strict=True)
+    return model.eval()
+
+
+def session_batches(golden: Golden, dtype: torch.dtype = torch.float32) -> dict[int, SessionBatch]:
+    """Batch of the file as the model takes it."""
+    batches = {}
+    for s, arrays in golden.batch.items():
+        data = {name: array.to(dtype) for name, array in arrays.items()}
+        none = data["encod_data"].new_zeros(data["encod_data"].shape[0], 0, 0)
+        batches[s] = SessionBatch(truth=none, sv_mask=none.bool(), masks=None, **data)
+    return batches
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

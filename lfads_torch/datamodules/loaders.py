@@ -9,23 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lfads_torch.data.schema import SessionData
+from lfads_torch.datamodules.preparation import Indices, seeded_generator
 from lfads_torch.tuples import SessionBatch
 
 if TYPE_CHECKING:
     from lfads_torch.datamodules.module import BasicDataModule
 
-Indices = NDArray[np.int64]
 Batch = dict[int, tuple[SessionBatch, tuple[Tensor, ...]]]
-
-
-def seeded_generator(*entropy: int) -> torch.Generator:
-    """Make a generator whose stream depends on all of the given numbers."""
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))
 
 
 def run_seed() -> int:

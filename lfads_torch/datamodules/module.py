@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from lfads_torch.data.schema import (
     SPLITS,
@@ -22,13 +20,21 @@ from lfads_torch.data.schema import (
     warnings_for,
 )
 from lfads_torch.datamodules.loaders import (
-    Indices,
     OrderedLoader,
     SessionTensors,
     TrainLoader,
-    seeded_generator,
 )
-from lfads_torch.errors import DataError, UserError
+from lfads_torch.datamodules.preparation import (
+    Indices,
+    check_together,
+    ext_dim,
+    file_rows,
+    redraw_split,
+    redrawn_array,
+    sv_mask,
+    whole_number,
+)
+from lfads_torch.errors import UserError
 
 
 class SessionSizes(NamedTuple):
@@ -102,12 +108,12 @@ class BasicDataModule(pl.LightningDataModule):
         )
         self.datafile_patterns = [absolute_pattern(pattern) for pattern in patterns]
         self.batch_keys, self.attr_keys = _names(batch_keys), _names(attr_keys)
-        self.batch_size = _whole("batch_size", batch_size, least=1)
+        self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.reshuffle_tv_seed = reshuffle_tv_seed
         self.reshuffle_tv_ratio = reshuffle_tv_ratio
         self.sv_rate = float(sv_rate)
-        self.sv_seed = _whole("sv_seed", sv_seed)
-        self.dm_ic_enc_seq_len = _whole("dm_ic_enc_seq_len", dm_ic_enc_seq_len)
+        self.sv_seed = whole_number("sv_seed", sv_seed)
+        self.dm_ic_enc_seq_len = whole_number("dm_ic_enc_seq_len", dm_ic_enc_seq_len)
         self._check_arguments()
         # For callbacks and checkpoints; the loggers record the composed configuration instead.
         self.save_hyperparameters(
@@ -145,7 +151,7 @@ class BasicDataModule(pl.LightningDataModule):
                     f"0 and 1, that of the trials for training."
                 )
         if self.reshuffle_tv_seed is not None:
-            _whole("reshuffle_tv_seed", self.reshuffle_tv_seed)
+            whole_number("reshuffle_tv_seed", self.reshuffle_tv_seed)
         taken = [key for key in self.attr_keys if hasattr(type(self), key) or key in vars(self)]
         if taken:
             raise UserError(
@@ -176,79 +182,45 @@ class BasicDataModule(pl.LightningDataModule):
                 f"session: raise batch_size to {len(paths)} or more."
             )
         sessions = [read_session(path, self.batch_keys, self.attr_keys) for path in paths]
-        _check_together(sessions)
+        check_together(sessions)
         encod_len = sessions[0].pooled["encod_data"].shape[1]
         if self.dm_ic_enc_seq_len > encod_len:
             raise UserError(
                 f"dm_ic_enc_seq_len={self.dm_ic_enc_seq_len}, but the files have {encod_len} bins "
                 f"to read; legal is 0 to {encod_len}."
             )
-        self._file_rows = [_file_rows(session) for session in sessions]
-        self._rows = [
-            self._draw_split(i, session, rows)
-            for i, (session, rows) in enumerate(zip(sessions, self._file_rows, strict=True))
-        ]
+        self._file_rows = self._rows = [file_rows(session) for session in sessions]
+        if self.reshuffle_tv_seed is not None:
+            ratio, seed = self.reshuffle_tv_ratio, self.reshuffle_tv_seed
+            self._rows = [
+                redraw_split(session, rows, ratio, [seed, number])
+                for number, (session, rows) in enumerate(
+                    zip(sessions, self._file_rows, strict=True)
+                )
+            ]
         self._set_attributes(sessions)
+        masks = [
+            sv_mask(session, self.sv_rate, [self.sv_seed, number], self.dm_ic_enc_seq_len)
+            for number, session in enumerate(sessions)
+        ]
         self._tensors = [
-            SessionTensors(session, self.batch_keys, self._sv_mask(i, session))
-            for i, session in enumerate(sessions)
+            SessionTensors(session, self.batch_keys, mask)
+            for session, mask in zip(sessions, masks, strict=True)
         ]
         self._sessions = sessions
         for message in [text for session in sessions for text in warnings_for(session)]:
             warnings.warn(message, DataWarning, stacklevel=2)
         self._warn_of_small_sessions()
 
-    def _draw_split(
-        self, number: int, session: SessionData, file_rows: dict[str, Indices]
-    ) -> dict[str, Indices]:
-        if self.reshuffle_tv_seed is None:
-            return file_rows
-        n_pooled, ratio = len(file_rows["train"]) + len(file_rows["valid"]), self.reshuffle_tv_ratio
-        n_train = len(file_rows["train"]) if ratio is None else round(n_pooled * ratio)
-        if not 0 < n_train < n_pooled:
-            raise UserError(
-                f"{session.path}: reshuffle_tv_ratio={ratio} of {n_pooled} trials leaves {n_train} "
-                f"for training and {n_pooled - n_train} for validation; both need at least one."
-            )
-        order = np.random.default_rng([self.reshuffle_tv_seed, number]).permutation(n_pooled)
-        redrawn = {"train": np.sort(order[:n_train]), "valid": np.sort(order[n_train:])}
-        return file_rows | redrawn
-
     def _set_attributes(self, sessions: Sequence[SessionData]) -> None:
         for key in self.attr_keys:
             values = [
                 session.arrays[key]
                 if self.reshuffle_tv_seed is None
-                else self._redrawn(key, session, rows)
+                else redrawn_array(key, session, rows)
                 for session, rows in zip(sessions, self._rows, strict=True)
             ]
             setattr(self, key, values[0] if len(values) == 1 else values)
-
-    def _redrawn(self, key: str, session: SessionData, rows: dict[str, Indices]) -> Any:
-        split, _, name = key.partition("_")
-        if split not in ("train", "valid"):
-            return session.arrays[key]
-        pair = [f"train_{name}", f"valid_{name}"]
-        counts = [session.splits[s].n_trials for s in ("train", "valid")]
-        arrays = read_session(session.path, attr_keys=[k for k in pair if k in session.keys]).arrays
-        if [len(np.atleast_1d(arrays.get(k, ()))) for k in pair] != counts:
-            raise UserError(
-                f"{session.path}: attribute key {key!r} does not hold a row for each trial of both "
-                f"train and valid, so it cannot follow a redrawn split; leave out "
-                f"reshuffle_tv_seed or this key."
-            )
-        return np.concatenate([arrays[k] for k in pair])[rows[split]]
-
-    def _sv_mask(self, number: int, session: SessionData) -> Tensor | None:
-        if self.sv_rate == 0:
-            return None
-        masks = []
-        for place, data in ((SPLITS.index(s), d) for s, d in session.splits.items()):
-            generator = seeded_generator(self.sv_seed, number, place)
-            kept = torch.rand(data.encod_data.shape, generator=generator) >= self.sv_rate
-            kept[:, : self.dm_ic_enc_seq_len] = True
-            masks.append(kept)
-        return torch.cat(masks)
 
     def _warn_of_small_sessions(self) -> None:
         share = self.batch_size // self.n_sessions
@@ -292,7 +264,7 @@ class BasicDataModule(pl.LightningDataModule):
                 recon_dim=session.pooled["recon_data"].shape[2],
                 encod_len=session.pooled["encod_data"].shape[1],
                 recon_len=session.pooled["recon_data"].shape[1],
-                ext_dim=_ext_dim(session),
+                ext_dim=ext_dim(session),
                 n_train=len(rows["train"]),
                 n_valid=len(rows["valid"]),
                 n_test=len(rows.get("test", ())),
@@ -373,7 +345,11 @@ class BasicDataModule(pl.LightningDataModule):
         if session is not None and not 0 <= session < self.n_sessions:
             raise UserError(f"session={session}; legal are 0 to {self.n_sessions - 1}.")
         numbers = range(self.n_sessions) if session is None else [session]
-        total = self.batch_size if batch_size is None else _whole("batch_size", batch_size, least=1)
+        total = (
+            self.batch_size
+            if batch_size is None
+            else whole_number("batch_size", batch_size, least=1)
+        )
         return OrderedLoader(self, splits, numbers, max(1, total // len(numbers)), as_in_file)
 
     def all_rows(self, as_in_file: bool = False) -> list[dict[str, Indices]]:
@@ -416,37 +392,3 @@ class BasicDataModule(pl.LightningDataModule):
 
 def _names(keys: Sequence[str] | str | None) -> tuple[str, ...]:
     return (keys,) if isinstance(keys, str) else tuple(keys or ())
-
-
-def _whole(name: str, value: Any, least: int = 0) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"{name}={value!r}; legal is a whole number of at least {least}.")
-    return int(value)
-
-
-def _file_rows(session: SessionData) -> dict[str, Indices]:
-    ends = np.cumsum([0, *(data.n_trials for data in session.splits.values())])
-    return {
-        split: np.arange(start, stop)
-        for split, start, stop in zip(session.splits, ends[:-1], ends[1:], strict=True)
-    }
-
-
-def _ext_dim(session: SessionData) -> int:
-    ext = session.pooled.get("ext_input")
-    return 0 if ext is None else int(ext.shape[2])
-
-
-def _check_together(sessions: Sequence[SessionData]) -> None:
-    first = sessions[0]
-    for other in sessions[1:]:
-        for what, sizes in (
-            ("bins of encod_data", [s.pooled["encod_data"].shape[1] for s in (first, other)]),
-            ("bins of recon_data", [s.pooled["recon_data"].shape[1] for s in (first, other)]),
-            ("channels of ext_input", [_ext_dim(s) for s in (first, other)]),
-        ):
-            if sizes[0] != sizes[1]:
-                raise DataError(
-                    f"Sessions of one model must have the same number of {what}: {first.path} has "
-                    f"{sizes[0]}, {other.path} has {sizes[1]}."
-                )

@@ -227,8 +227,8 @@ class _Decoder(_FoldedFunction):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[len(DecoderStates._fields) :])
-        needed = DecoderInputs(*inputs[:-1])._replace(con_proj=None, gen_proj=None)
-        ctx.save_for_backward(*needed, *output)
+        # The input products, the largest tensors of all, are not needed again.
+        ctx.save_for_backward(None, None, *inputs[2:-1], *output)
         ctx.clip = inputs[-1]
 
     @staticmethod
@@ -251,9 +251,7 @@ class _DecoderBackward(_FoldedFunction):
         con.prepare_backward(p.con_h0, out.con_states, con_gates, con_cand)
         gen.prepare_backward(p.gen_h0, out.gen_states, gen_gates, gen_cand)
         n_bins, n_inputs = out.inputs.shape[1], out.inputs.shape[-1]
-        grad_f = out.factors.new_zeros(
-            *(out.factors.shape[0], n_bins + 1), *out.factors.shape[2:]
-        )
+        grad_f = out.factors.new_zeros(*(out.factors.shape[0], n_bins + 1), *out.factors.shape[2:])
         if grad.factors is not None:
             grad_f[:, 1:] = grad.factors
         grad_co = torch.zeros_like(out.co_params) if grad.co_params is None else grad.co_params
@@ -263,9 +261,7 @@ class _DecoderBackward(_FoldedFunction):
 
         grad_g, grad_c = torch.zeros_like(p.gen_h0), torch.zeros_like(p.con_h0)
         for t in reversed(range(n_bins)):
-            grad_g = grad_g + _masked(
-                torch.bmm(grad_f[:, t + 1], p.w_fac), p.gen_mask, t + 1
-            )
+            grad_g = grad_g + _masked(torch.bmm(grad_f[:, t + 1], p.w_fac), p.gen_mask, t + 1)
             if grad.gen_states is not None:
                 grad_g.add_(grad.gen_states[:, t])
             grad_g = gen.backward(t, grad_g)

@@ -25,8 +25,11 @@ class EpochScores:
 
     def reset(self) -> None:
         """Forget everything seen."""
-        for sums in (self.terms, self.sessions, self.r2, *self.bits.values()):
-            sums.reset()
+        self.terms.reset()
+        self.sessions.reset()
+        self.r2.reset()
+        for bits in self.bits.values():
+            bits.reset()
 
     def add_terms(self, terms: Mapping[str, Tensor], n_trials: int) -> None:
         """Count a batch's loss terms, weighted by its trials."""

@@ -196,6 +196,10 @@ class WeightedMeans:
             weight = weight + self._sums[name][1]
         self._sums[name] = (total, float(weight))
 
+    def totals(self) -> dict[str, Tensor]:
+        """Return the weighted sums so far, which turn non-finite with the first such value."""
+        return {name: total for name, (total, _) in self._sums.items()}
+
     def compute(self) -> dict[str, Tensor]:
         """Return the mean of every name seen; NaN where all weights were zero."""
         return {

@@ -74,9 +74,7 @@ class Reconstruction(nn.Module):
         """The equation of the loss, for legal data."""
         raise NotImplementedError
 
-    def compute_means(
-        self, output_params: Float[Tensor, "B T N k"]
-    ) -> Float[Tensor, "B T N"]:
+    def compute_means(self, output_params: Float[Tensor, "B T N k"]) -> Float[Tensor, "B T N"]:
         """Mean of the data; for spikes, the rate per bin."""
         raise NotImplementedError
 

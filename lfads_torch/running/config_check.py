@@ -13,7 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 #: Keys that direct the instantiation and are not arguments.
 DIRECTIVES = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})

@@ -15,9 +15,8 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from .run_folder import LAST, table_text, write_atomically
+from .folder import LAST, table_text, write_atomically
 
 #: Key of a checkpoint under which a run keeps what Lightning does not.
 RUN_KEY = "lfads_run"
@@ -53,7 +52,7 @@ def seed_all(*entropy: int) -> None:
     """
     words = np.random.SeedSequence([number % 2**32 for number in entropy]).generate_state(2)
     random.seed(int(words[0]))
-    np.random.seed(int(words[0]))  # noqa: NPY002 - transforms of users may draw from it
+    np.random.seed(int(words[0]))
     torch.manual_seed(int(words[0]) * 2**31 + int(words[1]) // 2)
 
 
@@ -71,7 +70,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the checkpoint."""
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -135,8 +134,7 @@ class RunCSVLogger(CSVLogger):
             self._experiment = _Writer(self.log_dir)
         return self._experiment
 
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Log one row.
 
         Parameters

@@ -20,10 +20,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..errors import ConfigError
 from .config_check import arguments_of, did_you_mean, find_target
-from .errors import ConfigError
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGED = PACKAGE / "configs"
 
 #: Containers of components, into which a new entry may be put without further ado.

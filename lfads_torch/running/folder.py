@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from ..errors import UserError
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -143,7 +143,7 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     resume : bool
         Whether the run in it shall go on.
     overwrite : bool
-        Whether the run in it shall be deleted. Only what a run writes is deleted.
+        Whether the run in it is going to be deleted (`delete_run`).
 
     Returns
     -------
@@ -176,8 +176,6 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool) -> bool:
         probe.unlink()
     except OSError as error:
         raise cannot_write(folder, error) from error
-    if overwrite:
-        delete_run(folder)
     return is_new
 
 

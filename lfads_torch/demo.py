@@ -1,0 +1,223 @@
+"""The demonstration: spikes of a known system, a model that has never seen it, and the scores."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UserError
+from .running.folder import METRICS, delete_run, prepare
+
+Array = NDArray[Any]
+
+DATA = "lorenz.h5"
+
+
+class DemoScores(NamedTuple):
+    """Scores on validation trials.
+
+    Attributes
+    ----------
+    bits_per_spike : float
+        Of the inferred rates over each unit's mean rate.
+    best_bits_per_spike : float
+        The same of the true rates: what a perfect model would reach.
+    rate_r2 : float
+        R2 of inferred against true rates, mean over units.
+    latent_r2 : float
+        R2 of the true latents by a linear map of the factors, fitted on training trials.
+    """
+
+    bits_per_spike: float
+    best_bits_per_spike: float
+    rate_r2: float
+    latent_r2: float
+
+
+def run_demo(
+    folder: Path,
+    *,
+    seed: int = 0,
+    n_conditions: int = 65,
+    n_trials: int = 16,
+    n_units: int = 30,
+    n_bins: int = 50,
+    mean_rate: float = 0.3,
+    max_epochs: int | None = None,
+    overwrite: bool = False,
+) -> DemoScores:
+    """Generate spikes driven by a Lorenz system, train, sample, score, draw and print.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+    seed : int, default=0
+        Seed of data and training.
+    n_conditions, n_trials : int
+        Initial states, and trials of each.
+    n_units, n_bins : int
+        Units and bins of a trial.
+    mean_rate : float, default=0.3
+        Spikes per bin and unit.
+    max_epochs : int, optional
+        Epochs at most.
+    overwrite : bool, default=False
+        Delete the run that the folder holds.
+
+    Returns
+    -------
+    DemoScores
+
+    Raises
+    ------
+    UserError
+        For options out of range, or a folder that holds a run or cannot be written to.
+    """
+    from .data.schema import write_session
+    from .data.synthetic import lorenz
+    from .run_model import run_model
+
+    began = time.monotonic()
+    data = lorenz(n_conditions, n_trials, n_units, n_bins, mean_rate, seed=seed)
+    prepare(folder, resume=False, overwrite=overwrite)
+    if overwrite:
+        delete_run(folder)
+    write_session(folder / DATA, data, {"source": "Lorenz system", "seed": seed})
+    print(
+        f"{len(data['train_recon_data'])} training and {len(data['valid_recon_data'])} validation "
+        f"trials of {n_units} units x {n_bins} bins, {mean_rate:g} spikes per bin\n"
+        f"run folder: {folder}",
+        flush=True,
+    )
+    overrides: dict[str, Any] = {
+        "model": "demo",
+        "callbacks": "demo",
+        "datamodule": "demo",
+        "datamodule.datafile_pattern": str(folder / DATA),
+        "seed": seed,
+    }
+    if max_epochs is not None:
+        overrides["trainer.max_epochs"] = max_epochs
+    result = run_model(overrides, config_path="demo.yaml", run_dir=folder)
+    if not result.outputs:
+        raise UserError(f"{folder}: posterior sampling wrote no output")
+    output = read_arrays(result.outputs[0])
+    scores = score(output)
+    figures = draw(folder, output)
+    print_report(scores, [*figures, *result.outputs, folder / METRICS], time.monotonic() - began)
+    return scores
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Read an output file of posterior sampling.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file.
+
+    Returns
+    -------
+    dict of str to ndarray
+    """
+    with h5py.File(path, "r") as file:
+        return {key: np.asarray(item[()]) for key, item in file.items()}
+
+
+def score(output: dict[str, Array]) -> DemoScores:
+    """Score validation trials against the truth.
+
+    Parameters
+    ----------
+    output : dict of str to ndarray
+        Keys of the data file and of posterior sampling.
+
+    Returns
+    -------
+    DemoScores
+    """
+    import torch
+
+    from .metrics import bits_per_spike, linear_map_r2, r2_score
+
+    rates, truth, spikes = (
+        torch.from_numpy(output[f"valid_{name}"].astype(np.float64))
+        for name in ("output_params", "truth", "recon_data")
+    )
+    return DemoScores(
+        bits_per_spike=float(bits_per_spike(rates.log(), spikes)),
+        best_bits_per_spike=float(bits_per_spike(truth.log(), spikes)),
+        rate_r2=float(r2_score(rates, truth)),
+        latent_r2=linear_map_r2(
+            output["valid_factors"],
+            output["valid_latents"],
+            fit_on=(output["train_factors"], output["train_latents"]),
+        ),
+    )
+
+
+def draw(folder: Path, output: dict[str, Array]) -> list[Path]:
+    """Draw rates, attractor and training curves.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder; figures go to ``figures/`` in it.
+    output : dict of str to ndarray
+        Keys of the data file and of posterior sampling.
+
+    Returns
+    -------
+    list of Path
+        PNG files.
+    """
+    from .post_run.plots import factors_3d, raster_panel, training_curves
+
+    drawn = {
+        "rates": raster_panel(
+            output["valid_recon_data"],
+            output["valid_output_params"],
+            output["valid_truth"],
+            output["valid_co_means"],
+        ),
+        "attractor": factors_3d(output["valid_factors"], output["valid_latents"]),
+        "training": training_curves(folder / METRICS),
+    }
+    (folder / "figures").mkdir(exist_ok=True)
+    paths = []
+    for name, figure in drawn.items():
+        path = folder / "figures" / f"demo_{name}.png"
+        figure.savefig(path, dpi=150)
+        paths.append(path)
+    return paths
+
+
+def print_report(scores: DemoScores, paths: list[Path], seconds: float) -> None:
+    """Print the scores and where everything lies.
+
+    Parameters
+    ----------
+    scores : DemoScores
+        Of validation trials.
+    paths : list of Path
+        What was written.
+    seconds : float
+        How long everything took.
+    """
+    rows = [
+        ("bits per spike", scores.bits_per_spike, f"true rates: {scores.best_bits_per_spike:.3f}"),
+        ("R2 of rates", scores.rate_r2, "inferred against true rates"),
+        ("R2 of latents", scores.latent_r2, "Lorenz state by a linear map of the factors"),
+    ]
+    print("\nvalidation trials")
+    for name, value, note in rows:
+        print(f"  {name:<16}{value:7.3f}   ({note})")
+    print(f"\n{seconds:.0f} s in all; written:")
+    for path in paths:
+        print(f"  {path}")

@@ -1,0 +1,1 @@
+"""Optional parts: benchmark scores and names that existing configurations use."""

@@ -1,0 +1,45 @@
+"""Callbacks for training within hyper-parameter searches; none needs Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EarlyStopping
+
+from lfads_torch.errors import ConfigError
+
+
+class EarlyStoppingWithBurnInPeriod(EarlyStopping):
+    """Early stopping that looks away during the first epochs.
+
+    While the KL and L2 ramps rise, the validation loss may rise as well without meaning that the
+    model has stopped learning.
+
+    Parameters
+    ----------
+    burn_in_period : int
+        Epochs that are not looked at, neither for the best value nor for patience.
+    monitor : str
+        Metric to watch.
+    **kwargs
+        Further arguments of Lightning's `EarlyStopping`.
+    """
+
+    def __init__(
+        self, burn_in_period: int = 0, monitor: str = "valid/recon_smth", **kwargs: Any
+    ) -> None:
+        if burn_in_period < 0:
+            raise ConfigError(f"burn_in_period must be 0 or more epochs, got {burn_in_period}")
+        super().__init__(monitor=monitor, **kwargs)
+        self.burn_in_period = burn_in_period
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check after validation, once the burn-in is over."""
+        if trainer.current_epoch >= self.burn_in_period:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check after the epoch, once the burn-in is over."""
+        if trainer.current_epoch >= self.burn_in_period:
+            super().on_train_epoch_end(trainer, pl_module)

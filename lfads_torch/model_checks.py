@@ -1,0 +1,143 @@
+"""What is held against the model before anything is computed: its arguments and the data."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .data.schema import SPLITS
+from .errors import ConfigError, DataError
+from .modules.augmentations import SelectiveBackpropThruTime
+
+if TYPE_CHECKING:
+    from .model import LFADS
+
+_LEAST = {
+    "encod_data_dim": 1,
+    "encod_seq_len": 1,
+    "recon_seq_len": 1,
+    "ic_enc_dim": 1,
+    "ic_dim": 1,
+    "gen_dim": 1,
+    "fac_dim": 1,
+    "ext_input_dim": 0,
+    "ic_enc_seq_len": 0,
+    "ci_enc_dim": 0,
+    "con_dim": 0,
+    "co_dim": 0,
+    "ci_lag": 0,
+    "l2_increase_epoch": 0,
+    "kl_increase_epoch": 0,
+}
+_POSITIVE = ("lr_init", "cell_clip", "loss_scale", "lr_adam_epsilon")
+
+
+def check_arguments(hp: Any) -> None:
+    """Refuse sizes and rates that no model can have.
+
+    Raises
+    ------
+    ConfigError
+        Naming the argument, its value and the legal ones.
+    """
+    for name in ("encod_data_dim", "encod_seq_len"):
+        if hp[name] is None:
+            raise ConfigError(
+                f"{name} is not given; set it, or let LFADS.from_data(data) read it from the data"
+            )
+    for name, least in _LEAST.items():
+        if hp[name] != int(hp[name]) or hp[name] < least:
+            raise ConfigError(f"{name} is {hp[name]}; legal are whole numbers >= {least}")
+    if hp["recon_seq_len"] < hp["encod_seq_len"]:
+        raise ConfigError(
+            f"recon_seq_len is {hp['recon_seq_len']}, below encod_seq_len {hp['encod_seq_len']}; "
+            "every bin that is read is also reconstructed"
+        )
+    if hp["ic_enc_seq_len"] >= hp["encod_seq_len"]:
+        raise ConfigError(
+            f"ic_enc_seq_len is {hp['ic_enc_seq_len']}, but only {hp['encod_seq_len']} bins are "
+            "read; legal are 0 (both encoders read all bins) to encod_seq_len - 1"
+        )
+    if not 0 <= hp["dropout_rate"] < 1:
+        raise ConfigError(f"dropout_rate is {hp['dropout_rate']}; legal are 0 <= dropout_rate < 1")
+    for name in _POSITIVE:
+        if not hp[name] > 0:
+            raise ConfigError(f"{name} is {hp[name]}; legal are numbers > 0")
+    controller = {name: hp[name] for name in ("ci_enc_dim", "con_dim", "co_dim")}
+    if 0 in controller.values() and any(controller.values()):
+        warnings.warn(
+            f"no controller, since not all of {controller} are > 0: the generator is autonomous",
+            stacklevel=4,
+        )
+
+
+def check_data(model: LFADS, data: Any) -> None:
+    """Hold all sessions of a data module against the model; see `LFADS.check_data`."""
+    names = data.session_names
+    if len(names) != len(model.readin):
+        raise ConfigError(
+            f"the model has {len(model.readin)} session(s), the data {len(names)} "
+            f"({', '.join(names)}); give readin, readout and reconstruction one part per "
+            "session file, or change datafile_pattern"
+        )
+    for number, (session, size) in enumerate(zip(data.sessions, data.sizes, strict=True)):
+        check_session(model, number, session, size)
+
+
+def check_session(model: LFADS, number: int, session: Any, size: Any) -> None:
+    """Hold one session's sizes and numbers against the model.
+
+    Parameters
+    ----------
+    model : LFADS
+    number : int
+        The session's number in the model.
+    session : SessionData
+    size : SessionSizes
+
+    Raises
+    ------
+    ConfigError, DataError
+        Naming the argument or the file, key and channel, what was found and what is legal.
+    """
+    _check_sizes(model, number, session.path, size)
+    recon: Any = model.recon[number]
+    check = getattr(recon, "check_data", None)
+    allow_nan = all(
+        any(isinstance(t, SelectiveBackpropThruTime) for t in stack.transforms)
+        for stack in (model.train_aug_stack, model.infer_aug_stack)
+    )
+    for split in (name for name in SPLITS if name in session.splits):
+        arrays, where = session.splits[split], f"{session.path}: {split}_"
+        if check is not None and arrays.recon_data is not None:
+            check(torch.from_numpy(arrays.recon_data), where + "recon_data", allow_nan)
+        encod = torch.from_numpy(arrays.encod_data)
+        bad = encod.isinf() if allow_nan else ~encod.isfinite()
+        if bad.any():
+            raise DataError(
+                f"{where}encod_data: {int(bad.sum())} values are NaN or infinite; NaN is "
+                "legal only with SelectiveBackpropThruTime in both augmentation stacks"
+            )
+    if hasattr(recon, "data_checked"):
+        recon.data_checked = True
+
+
+def _check_sizes(model: LFADS, number: int, path: Any, size: Any) -> None:
+    hp = model.hparams
+    n_params = getattr(model.recon[number], "n_params", 1)
+    n_read = getattr(model.readin[number], "in_features", hp["encod_data_dim"])
+    n_out = getattr(model.readout[number], "out_features", n_params * size.recon_dim)
+    for argument, wanted, what, found in (
+        (f"encod_data_dim (or readin {number})", n_read, "channels of encod_data", size.encod_dim),
+        (f"readout {number}", n_out / n_params, "channels of recon_data", size.recon_dim),
+        ("encod_seq_len", hp["encod_seq_len"], "bins of encod_data", size.encod_len),
+        ("recon_seq_len", hp["recon_seq_len"], "bins of recon_data", size.recon_len),
+        ("ext_input_dim", hp["ext_input_dim"], "channels of ext_input", size.ext_dim),
+    ):
+        if wanted != found:
+            raise ConfigError(
+                f"{path}: {what}: the file has {found}, the model's {argument} is for {wanted:g}; "
+                "change the model's configuration (null means: read it from the data) or the file"
+            )

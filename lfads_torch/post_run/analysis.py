@@ -1,0 +1,281 @@
+"""Posterior means: what a trained model infers for every trial, averaged over samples."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.schema import SPLITS, write_session
+from ..datamodules import BasicDataModule
+from ..errors import UserError
+from ..model import LFADS
+from ..model_checks import check_session
+from ..modules.encoder import Encoding
+from ..tuples import SessionBatch, SessionOutput
+
+MAX_BYTES = 512 * 2**20
+"""Default bound of the memory that sampling takes at a time."""
+
+
+def sample_posterior(
+    model: LFADS,
+    data: Any,
+    num_samples: int = 50,
+    split: str = "valid",
+    *,
+    seed: int = 0,
+    max_bytes: int = MAX_BYTES,
+) -> Any:
+    """Infer what a model says of each trial, averaged over samples of its posterior.
+
+    The encoders run once; the decoder runs on many samples at a time.
+
+    Parameters
+    ----------
+    model : LFADS
+    data : BasicDataModule, str, Path, or array of shape (trials, bins, channels)
+        A data module, the path or glob pattern of data files, or what the encoders read of one
+        session's trials (an array has no split).
+    num_samples : int
+        Posterior samples; a model that is not variational has one.
+    split : {"train", "valid", "test"}
+    seed : int
+        Seed of the samples; the global generators are left alone.
+    max_bytes : int
+        Bound of the memory for samples, in bytes; it does not change what is computed but for
+        the random numbers.
+
+    Returns
+    -------
+    SessionOutput, or dict of int to SessionOutput
+        By session number where there are several. Tensors on the CPU, trials in the order of the
+        file; `output_params` are mean rates (or other means) per bin, shape (trials, T_r, N_r).
+
+    Raises
+    ------
+    UserError
+        Where the data do not fit the model.
+    """
+    if num_samples < 1:
+        raise UserError(f"num_samples is {num_samples}; legal are whole numbers >= 1")
+    if isinstance(data, (np.ndarray, Tensor)):
+        return _sample_array(model, data, num_samples, seed, max_bytes)
+    datamodule = _as_datamodule(data)
+    outputs = {
+        number: _sample_session(model, datamodule, number, own, split, num_samples, seed, max_bytes)
+        for number, own in enumerate(match_sessions(model, datamodule))
+    }
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+def run_posterior_sampling(
+    model: LFADS,
+    datamodule: Any,
+    filename: str | Path,
+    num_samples: int = 50,
+    *,
+    seed: int = 0,
+    max_bytes: int = MAX_BYTES,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+) -> list[Path]:
+    """Write the posterior means of all trials, one file per session.
+
+    A file holds every key of the session's data file and, for each split and each field of
+    `SessionOutput`, ``{split}_{field}`` in the order of the file's trials; ``output_params`` are
+    mean rates (or other means) per bin. It appears under its name only when complete.
+
+    Parameters
+    ----------
+    model : LFADS
+    datamodule : BasicDataModule, str or Path
+    filename : str or Path
+        ``name.h5`` stands for ``name_sess0.h5``, ``name_sess1.h5``, ...
+    num_samples : int
+        Posterior samples that are averaged.
+    seed, max_bytes
+        As in `sample_posterior`.
+    run, checkpoint : str or Path, optional
+        Recorded as attributes of the files.
+
+    Returns
+    -------
+    list of Path
+        The files, by session.
+
+    Raises
+    ------
+    UserError
+        Where the data do not fit the model, or a file cannot be written.
+    """
+    data = _as_datamodule(datamodule)
+    target = Path(filename)
+    paths = []
+    for number, own in enumerate(match_sessions(model, data)):
+        session = data.sessions[number]
+        arrays: dict[str, Any] = {}
+        for split in (name for name in SPLITS if name in session.splits):
+            output = _sample_session(
+                model, data, number, own, split, num_samples, seed, max_bytes, as_in_file=True
+            )
+            for field, tensor in output._asdict().items():
+                arrays[f"{split}_{field}"] = tensor.numpy()
+        attributes: dict[str, Any] = {
+            "session_name": data.session_names[number],
+            "model_session_names": list(model.session_names) or [data.session_names[number]],
+            "num_samples": num_samples if model.hparams["variational"] else 1,
+            "sampling_seed": seed,
+        }
+        for name, value in (("run", run), ("checkpoint", checkpoint)):
+            if value is not None:
+                attributes[name] = str(value)
+        path = target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
+        paths.append(write_session(path, arrays, attributes, copy_from=session.path))
+    return paths
+
+
+def match_sessions(model: LFADS, data: BasicDataModule) -> list[int]:
+    """For each session of the data, its number in the model.
+
+    A model of one session takes data of any one session (checked by size); a model of several
+    knows its sessions by name.
+
+    Raises
+    ------
+    UserError
+        Where a session is unknown, or its sizes are not the model's.
+    """
+    names, known = data.session_names, model.session_names
+    n_known = len(model.readin)
+    if n_known == 1 or not known:
+        if len(names) != n_known:
+            raise UserError(f"the model has {n_known} session(s), the data {len(names)}")
+        numbers = list(range(n_known))
+    else:
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise UserError(
+                f"the model was not trained on session {unknown[0]!r}{hint}; its sessions are "
+                f"{', '.join(known)}, named after their files"
+            )
+        numbers = [known.index(name) for name in names]
+    for number, own in enumerate(numbers):
+        check_session(model, own, data.sessions[number], data.sizes[number])
+    return numbers
+
+
+def _as_datamodule(data: Any) -> BasicDataModule:
+    return data if hasattr(data, "split_loader") else BasicDataModule(data)
+
+
+def _sample_array(
+    model: LFADS, data: Any, num_samples: int, seed: int, max_bytes: int
+) -> SessionOutput:
+    encod = torch.as_tensor(np.asarray(data), dtype=torch.float32, device=model.device)
+    wanted = (model.hparams["encod_seq_len"], model.hparams["encod_data_dim"])
+    if len(model.readin) != 1 or encod.ndim != 3 or tuple(encod.shape[1:]) != wanted:
+        raise UserError(
+            f"data is an array of shape {tuple(encod.shape)}; this model of {len(model.readin)} "
+            f"session(s) takes (trials, {wanted[0]}, {wanted[1]}) of a single session; give a "
+            "data module or a path otherwise"
+        )
+    if model.hparams["ext_input_dim"]:
+        raise UserError("the model has external inputs, which an array lacks; give a data file")
+    none = encod.new_empty(len(encod), 0, 0)
+
+    def batch(rows: slice) -> SessionBatch:
+        own = none[rows]
+        return SessionBatch(encod[rows], encod[rows], own, own, own.bool())
+
+    share = _trials_at_once(model, num_samples, max_bytes)
+    batches = (batch(slice(i, i + share)) for i in range(0, len(encod), share))
+    return _average(model, 0, batches, num_samples, seed, max_bytes)
+
+
+def _sample_session(
+    model: LFADS,
+    data: BasicDataModule,
+    number: int,
+    own: int,
+    split: str,
+    num_samples: int,
+    seed: int,
+    max_bytes: int,
+    as_in_file: bool = False,
+) -> SessionOutput:
+    share = _trials_at_once(model, num_samples, max_bytes)
+    data.to(model.device)
+    loader = data.split_loader(split, batch_size=share, session=number, as_in_file=as_in_file)
+    batches = (step[number][0] for step in loader)
+    return _average(model, own, batches, num_samples, seed, max_bytes)
+
+
+@torch.no_grad()
+def _average(
+    model: LFADS, session: int, batches: Any, num_samples: int, seed: int, max_bytes: int
+) -> SessionOutput:
+    """Average over samples, batch by batch; the model's mode and the generators are restored."""
+    sample = bool(model.hparams["variational"])
+    num_samples = num_samples if sample else 1
+    at_once = max(1, max_bytes // _bytes_per_row(model))
+    was_training = model.training
+    devices = [model.device] if model.device.type == "cuda" else []
+    parts: list[SessionOutput] = []
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for raw in batches:
+                batch = model.infer_aug_stack.process_batch(raw)
+                encoding = model.encode({session: batch})
+                n_trials = batch.encod_data.shape[0]
+                share = max(1, at_once // n_trials)
+                sums: list[Tensor] = []
+                for start in range(0, num_samples, share):
+                    n_now = min(share, num_samples - start)
+                    means = _sum_of_samples(model, session, encoding, batch, sample, n_now)
+                    sums = [a.add_(b) for a, b in zip(sums, means, strict=True)] if sums else means
+                averaged = [(x / num_samples).cpu() for x in sums]
+                parts.append(_output(averaged, encoding))
+    finally:
+        model.train(was_training)
+    return SessionOutput(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _sum_of_samples(
+    model: LFADS,
+    session: int,
+    encoding: Encoding,
+    batch: SessionBatch,
+    sample: bool,
+    n_samples: int,
+) -> list[Tensor]:
+    decoding = model.decode(encoding, batch.ext_input, sample=sample, n_samples=n_samples)
+    rates = model.read_out(session, decoding.factors, output_means=True)
+    return [x.unflatten(0, (n_samples, -1)).sum(dim=0) for x in (rates, *decoding)]
+
+
+def _output(averaged: Sequence[Tensor], encoding: Encoding) -> SessionOutput:
+    rates, factors, *rest = averaged
+    return SessionOutput(rates, factors, encoding.ic_mean.cpu(), encoding.ic_std.cpu(), *rest)
+
+
+def _bytes_per_row(model: LFADS) -> int:
+    """Memory that decoding one trial once takes, by the buffers of the decoder and read-out."""
+    hp = model.hparams
+    n_out = max(getattr(readout, "out_features", hp["fac_dim"]) for readout in model.readout)
+    per_bin = 8 * hp["gen_dim"] + 8 * hp["con_dim"] + 4 * hp["fac_dim"] + 8 * hp["co_dim"]
+    per_bin += 3 * n_out + 4 * hp["ext_input_dim"]
+    return 4 * hp["recon_seq_len"] * per_bin
+
+
+def _trials_at_once(model: LFADS, num_samples: int, max_bytes: int) -> int:
+    return max(1, max_bytes // (_bytes_per_row(model) * max(1, num_samples)))
