@@ -232,9 +232,11 @@ class _Run:
             state = read_checkpoint(checkpoint)
             load_weights(model, state["state_dict"], checkpoint)
             step = int(state.get("global_step", 0))
-            rewind_metrics(self.folder / METRICS, step, state.get(RUN_KEY, {}).get("metrics", {}))
+            run = state.get(RUN_KEY, {})
+            first = int(run.get("first_step", 0))
+            rewind_metrics(self.folder / METRICS, step, first, run.get("metrics"))
         elif self.goes_on:
-            rewind_metrics(self.folder / METRICS, 0, {})
+            rewind_metrics(self.folder / METRICS)
         trainer = build_trainer(self.config, self.folder, self.seed, step)
         facts = {
             "version": __version__,

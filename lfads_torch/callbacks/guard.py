@@ -44,6 +44,7 @@ class NaNGuard(Callback):
         self.n_recoveries = 0
         self._history: list[dict[str, Tensor]] = []
         self._good: dict[str, Any] | None = None
+        self._just_recovered = False
 
     def state_dict(self) -> dict[str, Any]:
         """Recoveries so far, for a resume."""
@@ -61,10 +62,11 @@ class NaNGuard(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin a new record of the epoch's steps."""
         self._history = []
-        # Terms logged after a recovery are still those of the epoch that was undone.
-        for name, value in list(trainer.callback_metrics.items()):
-            if not math.isfinite(value):
+        if self._just_recovered:
+            # What was logged after the recovery is still that of the epoch that was undone.
+            for name in [n for n, v in trainer.callback_metrics.items() if not math.isfinite(v)]:
                 del trainer.callback_metrics[name]
+            self._just_recovered = False
 
     def on_train_batch_end(
         self,
@@ -101,23 +103,23 @@ class NaNGuard(Callback):
 
     def _faults(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
         """Say which terms are not finite, and at which step they began to be; '' if all are."""
-        names = list(self._history[-1]) if self._history else []
-        if names:
-            ends = torch.stack([self._history[-1][n].double() for n in names]).isfinite()
-            losses = torch.stack([h["loss"] for h in self._history if "loss" in h] or [ends[0] * 0])
-            if not (ends.all() & losses.isfinite().all()):
-                return self._first_fault()
+        ends = list(self._history[-1].values()) if self._history else []
+        losses = [record["loss"] for record in self._history if "loss" in record]
+        if not _all_finite([*ends, *losses]):
+            return self._first_fault()
         logged = {
-            name: float(value)
+            name: value
             for name, value in trainer.callback_metrics.items()
             if name.startswith(("train/", "valid/")) and _is_loss(name)
         }
-        bad = [f"{name} is {value}" for name, value in logged.items() if not math.isfinite(value)]
-        if bad:
-            return ", ".join(bad)
+        if not _all_finite(list(logged.values())):
+            return ", ".join(
+                f"{name} is {float(value)}"
+                for name, value in logged.items()
+                if not math.isfinite(value)
+            )
         # The gradient of the last step may have spoilt the weights after every loss was computed.
-        weights = [p.detach() for p in pl_module.parameters() if p.numel()]
-        if weights and not torch.stack([w.isfinite().all() for w in weights]).all():
+        if not _all_finite([p.detach() for p in pl_module.parameters()]):
             return f"weights are not finite after step {len(self._history)}, the epoch's last"
         return ""
 
@@ -138,6 +140,7 @@ class NaNGuard(Callback):
     def _recover(self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str) -> None:
         good = self._good or {}
         self.n_recoveries += 1
+        self._just_recovered = True
         rates = _restore(trainer, pl_module, good)
         # A second fault in the next epoch starts from the halved rate, not from the first one.
         self._good = _snapshot(trainer, pl_module, metrics=good["metrics"])
@@ -147,6 +150,12 @@ class NaNGuard(Callback):
             f"{listed} (recovery {self.n_recoveries} of {self.max_recoveries}).",
             stacklevel=2,
         )
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    """Wait for the device once, however many tensors there are."""
+    checks = [tensor.isfinite().all() for tensor in tensors]
+    return not checks or bool(torch.stack(checks).all())
 
 
 def _is_loss(name: str) -> bool:

@@ -43,6 +43,7 @@ class EpochProgressBar(ProgressBar):
         self._ends: deque[float] = deque(maxlen=_RECENT + 1)
         self._shown = -math.inf
         self._first_epoch = 0
+        self._began = 0.0
 
     def disable(self) -> None:
         """Show nothing."""
@@ -69,8 +70,9 @@ class EpochProgressBar(ProgressBar):
             return
         self._first_epoch = trainer.current_epoch
         self._ends.clear()
-        self._ends.append(time.monotonic())
-        self._shown = -math.inf
+        self._began = time.monotonic()
+        self._ends.append(self._began)
+        self._shown = self._began if not self._out.isatty() else -math.inf
         total = self._total(trainer)
         if self._out.isatty():
             self._bar = tqdm(
@@ -121,16 +123,18 @@ class EpochProgressBar(ProgressBar):
         if final or trainer.current_epoch > self._first_epoch:
             self._ends.append(now)
         interval = self.refresh_s if self._bar is not None else self.line_every_s
-        if final or now - self._shown >= interval:
+        if final:
+            self._show(trainer, time_note=f"{clock(now - self._began)} in all")
+        elif now - self._shown >= interval:
             self._show(trainer)
 
-    def _show(self, trainer: pl.Trainer, step: str = "") -> None:
+    def _show(self, trainer: pl.Trainer, step: str = "", time_note: str = "") -> None:
         self._shown = time.monotonic()
         total = self._total(trainer)
         epoch = f"epoch {trainer.current_epoch}" + (f"/{total}" if total else "") + step
-        values = self._values(trainer)
+        values = [*_values(trainer), *filter(None, [time_note or self._time_left(trainer)])]
         if self._bar is None:
-            if values:
+            if len(self._ends) > 1:
                 print(" | ".join([epoch, *values]), file=self._out, flush=True)
             return
         self._bar.n = trainer.current_epoch
@@ -138,26 +142,24 @@ class EpochProgressBar(ProgressBar):
         self._bar.set_postfix_str(" | ".join(["", *values]).strip(), refresh=False)
         self._bar.refresh()
 
-    def _values(self, trainer: pl.Trainer) -> list[str]:
-        found = []
-        for name, label in (("train/loss", "loss"), ("valid/recon_smth", "valid (smoothed)")):
-            if name in trainer.callback_metrics:
-                found.append(f"{label} {float(trainer.callback_metrics[name]):.5g}")
-        left = self._seconds_left(trainer)
-        return [*found, f"at most {clock(left)} left"] if found and left is not None else found
-
-    def _seconds_left(self, trainer: pl.Trainer) -> float | None:
-        """Epochs left times the mean duration of recent ones."""
+    def _time_left(self, trainer: pl.Trainer) -> str:
+        """Epochs left times the mean duration of recent ones, in words."""
         total = self._total(trainer)
         if total is None or len(self._ends) < 2:
-            return None
+            return ""
         per_epoch = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-        return max(0, total - trainer.current_epoch) * per_epoch
+        return f"at most {clock(max(0, total - trainer.current_epoch) * per_epoch)} left"
 
     @staticmethod
     def _total(trainer: pl.Trainer) -> int | None:
         epochs = trainer.max_epochs
         return epochs if epochs is not None and epochs > 0 else None
+
+
+def _values(trainer: pl.Trainer) -> list[str]:
+    shown = (("train/loss", "loss"), ("valid/recon_smth", "valid recon (smoothed)"))
+    metrics = trainer.callback_metrics
+    return [f"{label} {float(metrics[name]):.5g}" for name, label in shown if name in metrics]
 
 
 def clock(seconds: float) -> str:

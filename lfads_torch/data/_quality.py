@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfads_torch.data._files import list_some
-from lfads_torch.data._validate import SCHEMA_KEYS
+from lfads_torch.data._validate import REQUIRED_KEYS, SCHEMA_KEYS
 
 Array = NDArray[Any]
 
@@ -32,8 +32,11 @@ def data_warnings(arrays: Mapping[str, Array], keys: Sequence[str]) -> list[str]
 
 
 def misspelt_keys(keys: Sequence[str]) -> list[str]:
-    """Name keys that look like a misspelt key of the schema that is absent."""
-    absent = [key for key in SCHEMA_KEYS if key not in keys]
+    """Name keys that look like a misspelt optional key of the schema that is absent.
+
+    Required keys that are absent are errors, and named as such.
+    """
+    absent = [key for key in SCHEMA_KEYS if key not in keys and key not in REQUIRED_KEYS]
     near = {
         key: match[0]
         for key in keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from lfads_torch.data._validate import (
 )
 from lfads_torch.errors import DataError
 
+_TEXT_WIDTH = 100
 _DATA_NAMES = ("encod_data", "recon_data")
 
 
@@ -109,7 +111,7 @@ class FileReport:
         for what, items in (("error", self.errors), ("warning", self.warnings)):
             if items:
                 count = f"{len(items)} {what}{'s' if len(items) > 1 else ''}"
-                blocks.append("\n  - ".join([count, *items]))
+                blocks.append("\n".join([count, *map(_bullet, items)]))
         if not self.errors:
             blocks.append("No errors." if self.warnings else "No problems found.")
         return "\n\n".join(blocks)
@@ -159,7 +161,12 @@ def check_file(path: str | os.PathLike[str]) -> FileReport:
 def _fill(report: FileReport, file: h5py.File) -> None:
     report.attrs = read_attrs(file)
     keys = list_keys(file)
-    trials = {s: file[f"{s}_encod_data"].shape or () for s in SPLITS if f"{s}_encod_data" in keys}
+    trials = {
+        split: file[f"{split}_{name}"].shape or ()
+        for split in SPLITS
+        for name in _DATA_NAMES
+        if f"{split}_{name}" in keys
+    }
     report.errors += find_problems(file)
     arrays: dict[str, Array] = {}
     for key in sorted(keys, key=_schema_order):
@@ -196,6 +203,18 @@ def mean_of(array: Array) -> float | None:
     """Mean over all entries that are not NaN; None where there are none."""
     observed = array if array.dtype.kind != "f" else array[~np.isnan(array)]
     return float(observed.mean(dtype=np.float64)) if observed.size else None
+
+
+def _bullet(text: str) -> str:
+    # Words are never broken, so that paths and keys can still be searched for and copied.
+    return textwrap.fill(
+        text,
+        width=_TEXT_WIDTH,
+        initial_indent="  - ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _schema_order(key: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -59,14 +59,19 @@ def seed_all(*entropy: int) -> None:
 class LastCheckpoint(Checkpoint):
     """Keep the newest epoch in ``lightning_checkpoints/last.ckpt``, whether or not it is the best.
 
-    Lightning steps a plateau scheduler and logs an epoch only after it has saved the epoch's
-    checkpoint. What both would have used is kept in the checkpoint, and the scheduler is stepped
-    when the run resumes.
+    Lightning counts an epoch as completed, steps a plateau scheduler and logs only after it has
+    saved the epoch's checkpoint. Here the checkpoint says that the epoch is complete, and holds
+    what scheduler and log would have had; the scheduler is stepped when the run resumes.
     """
 
     def __init__(self) -> None:
         self.path = Path(LAST).absolute()
+        self._first_step = 0
         self._resumed: dict[str, Any] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note where the epoch begins."""
+        self._first_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the checkpoint."""
@@ -75,26 +80,42 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the epoch's metrics."""
+        """Complete the epoch in the checkpoint."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        checkpoint[RUN_KEY] = {"epoch": trainer.current_epoch, "metrics": metrics}
+        checkpoint[RUN_KEY] = {
+            "epoch": trainer.current_epoch,
+            "first_step": self._first_step,
+            "metrics": {"epoch": float(trainer.current_epoch), **metrics},
+            "should_stop": bool(trainer.should_stop),
+        }
+        loop = checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_progress"]
+        if progress["current"]["processed"] == progress["current"]["started"]:
+            for counts in progress.values():
+                counts["completed"] = counts["processed"]
+            batches = loop["epoch_loop.batch_progress"]
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember the epoch's metrics until training starts."""
+        """Remember what is to be made up for until training starts."""
         self._resumed = checkpoint.get(RUN_KEY, {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Step the plateau schedulers that the checkpoint's epoch had yet to step."""
+        """Make up for what followed the checkpoint's epoch."""
         resumed, self._resumed = self._resumed, {}
-        for config in trainer.lr_scheduler_configs if resumed else ():
+        if not resumed:
+            return
+        for config in trainer.lr_scheduler_configs:
+            waits = config.reduce_on_plateau and config.interval == "epoch"
             is_due = (resumed["epoch"] + 1) % config.frequency == 0
             value = resumed["metrics"].get(config.monitor)
-            if not config.reduce_on_plateau or config.interval != "epoch" or not is_due:
-                continue
-            if value is not None:
+            if waits and is_due and value is not None:
                 pl_module.lr_scheduler_step(config.scheduler, torch.tensor(value))
+        if trainer.early_stopping_callback is not None:
+            trainer.should_stop = trainer.should_stop or resumed["should_stop"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

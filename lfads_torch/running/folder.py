@@ -226,18 +226,22 @@ def find_checkpoint(place: Path, *, best: bool = False) -> Path | None:
     return None
 
 
-def rewind_metrics(path: Path, step: int, metrics: Mapping[str, float]) -> None:
+def rewind_metrics(
+    path: Path, step: int = 0, first_step: int = 0, metrics: Mapping[str, float] | None = None
+) -> None:
     """Cut a metrics file back to a checkpoint, so that a resumed run continues it.
 
     Parameters
     ----------
     path : Path
         ``metrics.csv``; nothing happens where it does not exist.
-    step : int
+    step : int, default=0
         Optimiser steps that the checkpoint has behind it; rows of later steps go, and so do rows
         that a kill left half-written.
-    metrics : mapping of str to float
-        What the checkpoint's own epoch had to log. What a kill kept from the file is added.
+    first_step : int, default=0
+        Step at which the checkpoint's epoch began.
+    metrics : mapping of str to float, optional
+        What that epoch had to log. What a kill kept from the file is added.
     """
     if not path.is_file():
         return
@@ -246,11 +250,14 @@ def rewind_metrics(path: Path, step: int, metrics: Mapping[str, float]) -> None:
     header = table[0] if table else []
     rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]
     kept = [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < step]
-    logged = {name for row in kept if int(row["step"]) == step - 1 for name in row if row[name]}
-    lost = {name: str(value) for name, value in metrics.items() if name not in logged}
+    epoch = [row for row in kept if int(row["step"]) >= first_step]
+    logged = {name for row in epoch for name in row if row[name]}
+    lost = {name: str(value) for name, value in (metrics or {}).items() if name not in logged}
     if lost:
+        lost["epoch"] = str(int((metrics or {}).get("epoch", 0)))
+        lost["step"] = str(step - 1)
         header = [*header, *(name for name in lost if name not in header)]
-        kept.append({**lost, "step": str(step - 1)})
+        kept.append(lost)
     write_atomically(path, table_text(header or ["step"], kept))
 
 

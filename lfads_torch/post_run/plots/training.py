@@ -41,6 +41,7 @@ class _Panel(NamedTuple):
     curves: tuple[_Curve, ...]
     log: bool = False
     robust: bool = True
+    gain: bool = False
 
 
 _PANELS = (
@@ -67,11 +68,13 @@ _PANELS = (
             _Curve("valid/co_bps", "valid, held out", GREEN),
             _Curve("valid/fp_bps", "valid, forward", PINK),
         ),
+        gain=True,
     ),
     _Panel(
         "R² against the truth",
         "R²",
         (_Curve("train/r2", "train", BLUE), _Curve("valid/r2", "valid", ORANGE)),
+        gain=True,
     ),
     _Panel(
         "KL terms",
@@ -202,14 +205,16 @@ def _draw_panel(
             )
             drawn.append(values[keep])
     axis.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     if not drawn:
         axis.text(0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", color=GREY)
         return
     if panel.log:
         axis.set_yscale("log")
     elif panel.robust:
-        axis.set_ylim(*_robust_limits(drawn))
+        low, high = _robust_limits(drawn)
+        # What lies far below zero is an untrained model; the gain above it is what matters.
+        axis.set_ylim(max(low, -0.5 * high) if panel.gain and high > 0 else low, high)
     else:
         axis.set_ylim(-0.05, 1.05)
     best = series.get("valid/recon_smth")

@@ -1,0 +1,85 @@
+from types import SimpleNamespace
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
+
+from lfads_torch.errors import ConfigError
+from lfads_torch.extensions.tune import EarlyStoppingWithBurnInPeriod
+
+
+class Losses(pl.LightningModule):
+    """Logs a given validation loss in each epoch."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses = losses
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        return self.weight**2
+
+    def validation_step(self, batch, batch_idx):
+        self.log("valid/recon_smth", self.losses[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def epochs_run(losses, **kwargs):
+    loader = torch.utils.data.DataLoader([0])
+    trainer = pl.Trainer(
+        max_epochs=len(losses),
+        callbacks=[EarlyStoppingWithBurnInPeriod(**kwargs)],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(Losses(losses), loader, loader)
+    return trainer.current_epoch
+
+
+RISING = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+
+
+def test_stops_only_after_the_burn_in():
+    assert epochs_run(RISING, patience=2) == 3
+    assert epochs_run(RISING, burn_in_period=3, patience=2) == 6
+    assert epochs_run(RISING, burn_in_period=99, patience=2) == len(RISING)
+
+
+def test_the_best_value_of_the_burn_in_does_not_count():
+    losses = [0.1, 5.0, 4.0, 3.0, 2.0, 1.0]
+    assert epochs_run(losses, burn_in_period=1, patience=2) == len(losses)
+    assert epochs_run(losses, patience=2) == 3
+
+
+def test_also_when_checked_after_validation():
+    stopper = EarlyStoppingWithBurnInPeriod(
+        burn_in_period=2, patience=1, check_on_train_epoch_end=False
+    )
+    trainer = SimpleNamespace(
+        current_epoch=1,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        sanity_checking=False,
+        fast_dev_run=False,
+        callback_metrics={"valid/recon_smth": torch.tensor(1.0)},
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda stop, all: stop),
+        should_stop=False,
+        world_size=1,
+        global_rank=0,
+    )
+    stopper.on_validation_end(trainer, None)
+    assert torch.isinf(stopper.best_score)
+    trainer.current_epoch = 2
+    stopper.on_validation_end(trainer, None)
+    assert stopper.best_score == 1.0
+
+
+def test_arguments():
+    with pytest.raises(ConfigError, match="burn_in_period must be 0 or more"):
+        EarlyStoppingWithBurnInPeriod(burn_in_period=-1)
