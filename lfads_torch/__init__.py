@@ -24,7 +24,9 @@ __all__ = ["__version__", *_PUBLIC]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+        value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+        globals()[name] = value  # the import has just put the module `run_model` in its place
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -71,6 +71,9 @@ def load_model(path: str | Path, *, best: bool = True, **arguments: Any) -> LFAD
         model = LFADS(**{**values, **arguments})
     except UserError as error:
         raise type(error)(f"{found}: {error}") from error
+    if not own and not model.use_con:
+        # An autonomous model has no inferred inputs, whatever prior was configured for them.
+        weights = {k: v for k, v in weights.items() if not k.startswith("co_prior.")}
     load_weights(model, weights, found)
     if own:
         model.session_names = list(own["session_names"])
@@ -153,6 +156,8 @@ def _inferred(
 ) -> dict[str, Any]:
     """Constructor arguments from the weights and hyper-parameters of a foreign checkpoint."""
     stored = checkpoint.get("hyper_parameters") or {}
+    if isinstance(stored, _Inert):
+        stored = stored.attributes
     stored = stored if isinstance(stored, Mapping) else {}
     parameters = inspect.signature(LFADS).parameters
     values: dict[str, Any] = {
@@ -168,7 +173,7 @@ def _inferred(
     values.update(_sizes(weights))
     values["readin"] = _linears("readin", weights) or None
     values["readout"] = _linears("readout", weights)
-    for name in ("ic_prior", "co_prior"):
+    for name in {"ic_prior", "co_prior"} - set(given):
         values[name] = _prior(name, weights)
     if "reconstruction" not in given:
         values["reconstruction"] = _reconstruction(stored.get("reconstruction"), weights)
@@ -185,7 +190,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
     except KeyError as error:
         raise ConfigError(f"the checkpoint holds no LFADS model: {error} is missing") from error
     ci_hh = weights.get("encoder.ci_enc.fwd_gru.cell.weight_hh", torch.empty(0, 0))
-    con_hh = weights.get("decoder.rnn.cell.con_cell.weight_hh", torch.empty(0, 0))
+    con_h0 = weights.get("decoder.con_h0", torch.empty(0, 0))
     co = weights.get("decoder.rnn.cell.co_linear.weight", torch.empty(0, 0))
     co_dim = co.shape[0] // 2
     return {
@@ -193,7 +198,7 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, int]:
         "ic_enc_dim": ic_ih.shape[0] // 3,
         "ic_dim": ic_linear.shape[0] // 2,
         "ci_enc_dim": ci_hh.shape[1],
-        "con_dim": con_hh.shape[1],
+        "con_dim": con_h0.shape[1],
         "co_dim": co_dim,
         "gen_dim": gen_hh.shape[1],
         "fac_dim": fac.shape[0],
@@ -255,21 +260,23 @@ class _Inert:
 
     class_name = ""
 
+    attributes: dict[str, Any]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        return super().__new__(cls)
+        record = super().__new__(cls)
+        record.attributes = {}
+        return record
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.attributes: dict[str, Any] = {}
+        pass
 
     def __setstate__(self, state: Any) -> None:
-        parts = state if isinstance(state, tuple) else (state,)
-        self.attributes = {}
-        for part in parts:
+        for part in state if isinstance(state, tuple) else (state,):
             if isinstance(part, Mapping):
                 self.attributes.update(part)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+        self.attributes[str(key)] = value
 
     def append(self, value: Any) -> None:
         """Ignore an item of a list."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigError
 from .kernels import get_kernels
-from .model_checks import check_arguments, check_data
+from .model_checks import check_arguments, check_data, check_parts
 from .modules.augmentations import AugmentationStack, LogFn, SelectiveBackpropThruTime
 from .modules.decoder import Decoder, Decoding
 from .modules.encoder import Encoder, Encoding
@@ -159,7 +159,10 @@ class LFADS(TrainingModule):
         check_arguments(self.hparams)
         assert encod_data_dim is not None and recon_seq_len is not None
         self.use_con = min(ci_enc_dim, con_dim, co_dim) > 0
-        self.kernels = get_kernels(kernel)
+        try:
+            self.kernels = get_kernels(kernel)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
         self.readin = _as_list(readin or nn.Identity())
         self.encoder = Encoder(
@@ -194,12 +197,7 @@ class LFADS(TrainingModule):
         self.ic_prior, self.co_prior = self._priors(ic_prior, co_prior)
         self.train_aug_stack = train_aug_stack or AugmentationStack()
         self.infer_aug_stack = infer_aug_stack or AugmentationStack()
-        if not len(self.readin) == len(self.readout) == len(self.recon):
-            raise ConfigError(
-                f"readin, readout and reconstruction are for {len(self.readin)}, "
-                f"{len(self.readout)} and {len(self.recon)} sessions; they must agree"
-            )
-
+        check_parts(self)
         self.prepare_training()
 
     def _priors(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +34,19 @@ _LEAST = {
     "kl_increase_epoch": 0,
 }
 _POSITIVE = ("lr_init", "cell_clip", "loss_scale", "lr_adam_epsilon")
+_NOT_NEGATIVE = (
+    "ic_post_var_min",
+    "lr_stop",
+    "weight_decay",
+    "l2_ic_enc_scale",
+    "l2_ci_enc_scale",
+    "l2_gen_scale",
+    "l2_con_scale",
+    "kl_ic_scale",
+    "kl_co_scale",
+)
+_FRACTIONS = ("dropout_rate", "lr_adam_beta1", "lr_adam_beta2")
+_NO_NUMBERS = ("variational", "recon_reduce_mean", "lr_scheduler", "kernel")
 
 
 def check_arguments(hp: Any) -> None:
@@ -47,6 +62,9 @@ def check_arguments(hp: Any) -> None:
             raise ConfigError(
                 f"{name} is not given; set it, or let LFADS.from_data(data) read it from the data"
             )
+    for name, value in hp.items():
+        if name not in _NO_NUMBERS and not (isinstance(value, Real) and math.isfinite(value)):
+            raise ConfigError(f"{name} is {value!r}; legal are finite numbers")
     for name, least in _LEAST.items():
         if hp[name] != int(hp[name]) or hp[name] < least:
             raise ConfigError(f"{name} is {hp[name]}; legal are whole numbers >= {least}")
@@ -60,17 +78,65 @@ def check_arguments(hp: Any) -> None:
             f"ic_enc_seq_len is {hp['ic_enc_seq_len']}, but only {hp['encod_seq_len']} bins are "
             "read; legal are 0 (both encoders read all bins) to encod_seq_len - 1"
         )
-    if not 0 <= hp["dropout_rate"] < 1:
-        raise ConfigError(f"dropout_rate is {hp['dropout_rate']}; legal are 0 <= dropout_rate < 1")
+    for name in _FRACTIONS:
+        if not 0 <= hp[name] < 1:
+            raise ConfigError(f"{name} is {hp[name]}; legal are 0 <= {name} < 1")
+    if hp["lr_scheduler"] and not 0 < hp["lr_decay"] < 1:
+        raise ConfigError(f"lr_decay is {hp['lr_decay']}; legal are 0 < lr_decay < 1")
     for name in _POSITIVE:
         if not hp[name] > 0:
             raise ConfigError(f"{name} is {hp[name]}; legal are numbers > 0")
+    for name in _NOT_NEGATIVE:
+        if not hp[name] >= 0:
+            raise ConfigError(f"{name} is {hp[name]}; legal are numbers >= 0")
     controller = {name: hp[name] for name in ("ci_enc_dim", "con_dim", "co_dim")}
     if 0 in controller.values() and any(controller.values()):
         warnings.warn(
             f"no controller, since not all of {controller} are > 0: the generator is autonomous",
             stacklevel=4,
         )
+
+
+def check_parts(model: LFADS) -> None:
+    """Refuse parts that do not fit one another or the model's sizes.
+
+    Parts of one's own that do not say their sizes are let through.
+
+    Raises
+    ------
+    ConfigError
+        Naming the part, its size and the argument that it contradicts.
+    """
+    hp = model.hparams
+    n_readin, n_readout, n_recon = len(model.readin), len(model.readout), len(model.recon)
+    if not n_readin == n_readout == n_recon:
+        raise ConfigError(
+            f"readin, readout and reconstruction are for {n_readin}, {n_readout} and {n_recon} "
+            "sessions; they must agree"
+        )
+    for number, (readin, readout, recon) in enumerate(
+        zip(model.readin, model.readout, model.recon, strict=True)
+    ):
+        for what, found, argument in (
+            (f"readin {number} gives", getattr(readin, "out_features", None), "encod_data_dim"),
+            (f"readout {number} takes", getattr(readout, "in_features", None), "fac_dim"),
+        ):
+            if found is not None and found != hp[argument]:
+                raise ConfigError(
+                    f"{what} {found} features, but {argument} is {hp[argument]}; they must agree"
+                )
+        n_out, n_params = getattr(readout, "out_features", None), getattr(recon, "n_params", 1)
+        if n_out is not None and n_out % n_params:
+            raise ConfigError(
+                f"readout {number} gives {n_out} features, no multiple of the {n_params} "
+                f"parameters per channel of {type(recon).__name__} (recon_params of the readout)"
+            )
+    for name, argument in (("ic_prior", "ic_dim"), ("co_prior", "co_dim")):
+        shape = getattr(getattr(model, name), "init_args", {}).get("shape", hp[argument])
+        if shape != hp[argument]:
+            raise ConfigError(
+                f"{name} is for {shape} dimensions (its shape), but {argument} is {hp[argument]}"
+            )
 
 
 def check_data(model: LFADS, data: Any) -> None:
@@ -84,6 +150,19 @@ def check_data(model: LFADS, data: Any) -> None:
         )
     for number, (session, size) in enumerate(zip(data.sessions, data.sizes, strict=True)):
         check_session(model, number, session, size)
+
+
+def allows_missing(model: LFADS) -> bool:
+    """Whether NaN may mark missing bins: both augmentation stacks must know of it."""
+    return all(
+        any(
+            isinstance(transform, SelectiveBackpropThruTime)
+            and i in stack.batch_order
+            and i in stack.loss_order
+            for i, transform in enumerate(stack.transforms)
+        )
+        for stack in (model.train_aug_stack, model.infer_aug_stack)
+    )
 
 
 def check_session(model: LFADS, number: int, session: Any, size: Any) -> None:
@@ -105,13 +184,10 @@ def check_session(model: LFADS, number: int, session: Any, size: Any) -> None:
     _check_sizes(model, number, session.path, size)
     recon: Any = model.recon[number]
     check = getattr(recon, "check_data", None)
-    allow_nan = all(
-        any(isinstance(t, SelectiveBackpropThruTime) for t in stack.transforms)
-        for stack in (model.train_aug_stack, model.infer_aug_stack)
-    )
+    allow_nan = allows_missing(model)
     for split in (name for name in SPLITS if name in session.splits):
         arrays, where = session.splits[split], f"{session.path}: {split}_"
-        if check is not None and arrays.recon_data is not None:
+        if check is not None and arrays.has_recon:
             check(torch.from_numpy(arrays.recon_data), where + "recon_data", allow_nan)
         encod = torch.from_numpy(arrays.encod_data)
         bad = encod.isinf() if allow_nan else ~encod.isfinite()

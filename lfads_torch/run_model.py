@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -339,3 +341,13 @@ def _drop_old_arguments(config: dict[str, Any]) -> None:
             f"trainer.{name}={trainer.pop(name)!r} belongs to PyTorch Lightning 1 and is left out",
             stacklevel=3,
         )
+
+
+class _CallableModule(ModuleType):
+    """Makes ``lfads_torch.run_model`` callable, whichever of module and function was bound last."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> RunResult:
+        return run_model(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

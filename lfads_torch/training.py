@@ -268,7 +268,12 @@ class TrainingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model by plain numbers and names, beside the state of training."""
-        checkpoint["hyper_parameters"] = dict(checkpoint.get("hyper_parameters", self.hparams))
+        stored = checkpoint.get("hyper_parameters", self.hparams)
+        checkpoint["hyper_parameters"] = {
+            # Numbers of NumPy are no plain ones: to load them would take arbitrary unpickling.
+            name: value.item() if hasattr(value, "item") else value
+            for name, value in stored.items()
+        }
         checkpoint["lfads"] = {
             "session_names": list(self.session_names),
             "parts": {name: to_spec(part) for name, part in self.parts().items()},

@@ -14,7 +14,7 @@ NLB_ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-4, 0, 9))
 """Ridge penalties among which the Neural Latents Benchmark chooses by cross-validation."""
 
 
-def gaussian_smooth(spikes: ArrayLike, width_bins: float, causal: bool = False) -> FloatArray:
+def gaussian_smooth(spikes: ArrayLike, width_bins: float | int, causal: bool = False) -> FloatArray:
     """Smooth along time with a Gaussian, renormalised at the trial's ends.
 
     Parameters
@@ -57,7 +57,7 @@ def _rows(*arrays: ArrayLike) -> list[FloatArray]:
     if len({len(a) for a in flat}) > 1:
         raise ValueError(f"arrays must agree in samples, got {[len(a) for a in flat]} rows")
     keep = np.logical_and.reduce([np.isfinite(a).all(axis=1) for a in flat])
-    return [a[keep] for a in flat]
+    return flat if keep.all() else [a[keep] for a in flat]
 
 
 def _column_r2(preds: FloatArray, targets: FloatArray) -> FloatArray:
@@ -88,15 +88,41 @@ def fit_linear(
     inputs, targets = _rows(x, y)
     if not len(inputs):
         raise ValueError("no sample is finite in both x and y, so there is nothing to fit")
+    # Centred, the sums of products lose no digits to the means.
     x_mean, y_mean = inputs.mean(axis=0), targets.mean(axis=0)
-    inputs, targets = inputs - x_mean, targets - y_mean
-    power, axes = np.linalg.eigh(inputs.T @ inputs)
+    fits = _solve(_gram(inputs - x_mean, targets - y_mean), inputs.shape[1], alphas)
+    return [(weight, y_mean + bias - x_mean @ weight) for weight, bias in fits]
+
+
+def _gram(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Sums of products of (1, x, y): all that linear regression needs to know of its data."""
+    joined = np.concatenate([np.ones((len(x), 1)), x, y], axis=1)
+    return joined.T @ joined
+
+
+def _solve(
+    gram: FloatArray, n_features: int, alphas: Sequence[float]
+) -> list[tuple[FloatArray, FloatArray]]:
+    means = gram[0, 1:] / gram[0, 0]
+    covariance = gram[1:, 1:] - gram[0, 0] * np.outer(means, means)
+    power, axes = np.linalg.eigh(covariance[:n_features, :n_features])
     # Directions without variance carry no information; dropping them is the pseudo-inverse.
-    alive = power > power.max(initial=0.0) * len(power) * np.finfo(np.float64).eps
+    scale = gram.diagonal()[1 : n_features + 1].max(initial=0.0)
+    alive = power > scale * len(power) * np.finfo(np.float64).eps
     axes, power = axes[:, alive], power[alive]
-    projected = axes.T @ (inputs.T @ targets)
+    projected = axes.T @ covariance[:n_features, n_features:]
     weights = [axes @ (projected / (power + alpha)[:, None]) for alpha in alphas]
-    return [(weight, y_mean - x_mean @ weight) for weight in weights]
+    return [(w, means[n_features:] - means[:n_features] @ w) for w in weights]
+
+
+def _r2_from_gram(gram: FloatArray, weight: FloatArray, bias: FloatArray) -> float:
+    """Mean R2 of a linear map over the targets that vary."""
+    residual = np.concatenate([bias[None], weight, -np.eye(len(bias))])
+    error = np.einsum("ik,ij,jk->k", residual, gram, residual, optimize=True)
+    power = gram.diagonal()[-len(bias) :]
+    spread = power - gram[0, -len(bias) :] ** 2 / gram[0, 0]
+    varies = spread > 1e-12 * power
+    return float((1 - error[varies] / spread[varies]).sum()) / len(bias)
 
 
 def ridge_r2(
@@ -130,20 +156,23 @@ def ridge_r2(
     """
     grid = [float(a) for a in np.atleast_1d(alphas)]
     x, y = _rows(x_train, y_train)
-    best = grid[0]
-    if len(grid) > 1:
-        if len(x) < n_folds:
-            raise ValueError(f"{n_folds} folds need as many training samples, got {len(x)}")
-        scores = np.zeros(len(grid))
-        for fold in np.array_split(np.arange(len(x)), n_folds):
-            rest = np.ones(len(x), dtype=bool)
-            rest[fold] = False
-            fits = fit_linear(x[rest], y[rest], grid)
-            scores += [_column_r2(x[fold] @ w + b, y[fold]).mean() for w, b in fits]
-        best = grid[int(np.argmax(scores))]
-    [(weight, bias)] = fit_linear(x, y, [best])
+    if len(grid) > 1 and len(x) < n_folds:
+        raise ValueError(f"{n_folds} folds need as many training samples, got {len(x)}")
+    if not len(x):
+        raise ValueError("no training sample is finite in both x and y")
+    # Centred, the sums of products lose no digits to the means.
+    x_mean, y_mean = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - x_mean, y - y_mean
+    folds = np.array_split(np.arange(len(x)), n_folds if len(grid) > 1 else 1)
+    grams = [_gram(x[fold[0] : fold[-1] + 1], y[fold[0] : fold[-1] + 1]) for fold in folds]
+    total = np.sum(grams, axis=0)
+    scores = np.zeros(len(grid))
+    for gram in grams if len(grid) > 1 else ():
+        fits = _solve(total - gram, x.shape[1], grid)
+        scores += [_r2_from_gram(gram, weight, bias) for weight, bias in fits]
+    [(weight, bias)] = _solve(total, x.shape[1], [grid[int(np.argmax(scores))]])
     x, y = _rows(x_valid, y_valid)
-    return _column_r2(x @ weight + bias, y)
+    return _column_r2((x - x_mean) @ weight + bias + y_mean, y)
 
 
 def linear_map_r2(

@@ -114,9 +114,10 @@ class CoordinatedDropout(nn.Module):
 
     def __init__(self, cd_rate: float, cd_pass_rate: float = 0.0, ic_enc_seq_len: int = 0) -> None:
         super().__init__()
-        for name, rate, top in (("cd_rate", cd_rate, 1), ("cd_pass_rate", cd_pass_rate, 1.1)):
-            if not 0 <= rate < top:
-                raise ConfigError(f"{name} is {rate}; legal are 0 <= {name} < 1")
+        if not 0 <= cd_rate < 1:
+            raise ConfigError(f"cd_rate is {cd_rate}; legal are 0 <= cd_rate < 1")
+        if not 0 <= cd_pass_rate <= 1:
+            raise ConfigError(f"cd_pass_rate is {cd_pass_rate}; legal are 0 <= cd_pass_rate <= 1")
         self.init_args = {"cd_rate": float(cd_rate)}
         self.cd_rate: Tensor
         self.register_buffer("cd_rate", torch.tensor(float(cd_rate)), persistent=False)
@@ -253,6 +254,9 @@ class TemporalShift(nn.Module):
 
     def __init__(self, std: float = 3.0, max_shift: int = 6) -> None:
         super().__init__()
+        for name, value in (("std", std), ("max_shift", max_shift)):
+            if not value >= 0:
+                raise ConfigError(f"{name} of TemporalShift is {value}; legal are numbers >= 0")
         self.std, self.max_shift = float(std), int(max_shift)
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
@@ -282,6 +286,8 @@ class SpikeJitter(nn.Module):
 
     def __init__(self, width: int = 2) -> None:
         super().__init__()
+        if not width >= 0:
+            raise ConfigError(f"width of SpikeJitter is {width}; legal are whole numbers >= 0")
         self.width = int(width)
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:

@@ -20,7 +20,8 @@ from .recurrent import ClippedGRUCell, dropout_mask
 class Decoding(NamedTuple):
     """What the decoder infers, trials first (B trials, or samples x trials).
 
-    The fields are those of `lfads_torch.tuples.SessionOutput`.
+    The fields are those of `lfads_torch.tuples.SessionOutput`. Without a controller the generator
+    takes the external input alone; `co_means` are then 0, `co_stds` 1 and `con_states` 0.
     """
 
     factors: Float[Tensor, "B T F"]
@@ -83,10 +84,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.recon_seq_len = recon_seq_len
         self.ci_width = 2 * ci_enc_dim
-        self.co_dim = co_dim if use_con else 0
+        self.co_dim = co_dim
+        # Inferred inputs that the generator takes; there are none without a controller.
+        self.n_inferred = co_dim if use_con else 0
         self.clip = cell_clip
         self.use_con = use_con
-        self.con_h0 = nn.Parameter(torch.zeros(1, con_dim if use_con else 0))
+        self.con_h0 = nn.Parameter(torch.zeros(1, con_dim))
         self.ic_to_g0 = FanInLinear(ic_dim, gen_dim)
         self.rnn = DecoderRNN(
             DecoderCell(
@@ -135,7 +138,7 @@ class Decoder(nn.Module):
         gen_init = self.ic_to_g0(ic)
         ext = _to_length(ext_input, n_bins).transpose(0, 1)
         ext = _masked(ext, mask(*ext.shape))
-        w_gen_u, w_gen_ext = cell.gen_cell.weight_ih.tensor_split([self.co_dim], dim=1)
+        w_gen_u, w_gen_ext = cell.gen_cell.weight_ih.tensor_split([self.n_inferred], dim=1)
         gen_proj = linear(ext, w_gen_ext, cell.gen_cell.bias)
         gen_proj = _repeat_trials(gen_proj, n_samples).unsqueeze(0)
         gen_mask = mask(1, n_bins + 1, n_rows, gen_init.shape[1])
@@ -147,15 +150,15 @@ class Decoder(nn.Module):
                 gen_proj, gen_init.unsqueeze(0), cell.gen_cell.weight_hh.unsqueeze(0), self.clip
             )[0]
             kept = gen_states if gen_mask is None else gen_states * gen_mask[0, 1:]
-            none = gen_states.new_zeros(n_rows, n_bins, 0)
+            n_con = self.con_h0.shape[1]
             return Decoding(
                 factors=linear(kept.transpose(0, 1), w_fac),
-                co_means=none,
-                co_stds=none,
+                co_means=gen_states.new_zeros(n_rows, n_bins, self.co_dim),
+                co_stds=gen_states.new_ones(n_rows, n_bins, self.co_dim),
                 gen_states=gen_states.transpose(0, 1),
                 gen_init=gen_init,
                 gen_inputs=ext.transpose(0, 1),
-                con_states=none,
+                con_states=gen_states.new_zeros(n_rows, n_bins, n_con),
             )
 
         assert ci is not None

@@ -13,7 +13,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gaussian_nll_loss, poisson_nll_loss
+from torch.nn.functional import poisson_nll_loss
 
 from ..data.schema import find_sessions, read_session
 from ..errors import DataError
@@ -178,7 +178,9 @@ class Gaussian(Reconstruction):
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
         """Negative log likelihood without the constant 0.5 log 2 pi."""
         mean, logvar = output_params.unbind(-1)
-        return gaussian_nll_loss(mean, data, logvar.exp(), eps=1e-6, reduction="none")
+        # The gradient passes the floor, so that a variance that got too small can grow again.
+        logvar = logvar + (logvar.clamp_min(math.log(1e-6)) - logvar).detach()
+        return 0.5 * (logvar + (data - mean) ** 2 * torch.exp(-logvar))
 
     def compute_means(self, output_params: Tensor) -> Tensor:
         """First parameter."""
@@ -186,7 +188,10 @@ class Gaussian(Reconstruction):
 
 
 class Gamma(Reconstruction):
-    """Positive data, such as rectified EMG; parameters are log alpha and log beta (rate)."""
+    """Positive data, such as rectified EMG; parameters are log alpha and log beta (rate).
+
+    Both are held within -40 and 40: float32 has no numbers for the likelihood far beyond.
+    """
 
     n_params = 2
     fill_value = 1.0
@@ -199,12 +204,12 @@ class Gamma(Reconstruction):
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
         """Negative log likelihood."""
-        log_alpha, log_beta = output_params.unbind(-1)
+        log_alpha, log_beta = output_params.clamp(-40, 40).unbind(-1)
         return -_log_gamma(data, log_alpha.exp(), log_beta.exp(), log_beta)
 
     def compute_means(self, output_params: Tensor) -> Tensor:
         """Return alpha / beta."""
-        log_alpha, log_beta = output_params.unbind(-1)
+        log_alpha, log_beta = output_params.clamp(-40, 40).unbind(-1)
         return (log_alpha - log_beta).exp()
 
 
@@ -260,7 +265,9 @@ class ZeroInflatedGamma(Reconstruction):
 
     def _distribution(self, output_params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         s = output_params.sigmoid().clamp_min(1e-5)
-        return s[..., 0] * self.scale[0], s[..., 1] * self.scale[1], s[..., 2]
+        # Training may take a scale below zero, where there is no gamma distribution.
+        scale = self.scale.clamp_min(1e-5)
+        return s[..., 0] * scale[0], s[..., 1] * scale[1], s[..., 2]
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
         """Negative log likelihood."""

@@ -15,7 +15,7 @@ from ..data.schema import SPLITS, write_session
 from ..datamodules import BasicDataModule
 from ..errors import UserError
 from ..model import LFADS
-from ..model_checks import check_session
+from ..model_checks import allows_missing, check_session
 from ..modules.encoder import Encoding
 from ..tuples import SessionBatch, SessionOutput
 
@@ -54,7 +54,7 @@ def sample_posterior(
     Returns
     -------
     SessionOutput, or dict of int to SessionOutput
-        By session number where there are several. Tensors on the CPU, trials in the order of the
+        By session number where there are several; sessions without the split are left out. Tensors on the CPU, trials in the order of the
         file; `output_params` are mean rates (or other means) per bin, shape (trials, T_r, N_r).
 
     Raises
@@ -67,11 +67,15 @@ def sample_posterior(
     if isinstance(data, (np.ndarray, Tensor)):
         return _sample_array(model, data, num_samples, seed, max_bytes)
     datamodule = _as_datamodule(data)
+    numbers = match_sessions(model, datamodule)
+    # Refuses a split that no session has; one that only some have is sampled for these.
+    datamodule.split_loader(split)
     outputs = {
         number: _sample_session(model, datamodule, number, own, split, num_samples, seed, max_bytes)
-        for number, own in enumerate(match_sessions(model, datamodule))
+        for number, own in enumerate(numbers)
+        if split in datamodule.sessions[number].splits
     }
-    return outputs[0] if len(outputs) == 1 else outputs
+    return outputs[0] if len(numbers) == 1 else outputs
 
 
 def run_posterior_sampling(
@@ -180,7 +184,8 @@ def _sample_array(
     model: LFADS, data: Any, num_samples: int, seed: int, max_bytes: int
 ) -> SessionOutput:
     encod = torch.as_tensor(np.asarray(data), dtype=torch.float32, device=model.device)
-    wanted = (model.hparams["encod_seq_len"], model.hparams["encod_data_dim"])
+    n_read = getattr(model.readin[0], "in_features", model.hparams["encod_data_dim"])
+    wanted = (model.hparams["encod_seq_len"], n_read)
     if len(model.readin) != 1 or encod.ndim != 3 or tuple(encod.shape[1:]) != wanted:
         raise UserError(
             f"data is an array of shape {tuple(encod.shape)}; this model of {len(model.readin)} "
@@ -189,6 +194,14 @@ def _sample_array(
         )
     if model.hparams["ext_input_dim"]:
         raise UserError("the model has external inputs, which an array lacks; give a data file")
+    if len(encod) == 0:
+        raise UserError("data is an array without trials; give at least one")
+    bad = encod.isinf() if allows_missing(model) else ~encod.isfinite()
+    if bad.any():
+        raise UserError(
+            f"data is an array with {int(bad.sum())} values that are NaN or infinite; NaN is legal "
+            "only for a model with SelectiveBackpropThruTime in both augmentation stacks"
+        )
     none = encod.new_empty(len(encod), 0, 0)
 
     def batch(rows: slice) -> SessionBatch:

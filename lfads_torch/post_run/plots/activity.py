@@ -46,7 +46,7 @@ def raster_panel(
     inputs: ArrayLike | None = None,
     *,
     n_trials: int = 3,
-    bin_ms: float | None = None,
+    bin_ms: float | int | None = None,
     n_encod: int | None = None,
     encod_bins: int | None = None,
     trial_names: Sequence[object] | None = None,
@@ -105,7 +105,7 @@ def raster_panel(
     raster_limits = colour_limits(data[:n_rows])
     if counts:
         raster_limits = (0.0, max(1.0, float(np.ceil(raster_limits[1]))))
-    reach = 0.0 if co is None else max(map(abs, colour_limits(co[:n_rows], share=100)))
+    reach = 0.0 if co is None else max(map(abs, colour_limits(co[:n_rows], share=100.0)))
     for row, axes in enumerate(grid):
         for column, (title, values, colours) in enumerate(shown):
             limits = raster_limits if column == 0 else rate_limits
@@ -144,8 +144,8 @@ def raster_panel(
 
 def _colour_bar(figure: Figure, below: Any, image: AxesImage, label: str, whole: bool) -> None:
     """Draw a colour bar under some axes; a pointed end says that larger values were clipped."""
-    largest = max(float(im.get_array().max()) for ax in below.flat for im in ax.get_images())
-    clipped = largest > image.get_clim()[1] * (1 + 1e-6)
+    limit = image.get_clim()[1] * (1 + 1e-6)
+    clipped = any(bool((im.get_array() > limit).any()) for a in below.flat for im in a.get_images())
     bar = figure.colorbar(
         image,
         ax=below,

@@ -62,7 +62,7 @@ def as_trials(array: ArrayLike | None) -> FloatArray | None:
     return data if data.ndim == 3 and data.size else None
 
 
-def time_edges(n_bins: int, bin_ms: float | None) -> tuple[FloatArray, str]:
+def time_edges(n_bins: int, bin_ms: float | int | None) -> tuple[FloatArray, str]:
     """Bin edges and the axis label, in ms where the bin width is known."""
     edges = np.arange(n_bins + 1.0)
     return (edges, "time (bins)") if bin_ms is None else (edges * bin_ms, "time (ms)")

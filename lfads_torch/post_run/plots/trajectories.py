@@ -34,7 +34,7 @@ def factors_3d(
     factors: ArrayLike,
     truth: ArrayLike,
     *,
-    bin_ms: float | None = None,
+    bin_ms: float | int | None = None,
     max_trials: int = _MAX_TRIALS,
     trial: int = 0,
 ) -> Figure:
@@ -110,7 +110,7 @@ def factors_3d(
 
 @styled
 def trajectories(
-    factors: ArrayLike, *, bin_ms: float | None = None, max_trials: int = _MAX_TRIALS
+    factors: ArrayLike, *, bin_ms: float | int | None = None, max_trials: int = _MAX_TRIALS
 ) -> Figure:
     """Draw single-trial factors in the space of their first principal components.
 
