@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from tables import Array, read_arrays, run_script
+from example_tools import Array, read_arrays, run_script
 
 from lfads_torch.data.schema import write_session
 from lfads_torch.errors import UserError

@@ -18,7 +18,7 @@ import warnings
 
 import numpy as np
 import torch
-from tables import Array, format_table, output_of, read_arrays, run_script
+from example_tools import Array, format_table, output_of, read_arrays, run_script
 
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import bits_per_spike, gaussian_smooth

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tables import Array, format_table, output_of, read_arrays, run_script
+from example_tools import Array, format_table, output_of, read_arrays, run_script
 
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import bits_per_spike, fit_linear, gaussian_smooth

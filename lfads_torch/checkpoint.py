@@ -92,20 +92,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         Where the file is damaged or no checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        pass
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        if _is_program(path):
+            raise UserError(f"{path} is a TorchScript program, not a checkpoint")
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            inert: Any = SimpleNamespace(
+                Unpickler=_InertUnpickler, load=_inert_load, __name__="inert"
+            )
+            return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
+    except UserError:
+        raise
+    except Exception as error:  # random bytes fail in every way there is
         raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                    raise UserError(f"{path} is a TorchScript program, not a checkpoint")
-        inert: Any = SimpleNamespace(Unpickler=_InertUnpickler, load=_inert_load, __name__="inert")
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, pickle.PickleError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
+
+
+def _is_program(path: Path) -> bool:
+    """Whether torch would hand the file to its TorchScript loader."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
 def load_weights(model: LFADS, weights: Mapping[str, Tensor], source: Any) -> None:
@@ -231,11 +238,11 @@ def _prior(group: str, weights: Mapping[str, Tensor]) -> nn.Module:
 
 def _reconstruction(stored: Any, weights: Mapping[str, Tensor]) -> nn.Module:
     """Observation model by the class name and attributes of an inert record."""
-    if isinstance(stored, _Inert) and "_modules" in stored.attributes:
-        members = list(stored.attributes["_modules"].values())
-        stored = members[0] if members and stored.class_name not in vars(recons) else stored
-    name = getattr(stored, "class_name", None)
-    cls = getattr(recons, name, None) if name else None
+    if isinstance(stored, _Inert) and _reconstruction_class(stored) is None:
+        # A list with one for every session, all of the same kind.
+        members = stored.attributes.get("_modules")
+        stored = next(iter(members.values()), stored) if isinstance(members, Mapping) else stored
+    name, cls = getattr(stored, "class_name", None), _reconstruction_class(stored)
     scale = weights.get("recon.0.scale")
     if scale is not None:
         state = getattr(stored, "attributes", {})
@@ -247,12 +254,18 @@ def _reconstruction(stored: Any, weights: Mapping[str, Tensor]) -> nn.Module:
             )
         arguments = {n: float(state[n]) for n in names}
         return recons.ZeroInflatedGamma(recon_dim=scale.shape[1], **arguments)
-    if cls is None or not issubclass(cls, recons.Reconstruction):
+    if cls is None:
         raise ConfigError(
             f"the checkpoint does not say its reconstruction (found {name or type(stored).__name__}"
             "); give it to load_model, for example reconstruction=Poisson()"
         )
     return cls()
+
+
+def _reconstruction_class(record: Any) -> type[recons.Reconstruction] | None:
+    cls = getattr(recons, getattr(record, "class_name", ""), None)
+    is_one = isinstance(cls, type) and issubclass(cls, recons.Reconstruction)
+    return cls if is_one and cls is not recons.Reconstruction else None
 
 
 class _Inert:

@@ -251,7 +251,7 @@ class TrainingModule(pl.LightningModule):
         scores = self._log_scores("valid")
         if not self.trainer.sanity_checking:
             self.recon_smth.update(scores["recon"])
-        smoothed = self.recon_smth.compute()
+        smoothed = self.recon_smth.smoothed
         self.log_dict({"valid/recon_smth": smoothed, "hp_metric": smoothed})
 
     def on_test_epoch_end(self) -> None:

@@ -278,6 +278,7 @@ def test_scripts_that_change_into_the_run_folder_work_unedited(
     overrides = {
         "datamodule": "default",
         "model": "default",
+        "datamodule.batch_size": 16,
         "datamodule.datafile_pattern": str(data),
         "trainer.max_epochs": 1,
         **{f"model.{key}": value for key, value in SMALL["model"].items()},
@@ -353,13 +354,13 @@ def test_arguments_of_the_old_trainer_are_left_out_with_a_warning(
     ("overrides", "message"),
     [
         ({"model.gen_dmi": 3}, r"model\.gen_dmi.*did you mean gen_dim"),
-        ({"model.encod_data_dim": 7}, r"channels: 6.*encod_data_dim.*7"),
-        ({"model.recon_seq_len": 20}, r"bins: 12.*recon_seq_len means 20"),
+        ({"model.encod_data_dim": 7}, r"tiny\.h5.*encod_data.* 6.*encod_data_dim.* 7"),
+        ({"model.recon_seq_len": 20}, r"tiny\.h5.*recon_data.* 12.*recon_seq_len.* 20"),
         ({"model.gen_dim": "many"}, r"gen_dim.*many"),
         ({"model.ic_prior._target_": "mine.Prior"}, r"model\.ic_prior\._target_=mine\.Prior"),
         ({"datamodule.datafile_pattern": "/nowhere/x.h5"}, r"/nowhere/x\.h5"),
         ({"datamodule.batch_size": 0}, r"datamodule: batch_size"),
-        ({"trainer.max_epochs": "x"}, r"trainer"),
+        ({"trainer.max_epochs": "x"}, r"trainer\.max_epochs='x'.* takes a number"),
         ({"on_nan": "perhaps"}, r"on_nan"),
         ({"logger.w._target_": "pytorch_lightning.loggers.WandbLogger"}, r"lfads-torch\[wandb\]"),
     ],
@@ -373,9 +374,9 @@ def test_each_mistake_is_named_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     flat = {f"{part}.{key}": v for part in ("model", "trainer") for key, v in SMALL[part].items()}
-    own = {**flat, "datamodule.datafile_pattern": str(data), **overrides}
+    own = {**flat, "datamodule.datafile_pattern": str(data), "datamodule.batch_size": 16}
     with pytest.raises(UserError, match=message):
-        run_model(own, run_dir=tmp_path / "run")
+        run_model({**own, **overrides}, run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "status.json").exists()
 
 

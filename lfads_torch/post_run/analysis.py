@@ -54,8 +54,9 @@ def sample_posterior(
     Returns
     -------
     SessionOutput, or dict of int to SessionOutput
-        By session number where there are several; sessions without the split are left out. Tensors on the CPU, trials in the order of the
-        file; `output_params` are mean rates (or other means) per bin, shape (trials, T_r, N_r).
+        By session number where there are several; sessions without the split are left out.
+        Tensors on the CPU, trials in the order of the file; `output_params` are mean rates (or
+        other means) per bin, shape (trials, T_r, N_r).
 
     Raises
     ------

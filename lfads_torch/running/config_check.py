@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from ..errors import ConfigError
 
@@ -33,11 +33,14 @@ class Arguments(NamedTuple):
         Those without a default.
     is_open : bool
         True where it takes any further name (``**kwargs``).
+    numbers : frozenset of str
+        Those that are annotated as numbers, truth values or None and nothing else.
     """
 
     legal: tuple[str, ...]
     required: tuple[str, ...]
     is_open: bool
+    numbers: frozenset[str] = frozenset()
 
 
 def did_you_mean(name: str, legal: Iterable[str], *, limit: int = 12) -> str:
@@ -132,18 +135,21 @@ def arguments_of(target: Any) -> Arguments:
     if not inspect.isclass(target):
         return _signature(target, skip_first=False)
     legal: dict[str, None] = {}
+    numbers: frozenset[str] = frozenset()
     required: tuple[str, ...] | None = None
+    is_open = True
     for cls in target.__mro__:
-        if "__init__" not in vars(cls):
+        if "__init__" not in vars(cls) or not is_open:
             continue
         if cls is object:
-            return Arguments(tuple(legal), required or (), False)
+            is_open = False
+            continue
         one = _signature(vars(cls)["__init__"], skip_first=True)
+        numbers |= one.numbers - legal.keys()
         legal.update(dict.fromkeys(one.legal))
         required = one.required if required is None else required
-        if not one.is_open:
-            return Arguments(tuple(legal), required, False)
-    return Arguments(tuple(legal), required or (), True)
+        is_open = one.is_open
+    return Arguments(tuple(legal), required or (), is_open, numbers)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -169,6 +175,10 @@ def check_config(config: Mapping[str, Any]) -> None:
                 raise ConfigError(
                     f"{where}.{key}: {node['_target_']} has no argument {key}; "
                     f"{did_you_mean(key, known.legal)}"
+                )
+            if key in known.numbers and isinstance(node[key], str):
+                raise ConfigError(
+                    f"{where}.{key}={node[key]!r}: {node['_target_']} takes a number there"
                 )
         missing = [name for name in known.required if name not in given]
         if missing and not node.get("_partial_") and not node.get("_args_"):
@@ -231,8 +241,18 @@ def _signature(function: Any, *, skip_first: bool) -> Arguments:
         return Arguments((), (), True)
     named = parameters[1:] if skip_first else parameters
     named = [p for p in named if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    try:
+        hints = get_type_hints(inspect.unwrap(function))
+    except (NameError, TypeError, AttributeError):  # names that exist for the type checker only
+        hints = {}
     return Arguments(
         legal=tuple(p.name for p in named),
         required=tuple(p.name for p in named if p.default is p.empty),
         is_open=any(p.kind is p.VAR_KEYWORD for p in parameters),
+        numbers=frozenset(p.name for p in named if _is_number(hints.get(p.name))),
     )
+
+
+def _is_number(hint: Any) -> bool:
+    kinds = get_args(hint) or (hint,)
+    return {int, float} & set(kinds) != set() and set(kinds) <= {int, float, bool, type(None)}

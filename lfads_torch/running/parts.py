@@ -67,7 +67,7 @@ def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
 
 
 def build_model(node: Mapping[str, Any], datamodule: Any) -> Any:
-    """Instantiate the model; sizes that are null are read from the data.
+    """Instantiate the model; sizes that are null or absent are read from the data.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def build_model(node: Mapping[str, Any], datamodule: Any) -> Any:
     -------
     LFADS
     """
-    unknown = [name for name in FROM_DATA if node.get(name, 0) is None]
+    unknown = [name for name in FROM_DATA if node.get(name) is None]
     if unknown and hasattr(find_target(node["_target_"], "model"), "from_data"):
         given = {name: value for name, value in node.items() if value is not None}
         return build({**given, "_target_": f"{node['_target_']}.from_data"}, "model", datamodule)

@@ -249,9 +249,7 @@ def test_temporal_shift_of_nothing() -> None:
 
 @few_examples
 @given(
-    data=st.lists(
-        st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=9
-    ),
+    data=st.lists(st.lists(st.integers(0, 5), min_size=3, max_size=3), min_size=1, max_size=9),
     width=st.integers(0, 12),
     seed=st.integers(0, 5),
 )

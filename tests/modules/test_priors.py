@@ -40,7 +40,8 @@ def ar_density(prior: Any, u: Tensor) -> Tensor:
     """Log density by the joint Gaussian over bins, one process per dimension."""
     n_bins = u.shape[1]
     total = torch.zeros(len(u), dtype=u.dtype)
-    for dim, (logtau, lognvar) in enumerate(zip(prior.logtaus, prior.lognvars, strict=True)):
+    pairs = zip(prior.logtaus.tolist(), prior.lognvars.tolist(), strict=True)
+    for dim, (logtau, lognvar) in enumerate(pairs):
         a, s2 = math.exp(-1 / math.exp(logtau)), math.exp(lognvar)
         lags = torch.arange(n_bins).view(-1, 1) - torch.arange(n_bins)
         covariance = s2 / (1 - a**2) * a ** lags.abs().to(u.dtype)
@@ -61,9 +62,7 @@ def test_autoregressive_density_is_the_stationary_process() -> None:
 def test_autoregressive_density_of_the_reference_numbers() -> None:
     golden = load_arrays("priors")
     prior = priors.AutoregressiveMultivariateNormal(1.0, 1.0, golden["ar_logtaus"].numel()).double()
-    prior.load_state_dict(
-        {"logtaus": golden["ar_logtaus"], "lognvars": golden["ar_lognvars"]}
-    )
+    prior.load_state_dict({"logtaus": golden["ar_logtaus"], "lognvars": golden["ar_lognvars"]})
     assert_close(
         ar_density(prior, golden["ar_sample"].double()), golden["ar_log_p"], 1e-5, "joint Gaussian"
     )

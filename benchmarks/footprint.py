@@ -1,0 +1,110 @@
+"""Start-up times, and peak memory of training at the MC_Maze 20 ms shape.
+
+Each figure comes from a process of its own: ``python benchmarks/footprint.py [--json]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+LFADS = str(Path(sys.executable).with_name("lfads"))
+
+
+def median_seconds(command: list[str], runs: int = 5) -> float:
+    """Median wall time of a command after one run that is not counted."""
+    times = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def write_spikes(path: Path, n_train: int, n_valid: int, shape: list[int]) -> None:
+    """Poisson counts of ``shape`` = [channels read, reconstructed, bins read, reconstructed]."""
+    from lfads_torch.data.schema import write_session
+
+    n_read, n_recon, bins_read, bins_recon = shape
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n_trials in (("train", n_train), ("valid", n_valid)):
+        recon = rng.poisson(0.2, size=(n_trials, bins_recon, n_recon)).astype(np.uint8)
+        arrays[f"{split}_recon_data"] = recon
+        arrays[f"{split}_encod_data"] = recon[:, :bins_read, :n_read]
+    write_session(path, arrays)
+
+
+def seconds_to_first_epoch(data: Path, folder: Path) -> float:
+    """Wall time from typing `lfads train` to the end of its first epoch."""
+    log = folder / "csv_logs" / "metrics.csv"
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [LFADS, "train", f"datamodule.datafile_pattern={data}", "--run-dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not log.is_file():
+            if process.poll() is not None:
+                raise RuntimeError(f"lfads train ended with status {process.returncode}")
+            time.sleep(0.02)
+        return time.perf_counter() - start
+    finally:
+        process.kill()
+        process.wait()
+
+
+def peak_memory_gib(data: Path, folder: Path) -> float:
+    """Largest resident memory of `lfads train` with the MC_Maze model, two epochs and sampling."""
+    command = [LFADS, "train", "model=nlb_mc_maze", f"datamodule.datafile_pattern={data}"]
+    command += [
+        "trainer.max_epochs=2",
+        "posterior_sampling.fn.num_samples=4",
+        "--run-dir",
+        str(folder),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"lfads train ended with status {os.waitstatus_to_exitcode(status)}")
+    in_bytes = 1 if sys.platform == "darwin" else 1024
+    return usage.ru_maxrss * in_bytes / 2**30
+
+
+def measure() -> dict[str, float]:
+    """All figures, by name and unit."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_spikes(folder / "small.h5", 832, 208, [30, 30, 50, 50])
+        write_spikes(folder / "maze.h5", 1720, 574, [137, 182, 35, 45])
+        return {
+            "import lfads_torch, s": median_seconds([sys.executable, "-c", "import lfads_torch"]),
+            "python alone, s": median_seconds([sys.executable, "-c", ""]),
+            "lfads --help, s": median_seconds([LFADS, "--help"]),
+            "lfads train --help, s": median_seconds([LFADS, "train", "--help"]),
+            "lfads train to the end of epoch 1, s": seconds_to_first_epoch(
+                folder / "small.h5", folder / "small"
+            ),
+            "peak memory, MC_Maze 20 ms, GiB": peak_memory_gib(folder / "maze.h5", folder / "maze"),
+        }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    figures = measure()
+    if parser.parse_args().json:
+        print(json.dumps(figures, indent=2))
+    else:
+        for label, value in figures.items():
+            print(f"{label:<40} {value:.2f}")

@@ -1,0 +1,507 @@
+"""Checkpoints: plain to load, complete, and safe to open whoever wrote them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lfads_torch.checkpoint import load_model, read_checkpoint
+from lfads_torch.errors import ConfigError, UserError
+from lfads_torch.model import LFADS
+from lfads_torch.modules import priors, recons
+from lfads_torch.modules.augmentations import AugmentationStack, CoordinatedDropout
+from lfads_torch.modules.readin_readout import FanInLinear
+from lfads_torch.tuples import SessionBatch
+from tests.golden_utils import (
+    ZIG_ARGS,
+    Golden,
+    assert_all_close,
+    build_lfads,
+    load_golden,
+    session_batches,
+)
+from tests.small import DIMS, arrays, batch_of, counts, datamodule, lfads, trainer, write
+
+# ---- this project's own ------------------------------------------------------------------------
+
+
+class Square(nn.Module):
+    """Observation model of one's own."""
+
+    n_params = 2
+
+    def __init__(self, power: float) -> None:
+        super().__init__()
+        self.power = power
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def reshape_output_params(self, output_params: Tensor) -> Tensor:
+        return output_params.unflatten(-1, (2, -1)).transpose(-1, -2)
+
+    def compute_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        return (data - self.compute_means(output_params)).abs() ** self.power
+
+    def compute_means(self, output_params: Tensor) -> Tensor:
+        return self.gain * output_params.sum(dim=-1)
+
+
+class Ridge(nn.Module):
+    """Prior of one's own."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.centre = nn.Parameter(torch.zeros(()))
+
+    def make_posterior(self, mean: Tensor, std: Tensor) -> Any:
+        return priors.gaussian_posterior(mean, std)
+
+    def forward(self, mean: Tensor, std: Tensor) -> Tensor:
+        return self.weight * ((mean - self.centre) ** 2).mean()
+
+
+class Offset:
+    """Transform of one's own."""
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def process_batch(self, batch: SessionBatch) -> SessionBatch:
+        return batch._replace(encod_data=batch.encod_data + self.by)
+
+
+def trained(folder: Path, *sessions: dict[str, Any], **arguments: Any) -> tuple[LFADS, Path]:
+    """Model trained for an epoch and its checkpoint."""
+    data = datamodule(write(folder, *(sessions or (arrays(),))))
+    model = lfads(data, **arguments)
+    run = trainer(folder, max_epochs=1)
+    run.fit(model, data)
+    run.save_checkpoint(folder / "last.ckpt")
+    return model.eval(), folder / "last.ckpt"
+
+
+def same_model(a: LFADS, b: LFADS) -> None:
+    """Fail where two models differ in numbers, parts, or what they infer of a batch."""
+    assert dict(a.hparams) == dict(b.hparams)
+    assert a.session_names == b.session_names
+    states = [model.state_dict() for model in (a, b)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+    frozen = [{n for n, p in m.named_parameters() if not p.requires_grad} for m in (a, b)]
+    assert frozen[0] == frozen[1]
+    for session, readin in enumerate(a.readin):
+        n = getattr(readin, "in_features", a.hparams["encod_data_dim"])
+        n_out = a.readout[session].out_features // a.recon[session].n_params
+        recon = counts(3, a.hparams["recon_seq_len"], max(n, n_out))
+        encod = recon[:, : a.hparams["encod_seq_len"], :n]
+        batch = {session: batch_of(encod, recon[..., :n_out])}
+        outs = []
+        for model in (a, b):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                outs.append(model.predict_step(batch, 0)[session])
+        for x, y in zip(*outs, strict=True):
+            assert torch.equal(x, y)
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "defaults": dict,
+    "augmented": lambda: {
+        "train_aug_stack": AugmentationStack([CoordinatedDropout(0.3, 0.2)], [0], [0]),
+        "infer_aug_stack": AugmentationStack([Offset(0.5)], [0]),
+    },
+    "one's own": lambda: {"reconstruction": Square(1.5), "ic_prior": Ridge(0.25)},
+    "student": lambda: {"co_prior": priors.MultivariateStudentT(0.0, 1.0, 5.0, 2)},
+    "not variational": lambda: {"variational": False},
+    "autonomous": lambda: {"ci_enc_dim": 0, "con_dim": 0, "co_dim": 0},
+    "frozen read-in": lambda: {"readin": FanInLinear(3, 3).requires_grad_(False)},
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_a_model_comes_back_as_it_was(tmp_path: Path, parts: str) -> None:
+    model, path = trained(tmp_path, **PARTS[parts]())
+    for file in tmp_path.glob("*.h5"):
+        file.unlink()  # a model needs its data no more
+    again = load_model(path)
+    assert not again.training
+    same_model(model, again)
+
+
+def test_several_sessions_come_back(tmp_path: Path) -> None:
+    sessions = [arrays(channels=(n, n + 1), bins=(5, 7), seed=n) for n in (2, 3)]
+    zig = recons.ZeroInflatedGamma(1, -0.5, 20.0, 10.0, 0.1)
+    model, path = trained(tmp_path, *sessions, reconstruction=zig)
+    again = load_model(path)
+    assert again.session_names == ["day0", "day1"]
+    same_model(model, again)
+
+
+def plain(value: Any) -> bool:
+    """Whether a value is made of numbers, text and containers."""
+    if isinstance(value, dict):
+        return all(plain(k) and plain(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(plain(v) for v in value)
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def test_checkpoints_need_no_execution_and_hold_plain_numbers(tmp_path: Path) -> None:
+    model, path = trained(
+        tmp_path,
+        lr_init=np.float32(0.25),
+        kl_ic_scale=np.float64(0.5),
+        gen_dim=np.int64(6),
+        train_aug_stack=AugmentationStack([CoordinatedDropout(0.3)], [0], [0]),
+    )
+    checkpoint = torch.load(path, weights_only=True)
+    assert plain(checkpoint["hyper_parameters"])
+    assert checkpoint["hyper_parameters"]["lr_init"] == 0.25
+    assert checkpoint["hyper_parameters"]["gen_dim"] == 6
+    own = dict(checkpoint["lfads"])
+    smoothed = own.pop("extra")["recon_smth"]
+    torch.testing.assert_close(smoothed, model.recon_smth.smoothed)
+    assert plain(own)
+    assert own["session_names"] == ["day0"]
+    # The state dict is the parameters under their golden names, and nothing else.
+    assert checkpoint["state_dict"].keys() == dict(model.named_parameters()).keys()
+
+
+def test_folders_of_checkpoints(tmp_path: Path) -> None:
+    model, path = trained(tmp_path)
+    folder = tmp_path / "run" / "lightning_checkpoints"
+    folder.mkdir(parents=True)
+    path.rename(folder / "last.ckpt")
+    same_model(model, load_model(tmp_path / "run"))
+    same_model(model, load_model(folder))
+    same_model(model, load_model(folder / "last.ckpt", best=False))
+
+
+def test_arguments_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
+    _, path = trained(tmp_path)
+    again = load_model(path, dropout_rate=0.75, infer_aug_stack=AugmentationStack([Offset(1)], [0]))
+    assert again.hparams.dropout_rate == 0.75
+    assert len(again.infer_aug_stack) == 1
+
+
+def test_a_models_own_parts_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = trained(tmp_path, ic_prior=Ridge(0.25))
+    monkeypatch.delattr(sys.modules[__name__], "Ridge")
+    with pytest.raises(ConfigError, match=r"last\.ckpt: .*Ridge, which cannot be imported"):
+        load_model(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_what_load_model_refuses(tmp_path: Path) -> None:
+    _, path = trained(tmp_path)
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_model(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="'gen_dims' is no argument of LFADS"):
+        load_model(path, gen_dims=3)
+    with pytest.raises(UserError, match=r"last\.ckpt is a checkpoint of another shape: .*gen_cell"):
+        load_model(path, gen_dim=9)
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"other\.ckpt holds no state_dict"):
+        load_model(tmp_path / "other.ckpt")
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    with pytest.raises(UserError, match=r"list\.ckpt holds no state_dict"):
+        load_model(tmp_path / "list.ckpt")
+    script = torch.jit.script(nn.Linear(2, 2))
+    script.save(str(tmp_path / "program.ckpt"))
+    with pytest.raises(UserError, match=r"program\.ckpt is a TorchScript program"):
+        load_model(tmp_path / "program.ckpt")
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_damaged_files_are_a_users_error(tmp_path: Path, data: st.DataObject) -> None:
+    good = tmp_path / "good.ckpt"
+    if not good.exists():
+        torch.save({"state_dict": {"a": torch.ones(3)}, "other": object}, good)
+    content = good.read_bytes()
+    bad = tmp_path / "bad.ckpt"
+    if data.draw(st.booleans()):
+        bad.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    else:
+        bad.write_bytes(data.draw(st.binary(max_size=60)))
+    with pytest.raises(UserError, match=r"bad\.ckpt"):
+        load_model(bad)
+
+
+# ---- checkpoints of the existing implementation ------------------------------------------------
+
+
+class Exploit:
+    """Runs a command wherever it is unpickled in the usual way."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+def foreign_classes() -> types.ModuleType:
+    """A package that exists only while a foreign checkpoint is written."""
+    module = types.ModuleType("foreign_lfads")
+
+    class Base(nn.Module):
+        def __init__(self, **attributes: Any) -> None:
+            super().__init__()
+            for name, value in attributes.items():
+                setattr(self, name, value)
+
+    names = ["Poisson", "Gaussian", "Gamma", "ZeroInflatedGamma", "Laplace"]
+    names += ["MultisessionReconstruction", "AugmentationStack", "Prior", "Readin"]
+    for name in names:
+        own = type(name, (Base,), {"__module__": "foreign_lfads", "__qualname__": name})
+        setattr(module, name, own)
+
+    class AttributeDict(dict):  # type: ignore[type-arg]
+        pass
+
+    AttributeDict.__module__, AttributeDict.__qualname__ = "foreign_lfads", "AttributeDict"
+    module.AttributeDict = AttributeDict  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.fixture
+def foreign() -> Iterator[Any]:
+    module = foreign_classes()
+    sys.modules["foreign_lfads"] = module
+    yield module
+    sys.modules.pop("foreign_lfads", None)
+
+
+def write_foreign(
+    path: Path, golden: Golden, module: Any, changes: dict[str, Any] | None = None, **save: Any
+) -> Path:
+    """Write a checkpoint with the file's parameters and pickled objects as hyper-parameters."""
+    kind = golden.hps["reconstruction"]
+    recon = getattr(module, kind)(**(ZIG_ARGS if kind == "ZeroInflatedGamma" else {}))
+    if len(golden.sessions) > 1:
+        recon = module.MultisessionReconstruction(
+            members=nn.ModuleList(getattr(module, kind)() for _ in golden.sessions)
+        )
+        recon._modules.update(recon._modules.pop("members")._modules)
+    hps = {k: v for k, v in golden.hps.items() if k not in ("sessions", "ramp", *ZIG_ARGS)}
+    hps |= {
+        "reconstruction": recon,
+        "ic_prior": module.Prior(),
+        "co_prior": module.Prior(),
+        "readin": module.Readin(),
+        "train_aug_stack": module.AugmentationStack(transforms=[object], batch_order=[0]),
+        "lr_scheduler": False,
+    }
+    hps |= changes or {}
+    state = {
+        **golden.params,
+        # What such a checkpoint holds beside the model.
+        "valid_recon_smth.value": torch.ones(()),
+        "train_aug_stack.transforms.0.cd_rate": torch.ones(()),
+    }
+    checkpoint = {
+        "epoch": 3,
+        "state_dict": state,
+        "hyper_parameters": {k: v for k, v in hps.items() if v is not None},
+        "callbacks": {"Foreign": recon},
+        "pytorch-lightning_version": "1.5.0",
+    }
+    torch.save(checkpoint, path, **save)
+    sys.modules.pop("foreign_lfads", None)
+    with pytest.raises((pickle.UnpicklingError, ModuleNotFoundError)):
+        torch.load(path, weights_only=True)
+    return path
+
+
+GOLDEN = [
+    "controller",
+    "autonomous",
+    "ext_input",
+    "forward_heldout",
+    "ic_segment",
+    "multisession",
+    "gaussian",
+    "gamma",
+    "zig",
+]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("zipped", [True, False])
+# The older format warns that it does not store the source of the pickled classes.
+@pytest.mark.filterwarnings("ignore:Couldn.t retrieve source code")
+def test_foreign_checkpoints_give_the_same_outputs(
+    tmp_path: Path, foreign: Any, name: str, zipped: bool
+) -> None:
+    golden = load_golden(name)
+    path = tmp_path / "foreign.ckpt"
+    write_foreign(path, golden, foreign, _use_new_zipfile_serialization=zipped)
+    model = load_model(path)
+    assert not model.training
+    assert model.hparams.kl_ic_scale == golden.hps["kl_ic_scale"]
+    assert model.hparams.ci_lag == golden.hps["ci_lag"]
+    with torch.no_grad():
+        outputs = model(session_batches(golden), output_means=False)
+        means = model(session_batches(golden))
+    for s, out in outputs.items():
+        got = {**out._asdict(), "output_means": means[s].output_params}
+        expected = {k: v for k, v in golden.outputs[s].items() if k != "recon_loss"}
+        assert_all_close(got, expected, 1e-5, f"session {s}")
+    own = build_lfads(golden)
+    assert model.state_dict().keys() == own.state_dict().keys()
+
+
+def test_nothing_in_a_foreign_checkpoint_is_executed(tmp_path: Path, foreign: Any) -> None:
+    marker = tmp_path / "executed"
+    golden = load_golden("controller")
+    changes = {"exploit": Exploit(f"touch {marker}"), "lr_init": Exploit(f"touch {marker}")}
+    path = write_foreign(tmp_path / "evil.ckpt", golden, foreign, changes)
+    torch.load(path, weights_only=False, pickle_module=_Unwary)
+    assert marker.exists()  # the file does execute where it is opened without care
+    marker.unlink()
+    model = load_model(path)
+    assert not marker.exists()
+    assert model.hparams.lr_init == LFADS(encod_data_dim=1, encod_seq_len=1).hparams.lr_init
+    record = read_checkpoint(path)["hyper_parameters"]["exploit"]
+    assert not marker.exists()
+    assert type(record).__name__ == "system"
+
+
+class _Unwary:
+    """A pickle module for which every class exists, so that it gets as far as the exploit."""
+
+    __name__ = "unwary"
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError):
+                return type(name, (nn.Module,), {})
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        return _Unwary.Unpickler(file, **options).load()
+
+
+def test_hyper_parameters_in_a_container_of_their_own(tmp_path: Path, foreign: Any) -> None:
+    golden = load_golden("controller")
+    path = write_foreign(tmp_path / "plain.ckpt", golden, foreign)
+    sys.modules["foreign_lfads"] = foreign
+    checkpoint = {
+        "state_dict": golden.params,
+        "hyper_parameters": foreign.AttributeDict(
+            encod_seq_len=20, recon_seq_len=20, cell_clip=4.0, reconstruction=foreign.Poisson()
+        ),
+    }
+    torch.save(checkpoint, path)
+    sys.modules.pop("foreign_lfads")
+    assert load_model(path).hparams.cell_clip == 4.0
+
+
+def test_hyper_parameters_that_are_missing(tmp_path: Path, foreign: Any) -> None:
+    golden = load_golden("controller")
+    lacking = {"encod_seq_len": None, "recon_seq_len": None}
+    path = write_foreign(tmp_path / "bare.ckpt", golden, foreign, lacking)
+    with pytest.raises(ConfigError, match="does not say encod_seq_len and recon_seq_len; give"):
+        load_model(path)
+    with pytest.raises(ConfigError, match="does not say recon_seq_len"):
+        load_model(path, encod_seq_len=20)
+    model = load_model(path, encod_seq_len=20, recon_seq_len=20)
+    assert model.hparams.recon_seq_len == 20
+
+
+@pytest.mark.parametrize("kind", [None, "Laplace"])
+def test_a_reconstruction_that_is_unknown(tmp_path: Path, foreign: Any, kind: str | None) -> None:
+    golden = load_golden("controller")
+    changes = {"reconstruction": getattr(foreign, kind)() if kind else None}
+    path = write_foreign(tmp_path / "mine.ckpt", golden, foreign, changes)
+    with pytest.raises(ConfigError, match=r"does not say its reconstruction.*Poisson\(\)"):
+        load_model(path)
+    load_model(path, reconstruction=recons.Poisson())
+
+
+def test_a_zero_inflated_reconstruction_without_its_numbers(tmp_path: Path, foreign: Any) -> None:
+    golden = load_golden("zig")
+    changes = {"reconstruction": foreign.ZeroInflatedGamma(gamma_loc=0.1)}
+    path = write_foreign(tmp_path / "zig.ckpt", golden, foreign, changes)
+    with pytest.raises(ConfigError, match="does not say its gamma_loc, scale_init"):
+        load_model(path)
+    load_model(path, reconstruction=recons.ZeroInflatedGamma(12, **ZIG_ARGS))
+
+
+def test_a_prior_that_is_unknown_can_be_given(tmp_path: Path, foreign: Any) -> None:
+    golden = load_golden("controller")
+    params = {k: v for k, v in golden.params.items() if not k.startswith("co_prior")}
+    student = priors.MultivariateStudentT(0.0, 1.0, 5.0, 3)
+    params |= {f"co_prior.{k}": v for k, v in student.state_dict().items()}
+    golden.params.clear()
+    golden.params.update(params)
+    path = write_foreign(tmp_path / "student.ckpt", golden, foreign)
+    with pytest.raises(ConfigError, match=r"co_prior has the parameters loc, logscale.*co_prior="):
+        load_model(path)
+    assert load_model(path, co_prior=student).co_prior is student
+
+
+def test_an_autonomous_checkpoint_with_idle_numbers(tmp_path: Path, foreign: Any) -> None:
+    """Without a controller a prior and an initial state of it may be there all the same."""
+    golden = load_golden("autonomous")
+    golden.params["decoder.con_h0"] = torch.zeros(1, 6)
+    prior = priors.AutoregressiveMultivariateNormal(1.0, 1.0, 3)
+    golden.params.update({f"co_prior.{k}": v for k, v in prior.state_dict().items()})
+    path = write_foreign(tmp_path / "idle.ckpt", golden, foreign)
+    with pytest.warns(UserWarning, match="no controller"):
+        model = load_model(path)
+    assert model.hparams.con_dim == 6
+    with torch.no_grad():
+        out = model(session_batches(golden))[0]
+    torch.testing.assert_close(out.factors, golden.outputs[0]["factors"], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path, foreign: Any) -> None:
+    golden = load_golden("controller")
+    golden.params["decoder.ic_to_g0.weight"] = torch.zeros(11, 99)
+    del golden.params["decoder.ic_to_g0.bias"]
+    golden.params["decoder.surplus"] = torch.zeros(1)
+    path = write_foreign(tmp_path / "odd.ckpt", golden, foreign)
+    with pytest.raises(UserError) as caught:
+        load_model(path)
+    for part in (
+        "decoder.ic_to_g0.bias is missing",
+        "decoder.surplus has no place",
+        "decoder.ic_to_g0.weight is (11, 99), the model's (11, 5)",
+    ):
+        assert part in str(caught.value)
+
+
+def test_a_checkpoint_of_another_kind_of_model(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"decoder.weight": torch.ones(2)}}, tmp_path / "other.ckpt")
+    with pytest.raises(ConfigError, match="holds no LFADS model"):
+        load_model(tmp_path / "other.ckpt", encod_seq_len=3, recon_seq_len=3)
+
+
+def test_the_fixed_sizes_of_these_tests_are_a_model() -> None:
+    assert LFADS(encod_data_dim=3, encod_seq_len=6, **DIMS).use_con
