@@ -7,7 +7,7 @@
 Ridge regression from one bin's features to the behaviour of the same bin is fitted on training
 windows and scored on validation windows. The penalty, and for smoothed spikes the width of the
 Gaussian, are chosen for each column of the behaviour by cross-validation within the training
-windows.
+windows. A second baseline decodes from spikes smoothed with several widths, all together.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lfads_torch.metrics import bits_per_spike, fit_linear, gaussian_smooth
 COLUMNS = ("force x", "force y", "d(force x)/dt", "d(force y)/dt")
 # Standard deviations in bins of 20 ms
 WIDTHS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0, 24.0)
+SEVERAL = (2.0, 4.0, 8.0, 24.0)  # widths that are given to the decoder all together
 ALPHAS = tuple(10.0**k for k in range(-4, 5))
 OVERLAP = 6  # bins that a window shares with the next one
 SPLITS = ("train", "valid")
@@ -119,6 +120,12 @@ def _r2(predicted: Array, target: Array, where: Array) -> Array:
     return np.asarray(1 - ((target - predicted) ** 2).sum(axis=0) / spread)
 
 
+def _side_by_side(smoothed: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    chosen = [smoothed[WIDTHS.index(width)] for width in SEVERAL]
+    train, valid = (np.concatenate(parts, axis=-1) for parts in zip(*chosen, strict=True))
+    return train, valid
+
+
 def _bits(rates: Array, counts: Array) -> float:
     log_rates = torch.from_numpy(rates.astype(np.float64)).clamp_min(1e-9).log()
     return float(bits_per_spike(log_rates, torch.from_numpy(counts.astype(np.float64))))
@@ -163,6 +170,7 @@ def main() -> None:
     ]
     results = {
         "smoothed spikes": decode(smoothed, behavior, unseen),
+        "smoothed, several widths": decode([_side_by_side(smoothed)], behavior, unseen),
         "LFADS rates": decode([(train["output_params"], rates)], behavior, unseen),
         "LFADS factors": decode([(train["factors"], valid["factors"])], behavior, unseen),
     }

@@ -119,15 +119,16 @@ def wrist_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wrist_decoding_prints_every_score(wrist_run: Path, run_script: Callable[..., str]) -> None:
     text = run_script("wrist_decoding", wrist_run, "--markdown")
-    header, dashes, *rows = markdown_rows(text)[:5]
+    header, dashes, *rows = markdown_rows(text)[:6]
     assert header[1:] == ["force x", "force y", "d(force x)/dt", "d(force y)/dt", "mean"]
     assert dashes[0].strip("-") == "" and all(re.fullmatch("-+:", cell) for cell in dashes[1:])
-    assert [row[0] for row in rows] == ["smoothed spikes", "LFADS rates", "LFADS factors"]
+    baselines = ["smoothed spikes", "smoothed, several widths"]
+    assert [row[0] for row in rows] == [*baselines, "LFADS rates", "LFADS factors"]
     scores = np.array([[float(cell) for cell in row[1:]] for row in rows])
     np.testing.assert_allclose(scores[:, :4].mean(axis=1), scores[:, 4], atol=1e-3)
     # The spikes follow the behaviour closely, which two epochs cannot have taught the model.
-    assert (scores[0] > 0.5).all()
-    assert len(markdown_rows(text)) == 10
+    assert (scores[:2] > 0.5).all()
+    assert len(markdown_rows(text)) == 12
     with h5py.File(wrist_run / "lfads_output_sess0.h5") as file:
         rates = torch.from_numpy(file["valid_output_params"][()]).double()
         counts = torch.from_numpy(file["valid_recon_data"][()]).double()
@@ -449,7 +450,7 @@ def test_the_wrist_recording_trains(tmp_path: Path, run_script: Callable[..., st
     )
     assert trained.bps > 0
     rows = markdown_rows(run_script("wrist_decoding", trained.run, "--markdown"))
-    scores = {row[0]: float(row[-1]) for row in rows[2:5]}
+    scores = {row[0]: float(row[-1]) for row in rows[2:6]}
     assert scores["smoothed spikes"] == pytest.approx(0.515, abs=0.005)  # docs/real_data.md
     assert scores["LFADS rates"] > 0.2
 

@@ -297,7 +297,8 @@ def test_data_of_other_sizes_are_refused_before_training(tmp_path: Path) -> None
 
 
 def test_seeds_make_a_run_repeat_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # which `seed_everything` leaves behind
+        monkeypatch.setenv(name, "0")
     pattern = write(tmp_path, *SESSIONS)
     found = []
     for _ in range(2):
@@ -307,7 +308,6 @@ def test_seeds_make_a_run_repeat_exactly(tmp_path: Path, monkeypatch: pytest.Mon
         model = lfads(data, train_aug_stack=stack)
         _, record = fit(tmp_path, model, data, 2)
         found.append((record.metrics, {n: p.tolist() for n, p in model.named_parameters()}))
-    monkeypatch.delenv("PL_GLOBAL_SEED")
     assert found[0] == found[1]
 
 

@@ -28,12 +28,13 @@ def clipped_gru(
     clip: float,
 ) -> Float[Tensor, "K T B H"]:
     """See `lfads_torch.kernels.Kernels.clipped_gru`."""
-    return _ClippedGRU.apply(x_proj, h0, w_hh, clip)[0]
+    return _ClippedGRU.apply(x_proj, h0, w_hh, clip, torch.is_grad_enabled())[0]
 
 
 def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
     """See `lfads_torch.kernels.Kernels.decoder`."""
-    return DecoderStates(*_Decoder.apply(*inputs, clip)[: len(DecoderStates._fields)])
+    results = _Decoder.apply(*inputs, clip, torch.is_grad_enabled())
+    return DecoderStates(*results[: len(DecoderStates._fields)])
 
 
 class _Cell:
@@ -48,14 +49,17 @@ class _Cell:
         self.clip = clip
         self.w_zr, self.w_n = w_hh[:, : 2 * n_units], w_hh[:, 2 * n_units :]
 
-    def allocate(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Buffers for states, gates and candidates over the axes (K, T, B) of `like`."""
-        shape = like.shape[:3]
-        return (
-            like.new_empty(*shape, self.n_units),
-            like.new_empty(*shape, 2 * self.n_units),
-            like.new_empty(*shape, self.n_units),
-        )
+    def allocate(self, like: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Buffers for states, gates and candidates over the axes (K, T, B) of `like`.
+
+        Without `keep`, for lack of a backward pass, all bins share one bin's gates and candidates.
+        """
+        n_nets, n_bins, n_trials = like.shape[:3]
+        states = like.new_empty(n_nets, n_bins, n_trials, self.n_units)
+        kept = n_bins if keep else 1
+        gates = like.new_empty(n_nets, kept, n_trials, 2 * self.n_units)
+        cand = like.new_empty(n_nets, kept, n_trials, self.n_units)
+        return states, gates.expand(-1, n_bins, -1, -1), cand.expand(-1, n_bins, -1, -1)
 
     def forward(self, x: Tensor, h: Tensor, state: Tensor, gates: Tensor, cand: Tensor) -> None:
         """One bin: input product `x` and state `h` into `state`, `gates`, `cand`."""
@@ -132,10 +136,10 @@ class _FoldedFunction(Function):
 class _ClippedGRU(_FoldedFunction):
     @staticmethod
     def forward(
-        x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float
+        x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         cell = _Cell(w_hh, clip)
-        states, gates, cand = cell.allocate(x_proj)
+        states, gates, cand = cell.allocate(x_proj, keep)
         h = h0
         for t in range(x_proj.shape[1]):
             cell.forward(x_proj[:, t], h, states[:, t], gates[:, t], cand[:, t])
@@ -144,15 +148,15 @@ class _ClippedGRU(_FoldedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, h0, w_hh, clip = inputs
+        _, h0, w_hh, clip, _ = inputs
         states, gates, cand = output
         ctx.mark_non_differentiable(gates, cand)
         ctx.save_for_backward(states, gates, cand, h0, w_hh)
         ctx.clip = clip
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        return *_ClippedGRUBackward.apply(grads[0], *ctx.saved_tensors, ctx.clip), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        return *_ClippedGRUBackward.apply(grads[0], *ctx.saved_tensors, ctx.clip), None, None
 
 
 class _ClippedGRUBackward(_FoldedFunction):
@@ -188,10 +192,11 @@ _NO_SECOND = "second derivatives need the kernel 'reference': LFADS(..., kernel=
 class _Decoder(_FoldedFunction):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        p, clip = DecoderInputs(*args[:-1]), args[-1]
+        *tensors, clip, keep = args
+        p = DecoderInputs(*tensors)
         con, gen = _Cell(p.w_con_hh, clip), _Cell(p.w_gen_hh, clip)
-        con_states, con_gates, con_cand = con.allocate(p.con_proj)
-        gen_states, gen_gates, gen_cand = gen.allocate(p.gen_proj)
+        con_states, con_gates, con_cand = con.allocate(p.con_proj, keep)
+        gen_states, gen_gates, gen_cand = gen.allocate(p.gen_proj, keep)
         n_nets, n_bins, n_trials = p.con_proj.shape[:3]
         n_inputs = p.w_gen_u.shape[-1]
         factors = p.con_proj.new_empty(n_nets, n_bins + 1, n_trials, p.w_fac.shape[1])
@@ -228,13 +233,14 @@ class _Decoder(_FoldedFunction):
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[len(DecoderStates._fields) :])
         # The input products, the largest tensors of all, are not needed again.
-        ctx.save_for_backward(None, None, *inputs[2:-1], *output)
-        ctx.clip = inputs[-1]
+        ctx.save_for_backward(None, None, *inputs[2:-2], *output)
+        ctx.clip = inputs[-2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         n_states = len(DecoderStates._fields)
-        return *_DecoderBackward.apply(*grads[:n_states], *ctx.saved_tensors, ctx.clip), None
+        gradients = _DecoderBackward.apply(*grads[:n_states], *ctx.saved_tensors, ctx.clip)
+        return *gradients, None, None
 
 
 class _DecoderBackward(_FoldedFunction):

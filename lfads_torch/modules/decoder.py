@@ -139,8 +139,11 @@ class Decoder(nn.Module):
         ext = _to_length(ext_input, n_bins).transpose(0, 1)
         ext = _masked(ext, mask(*ext.shape))
         w_gen_u, w_gen_ext = cell.gen_cell.weight_ih.tensor_split([self.n_inferred], dim=1)
-        gen_proj = linear(ext, w_gen_ext, cell.gen_cell.bias)
-        gen_proj = _repeat_trials(gen_proj, n_samples).unsqueeze(0)
+        if w_gen_ext.shape[1]:
+            gen_proj = _repeat_trials(linear(ext, w_gen_ext, cell.gen_cell.bias), n_samples)
+        else:
+            gen_proj = cell.gen_cell.bias.expand(n_bins, n_rows, -1)
+        gen_proj = gen_proj.unsqueeze(0)
         gen_mask = mask(1, n_bins + 1, n_rows, gen_init.shape[1])
         w_fac = cell.fac_linear.unit_weight
         ext = _repeat_trials(ext, n_samples)
