@@ -249,7 +249,7 @@ class TrainingModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores and smooth the reconstruction loss."""
         scores = self._log_scores("valid")
-        if not self.trainer.sanity_checking:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.recon_smth.update(scores["recon"])
         smoothed = self.recon_smth.smoothed
         self.log_dict({"valid/recon_smth": smoothed, "hp_metric": smoothed})

@@ -429,14 +429,14 @@ def test_the_delayed_reach_recording_is_binned(
     assert not check_file(out).errors
 
 
-def train_shortly(name: str, data: Path, folder: Path) -> SimpleNamespace:
+def train_shortly(name: str, data: Path, folder: Path, epochs: int) -> SimpleNamespace:
     overrides = {
         "model": name,
         "datamodule": name,
         "datamodule.datafile_pattern": str(data),
         "callbacks": "demo",
         "trainer.accelerator": "cpu",
-        "trainer.max_epochs": 4,
+        "trainer.max_epochs": epochs,
         "posterior_sampling.fn.num_samples": 2,
     }
     result = run_model(overrides, run_dir=folder)
@@ -446,7 +446,7 @@ def train_shortly(name: str, data: Path, folder: Path) -> SimpleNamespace:
 @pytest.mark.slow
 def test_the_wrist_recording_trains(tmp_path: Path, run_script: Callable[..., str]) -> None:
     trained = train_shortly(
-        "isometric_wrist", recording("isometric_wrist_day0.h5"), tmp_path / "run"
+        "isometric_wrist", recording("isometric_wrist_day0.h5"), tmp_path / "run", epochs=4
     )
     assert trained.bps > 0
     rows = markdown_rows(run_script("wrist_decoding", trained.run, "--markdown"))
@@ -459,7 +459,7 @@ def test_the_wrist_recording_trains(tmp_path: Path, run_script: Callable[..., st
 def test_the_delayed_reach_recording_trains(tmp_path: Path, run_script: Callable[..., str]) -> None:
     source, binned = recording("delayed_reach.h5"), tmp_path / "delayed_reach_10ms.h5"
     run_script("bin_delayed_reach", source, binned)
-    trained = train_shortly("delayed_reach", binned, tmp_path / "run")
+    trained = train_shortly("delayed_reach", binned, tmp_path / "run", epochs=10)
     assert trained.bps > 0
     rows = markdown_rows(run_script("heldout_bps", trained.run, "--markdown"))
     scores = {row[0]: float(row[1]) for row in rows[2:]}
