@@ -83,6 +83,8 @@ def run_demo(
     from .data.synthetic import lorenz
     from .run_model import run_model
 
+    if max_epochs is not None and max_epochs < 1:
+        raise UserError(f"epochs is {max_epochs}; legal are whole numbers >= 1")
     began = time.monotonic()
     data = lorenz(n_conditions, n_trials, n_units, n_bins, mean_rate, seed=seed)
     prepare(folder, resume=False, overwrite=overwrite)

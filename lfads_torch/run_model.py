@@ -40,7 +40,6 @@ from .running.parts import (
     build_model,
     build_trainer,
     pick_device,
-    set_up_data,
 )
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class _Run:
 
         pl.seed_everything(self.seed, workers=True, verbose=False)
         datamodule = build(self.config["datamodule"], "datamodule")
-        set_up_data(datamodule)
+        datamodule.setup("fit")
         model = build_model(self.config["model"], datamodule)
         model.check_data(datamodule)
         status = read_status(self.folder) if self.goes_on or not do_train else {}

@@ -239,6 +239,20 @@ class TestNaNGuard:
             )
         assert spoil.rates == pytest.approx([1e-2, 5e-3, 2.5e-3])
 
+    def test_a_run_without_any_finite_epoch_is_no_run(self, data, tmp_path):
+        with (
+            warnings.catch_warnings(),
+            pytest.raises(DivergedError, match="None of the 1 epochs had a finite loss"),
+        ):
+            warnings.simplefilter("ignore")
+            fit(
+                LFADS.from_data(data, **SIZES),
+                data,
+                [Spoil(0, 0), NaNGuard("recover")],
+                tmp_path,
+                epochs=1,
+            )
+
     def test_silent_on_a_healthy_run(self, data, tmp_path):
         guard = NaNGuard(on_nan="recover")
         fit(LFADS.from_data(data, **SIZES), data, [guard], tmp_path)

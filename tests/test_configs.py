@@ -14,7 +14,7 @@ from lfads_torch.data.schema import write_session
 from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.running.compose import PACKAGED, absolute_pattern, compose_config, locate_config
 from lfads_torch.running.config_check import check_config, did_you_mean, find_target
-from lfads_torch.running.parts import build, build_model, set_up_data
+from lfads_torch.running.parts import build, build_model
 
 #: Data set -> (read, reconstructed) channels, (T_e, T_r) bins, attribute keys, file.
 SHAPES: dict[str, tuple[tuple[int, int], tuple[int, int], str]] = {
@@ -65,7 +65,7 @@ def write_rouse(folder: Path, n_factors: int) -> None:
 def built(config: dict[str, Any]) -> tuple[Any, Any]:
     check_config(config)
     datamodule = build(config["datamodule"], "datamodule")
-    set_up_data(datamodule)
+    datamodule.setup("fit")
     model = build_model(config["model"], datamodule)
     model.check_data(datamodule)
     return model, datamodule

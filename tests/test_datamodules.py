@@ -333,8 +333,8 @@ def test_more_sessions_than_the_batch_size(make: Make) -> None:
 def test_batch_larger_than_the_data_shrinks_and_says_so(make: Make) -> None:
     data = BasicDataModule(make(session(12)), batch_size=64)
     with pytest.warns(DataWarning, match="64 trials is more than its 12 training trials"):
-        data.setup()
-    assert [len(step) for step in numbers(data.train_dataloader())] == [12]
+        loader = data.train_dataloader()
+    assert [len(step) for step in numbers(loader)] == [12]
 
 
 def test_doubtful_data_are_warned_of(make: Make) -> None:

@@ -96,6 +96,14 @@ class NaNGuard(Callback):
             what += f" The learning rate was halved {self.n_recoveries} times already."
         raise DivergedError(f"{what} To mend it, {_ADVICE}{self._hint()}. {_last_good(trainer)}")
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to pass a run off as trained that never had a finite epoch."""
+        if self._just_recovered and self._good is not None and not self._good["metrics"]:
+            raise DivergedError(
+                f"None of the {trainer.current_epoch} epochs had a finite loss, although the "
+                f"learning rate was halved {self.n_recoveries} times. To mend it, {_ADVICE}."
+            )
+
     def _hint(self) -> str:
         return (
             "; on_nan=recover halves the learning rate by itself" if self.on_nan == "stop" else ""

@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from lfads_torch.data._nlb_files import how_to_make
 from lfads_torch.errors import DataError, UserError
 
 Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -26,17 +27,6 @@ _SIGNATURES = {
     b"\x93NUMPY": "a NumPy .npy file",
     b"PK\x03\x04": "a zip archive, perhaps a NumPy .npz file",
     b"\x1f\x8b": "a gzip archive: unpack it first",
-}
-
-# Neural Latents Benchmark recordings cannot be shipped; DANDI archive numbers by name.
-_NLB_DANDISETS = {
-    "mc_maze_large": "000138",
-    "mc_maze_medium": "000139",
-    "mc_maze_small": "000140",
-    "mc_maze": "000128",
-    "mc_rtt": "000129",
-    "area2_bump": "000127",
-    "dmfc_rsg": "000130",
 }
 
 
@@ -96,22 +86,8 @@ def _nothing_found(pattern: str, full: Path) -> str:
             message += f" The folder holds {list_some(names)}."
         else:
             message += " The folder holds no HDF5 files."
-    for name, dandiset in _NLB_DANDISETS.items():
-        if full.name.startswith(f"{name}-"):
-            return f"{message} {_nlb_advice(name, dandiset, full.name)}"
-    return message
-
-
-def _nlb_advice(name: str, dandiset: str, file_name: str) -> str:
-    extra = "train_jitter, valid_jitter" if name == "dmfc_rsg" else "the decode masks"
-    return (
-        f"{file_name} is made from the Neural Latents Benchmark recording "
-        f"https://dandiarchive.org/dandiset/{dandiset}, which may not be redistributed: download "
-        f"it, bin the spikes, and write with lfads_torch.data.schema.write_session "
-        f"{{train,valid}}_encod_data (held-in units), {{train,valid}}_recon_data (held-in, then "
-        f"held-out units, forward bins included), {{train,valid}}_behavior and, for the NLB "
-        f"scores, psth, {{train,valid}}_cond_idx and {extra}."
-    )
+    advice = how_to_make(full.name)
+    return f"{message}\n{advice}" if advice else message
 
 
 def list_some(items: Sequence[Any], most: int = 12) -> str:

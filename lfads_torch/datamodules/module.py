@@ -210,7 +210,6 @@ class BasicDataModule(pl.LightningDataModule):
         self._sessions = sessions
         for message in [text for session in sessions for text in warnings_for(session)]:
             warnings.warn(message, DataWarning, stacklevel=2)
-        self._warn_of_small_sessions()
 
     def _set_attributes(self, sessions: Sequence[SessionData]) -> None:
         for key in self.attr_keys:
@@ -290,6 +289,7 @@ class BasicDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches; see `TrainLoader`."""
+        self._warn_of_small_sessions()
         return TrainLoader(self)
 
     def val_dataloader(self) -> OrderedLoader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from hydra.utils import instantiate
 from ..errors import ConfigError, UserError
 from .config_check import find_target
 from .folder import CHECKPOINTS
-from .nlb_files import how_to_make
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -85,24 +83,6 @@ def build_model(node: Mapping[str, Any], datamodule: Any) -> Any:
         given = {name: value for name, value in node.items() if value is not None}
         return build({**given, "_target_": f"{node['_target_']}.from_data"}, "model", datamodule)
     return build(dict(node), "model")
-
-
-def set_up_data(datamodule: Any) -> None:
-    """Read the data; where a benchmark's file is missing, say how to make it.
-
-    Parameters
-    ----------
-    datamodule : BasicDataModule
-        The data module.
-    """
-    try:
-        datamodule.setup("fit")
-    except UserError as error:
-        patterns = getattr(datamodule, "datafile_patterns", [])
-        advice = [how_to_make(pattern) for pattern in patterns if not glob(str(pattern))]
-        if not any(advice):
-            raise
-        raise type(error)(f"{error}\n" + "\n".join(text for text in advice if text)) from error
 
 
 def pick_device(trainer: Mapping[str, Any]) -> str:

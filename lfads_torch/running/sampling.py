@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UserError
 from .compose import absolute_pattern
 from .folder import CHECKPOINTS, CONFIG, find_checkpoint
-from .parts import build, pick_device, set_up_data
+from .parts import build, pick_device
 
 
 def sample_run(
@@ -66,7 +66,7 @@ def sample_run(
         raise UserError(f"{folder} does not say what its data were; give --data FILE")
     settings.setdefault("_target_", "lfads_torch.datamodules.BasicDataModule")
     datamodule = build(settings, "datamodule")
-    set_up_data(datamodule)
+    datamodule.setup("fit")
     model = load_model(checkpoint)
     model.to(pick_device(config.get("trainer") or {}))
     name = "lfads_output.h5" if data is None else f"{_stem(data)}_output.h5"

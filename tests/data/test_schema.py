@@ -380,9 +380,9 @@ def test_finds_files_sorted_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("empty", "write 'empty/*.h5'"),
         ("*/x.h5", "No data file matches '*/x.h5'"),
         ([], "is empty"),
-        ("datasets/mc_rtt-05ms-val.h5", "dandiset/000129"),
-        ("datasets/mc_maze_small-05ms-val.h5", "dandiset/000140"),
-        ("datasets/dmfc_rsg-05ms-val.h5", "train_jitter"),
+        ("datasets/mc_rtt-05ms-val.h5", "DANDI:000129"),
+        ("datasets/mc_maze_small-05ms-val.h5", "DANDI:000140"),
+        ("datasets/dmfc_rsg-05ms-val.h5", "{train,valid}_jitter"),
     ],
 )
 def test_no_file_matches(
