@@ -8,12 +8,12 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow pytest lint types format clean
+.PHONY: help demo test test-slow pytest bench lint types format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt Makefile
+$(STAMP): pyproject.toml constraints.txt Makefile lfads_torch/kernels/native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ pytest: $(STAMP)
 
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -q -m slow
+
+bench: $(STAMP)  ## speed and memory against a textbook LFADS (BENCH_ARGS="--shape mc_maze --what step")
+	$(BIN)/python benchmarks/speed.py $(BENCH_ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lfads_torch.kernels import IMPLEMENTATIONS
 from lfads_torch.model import LFADS, LossTerms
-from lfads_torch.modules import decoder, encoder, recurrent
+from lfads_torch.modules import decoder, encoder, masks
 from lfads_torch.modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal
 from tests import oracle
 from tests.golden_utils import (
@@ -133,7 +133,7 @@ class Randomness:
         self.masks: dict[tuple[int, ...], Tensor] = {}
         self.normals: dict[tuple[int, ...], Tensor] = {}
         self.ic_eps = torch.randn(n_trials, model.hparams["ic_dim"]).double()
-        draw_mask, randn, randn_like = recurrent.dropout_mask, torch.randn, torch.randn_like
+        draw_mask, randn, randn_like = masks.dropout_mask, torch.randn, torch.randn_like
 
         def record(kept: dict[tuple[int, ...], Tensor], drawn: Tensor) -> Tensor:
             # No two have the same sizes in these files, so that a shape says which one it is.

@@ -39,11 +39,15 @@ class Kernels(NamedTuple):
 IMPLEMENTATIONS = {
     "reference": Kernels(reference.clipped_gru, reference.decoder),
     "explicit": Kernels(explicit.clipped_gru, explicit.decoder),
+    "native": Kernels(explicit.native_clipped_gru, explicit.native_decoder),
 }
 
 
 def get_kernels(name: str = "auto") -> Kernels:
-    """Return an implementation by name; ``auto`` is the fastest one available.
+    """Return an implementation by name; ``auto`` is ``native``.
+
+    ``native`` loops in C for float32 on the CPU, and elsewhere, or where the library was not built,
+    in torch as ``explicit`` does; ``reference`` is the plain loop under autograd.
 
     Raises
     ------
@@ -51,7 +55,7 @@ def get_kernels(name: str = "auto") -> Kernels:
         For an unknown name; the message lists the legal ones.
     """
     if name == "auto":
-        name = "explicit"
+        name = "native"
     if name not in IMPLEMENTATIONS:
         legal = ", ".join(["auto", *IMPLEMENTATIONS])
         raise ValueError(f"kernel {name!r} is unknown; legal are: {legal}")

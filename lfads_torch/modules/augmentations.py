@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from ..errors import ConfigError
 from ..tuples import SessionBatch
+from .masks import keep_mask
 
 LogFn = Callable[[str, Tensor], None]
 
@@ -130,14 +131,15 @@ class CoordinatedDropout(nn.Module):
         if self.off:
             return batch
         data, segment = batch.encod_data, self.ic_enc_seq_len
-        uniform = torch.rand_like(data[:, segment:])
-        kept = uniform >= self.cd_rate
-        seen = data[:, segment:] * (kept / (1 - self.cd_rate))
+        shown = data[:, segment:]
+        kept = keep_mask(shown.shape, self.cd_rate)
+        seen = shown * kept * (1 / (1 - self.cd_rate))
         if segment > 0:
             seen = torch.cat([data[:, :segment], seen], dim=1)
         learn = ~kept
         if self.cd_pass_rate > 0:
-            learn |= torch.rand_like(uniform) < self.cd_pass_rate
+            passed = self.cd_rate.new_tensor(self.cd_pass_rate)
+            learn |= ~keep_mask(shown.shape, passed)
         (_, n_bins, n_read), (_, n_all_bins, n_all) = data.shape, batch.recon_data.shape
         edges = (0, n_all - n_read, segment, n_all_bins - n_bins)
         learn = pad(learn, edges, value=True)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from ..kernels import DecoderInputs, Kernels
+from .masks import dropout_mask
 from .readin_readout import FanInLinear, NormalizedLinear
-from .recurrent import ClippedGRUCell, dropout_mask
+from .recurrent import ClippedGRUCell
 
 
 class Decoding(NamedTuple):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..kernels import Kernels
+from .masks import dropout_mask
 from .readin_readout import FanInLinear
-from .recurrent import BidirectionalClippedGRU, dropout_mask
+from .recurrent import BidirectionalClippedGRU
 
 
 class Encoding(NamedTuple):

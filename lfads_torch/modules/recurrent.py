@@ -1,4 +1,4 @@
-"""Parameters of the clipped GRU and the dropout masks of the recurrent nets."""
+"""Parameters of the clipped GRU."""
 
 from __future__ import annotations
 
@@ -94,12 +94,3 @@ class BidirectionalClippedGRU(nn.Module):
         x_proj = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight_ih.mT)
         h0 = h0.expand(-1, x.shape[2], -1)
         return kernels.clipped_gru(x_proj.unflatten(1, x.shape[1:3]), h0, weight_hh, self.clip)
-
-
-def dropout_mask(shape: Sequence[int], rate: Tensor) -> Tensor:
-    """Draw an inverted-dropout mask: 0 with probability `rate`, else 1 / (1 - rate).
-
-    `rate` is a tensor, so that every member of a population may have its own.
-    """
-    uniform = torch.rand(*shape, device=rate.device, dtype=rate.dtype)
-    return (uniform >= rate) / (1 - rate)

@@ -128,5 +128,7 @@ def test_names_of_kernels() -> None:
     for name, implementation in IMPLEMENTATIONS.items():
         assert get_kernels(name) is implementation
     for unknown in ("", "Explicit", "cuda"):
-        with pytest.raises(ValueError, match=r"is unknown; legal are: auto, reference, explicit"):
+        with pytest.raises(
+            ValueError, match=r"is unknown; legal are: auto, reference, explicit, native"
+        ):
             get_kernels(unknown)

@@ -123,7 +123,13 @@ def test_memory_bound_changes_no_shape(pattern: str, max_bytes: int) -> None:
     # What is not drawn is the same, trial by trial.
     torch.testing.assert_close(bound.ic_mean, free.ic_mean)
     certain = wild(lfads(data, variational=False))
-    close(sample_posterior(certain, data, max_bytes=max_bytes), sample_posterior(certain, data))
+    # Matrix products of other sizes round differently in float32.
+    close(
+        sample_posterior(certain, data, max_bytes=max_bytes),
+        sample_posterior(certain, data),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_memory_bound_is_kept(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,189 @@
+"""Speed and memory against a textbook LFADS and against the matrix products alone.
+
+Everything is measured in turns within one run; a ratio is the median over rounds of the ratio
+within a round.
+
+step      forward, backward, clipping and optimiser on a batch that is there: textbook (textbook.py)
+          over package, and package over roofline (roofline.py)
+epoch     an epoch under Lightning, with loaders, validation, scores, loggers and checkpoint, over
+          its training and validation steps alone
+sampling  posterior means from 50 samples: textbook over package
+memory    peak memory of steps: package over textbook, each in a process of its own, beyond what
+          imports and batch take
+cold      from starting Python to the end of the first step, in a process of its own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from epoch import measure_epoch
+from fresh import measure_cold, measure_memory
+from roofline import Roofline
+from shapes import SHAPES, Shape, build_batch, build_datamodule, build_model
+from steps import package_step, textbook_step
+from textbook import TextbookLFADS, posterior_means, sample_loader
+from timing import by_turns, median_ratio
+
+from lfads_torch.kernels import IMPLEMENTATIONS
+from lfads_torch.post_run.analysis import sample_posterior
+
+N_SAMPLES = 50
+Figures = dict[str, float]
+
+SCALING: dict[str, list[Shape]] = {
+    "batch": [replace(SHAPES["mc_maze"], batch=n) for n in (16, 64, 256, 1024)],
+    "bins": [replace(SHAPES["mc_maze"], bins_read=n - 10, bins=n) for n in (15, 45, 135, 405)],
+    "channels": [
+        replace(SHAPES["mc_maze"], n_read=n * 3 // 4, n_recon=n) for n in (32, 182, 512, 1024)
+    ],
+    "gen": [replace(SHAPES["mc_maze"], gen=n) for n in (64, 128, 200, 400)],
+}
+"""Shapes around MC_Maze, one size changed at a time."""
+
+
+def measure_step(shape: Shape, kernel: str, rounds: int) -> Figures:
+    """Training step of package, textbook and roofline."""
+    roofline = Roofline(shape)
+    seconds = by_turns(
+        {
+            "package": package_step(shape, kernel),
+            "textbook": textbook_step(shape),
+            "roofline": roofline.run,
+        },
+        rounds,
+    )
+    return {
+        "textbook / package": median_ratio(seconds["textbook"], seconds["package"]),
+        "package / roofline": median_ratio(seconds["package"], seconds["roofline"]),
+        **{f"{name}, s": statistics.median(times) for name, times in seconds.items()},
+        "roofline, GFLOP": roofline.flops / 1e9,
+    }
+
+
+def measure_sampling(shape: Shape, kernel: str, rounds: int, n_trials: int) -> Figures:
+    """Posterior means of `n_trials` trials."""
+    model = build_model(shape, kernel).eval()
+    textbook = TextbookLFADS(model)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = build_datamodule(shape, Path(folder), train=shape.batch, valid=n_trials)
+        loader = sample_loader(build_batch(shape, n_trials), shape.batch, shuffle=False)
+        seconds = by_turns(
+            {
+                "package": lambda: sample_posterior(model, data, N_SAMPLES, "valid"),
+                "textbook": lambda: posterior_means(textbook, loader, N_SAMPLES),
+            },
+            rounds,
+        )
+    return {
+        "textbook / package": median_ratio(seconds["textbook"], seconds["package"]),
+        **{f"{name}, s": statistics.median(times) for name, times in seconds.items()},
+        "trials": n_trials,
+    }
+
+
+ROUNDS = {"step": 20, "epoch": 5, "sampling": 3, "memory": 1, "cold": 3}
+
+
+def measure(
+    shape: Shape, wanted: list[str], kernel: str, rounds: int | None, n_trials: int
+) -> dict[str, Figures]:
+    """Figures of one shape, by what is measured."""
+    functions: dict[str, Callable[[Shape, str, int], Figures]] = {
+        "step": measure_step,
+        "epoch": measure_epoch,
+        "sampling": partial(measure_sampling, n_trials=n_trials),
+        "memory": measure_memory,
+        "cold": measure_cold,
+    }
+    return {what: functions[what](shape, kernel, rounds or ROUNDS[what]) for what in wanted}
+
+
+def machine(kernel: str) -> dict[str, object]:
+    """Where and with what the figures were made."""
+    return {
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernel": kernel,
+    }
+
+
+def show(name: str, results: dict[str, Figures]) -> None:
+    """Print a shape's figures, each ratio before what it was made of."""
+    for what, figures in results.items():
+        print(f"{name} {what}")
+        for label, value in figures.items():
+            print(f"    {label:<44} {value:10.4g}")
+    sys.stdout.flush()
+
+
+def parse_arguments() -> argparse.Namespace:
+    def some_of(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in ROUNDS:
+                raise argparse.ArgumentTypeError(f"{name!r}; legal are {', '.join(ROUNDS)}")
+        return names
+
+    def positive(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"{text!r}; legal are whole numbers >= 1")
+        return int(text)
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
+    parser.add_argument("--what", type=some_of, default=list(ROUNDS), help="list with commas")
+    parser.add_argument(
+        "--scaling", action="store_true", help="the step around MC_Maze instead, size by size"
+    )
+    parser.add_argument("--kernel", choices=["auto", *IMPLEMENTATIONS], default="auto")
+    parser.add_argument("--rounds", type=positive, help=f"by default {ROUNDS}")
+    parser.add_argument("--trials", type=positive, default=256, help="trials that are sampled")
+    parser.add_argument("--threads", type=positive, help="threads of torch")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    shapes: dict[str, Shape] = {
+        name: shape for name, shape in SHAPES.items() if args.shape in (name, "all")
+    }
+    if args.scaling:
+        args.what, args.rounds = ["step"], args.rounds or 5
+        field = {"batch": "batch", "bins": "bins", "channels": "n_recon", "gen": "gen"}
+        shapes = {
+            f"{what} {getattr(shape, field[what])}": shape
+            for what, group in SCALING.items()
+            for shape in group
+        }
+    found: dict[str, object] = {"machine": machine(args.kernel)}
+    for name, shape in shapes.items():
+        results = measure(shape, args.what, args.kernel, args.rounds, args.trials)
+        found[name] = results
+        if not args.json:
+            show(name, results)
+    if args.json:
+        print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
