@@ -21,6 +21,12 @@
 #else
 #define PER_CPU
 #endif
+/* No two arrays of a loop over units overlap. */
+#ifdef __clang__
+#define UNITS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define UNITS _Pragma("GCC ivdep")
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 typedef void (*sgemm_fn)(const char *, const char *, const int *, const int *, const int *,
@@ -77,8 +83,8 @@ PER_CPU static void gate_rows(int rows, int n, float *gates, const float *h, flo
         float *z = gates + (int64_t)i * 2 * n, *r = z + n;
         const float *hi = h + (int64_t)i * n;
         float *out = rh + (int64_t)i * n;
-        for (int j = 0; j < n; j++) z[j] = sigmoid_(z[j]);
-        for (int j = 0; j < n; j++) {
+        UNITS for (int j = 0; j < n; j++) z[j] = sigmoid_(z[j]);
+        UNITS for (int j = 0; j < n; j++) {
             r[j] = sigmoid_(r[j]);
             out[j] = r[j] * hi[j];
         }
@@ -90,7 +96,7 @@ PER_CPU static void state_rows(int rows, int n, const float *gates, float *cand,
     for (int i = 0; i < rows; i++) {
         const float *z = gates + (int64_t)i * 2 * n, *hi = h + (int64_t)i * n;
         float *c = cand + (int64_t)i * n, *s = state + (int64_t)i * n;
-        for (int j = 0; j < n; j++) {
+        UNITS for (int j = 0; j < n; j++) {
             c[j] = tanh_(c[j]);
             float v = c[j] + z[j] * (hi[j] - c[j]);
             v = v > clip ? clip : v;
@@ -108,7 +114,7 @@ PER_CPU static void grad_zn_rows(int rows, int n, const float *gates, const floa
         const float *z = gates + (int64_t)i * 2 * n, *c = cand + (int64_t)i * n;
         const float *hi = h + (int64_t)i * n, *s = state + (int64_t)i * n;
         float *g = grad_h + (int64_t)i * n, *gx = grad_x + (int64_t)i * 3 * n;
-        for (int j = 0; j < n; j++) {
+        UNITS for (int j = 0; j < n; j++) {
             float d = fabsf(s[j]) < clip ? g[j] : 0.0f;
             float dz = d * z[j];
             gx[j] = dz * (1.0f - z[j]) * (hi[j] - c[j]);
@@ -124,7 +130,7 @@ PER_CPU static void grad_r_rows(int rows, int n, const float *gates, const float
         const float *r = gates + (int64_t)i * 2 * n + n, *hi = h + (int64_t)i * n;
         const float *grh = grad_rh + (int64_t)i * n;
         float *g = grad_h + (int64_t)i * n, *gr = grad_x + (int64_t)i * 3 * n + n;
-        for (int j = 0; j < n; j++) {
+        UNITS for (int j = 0; j < n; j++) {
             float back = grh[j] * r[j];
             gr[j] = back * hi[j] * (1.0f - r[j]);
             g[j] += back;
@@ -133,13 +139,13 @@ PER_CPU static void grad_r_rows(int rows, int n, const float *gates, const float
 }
 
 PER_CPU static void times_rows(int64_t n, const float *a, const float *b, float *out) {
-    for (int64_t j = 0; j < n; j++) out[j] = a[j] * b[j];
+    UNITS for (int64_t j = 0; j < n; j++) out[j] = a[j] * b[j];
 }
 PER_CPU static void add_rows(int64_t n, const float *a, float *out) {
-    for (int64_t j = 0; j < n; j++) out[j] += a[j];
+    UNITS for (int64_t j = 0; j < n; j++) out[j] += a[j];
 }
 PER_CPU static void add_times_rows(int64_t n, const float *a, const float *b, float *out) {
-    for (int64_t j = 0; j < n; j++) out[j] += a[j] * b[j];
+    UNITS for (int64_t j = 0; j < n; j++) out[j] += a[j] * b[j];
 }
 
 /* A GRU with n units, rows of trials. `w` stacks update, reset and candidate (3n x n). */
@@ -251,7 +257,7 @@ static const float *masked(const float *x, const float *mask, int64_t n, float *
 
 PER_CPU static void draw_rows(int rows, int n, const float *co, const float *noise, float *u) {
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < n; j++) {
+        UNITS for (int j = 0; j < n; j++) {
             const float mean = co[(int64_t)i * 2 * n + j];
             const float half = 0.5f * co[(int64_t)i * 2 * n + n + j];
             u[(int64_t)i * n + j] = noise ? mean + noise[(int64_t)i * n + j] * exp_(half) : mean;
@@ -325,7 +331,7 @@ void lfads_decoder_forward(const decoder *d) {
 PER_CPU static void grad_draw_rows(int rows, int n, const float *grad_u, const float *co,
                                    const float *noise, float *grad_co) {
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < n; j++) {
+        UNITS for (int j = 0; j < n; j++) {
             const float gu = grad_u[(int64_t)i * n + j];
             const int64_t mean = (int64_t)i * 2 * n + j, logvar = mean + n;
             grad_co[mean] += gu;
@@ -397,5 +403,44 @@ void lfads_decoder_backward(const decoder *d, const float *grad_gen, const float
                 add_rows(nF, scratch, gf);
         }
         free(scratch);
+    }
+}
+
+/* Random bits by counter (splitmix64): entry i depends on the seed and i alone, whichever thread
+ * draws it. Each entry takes 16 bits, and is dropped where they are below the threshold. */
+enum { BLOCK = 1024, PER_WORD = 4 };
+
+PER_CPU static void draw_block(uint64_t seed, uint64_t first, uint16_t *bits) {
+    uint64_t words[BLOCK / PER_WORD];
+    for (int i = 0; i < BLOCK / PER_WORD; i++) {
+        uint64_t x = seed + (first / PER_WORD + i) * 0x9E3779B97F4A7C15u;
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+        words[i] = x ^ (x >> 31);
+    }
+    memcpy(bits, words, sizeof words);
+}
+
+PER_CPU static void scaled_block(int n, const uint16_t *bits, int threshold, float scale,
+                                 float *out) {
+    UNITS for (int j = 0; j < n; j++) out[j] = bits[j] >= threshold ? scale : 0.0f;
+}
+
+PER_CPU static void kept_block(int n, const uint16_t *bits, int threshold, uint8_t *out) {
+    UNITS for (int j = 0; j < n; j++) out[j] = bits[j] >= threshold;
+}
+
+/* Fills whichever of `scaled` (0 or `scale`) and `kept` (0 or 1) is not NULL. */
+void lfads_mask(int64_t n, uint64_t seed, int threshold, float scale, float *scaled,
+                uint8_t *kept) {
+    const int64_t blocks = (n + BLOCK - 1) / BLOCK;
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+        uint16_t bits[BLOCK];
+        const int64_t at = b * BLOCK;
+        const int rest = n - at < BLOCK ? (int)(n - at) : BLOCK;
+        draw_block(seed, at, bits);
+        if (scaled) scaled_block(rest, bits, threshold, scale, scaled + at);
+        if (kept) kept_block(rest, bits, threshold, kept + at);
     }
 }

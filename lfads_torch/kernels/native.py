@@ -110,6 +110,21 @@ def gru_backward(
     return grad_x, grad_h0
 
 
+def fill_mask(out: Tensor, seed: int, threshold: int, scale: float = 1.0) -> None:
+    """Fill a contiguous float32 or bool mask: 0 with probability threshold / 65536, else `scale`.
+
+    Entry i depends on the seed and i alone.
+    """
+    none, address = ctypes.c_void_p(None), _address(out)
+    _library().lfads_mask(
+        ctypes.c_int64(out.numel()),
+        ctypes.c_uint64(seed % 2**64),
+        ctypes.c_int(threshold),
+        ctypes.c_float(scale),
+        *((none, address) if out.dtype == torch.bool else (address, none)),
+    )
+
+
 class _Decoder(ctypes.Structure):
     """The struct `decoder` of ``native.c``."""
 
