@@ -1,8 +1,8 @@
 """Random masks, drawn in bulk.
 
-Each entry takes 16 random bits: drawing a float for each would be the larger part of the work. A
-rate is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that every member of a population
-may have its own.
+Each entry takes 16 random bits: drawing a float for each would be the larger part of the work.
+A rate is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that every member of a
+population may have its own.
 """
 
 from __future__ import annotations
