@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search.ray": {"run_model"},
     "extensions": RUN | {"search", "run_model"},
     "demo": RUN | {"run_model"},
-    "cli": RUN | {"search", "run_model", "extensions", "demo"},
+    "commands": RUN | {"search", "run_model", "extensions", "demo"},
+    "cli": {"commands"},
 }
 HYDRA = {"hydra", "omegaconf"}
 HYDRA_USERS = ("lfads_torch.run_model", "lfads_torch.running")

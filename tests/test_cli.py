@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from lfads_torch import __version__, cli
+from lfads_torch.commands import COMMANDS, new_run_folder
 from lfads_torch.data.schema import write_session
 from lfads_torch.data.synthetic import lorenz
 
-COMMANDS = ("demo", "train", "sample", "check")
 SMALL = [
     *(f"model.{name}=6" for name in ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")),
     "trainer.max_epochs=1",
@@ -122,9 +122,9 @@ def test_train_by_default_makes_a_new_folder_named_after_the_data(
 
 
 def test_new_run_folders_never_collide(tmp_path: Path) -> None:
-    first = cli.new_run_folder("x")
+    first = new_run_folder("x")
     first.mkdir(parents=True)
-    second = cli.new_run_folder("x")
+    second = new_run_folder("x")
     assert not second.exists() and second != first
 
 

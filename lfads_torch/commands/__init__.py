@@ -1,0 +1,57 @@
+"""The commands of `lfads`, one file each.
+
+A command is a module with ``SUMMARY`` (a line), ``TEXT`` (what it does), ``EXAMPLES`` (command
+lines), ``add_arguments(parser)`` and ``run(options) -> exit status``; optionally
+``TAKES_OVERRIDES`` for ``KEY=VALUE`` of the configuration in `options.overrides`, also after
+options. `run` imports what is heavy, and sets ``options.resume_with`` once an interrupted command
+can be gone on with. To add a command: write its file and name it in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+COMMANDS = ("demo", "train", "sample", "check")
+"""In the order in which `lfads --help` lists them; ``some-name`` is in ``some_name.py``."""
+
+
+def new_run_folder(name: str) -> Path:
+    """Return a run folder that does not exist yet, under ``runs`` in the working directory.
+
+    Parameters
+    ----------
+    name : str
+        What the run is about.
+
+    Returns
+    -------
+    Path
+    """
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
+    candidates = (
+        Path("runs") / f"{stem}{suffix}" for suffix in ("", *map("-{}".format, range(2, 1000)))
+    )
+    return next(path for path in candidates if not path.exists())
+
+
+def data_name(overrides: Sequence[str]) -> str:
+    """Name the data that overrides choose, for a run folder."""
+    given = dict(text.split("=", 1) for text in overrides if "=" in text)
+    chosen = given.get("datamodule", "default")
+    pattern = given.get("datamodule.datafile_pattern", "").strip("'\"")
+    stem = Path(pattern).stem.replace("*", "").strip("_-. ") if pattern else ""
+    return stem if chosen == "default" and stem else chosen
+
+
+def quieten() -> None:
+    """Leave out what Lightning says about devices it has not found and services it sells."""
+    import logging
+
+    import pytorch_lightning  # noqa: F401 - it sets its own level when it is imported
+
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")

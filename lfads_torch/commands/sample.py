@@ -1,0 +1,45 @@
+"""`lfads sample`."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import quieten
+
+SUMMARY = "average posterior samples of a trained model"
+TEXT = """\
+Average posterior samples of a trained model and write one HDF5 file per session: rates,
+factors, initial conditions, inferred inputs, and every key of the data file."""
+EXAMPLES = """\
+  lfads sample runs/my_run
+  lfads sample runs/my_run --samples 200 --last
+  lfads sample runs/my_run --data new_trials.h5 --output new_rates.h5"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", help="run folder or checkpoint")
+    add("--data", metavar="FILE", help="other trials of the same channels (the run's own data)")
+    add("--samples", type=int, default=50, metavar="N", help="posterior samples (%(default)s)")
+    add("--output", metavar="FILE", help="output file (RUN/lfads_output.h5; RUN/<data>_output.h5)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--best", action="store_true", help="best checkpoint (default)")
+    which.add_argument("--last", action="store_true", help="last checkpoint")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; see ``lfads sample --help``."""
+    from ..running.sampling import sample_run
+
+    quieten()
+    paths = sample_run(
+        options.run_folder,
+        data=options.data,
+        num_samples=options.samples,
+        output=options.output,
+        best=not options.last,
+    )
+    for path in paths:
+        print(f"written: {path}")
+    return 0

@@ -1,0 +1,60 @@
+"""`lfads train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError
+from . import data_name, new_run_folder, quieten
+
+SUMMARY = "train a model and average its posterior samples"
+TEXT = """\
+Train a model. What follows the command changes the configuration: GROUP=NAME chooses a
+file of a group (model, datamodule, callbacks), KEY=VALUE sets a key. A folder configs/
+in the working directory layers over the packaged one."""
+EXAMPLES = """\
+  lfads train datamodule.datafile_pattern=my_data.h5
+  lfads train model=nlb_mc_maze datamodule=nlb_mc_maze trainer.max_epochs=500
+  lfads train --config multi datamodule.datafile_pattern='sessions/*.h5'
+  lfads train datamodule.datafile_pattern=my_data.h5 model.gen_dim=200
+  lfads train --resume runs/my_run
+  lfads train --resume runs/my_run trainer.max_epochs=2000"""
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the configuration")
+    add("--config", metavar="single|multi|PATH", help="primary configuration (single)")
+    add("--run-dir", metavar="DIR", help="run folder (runs/<time>_<datamodule>)")
+    add("--resume", metavar="RUN", help="go on with the run in this folder")
+    add("--overwrite", action="store_true", help="delete the run that DIR holds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; see ``lfads train --help``."""
+    if options.resume and (options.run_dir or options.config or options.overwrite):
+        raise UserError(
+            "--resume goes on in the run's own folder with its own configuration; it "
+            "does not go with --run-dir, --config or --overwrite"
+        )
+    from ..run_model import run_model
+
+    given = options.resume or options.run_dir or new_run_folder(data_name(options.overrides))
+    folder = Path(given).expanduser().absolute()
+    options.resume_with = f"lfads train --resume {folder}"
+    quieten()
+    print(f"run folder: {folder}", flush=True)
+    result = run_model(
+        options.overrides,
+        config_path=options.config or "../configs/single.yaml",
+        run_dir=folder,
+        resume=bool(options.resume),
+        overwrite=options.overwrite,
+    )
+    for path in (result.best_checkpoint, *result.outputs):
+        if path is not None:
+            print(f"written: {path}")
+    return 0
