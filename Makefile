@@ -8,12 +8,12 @@ WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow pytest bench lint types format clean
+.PHONY: help demo pbt-demo test test-slow pytest bench lint types format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt Makefile lfads_torch/kernels/native.c
+$(STAMP): pyproject.toml constraints.txt Makefile $(wildcard lfads_torch/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml constraints.txt Makefile lfads_torch/kernels/native.c
 
 demo: $(STAMP)  ## generate spikes, train LFADS, score and draw (DEMO_ARGS="--units 50" for options)
 	$(BIN)/lfads demo $(DEMO_ARGS)
+
+pbt-demo: $(STAMP)  ## the same with a population of models (PBT_DEMO_ARGS="--members 4 --epochs 60")
+	$(BIN)/lfads demo --pbt $(PBT_DEMO_ARGS)
 
 test: lint types pytest  ## style, types and the fast tests
 

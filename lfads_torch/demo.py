@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError
-from .running.folder import METRICS, delete_run, prepare
+from .running.folder import BEST_MODEL, METRICS, delete_run, prepare
 
 Array = NDArray[Any]
 
@@ -49,6 +49,7 @@ def run_demo(
     n_bins: int = 50,
     mean_rate: float = 0.3,
     max_epochs: int | None = None,
+    population: int | None = None,
     overwrite: bool = False,
 ) -> DemoScores:
     """Generate spikes driven by a Lorenz system, train, sample, score, draw and print.
@@ -67,6 +68,8 @@ def run_demo(
         Spikes per bin and unit.
     max_epochs : int, optional
         Epochs at most.
+    population : int, optional
+        Train so many models by population-based training and keep the best; one by default.
     overwrite : bool, default=False
         Delete the run that the folder holds.
 
@@ -81,7 +84,6 @@ def run_demo(
     """
     from .data.schema import write_session
     from .data.synthetic import lorenz
-    from .run_model import run_model
 
     if max_epochs is not None and max_epochs < 1:
         raise UserError(f"epochs is {max_epochs}; legal are whole numbers >= 1")
@@ -99,21 +101,43 @@ def run_demo(
     )
     overrides: dict[str, Any] = {
         "model": "demo",
-        "callbacks": "demo",
         "datamodule": "demo",
         "datamodule.datafile_pattern": str(folder / DATA),
         "seed": seed,
     }
     if max_epochs is not None:
         overrides["trainer.max_epochs"] = max_epochs
-    result = run_model(overrides, config_path="demo.yaml", run_dir=folder)
-    if not result.outputs:
-        raise UserError(f"{folder}: posterior sampling wrote no output")
-    output = read_arrays(result.outputs[0])
+    place = folder if population is None else folder / BEST_MODEL
+    outputs = _train(folder, overrides, population)
+    output = read_arrays(outputs[0])
     scores = score(output)
-    figures = draw(folder, output)
-    print_report(scores, [*figures, *result.outputs, folder / METRICS], time.monotonic() - began)
+    figures = sorted((folder / "figures").glob("search_*.png")) + draw(place, output)
+    print_report(scores, [*figures, *outputs, place / METRICS], time.monotonic() - began)
+    if population is not None:
+        together = score_rates(read_arrays(outputs[1]))
+        print(f"\nall {population} members together (--ensemble)")
+        print(f"  bits per spike  {together[0]:7.3f}\n  R2 of rates     {together[1]:7.3f}")
     return scores
+
+
+def _train(folder: Path, overrides: dict[str, Any], population: int | None) -> list[Path]:
+    """Train one model or a population; return the output files, the best model's first."""
+    if population is None:
+        from .run_model import run_model
+
+        overrides = {"callbacks": "demo", **overrides}
+        outputs = run_model(overrides, config_path="demo.yaml", run_dir=folder).outputs
+    else:
+        from .running.sampling import sample_run
+        from .search.runner import run_search
+
+        overrides = {**overrides, "search.num_workers": population}
+        # The data are in the folder, and it was made ready before.
+        outputs = run_search(overrides, "pbt_demo.yaml", run_dir=folder).outputs
+        outputs = [*outputs, *sample_run(folder, ensemble=True)]
+    if not outputs:
+        raise UserError(f"{folder}: posterior sampling wrote no output")
+    return outputs
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -146,22 +170,46 @@ def score(output: dict[str, Array]) -> DemoScores:
     """
     import torch
 
-    from .metrics import bits_per_spike, linear_map_r2, r2_score
+    from .metrics import bits_per_spike, linear_map_r2
 
-    rates, truth, spikes = (
+    truth, spikes = (
         torch.from_numpy(output[f"valid_{name}"].astype(np.float64))
-        for name in ("output_params", "truth", "recon_data")
+        for name in ("truth", "recon_data")
     )
+    bits, rate_r2 = score_rates(output)
     return DemoScores(
-        bits_per_spike=float(bits_per_spike(rates.log(), spikes)),
+        bits_per_spike=bits,
         best_bits_per_spike=float(bits_per_spike(truth.log(), spikes)),
-        rate_r2=float(r2_score(rates, truth)),
+        rate_r2=rate_r2,
         latent_r2=linear_map_r2(
             output["valid_factors"],
             output["valid_latents"],
             fit_on=(output["train_factors"], output["train_latents"]),
         ),
     )
+
+
+def score_rates(output: dict[str, Array]) -> tuple[float, float]:
+    """Return bits per spike and R2 of the rates of validation trials.
+
+    Parameters
+    ----------
+    output : dict of str to ndarray
+        Keys of the data file and of posterior sampling.
+
+    Returns
+    -------
+    tuple of float
+    """
+    import torch
+
+    from .metrics import bits_per_spike, r2_score
+
+    rates, truth, spikes = (
+        torch.from_numpy(output[f"valid_{name}"].astype(np.float64))
+        for name in ("output_params", "truth", "recon_data")
+    )
+    return float(bits_per_spike(rates.log(), spikes)), float(r2_score(rates, truth))
 
 
 def draw(folder: Path, output: dict[str, Array]) -> list[Path]:

@@ -77,6 +77,9 @@ class LFADS(TrainingModule):
     loss_scale : float
     recon_reduce_mean : bool
         Average the loss over bins and channels instead of summing.
+    weigh_sessions : {"session", "trial"}
+        What weighs the same in the objective: every session, or every training trial of the data
+        (a session then weighs by its number of trials).
     lr_scheduler : bool
         Lower the learning rate on plateaus of `valid/recon_smth`: times `lr_decay` after
         `lr_patience` epochs, down to `lr_stop`.
@@ -151,6 +154,7 @@ class LFADS(TrainingModule):
         kl_ic_scale: float = 1e-6,
         kl_co_scale: float = 1e-6,
         kernel: str = "auto",
+        weigh_sessions: str = "session",
     ) -> None:
         super().__init__()
         if recon_seq_len is None:
@@ -194,6 +198,9 @@ class LFADS(TrainingModule):
         n_params = int(getattr(first_recon or reconstruction, "n_params", 1))
         self.readout = _as_list(readout or FanInLinear(fac_dim, n_params * encod_data_dim))
         self.recon = _recon_per_session(reconstruction, self.readout)
+        start_from: Any = getattr(self.readout, "start_from", None)
+        if start_from is not None:
+            start_from(self.recon)
         self.ic_prior, self.co_prior = self._priors(ic_prior, co_prior)
         self.train_aug_stack = train_aug_stack or AugmentationStack()
         self.infer_aug_stack = infer_aug_stack or AugmentationStack()
@@ -276,6 +283,7 @@ class LFADS(TrainingModule):
             Naming the argument or the file, key and channel, what was found and what is legal.
         """
         check_data(self, data)
+        self.session_trials = {i: size.n_train for i, size in enumerate(data.sizes)}
         if not self.session_names:
             self.session_names = list(data.session_names)
 
@@ -436,12 +444,27 @@ class LFADS(TrainingModule):
             if not self.hparams.recon_reduce_mean:
                 loss = loss.sum(dim=(1, 2))
             session_recon[s] = loss.mean()
-        recon = torch.stack(list(session_recon.values())).mean()
+        weights = self.session_weights(batch)
+        losses = torch.stack(list(session_recon.values()))
+        recon = losses.mean() if weights is None else (losses * losses.new_tensor(weights)).sum()
         l2 = self.l2_penalty()
-        kl_ic = self.kl_ic_scale * self.ic_prior(encoding.ic_mean, encoding.ic_std)
-        kl_co = self.kl_co_scale * self.co_prior(decoding.co_means, decoding.co_stds)
+        sizes = [own.encod_data.shape[0] for own in batch.values()]
+        kl_ic = self.kl_ic_scale * _weighted(
+            self.ic_prior, (encoding.ic_mean, encoding.ic_std), sizes, weights
+        )
+        kl_co = self.kl_co_scale * _weighted(
+            self.co_prior, (decoding.co_means, decoding.co_stds), sizes, weights
+        )
         total = self.objective(recon, l2, kl_ic + kl_co)
         return LossTerms(total, recon, l2, kl_ic, kl_co, session_recon)
+
+    def session_weights(self, batch: Mapping[int, SessionBatch]) -> list[float] | None:
+        """Shares of a batch's sessions in the objective; None where all weigh the same."""
+        if self.hparams.weigh_sessions == "session" or len(batch) == 1:
+            return None
+        known = self.session_trials
+        n_trials = [known.get(s, b.encod_data.shape[0]) for s, b in batch.items()]
+        return [n / sum(n_trials) for n in n_trials]
 
     def objective(self, recon: Tensor, l2: Tensor, kl: Tensor) -> Tensor:
         """The objective from its terms, at the ramps of the current epoch."""
@@ -456,6 +479,16 @@ class LFADS(TrainingModule):
 
 def _cat(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _weighted(
+    prior: Any, posterior: tuple[Tensor, Tensor], sizes: list[int], weights: list[float] | None
+) -> Tensor:
+    """KL averaged over all trials, or over the sessions' means with weights."""
+    if weights is None:
+        return prior(*posterior)
+    parts = zip(*(tensor.split(sizes) for tensor in posterior), strict=True)
+    return torch.stack([w * prior(*own) for w, own in zip(weights, parts, strict=True)]).sum()
 
 
 def _as_list(module: nn.Module) -> nn.ModuleList:

@@ -46,7 +46,7 @@ _NOT_NEGATIVE = (
     "kl_co_scale",
 )
 _FRACTIONS = ("dropout_rate", "lr_adam_beta1", "lr_adam_beta2")
-_NO_NUMBERS = ("variational", "recon_reduce_mean", "lr_scheduler", "kernel")
+_NO_NUMBERS = ("variational", "recon_reduce_mean", "lr_scheduler", "kernel", "weigh_sessions")
 
 
 def check_arguments(hp: Any) -> None:
@@ -77,6 +77,10 @@ def check_arguments(hp: Any) -> None:
         raise ConfigError(
             f"ic_enc_seq_len is {hp['ic_enc_seq_len']}, but only {hp['encod_seq_len']} bins are "
             "read; legal are 0 (both encoders read all bins) to encod_seq_len - 1"
+        )
+    if hp["weigh_sessions"] not in ("session", "trial"):
+        raise ConfigError(
+            f"weigh_sessions is {hp['weigh_sessions']!r}; legal are 'session' and 'trial'"
         )
     for name in _FRACTIONS:
         if not 0 <= hp[name] < 1:

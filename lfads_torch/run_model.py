@@ -14,12 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from . import __version__
 from .errors import ConfigError, UserError
-from .running.compose import Overrides, compose_config
+from .running.compose import Overrides, compose_config, write_config
 from .running.config_check import arguments_of, check_config, find_target
+from .running.environment import environment
 from .running.folder import (
     CONFIG,
     LAST,
@@ -32,7 +31,6 @@ from .running.folder import (
     prepare,
     read_status,
     rewind_metrics,
-    write_atomically,
     write_status,
 )
 from .running.parts import (
@@ -143,6 +141,10 @@ def run_model(
     if resume:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder} holds no run to resume: there is no {folder / CONFIG}")
+        if "search" in read_status(folder):
+            raise ConfigError(
+                f"{folder} holds a search; go on with it: lfads pbt --resume {folder}"
+            )
         config_path = folder / CONFIG
     config = compose_config(config_path, overrides or (), start)
     _drop_old_arguments(config)
@@ -244,9 +246,9 @@ class _Run:
             "seed": self.seed,
             "max_epochs": self.config["trainer"].get("max_epochs"),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "environment": environment(pick_device(self.config["trainer"])),
         }
-        text = OmegaConf.to_yaml(OmegaConf.create(self.config))
-        write_atomically(self.folder / CONFIG, text)
+        write_config(self.folder / CONFIG, self.config)
         self._write_status("training", facts)
         try:
             self._fit(trainer, model, datamodule, checkpoint)
@@ -254,6 +256,7 @@ class _Run:
             self._write_status("training", {**facts, "stopped": str(error)})
             raise
         best = _best_of(trainer)
+        facts["finished"] = time.strftime("%Y-%m-%d %H:%M:%S")
         facts["epochs"] = trainer.current_epoch
         facts["best_checkpoint"] = _relative(best, self.folder) if best else None
         self._write_status("sampling", facts)

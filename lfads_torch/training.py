@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +18,15 @@ from .modules.augmentations import AugmentationStack, LogFn
 from .modules.decoder import Decoding
 from .modules.encoder import Encoding
 from .modules.spec import to_spec
-from .tuples import Batch, SessionBatch, SessionOutput, sessions_of
+from .tuples import (
+    Batch,
+    BatchResult,
+    Scored,
+    SessionBatch,
+    SessionOutput,
+    sessions_of,
+)
+from .tuples import LossTerms as LossTerms
 
 TUNABLES = (
     "dropout_rate",
@@ -32,17 +40,6 @@ TUNABLES = (
     "kl_co_scale",
 )
 """Numbers kept as tensors, so that a search can change them and each member have its own."""
-
-
-class LossTerms(NamedTuple):
-    """Named terms of the objective, scalars; `session_recon` by session, `recon` their mean."""
-
-    total: Tensor
-    recon: Tensor
-    l2: Tensor
-    kl_ic: Tensor
-    kl_co: Tensor
-    session_recon: dict[int, Tensor]
 
 
 class TrainingModule(pl.LightningModule):
@@ -74,8 +71,9 @@ class TrainingModule(pl.LightningModule):
             self.register_buffer(name, torch.tensor(float(self.hparams[name])), persistent=False)
         for name in ("l2_ramp", "kl_ramp"):
             self.register_buffer(name, torch.zeros(()), persistent=False)
-        self._set_ramps()
+        self.set_ramps(self.current_epoch)
         self.session_names: list[str] = []
+        self.session_trials: dict[int, int] = {}
         self.scores = {split: EpochScores() for split in ("train", "valid", "test")}
         self.recon_smth = ExpSmoothedMetric()
 
@@ -127,33 +125,44 @@ class TrainingModule(pl.LightningModule):
                     found[f"train_aug_stack.transforms.{i}.{name}"] = buffer
         return found
 
-    def _shared_step(self, batch: Batch, split: str) -> Tensor:
-        stack = self.train_aug_stack if split == "train" else self.infer_aug_stack
-        scores = self.scores[split]
-        own = {s: stack.process_batch(b) for s, b in sessions_of(batch).items()}
-        encoding, decoding = self.infer(own, self.hparams.variational)
-        outputs = self.outputs(own, encoding, decoding, output_means=False)
-        n_trials = {s: b.encod_data.shape[0] for s, b in own.items()}
-        n_total = sum(n_trials.values())
+    def augmented(self, batch: Mapping[int, SessionBatch], split: str) -> dict[int, SessionBatch]:
+        """Apply the split's augmentations to a batch."""
+        stack = self._stack(split)
+        return {s: stack.process_batch(own) for s, own in batch.items()}
 
-        def log_fn(name: str, value: Tensor, **_: Any) -> None:
-            scores.terms.add(name.removeprefix(f"{split}/"), value, n_total)
+    def evaluated(self, batch: Mapping[int, SessionBatch], split: str) -> BatchResult:
+        """Objective and what is scored of an augmented batch; nothing is kept of it."""
+        encoding, decoding = self.infer(batch, self.hparams.variational)
+        outputs = self.outputs(batch, encoding, decoding, output_means=False)
+        logged: dict[str, list[Tensor]] = {}
 
-        terms = self.loss_terms(own, encoding, decoding, outputs, stack, log_fn, split)
-        scores.add_terms(
-            {"wt_l2": terms.l2, "wt_kl/ic": terms.kl_ic, "wt_kl/co": terms.kl_co}, n_total
-        )
+        def log_fn(name: str, value: Any, **_: Any) -> None:
+            value = torch.as_tensor(value).detach()
+            logged.setdefault(name.removeprefix(f"{split}/"), []).append(value)
+
+        stack = self._stack(split)
+        terms = self.loss_terms(batch, encoding, decoding, outputs, stack, log_fn, split)
+        scored = {}
         with torch.no_grad():
-            for s, session_batch in own.items():
-                scores.add_session(s, terms.session_recon[s], n_trials[s])
-                truth, counts = session_batch.truth, session_batch.recon_data
-                params = outputs[s].output_params
+            for s, own in batch.items():
+                params = outputs[s].output_params.detach()
+                n_trials, n_bins, n_read = own.encod_data.shape
+                found: dict[str, Tensor] = {}
                 if getattr(self.recon[s], "for_counts", False):
-                    _, n_bins, n_read = session_batch.encod_data.shape
-                    scores.add_log_rates(s, params[..., 0], counts, n_read, n_bins)
-                if truth.numel():
-                    scores.r2.update(self.recon[s].compute_means(params), truth, key=s)
-        return terms.total
+                    found |= {"counts": own.recon_data, "log_rates": params[..., 0]}
+                if own.truth.numel():
+                    found |= {"truth": own.truth, "means": self.recon[s].compute_means(params)}
+                recon = terms.session_recon[s].detach()
+                scored[s] = Scored(recon, n_trials, (n_bins, n_read), **found)
+        return BatchResult(terms, logged, scored)
+
+    def _stack(self, split: str) -> AugmentationStack:
+        return self.train_aug_stack if split == "train" else self.infer_aug_stack
+
+    def _shared_step(self, batch: Batch, split: str) -> Tensor:
+        result = self.evaluated(self.augmented(sessions_of(batch), split), split)
+        count_batch(self.scores[split], result)
+        return result.terms.total
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective of a batch, with the training augmentations."""
@@ -206,21 +215,26 @@ class TrainingModule(pl.LightningModule):
         if hasattr(data, "sessions"):
             self.check_data(data)
 
-    def _set_ramps(self) -> None:
+    def set_ramps(self, epoch: int) -> None:
+        """Set the ramps of an epoch."""
         hp = self.hparams
         for ramp, start, increase in (
             (self.l2_ramp, hp.l2_start_epoch, hp.l2_increase_epoch),
             (self.kl_ramp, hp.kl_start_epoch, hp.kl_increase_epoch),
         ):
-            ramp.fill_(min(1.0, max(0.0, (self.current_epoch + 1 - start) / (increase + 1))))
+            ramp.fill_(min(1.0, max(0.0, (epoch + 1 - start) / (increase + 1))))
+
+    @property
+    def ramped_weight_decay(self) -> float:
+        """AdamW's weight decay in the epoch whose ramps are set."""
+        return self.weight_decay.item() * self.l2_ramp.item()
 
     def on_train_epoch_start(self) -> None:
         """Set the ramps of this epoch."""
         self.scores["train"].reset()
-        self._set_ramps()
-        decay = self.weight_decay.item() * self.l2_ramp.item()
+        self.set_ramps(self.current_epoch)
         for group in self.trainer.optimizers[0].param_groups:
-            group["weight_decay"] = decay
+            group["weight_decay"] = self.ramped_weight_decay
 
     def on_validation_epoch_start(self) -> None:
         """Start the scores anew."""
@@ -230,14 +244,20 @@ class TrainingModule(pl.LightningModule):
         """Start the scores anew."""
         self.scores["test"].reset()
 
+    def summary(self, scores: EpochScores) -> dict[str, Tensor]:
+        """Every number of an epoch by its name in the log, without the split."""
+        by_trial = self.hparams.weigh_sessions == "trial"
+        found = scores.compute(self.session_trials if by_trial else None)
+        kl = found["wt_kl/ic"] + found["wt_kl/co"]
+        found["wt_kl"] = kl
+        found["loss"] = self.objective(found["recon"], found["wt_l2"], kl)
+        found["wt_l2/ramp"], found["wt_kl/ramp"] = self.l2_ramp, self.kl_ramp
+        return found
+
     def _log_scores(self, split: str) -> dict[str, Tensor]:
-        scores = self.scores[split].compute()
-        kl = scores["wt_kl/ic"] + scores["wt_kl/co"]
-        scores["wt_kl"] = kl
-        scores["loss"] = self.objective(scores["recon"], scores["wt_l2"], kl)
-        scores["wt_l2/ramp"], scores["wt_kl/ramp"] = self.l2_ramp, self.kl_ramp
-        self.log_dict({f"{split}/{k}": v.float() for k, v in scores.items()})
-        return scores
+        found = self.summary(self.scores[split])
+        self.log_dict({f"{split}/{k}": v.float() for k, v in found.items()})
+        return found
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's exact means."""
@@ -293,3 +313,21 @@ class TrainingModule(pl.LightningModule):
                 f"{', '.join(self.session_names)}; go on with the same files"
             )
         self.load_extra_state(own["extra"])
+
+
+@torch.no_grad()
+def count_batch(scores: EpochScores, result: BatchResult) -> None:
+    """Add a batch to the scores of an epoch."""
+    n_total = sum(own.n_trials for own in result.scored.values())
+    for name, values in result.logged.items():
+        for value in values:
+            scores.terms.add(name, value, n_total)
+    terms = result.terms
+    scores.add_terms({"wt_l2": terms.l2, "wt_kl/ic": terms.kl_ic, "wt_kl/co": terms.kl_co}, n_total)
+    for s, own in result.scored.items():
+        scores.add_session(s, own.recon, own.n_trials)
+        if own.log_rates is not None and own.counts is not None:
+            n_bins, n_read = own.window
+            scores.add_log_rates(s, own.log_rates, own.counts, n_read, n_bins)
+        if own.means is not None and own.truth is not None:
+            scores.r2.update(own.means, own.truth, key=s)

@@ -73,6 +73,59 @@ class SessionOutput(NamedTuple):
     con_states: Tensor
 
 
+class LossTerms(NamedTuple):
+    """Named terms of the objective, scalars; `session_recon` by session, `recon` their mean."""
+
+    total: Tensor
+    recon: Tensor
+    l2: Tensor
+    kl_ic: Tensor
+    kl_co: Tensor
+    session_recon: dict[int, Tensor]
+
+
+class Scored(NamedTuple):
+    """What one session's trials of a batch are scored by, without gradient.
+
+    Attributes
+    ----------
+    recon : Tensor
+        Mean loss, a scalar.
+    n_trials : int
+    window : tuple of int
+        Bins and channels that the encoder read.
+    counts, log_rates : Tensor, shape (B, T_r, N_r), optional
+        Spikes and logarithms of their expected number, where the data are spikes.
+    truth, means : Tensor, shape (B, T_r, N_r), optional
+        True rates and inferred ones, where the file has true ones.
+    """
+
+    recon: Tensor
+    n_trials: int
+    window: tuple[int, int]
+    counts: Tensor | None = None
+    log_rates: Tensor | None = None
+    truth: Tensor | None = None
+    means: Tensor | None = None
+
+
+class BatchResult(NamedTuple):
+    """All that a batch gives, before any of it is counted.
+
+    Attributes
+    ----------
+    terms : LossTerms
+    logged : dict of str to list of Tensor
+        What augmentations logged, scalars by name without the split.
+    scored : dict of int to Scored
+        By session.
+    """
+
+    terms: LossTerms
+    logged: dict[str, list[Tensor]]
+    scored: dict[int, Scored]
+
+
 Batch = Mapping[int, SessionBatch] | Mapping[int, tuple[SessionBatch, Any]] | SessionBatch
 """What a model accepts: trials by session, as a dataloader gives them or without its extras."""
 

@@ -19,14 +19,26 @@ MODULES = {
 # A name stands for the module and all below it; the longest match decides. Every module may
 # import `errors`, the package's version and its own room.
 MODEL = {"model", "model_checks", "training", "modules", "datamodules", "data", "metrics", "tuples"}
+MODEL |= {"seeds"}
 RUN = MODEL | {"checkpoint", "post_run", "callbacks", "running"}
+# The rules of a search are functions over plain arrays; its history is kept like a run's log.
+SEARCH_RULES: dict[str, set[str]] = {
+    "search.hyperparam": set(),
+    "search.space": {"search.hyperparam"},
+    "search.tournament": set(),
+    "search.tables": set(),
+    "search.history": {"search.tables", "running.folder"},
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
     "kernels": set(),
     "data": set(),
     "tuples": set(),
-    "metrics": set(),
+    "seeds": set(),
+    "metrics": {"kernels"},
+    # Smoothing is of use to data tools too, which never import torch.
+    "metrics.evaluation": {"data.smoothing"},
     "modules": {"kernels", "tuples"},
     # These two take a `datafile_pattern` and read the sessions' sizes from the files.
     "modules.readin_readout": {"data"},
@@ -40,9 +52,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": MODEL | {"running.folder"},
     "post_run": {"model", "datamodules", "metrics"},
     "post_run.analysis": MODEL | {"checkpoint"},
+    "post_run.pbt": {"search.tables"},
+    "post_run.plots.search": {"search.tables"},
     "callbacks": {"model", "datamodules", "metrics", "tuples", "post_run"},
     "search": set(),
-    "search.population": MODEL,
+    **SEARCH_RULES,
+    "search.population": MODEL | {"search.memory"},
     "running": RUN,
     "running.folder": set(),
     "run_model": RUN | {"search"},
@@ -96,7 +111,7 @@ def test_each_module_imports_only_what_its_room_may(name: str) -> None:
     key = rule(own)
     assert key or not own, f"{name} is in no room: add it to MAY_IMPORT and docs/architecture.md"
     # One module of a room may be held to less than the room.
-    alone = ("search.ray", "running.folder")
+    alone = ("search.ray", "running.folder", *SEARCH_RULES)
     room = own if own in alone else own.partition(".")[0]
     allowed = MAY_IMPORT[key] | {"errors", "", room}
     for imported, line in imports(name):
@@ -108,8 +123,14 @@ def test_each_module_imports_only_what_its_room_may(name: str) -> None:
             )
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if inside(n, "lfads_torch.data")])
-def test_data_needs_no_torch(name: str) -> None:
+NUMPY_ONLY = [
+    *(n for n in MODULES if inside(n, "lfads_torch.data")),
+    *(f"lfads_torch.{name}" for name in SEARCH_RULES),
+]
+
+
+@pytest.mark.parametrize("name", NUMPY_ONLY)
+def test_data_and_search_rules_need_no_torch(name: str) -> None:
     heavy = {"torch", "pytorch_lightning", "torchmetrics", "lightning"}
     found = [(m, line) for m, line in imports(name) if m.partition(".")[0] in heavy]
     assert not found, f"{name} imports {found}"
@@ -142,11 +163,10 @@ def run_python(code: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_package_itself_and_its_data_tools_load_without_torch() -> None:
-    data = [n for n in MODULES if inside(n, "lfads_torch.data")]
+def test_the_package_its_data_tools_and_search_rules_load_without_torch() -> None:
     run_python(
         "import sys, importlib\n"
-        f"for name in {['lfads_torch', 'lfads_torch.errors', *data]}:\n"
+        f"for name in {['lfads_torch', 'lfads_torch.errors', *NUMPY_ONLY]}:\n"
         "    importlib.import_module(name)\n"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lfads_torch.data.schema import write_session
-from lfads_torch.errors import ConfigError, UserError
+from lfads_torch.errors import ConfigError, UserError, did_you_mean
 from lfads_torch.running.compose import PACKAGED, absolute_pattern, compose_config, locate_config
-from lfads_torch.running.config_check import check_config, did_you_mean, find_target
+from lfads_torch.running.config_check import check_config, find_target
 from lfads_torch.running.parts import build, build_model
 
 #: Data set -> (read, reconstructed) channels, (T_e, T_r) bins, attribute keys, file.
@@ -165,7 +165,7 @@ def test_every_model_names_all_of_the_constructor(path: Path) -> None:
     check_config(config)
     known = set(inspect.signature(find_target(config["model"]["_target_"], "")).parameters)
     assert known - {"kernel"} == set(config["model"]) - {"_target_"}
-    assert len(config["model"]) == 1 + 45
+    assert len(config["model"]) == 1 + 46
 
 
 @pytest.mark.parametrize(

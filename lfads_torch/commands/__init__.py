@@ -14,7 +14,18 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMANDS = ("demo", "train", "sample", "check")
+COMMANDS = (
+    "demo",
+    "prep",
+    "train",
+    "pbt",
+    "search",
+    "sample",
+    "check",
+    "merge",
+    "align-init",
+    "add-session",
+)
 """In the order in which `lfads --help` lists them; ``some-name`` is in ``some_name.py``."""
 
 

@@ -10,9 +10,11 @@ from . import new_run_folder, quieten
 SUMMARY = "generate spikes, train, score and draw"
 TEXT = """\
 Generate spikes of a population that is driven by a Lorenz system, train LFADS on them,
-average posterior samples, score them against the truth and draw figures."""
+average posterior samples, score them against the truth and draw figures. With --pbt a
+population of models is trained, and the best one and all together are scored."""
 EXAMPLES = """\
   lfads demo
+  lfads demo --pbt
   lfads demo --units 60 --mean-rate 0.1 --run-dir runs/sparse"""
 
 
@@ -26,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bins", type=int, default=50, help="bins of a trial (%(default)s)")
     add("--mean-rate", type=float, default=0.3, help="spikes per bin and unit (%(default)s)")
     add("--epochs", type=int, help="epochs at most (as in the demo's configuration)")
+    add("--pbt", action="store_true", help="a population of models instead of one (AutoLFADS)")
+    add("--members", type=int, default=8, help="models of the population (%(default)s)")
     add("--run-dir", metavar="DIR", help="run folder (runs/<time>_demo)")
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
 
@@ -35,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     from ..demo import run_demo
 
     folder = Path(options.run_dir or new_run_folder("demo")).absolute()
-    options.resume_with = f"lfads train --resume {folder}"
+    command = "pbt" if options.pbt else "train"
+    options.resume_with = f"lfads {command} --resume {folder}"
     quieten()
     run_demo(
         folder,
@@ -46,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         n_bins=options.bins,
         mean_rate=options.mean_rate,
         max_epochs=options.epochs,
+        population=options.members if options.pbt else None,
         overwrite=options.overwrite,
     )
     return 0

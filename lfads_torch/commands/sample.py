@@ -9,11 +9,13 @@ from . import quieten
 SUMMARY = "average posterior samples of a trained model"
 TEXT = """\
 Average posterior samples of a trained model and write one HDF5 file per session: rates,
-factors, initial conditions, inferred inputs, and every key of the data file."""
+factors, initial conditions, inferred inputs, and every key of the data file. Of a search,
+its best model is sampled, or all its final members (--ensemble: rates alone)."""
 EXAMPLES = """\
   lfads sample runs/my_run
   lfads sample runs/my_run --samples 200 --last
-  lfads sample runs/my_run --data new_trials.h5 --output new_rates.h5"""
+  lfads sample runs/my_run --data new_trials.h5 --output new_rates.h5
+  lfads sample runs/my_search --ensemble"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="FILE", help="other trials of the same channels (the run's own data)")
     add("--samples", type=int, default=50, metavar="N", help="posterior samples (%(default)s)")
     add("--output", metavar="FILE", help="output file (RUN/lfads_output.h5; RUN/<data>_output.h5)")
+    add("--ensemble", action="store_true", help="mean rates of the final members of a search")
+    add("--members", type=int, metavar="N", help="only the N best of them (all)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="best checkpoint (default)")
     which.add_argument("--last", action="store_true", help="last checkpoint")
@@ -39,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
         num_samples=options.samples,
         output=options.output,
         best=not options.last,
+        ensemble=options.ensemble,
+        members=options.members,
     )
     for path in paths:
         print(f"written: {path}")

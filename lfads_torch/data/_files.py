@@ -86,7 +86,7 @@ def _nothing_found(pattern: str, full: Path) -> str:
             message += f" The folder holds {list_some(names)}."
         else:
             message += " The folder holds no HDF5 files."
-    advice = how_to_make(full.name)
+    advice = how_to_make(str(full))
     return f"{message}\n{advice}" if advice else message
 
 
@@ -170,17 +170,33 @@ def write_session(
     DataError
         If the folder cannot be written, the disk is full, or HDF5 cannot hold a value.
     """
+    with new_file(path) as file:
+        if copy_from is not None:
+            _copy_rest(Path(copy_from), file, set(arrays))
+        add_to_file(file, arrays, attrs, compression=compression)
+    return Path(absolute_pattern(path))
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """Write an HDF5 file piece by piece, so that it is either complete or not there.
+
+    What `write_session` says of partial files and errors holds here too.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Yields
+    ------
+    h5py.File
+    """
     path = Path(absolute_pattern(path))
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(partial, "x") as file:
-            if copy_from is not None:
-                _copy_rest(Path(copy_from), file, set(arrays))
-            for key, value in arrays.items():
-                _write_array(file, key, value, compression)
-            for key, value in (attrs or {}).items():
-                _write_attr(file, key, value)
+            yield file
         with partial.open("rb+") as done:
             os.fsync(done.fileno())
         os.replace(partial, path)
@@ -189,7 +205,20 @@ def write_session(
     finally:
         with suppress(OSError):
             partial.unlink()
-    return path
+
+
+def add_to_file(
+    file: h5py.File,
+    arrays: Mapping[str, Any],
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    compression: str | None = None,
+) -> None:
+    """Add data sets and attributes to an open file; the arguments are those of `write_session`."""
+    for key, value in arrays.items():
+        _write_array(file, key, value, compression)
+    for key, value in (attrs or {}).items():
+        _write_attr(file, key, value)
 
 
 def _copy_rest(source: Path, file: h5py.File, skip: set[str]) -> None:

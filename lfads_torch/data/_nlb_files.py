@@ -1,4 +1,4 @@
-"""How to make the files of the Neural Latents Benchmark, which cannot be shipped."""
+"""The files of the Neural Latents Benchmark, which cannot be shipped, and how they are made."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ NLB_FILES = {
 }
 
 
+def dandi_download(name: str) -> str:
+    """Command that downloads a data set from the DANDI archive."""
+    return f"dandi download DANDI:{NLB_FILES[name][0]}"
+
+
 def how_to_make(pattern: str) -> str | None:
     """Say how a missing file of the benchmark is made.
 
@@ -31,30 +36,27 @@ def how_to_make(pattern: str) -> str | None:
     str or None
         The advice; None for a file that is not one of the benchmark's.
     """
-    match = re.fullmatch(r"(\w+?)(_\*)?-(\d+)ms-\w+\.h5", PurePath(pattern).name)
+    path = PurePath(pattern)
+    match = re.fullmatch(r"(\w+?)(_\*)?-(\d+)ms-\w+\.h5", path.name)
     if match is None or match[1] not in NLB_FILES:
         return None
     name, bin_ms = match[1], int(match[3])
-    if match[2]:
-        sets = [key for key in NLB_FILES if key.startswith(f"{name}_")]
-        numbers = ", ".join(f"DANDI:{NLB_FILES[key][0]} ({key})" for key in sets)
-        shapes = "one file for each"
-    else:
-        dandi, (t_read, t_all, n_read, n_all) = NLB_FILES[name]
-        numbers = f"DANDI:{dandi}"
-        shapes = (
-            f"{{train,valid}}_encod_data: trials x {t_read} bins x {n_read} channels; "
-            f"{{train,valid}}_recon_data: trials x {t_all} bins x {n_all} channels, the channels "
-            "and bins read first, the held-out ones after them"
+    names = [key for key in NLB_FILES if key.startswith(f"{name}_")] if match[2] else [name]
+    lines = []
+    for key in names:
+        output = path.with_name(f"{key}{path.name[match.end(2 if match[2] else 1) :]}")
+        lines.append(
+            f"  {dandi_download(key)}\n"
+            f"  lfads prep --nlb {key} {NLB_FILES[key][0]} --bin-ms {bin_ms} -o {output}"
         )
-    keys = {
-        "mc_rtt": "{train,valid}_decode_mask",
-        "dmfc_rsg": "psth, {train,valid}_cond_idx, {train,valid}_jitter",
-    }.get(name, "psth, {train,valid}_cond_idx, {train,valid}_decode_mask")
+    if len(names) == 1:
+        t_read, t_all, n_read, n_all = NLB_FILES[name][1]
+        lines.append(
+            f"It then holds {{train,valid}}_encod_data, trials x {t_read} bins x {n_read} channels "
+            f"(in the published configuration), and {{train,valid}}_recon_data, trials x {t_all} "
+            f"bins x {n_all} channels, and what the benchmark's scores need."
+        )
     return (
-        "The Neural Latents Benchmark's recordings are not shipped. To make this file: "
-        f"download {numbers} (dandi download), bin the spikes to {bin_ms} ms, and write an HDF5 "
-        f"file with {shapes}. For the benchmark's scores add {{train,valid}}_behavior and {keys}; "
-        "without them set datamodule.batch_keys=[] datamodule.attr_keys=[]. "
-        "lfads_torch.data.schema.write_session writes it, lfads check looks it through."
+        "The Neural Latents Benchmark's recordings are not shipped. To make "
+        f"{'these files' if match[2] else 'this file'}:\n" + "\n".join(lines)
     )

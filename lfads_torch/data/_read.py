@@ -78,8 +78,10 @@ class SessionData:
         splits one after another along the first axis.
     conversion_factor : float
         What the file's truth was divided by.
-    readin_weight : ndarray, shape (N_s, fac), or None
-    readout_bias : ndarray, shape (N_s,), or None
+    readin_weight : ndarray, shape (N_e, fac), or None
+    readin_offset : ndarray, shape (N_e,), or None
+    readout_weight : ndarray, shape (N_r, fac), or None
+    readout_bias : ndarray, shape (N_r,) or (N_e,), or None
     attrs : dict
         The file's attributes, such as ``bin_ms``.
     keys : list of str
@@ -94,6 +96,8 @@ class SessionData:
     pooled: dict[str, Array]
     conversion_factor: float = 1.0
     readin_weight: Array | None = None
+    readin_offset: Array | None = None
+    readout_weight: Array | None = None
     readout_bias: Array | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
@@ -202,6 +206,8 @@ def _read(
         pooled=pooled,
         conversion_factor=factor,
         readin_weight=_optional(file, "readin_weight"),
+        readin_offset=_optional(file, "readin_offset"),
+        readout_weight=_optional(file, "readout_weight"),
         readout_bias=_optional(file, "readout_bias"),
         attrs=read_attrs(file),
         keys=list_keys(file),

@@ -18,6 +18,8 @@ SCHEMA_KEYS = (
     *(f"{split}_{name}" for split in SPLITS for name in MODEL_INPUTS),
     "conversion_factor",
     "readin_weight",
+    "readin_offset",
+    "readout_weight",
     "readout_bias",
 )
 
@@ -197,6 +199,8 @@ def _scalar_and_pcr_faults(
     channels = [shapes[k][2] for k in ("train_encod_data", "train_recon_data") if k in shapes]
     for key, ndim, legal in (
         ("readin_weight", 2, "channels x factors"),
+        ("readin_offset", 1, "channels"),
+        ("readout_weight", 2, "channels x factors"),
         ("readout_bias", 1, "channels"),
     ):
         if key not in keys:

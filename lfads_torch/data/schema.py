@@ -10,8 +10,12 @@ A file holds one session. Arrays are n_samples x n_timesteps x n_channels, any n
 ``{split}_ext_input``           optional, in all splits or none: external inputs
 ``{split}_truth``               optional: true rates per bin, times ``conversion_factor``
 ``conversion_factor``           optional scalar, 1 where absent
-``readin_weight``               optional, N_s x factors: read-in of a multi-session model
-``readout_bias``                optional, N_s: read-out bias of a multi-session model
+``readin_weight``               optional, N_s x factors: read-in of a multi-session model, and
+``readout_bias``                optional, N_s: mean per bin where all factors are zero
+``readin_offset``               optional, N_s: what is taken off before the read-in; by default
+                                `readout_bias`
+``readout_weight``              optional, N_s x factors: mean per bin and unit of a factor; by
+                                default the pseudo-inverse of `readin_weight`
 ==============================  ==========================================================
 
 Further keys are the user's own: ``{split}_<name>`` with a row per trial can travel with the

@@ -28,7 +28,7 @@ def run_seed() -> int:
 
 
 class TrainLoader:
-    """Shuffled training batches of all sessions.
+    """Shuffled training batches of the sessions that are fitted (by default all).
 
     Each session gives ``batch_size // n_sessions`` trials per step (all it has, if fewer). An
     epoch has as many steps as the session with most batches; shorter ones begin a new
@@ -43,10 +43,11 @@ class TrainLoader:
 
     def __init__(self, module: BasicDataModule) -> None:
         self._module = module
-        share = max(1, module.batch_size // module.n_sessions)
+        self._numbers = module.fit_numbers()
+        share = max(1, module.batch_size // len(self._numbers))
         self._counts = [len(rows["train"]) for rows in module.all_rows()]
         self._shares = [min(share, count) for count in self._counts]
-        self._steps = max(n // b for n, b in zip(self._counts, self._shares, strict=True))
+        self._steps = max(self._counts[n] // self._shares[n] for n in self._numbers)
 
     def __len__(self) -> int:
         return self._steps
@@ -57,18 +58,23 @@ class TrainLoader:
 
     def _batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         sessions = self._module.ready_tensors()
-        all_rows = self._module.all_rows()
-        plans = [
-            self._plan(number, seeded_generator(seed, epoch, number), rows["train"]).to(
-                sessions[number].recon.device
-            )
-            for number, rows in enumerate(all_rows)
-        ]
+        plans = self.plans(seed, epoch)
         for step in range(self._steps):
             yield {
-                number: session.batch(plans[number][step], "train")
-                for number, session in enumerate(sessions)
+                number: sessions[number].batch(plan[step], "train")
+                for number, plan in plans.items()
             }
+
+    def plans(self, seed: int, epoch: int) -> dict[int, Tensor]:
+        """Rows of each session that make up the batches of an epoch, shape (steps, trials)."""
+        sessions = self._module.ready_tensors()
+        all_rows = self._module.all_rows()
+        return {
+            number: self._plan(
+                number, seeded_generator(seed, epoch, number), all_rows[number]["train"]
+            ).to(sessions[number].recon.device)
+            for number in self._numbers
+        }
 
     def _plan(self, number: int, generator: torch.Generator, rows: Indices) -> Tensor:
         """Rows of every step, shape (steps, share)."""

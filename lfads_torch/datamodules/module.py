@@ -78,6 +78,9 @@ class BasicDataModule(pl.LightningDataModule):
         Seed of that mask, which is drawn once per session and split.
     dm_ic_enc_seq_len : int
         First bins that the mask never holds out.
+    fit_sessions : sequence of str, optional
+        Names of the sessions that are trained and validated on; by default all. Sampling still
+        covers all.
 
     Raises
     ------
@@ -98,6 +101,7 @@ class BasicDataModule(pl.LightningDataModule):
         sv_rate: float = 0.0,
         sv_seed: int = 0,
         dm_ic_enc_seq_len: int = 0,
+        fit_sessions: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         # Absolute from here on, whatever becomes of the working directory.
@@ -114,6 +118,7 @@ class BasicDataModule(pl.LightningDataModule):
         self.sv_rate = float(sv_rate)
         self.sv_seed = whole_number("sv_seed", sv_seed)
         self.dm_ic_enc_seq_len = whole_number("dm_ic_enc_seq_len", dm_ic_enc_seq_len)
+        self.fit_sessions = None if fit_sessions is None else _names(fit_sessions)
         self._check_arguments()
         # For callbacks and checkpoints; the loggers record the composed configuration instead.
         self.save_hyperparameters(
@@ -127,6 +132,7 @@ class BasicDataModule(pl.LightningDataModule):
                 "sv_rate": self.sv_rate,
                 "sv_seed": self.sv_seed,
                 "dm_ic_enc_seq_len": self.dm_ic_enc_seq_len,
+                "fit_sessions": self.fit_sessions and list(self.fit_sessions),
             },
             logger=False,
         )
@@ -222,8 +228,9 @@ class BasicDataModule(pl.LightningDataModule):
             setattr(self, key, values[0] if len(values) == 1 else values)
 
     def _warn_of_small_sessions(self) -> None:
-        share = self.batch_size // self.n_sessions
-        for session, rows in zip(self.sessions, self._rows, strict=True):
+        share = self.batch_size // len(self.fit_numbers())
+        for number in self.fit_numbers():
+            session, rows = self.sessions[number], self._rows[number]
             if len(rows["train"]) < share:
                 warnings.warn(
                     f"{session.path.name}: a batch of {share} trials is more than its "
@@ -253,6 +260,25 @@ class BasicDataModule(pl.LightningDataModule):
             f"{session.path.parent.name}/{name}" if names.count(name) > 1 else name
             for session, name in zip(self.sessions, names, strict=True)
         ]
+
+    def fit_numbers(self) -> list[int]:
+        """Numbers of the sessions that are trained and validated on.
+
+        Raises
+        ------
+        UserError
+            If `fit_sessions` names a session that there is not.
+        """
+        names = self.session_names
+        if self.fit_sessions is None:
+            return list(range(len(names)))
+        unknown = [name for name in self.fit_sessions if name not in names]
+        if unknown or not self.fit_sessions:
+            raise UserError(
+                f"fit_sessions={list(self.fit_sessions)}; legal are one or more of the sessions "
+                f"{', '.join(names)}."
+            )
+        return sorted({names.index(name) for name in self.fit_sessions})
 
     @property
     def sizes(self) -> list[SessionSizes]:
@@ -294,7 +320,7 @@ class BasicDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> OrderedLoader:
         """Each validation trial once."""
-        return self.split_loader("valid")
+        return self.split_loader("valid", session=self.fit_numbers())
 
     def test_dataloader(self) -> OrderedLoader:
         """Each test trial once; a `UserError` where no file has a test split."""
@@ -308,7 +334,7 @@ class BasicDataModule(pl.LightningDataModule):
         self,
         split: str | Sequence[str],
         batch_size: int | None = None,
-        session: int | None = None,
+        session: int | Sequence[int] | None = None,
         as_in_file: bool = False,
     ) -> OrderedLoader:
         """Load each trial of a split once, in the order of the file.
@@ -318,8 +344,8 @@ class BasicDataModule(pl.LightningDataModule):
         split : {"train", "valid", "test"} or sequence of these
         batch_size : int, optional
             Trials per step, divided among the sessions; by default the data module's.
-        session : int, optional
-            Only this session; by default all.
+        session : int or sequence of int, optional
+            Only this session or these; by default all.
         as_in_file : bool
             Take the split as the file has it, even where it was redrawn (`reshuffle_tv_seed`).
 
@@ -342,9 +368,10 @@ class BasicDataModule(pl.LightningDataModule):
                     f"No data file has a {name!r} split: add '{name}_encod_data' to "
                     f"{', '.join(str(s.path) for s in self.sessions)}."
                 )
-        if session is not None and not 0 <= session < self.n_sessions:
+        asked = range(self.n_sessions) if session is None else session
+        numbers: Sequence[int] = [asked] if isinstance(asked, int) else asked
+        if not set(numbers) <= set(range(self.n_sessions)):
             raise UserError(f"session={session}; legal are 0 to {self.n_sessions - 1}.")
-        numbers = range(self.n_sessions) if session is None else [session]
         total = (
             self.batch_size
             if batch_size is None

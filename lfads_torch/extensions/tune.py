@@ -1,13 +1,18 @@
-"""Callbacks for training within hyper-parameter searches; none needs Ray."""
+"""Names of hyper-parameter searches that existing YAML and scripts use."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 
 from lfads_torch.errors import ConfigError
+from lfads_torch.search.space import HyperParam
+from lfads_torch.search.tables import as_frame, read_population
+
+__all__ = ["EarlyStoppingWithBurnInPeriod", "HyperParam", "read_pbt_fitlog"]
 
 
 class EarlyStoppingWithBurnInPeriod(EarlyStopping):
@@ -43,3 +48,28 @@ class EarlyStoppingWithBurnInPeriod(EarlyStopping):
         """Check after the epoch, once the burn-in is over."""
         if trainer.current_epoch >= self.burn_in_period:
             super().on_train_epoch_end(trainer, pl_module)
+
+
+def read_pbt_fitlog(pbt_dir: str | Path) -> Any:
+    """Read what every member of a search logged in every epoch.
+
+    Parameters
+    ----------
+    pbt_dir : path
+        Run folder of a search.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each epoch and member: ``epoch``, ``generation``, ``member``, ``parent`` (the
+        member it became a copy of before this epoch, else itself), ``diverged``, hyper-parameters
+        ``hp/...``, and losses and scores such as ``valid/recon_smth``; NaN where not logged.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no search.
+    UserError
+        If pandas is not installed.
+    """
+    return as_frame(read_population(pbt_dir))

@@ -6,15 +6,31 @@ and carry a leading axis K of independent nets.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from . import explicit, reference
-from .signatures import DecoderInputs, DecoderStates
+from .signatures import DecoderInputs, DecoderStates, GRUStates
 
-__all__ = ["IMPLEMENTATIONS", "DecoderInputs", "DecoderStates", "Kernels", "get_kernels"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "DecoderInputs",
+    "DecoderStates",
+    "GRUStates",
+    "Kernels",
+    "get_kernels",
+]
+
+
+class _ClippedGRU(Protocol):
+    def __call__(
+        self, x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool = False
+    ) -> GRUStates: ...
+
+
+class _Decoder(Protocol):
+    def __call__(self, inputs: DecoderInputs, clip: float) -> DecoderStates: ...
 
 
 class Kernels(NamedTuple):
@@ -23,17 +39,18 @@ class Kernels(NamedTuple):
     Attributes
     ----------
     clipped_gru : callable
-        ``clipped_gru(x_proj, h0, w_hh, clip) -> states``: x_proj (K, T, B, 3H) is the product of
-        the input weights with the input, biases included; h0 (K, B, H); w_hh (K, 3H, H); the state
-        is clipped to [-clip, clip] at every bin; states (K, T, B, H).
+        ``clipped_gru(x_proj, h0, w_hh, clip, two_way=False) -> GRUStates``: x_proj (K, T, B, 3H) is
+        the product of the input weights with the input, biases included; h0 (K, B, H);
+        w_hh (K, 3H, H); the state is clipped to [-clip, clip] at every bin. With `two_way`, the
+        nets of odd number run backward, from the last bin to the first.
     decoder : callable
         ``decoder(inputs, clip) -> DecoderStates``: controller, inferred input, generator and
         factors, which feed back on one another bin by bin. An autonomous generator is a
         `clipped_gru`.
     """
 
-    clipped_gru: Callable[[Tensor, Tensor, Tensor, float], Tensor]
-    decoder: Callable[[DecoderInputs, float], DecoderStates]
+    clipped_gru: _ClippedGRU
+    decoder: _Decoder
 
 
 IMPLEMENTATIONS = {

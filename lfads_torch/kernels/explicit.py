@@ -3,7 +3,7 @@
 Autograd through a loop over bins records a dozen small operations per bin and adds every weight
 gradient bin by bin. Here the forward pass keeps only the gates and states in preallocated buffers,
 the backward loop holds only what depends on the gradient of the next bin, and each weight gradient
-is one product over all bins. The loops themselves are `loops` (torch) or `native` (C).
+is one product over all bins. The loops themselves are `loops` (torch) or `native_loops` (C).
 
 `torch.func` maps (vmap) fold the mapped axis into the axis K of independent nets.
 """
@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
-from . import loops, native
-from .loops import CellBuffers, DecoderBuffers
-from .signatures import DecoderInputs, DecoderStates
+from . import loops, native, native_loops
+from .loops import over_bins, recurrent_gradient
+from .signatures import DecoderInputs, DecoderStates, GRUStates
 
 _N_STATES = len(DecoderStates._fields)
 _N_INPUTS = len(DecoderInputs._fields)
@@ -32,9 +32,11 @@ def clipped_gru(
     h0: Float[Tensor, "K B H"],
     w_hh: Float[Tensor, "K H3 H"],
     clip: float,
-) -> Float[Tensor, "K T B H"]:
+    two_way: bool = False,
+) -> GRUStates:
     """See `lfads_torch.kernels.Kernels.clipped_gru`; loops in torch."""
-    return _ClippedGRU.apply(x_proj, h0, w_hh, clip, torch.is_grad_enabled(), False)[0]
+    keep = torch.is_grad_enabled()
+    return GRUStates(*_ClippedGRU.apply(x_proj, h0, w_hh, clip, two_way, keep, False)[:2])
 
 
 def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
@@ -43,9 +45,12 @@ def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
     return DecoderStates(*results[:_N_STATES])
 
 
-def native_clipped_gru(x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float) -> Tensor:
+def native_clipped_gru(
+    x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool = False
+) -> GRUStates:
     """See `lfads_torch.kernels.Kernels.clipped_gru`; loops in C where they can be."""
-    return _ClippedGRU.apply(x_proj, h0, w_hh, clip, torch.is_grad_enabled(), True)[0]
+    keep = torch.is_grad_enabled()
+    return GRUStates(*_ClippedGRU.apply(x_proj, h0, w_hh, clip, two_way, keep, True)[:2])
 
 
 def native_decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
@@ -55,21 +60,7 @@ def native_decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
 
 
 def _loops_for(like: Tensor, native_wanted: bool) -> ModuleType:
-    return native if native_wanted and native.fits(like) else loops
-
-
-def _over_bins(grad_out: Tensor, inp: Tensor) -> Tensor:
-    """Weight gradient (K, out, in) of a product applied at every bin (K, T, B, .)."""
-    return torch.bmm(grad_out.flatten(1, 2).mT, inp.flatten(1, 2))
-
-
-def _grad_w_hh(grad_x: Tensor, h0: Tensor, buffers: CellBuffers) -> Tensor:
-    """Gradient of the recurrent weights; the reset gate acts before the candidate's product."""
-    n = h0.shape[-1]
-    previous = torch.cat([h0.unsqueeze(1), buffers.states[:, :-1]], dim=1)
-    grad_zr = _over_bins(grad_x[..., : 2 * n], previous)
-    grad_n = _over_bins(grad_x[..., 2 * n :], previous.mul_(buffers.gates[..., n:]))
-    return torch.cat([grad_zr, grad_n], dim=1)
+    return native_loops if native_wanted and native.fits(like) else loops
 
 
 def _fold(size: int, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> list[Any]:
@@ -109,35 +100,31 @@ class _BackwardFunction(_FoldedFunction):
 
 class _ClippedGRU(_FoldedFunction):
     @staticmethod
-    def forward(
-        x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, keep: bool, native_wanted: bool
-    ) -> CellBuffers:
-        buffers = CellBuffers.allocate(x_proj, keep)
-        _loops_for(x_proj, native_wanted).gru_forward(x_proj, h0, w_hh, clip, buffers)
-        return buffers
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *arguments, native_wanted = args
+        states, saved = _loops_for(args[0], native_wanted).gru_forward(*arguments)
+        return *states, *saved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, h0, w_hh, *ctx.options = inputs
-        states, gates, cand = output
-        ctx.mark_non_differentiable(gates, cand)
-        ctx.save_for_backward(h0, w_hh, states, gates, cand)
+        _, _, w_hh, clip, two_way, _, native_wanted = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(w_hh, *output[2:])
+        ctx.options = clip, two_way, native_wanted
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        clip, _, native_wanted = ctx.options
-        found = _ClippedGRUBackward.apply(grads[0], *ctx.saved_tensors, clip, native_wanted)
-        return *found, None, None, None
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        found = _ClippedGRUBackward.apply(*grads[:2], *ctx.saved_tensors, *ctx.options)
+        return *found, None, None, None, None
 
 
 class _ClippedGRUBackward(_BackwardFunction):
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-        grad_states, h0, w_hh, *saved, clip, native_wanted = args
-        buffers = CellBuffers(*saved)
-        run = _loops_for(grad_states, native_wanted).gru_backward
-        grad_x, grad_h0 = run(grad_states, h0, w_hh, clip, buffers)
-        return grad_x, grad_h0, _grad_w_hh(grad_x, h0, buffers)
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        grad_states, grad_last, w_hh, *saved, clip, two_way, native_wanted = args
+        run = _loops_for(w_hh, native_wanted).gru_backward
+        return tuple(run(GRUStates(grad_states, grad_last), w_hh, clip, two_way, tuple(saved)))
 
 
 class _Decoder(_FoldedFunction):
@@ -145,70 +132,59 @@ class _Decoder(_FoldedFunction):
     def forward(*args: Any) -> tuple[Tensor, ...]:
         *tensors, clip, keep, native_wanted = args
         p = DecoderInputs(*tensors)
-        n_nets, n_bins, n_trials = p.con_proj.shape[:3]
-        n_inputs = p.w_gen_u.shape[-1]
-        make = p.con_h0.new_empty
-        buffers = DecoderBuffers(
-            con=CellBuffers.allocate(p.con_proj, keep),
-            gen=CellBuffers.allocate(p.gen_proj, keep),
-            factors=make(n_nets, n_bins + 1, n_trials, p.w_fac.shape[1]),
-            co=make(n_nets, n_bins, n_trials, 2 * n_inputs),
-            inputs=make(n_nets, n_bins, n_trials, n_inputs),
-        )
-        _loops_for(p.con_proj, native_wanted).decoder_forward(p, clip, buffers)
-        con, gen, factors = buffers.con, buffers.gen, buffers.factors
-        return (
-            *(factors[:, 1:], gen.states, con.states, buffers.co, buffers.inputs),
-            *(factors[:, 0].clone(), con.gates, con.cand, gen.gates, gen.cand),
-        )
+        states, saved = _loops_for(p.con_proj, native_wanted).decoder_forward(p, clip, keep)
+        return *states, *saved
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[_N_STATES:])
-        # The input products, the largest tensors of all, are not needed again.
-        ctx.save_for_backward(None, None, *inputs[2:_N_INPUTS], *output)
-        ctx.options = inputs[_N_INPUTS:]
+        # The input products, the largest tensors of all, are not needed again. Of the results only
+        # the last two are: what the loops saved holds the others.
+        ctx.save_for_backward(
+            None,
+            None,
+            *inputs[2:_N_INPUTS],
+            *output[_N_STATES - 2 : _N_STATES],
+            *output[_N_STATES:],
+        )
+        clip, _, native_wanted = inputs[_N_INPUTS:]
+        # Which axes of the generator's input product stand for all bins, or all trials.
+        shared = tuple(i for i in (1, 2) if inputs[1].shape[i] < inputs[0].shape[i])
+        ctx.options = clip, shared, native_wanted
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        clip, _, native_wanted = ctx.options
-        found = _DecoderBackward.apply(*grads[:_N_STATES], *ctx.saved_tensors, clip, native_wanted)
+        found = _DecoderBackward.apply(*grads[:_N_STATES], *ctx.saved_tensors, *ctx.options)
         return *found, None, None, None
 
 
 class _DecoderBackward(_BackwardFunction):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor | None, ...]:
-        *tensors, clip, native_wanted = args
+        *tensors, clip, shared, native_wanted = args
         grad = DecoderStates(*tensors[:_N_STATES])
         p = DecoderInputs(*tensors[_N_STATES : _N_STATES + _N_INPUTS])
-        out = DecoderStates(*tensors[_N_STATES + _N_INPUTS : 2 * _N_STATES + _N_INPUTS])
-        first, con_gates, con_cand, gen_gates, gen_cand = tensors[2 * _N_STATES + _N_INPUTS :]
-        buffers = DecoderBuffers(
-            con=CellBuffers(out.con_states, con_gates, con_cand),
-            gen=CellBuffers(out.gen_states, gen_gates, gen_cand),
-            factors=torch.cat([first.unsqueeze(1), out.factors], dim=1),
-            co=out.co_params,
-            inputs=out.inputs,
-        )
-        run = _loops_for(out.inputs, native_wanted).decoder_backward
-        found = run(grad, p, clip, buffers)
-
-        factors_in = buffers.factors[:, :-1]
-        if p.fac_mask is not None:
-            factors_in = factors_in * p.fac_mask
-        gen_in = torch.cat([p.gen_h0.unsqueeze(1), out.gen_states], dim=1)
-        if p.gen_mask is not None:
-            gen_in.mul_(p.gen_mask)
+        co_params, inputs, *saved = tensors[_N_STATES + _N_INPUTS :]
+        run = _loops_for(co_params, native_wanted).decoder_backward
+        found = run(grad, p, clip, co_params, tuple(saved))
         return (
-            *(found.con_x, found.gen_x, found.con_h0, found.gen_h0),
-            _over_bins(found.con_x, factors_in),
-            _grad_w_hh(found.con_x, p.con_h0, buffers.con),
-            _over_bins(found.co, out.con_states),
+            *(found.con_x, _sum_over(found.gen_x, shared), found.con_h0, found.gen_h0),
+            over_bins(found.con_x, found.fac_in),
+            recurrent_gradient(found.con_x, found.con_before, found.con_reset),
+            over_bins(found.co, found.con_after),
             found.co.sum(dim=(1, 2)),
-            _over_bins(found.gen_x, out.inputs),
-            _grad_w_hh(found.gen_x, p.gen_h0, buffers.gen),
-            _over_bins(found.factors, gen_in),
+            over_bins(found.gen_x, inputs),
+            recurrent_gradient(found.gen_x, found.gen_before, found.gen_reset),
+            over_bins(found.factors, found.gen_in),
             *(None, None, None),
         )
+
+
+def _sum_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Sum (K, T, B, M) over bins, trials or both, which are kept as axes of size 1."""
+    if len(axes) < 2:
+        return x.sum(axes, keepdim=True) if axes else x
+    # Twice as fast as to sum over both axes.
+    rows = x.flatten(1, 2)
+    return torch.bmm(x.new_ones(rows.shape[0], 1, rows.shape[1]), rows).unsqueeze(1)

@@ -1,7 +1,8 @@
 """The loops over bins, forward and backward, in torch operations: for any device and precision.
 
-`native` has the same four functions in C for float32 on the CPU. Both fill buffers that the caller
-allocates; neither knows of autograd.
+`native_loops` has the same four functions in C for float32 on the CPU. None knows of autograd. A
+forward function returns what it computed and what its backward function wants to have saved, whose
+tensors all lead with the axis K.
 """
 
 from __future__ import annotations
@@ -11,153 +12,40 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .signatures import DecoderInputs, DecoderStates
+from .reference import turn_odd
+from .signatures import DecoderInputs, DecoderStates, GRUStates
 
 
-class CellBuffers(NamedTuple):
-    """What one GRU leaves of its forward pass; axes (K, T, B, units).
+class GRUGradients(NamedTuple):
+    """Gradients of a clipped GRU's arguments: x (K, T, B, 3H), h0 (K, B, H), w_hh (K, 3H, H)."""
 
-    Attributes
-    ----------
-    states : Tensor, shape (K, T, B, H)
-    gates : Tensor, shape (K, T, B, 2H)
-        Update and reset gate.
-    cand : Tensor, shape (K, T, B, H)
-        Candidate.
-    """
-
-    states: Tensor
-    gates: Tensor
-    cand: Tensor
-
-    @staticmethod
-    def allocate(x_proj: Tensor, keep: bool) -> CellBuffers:
-        """Make buffers for input products (K, T, B, 3H).
-
-        Without `keep`, for lack of a backward pass, all bins share one bin's gates and candidates.
-        """
-        n_nets, n_bins, n_trials, rows = x_proj.shape
-        n_units, kept = rows // 3, n_bins if keep else 1
-        gates = x_proj.new_empty(n_nets, kept, n_trials, 2 * n_units)
-        cand = x_proj.new_empty(n_nets, kept, n_trials, n_units)
-        return CellBuffers(
-            x_proj.new_empty(n_nets, n_bins, n_trials, n_units),
-            gates.expand(-1, n_bins, -1, -1),
-            cand.expand(-1, n_bins, -1, -1),
-        )
-
-
-class DecoderBuffers(NamedTuple):
-    """What the decoder leaves of its forward pass.
-
-    Attributes
-    ----------
-    con, gen : CellBuffers
-    factors : Tensor, shape (K, T + 1, B, F)
-        Entry 0 belongs to the initial state.
-    co : Tensor, shape (K, T, B, 2U)
-    inputs : Tensor, shape (K, T, B, U)
-    """
-
-    con: CellBuffers
-    gen: CellBuffers
-    factors: Tensor
-    co: Tensor
-    inputs: Tensor
-
-
-class _Cell:
-    """One bin of a clipped GRU, and its backward pass with all elementwise parts done before."""
-
-    def __init__(self, w_hh: Tensor, clip: float, buffers: CellBuffers) -> None:
-        n = w_hh.shape[-1]
-        self.n_units, self.clip, self.buffers = n, clip, buffers
-        self.w_zr, self.w_n = w_hh[:, : 2 * n], w_hh[:, 2 * n :]
-
-    def forward(self, t: int, x: Tensor, h: Tensor) -> Tensor:
-        n = self.n_units
-        state, gates, cand = (buffer[:, t] for buffer in self.buffers)
-        torch.baddbmm(x[..., : 2 * n], h, self.w_zr.mT, out=gates)
-        gates.sigmoid_()
-        torch.baddbmm(x[..., 2 * n :], gates[..., n:] * h, self.w_n.mT, out=cand)
-        cand.tanh_()
-        torch.lerp(cand, h, gates[..., :n], out=state)
-        return state.clamp_(-self.clip, self.clip)
-
-    def prepare_backward(self, h0: Tensor) -> None:
-        n, (states, gates, cand) = self.n_units, self.buffers
-        z, r = gates[..., :n], gates[..., n:]
-        previous = torch.cat([h0.unsqueeze(1), states[:, :-1]], dim=1)
-        inside = (states.abs() < self.clip).to(states.dtype)
-        self.reset = r
-        self.carry = z * inside
-        self.by_n = (inside - self.carry) * (1 - cand * cand)
-        self.by_z = (previous - cand) * self.carry * (1 - z)
-        self.by_r = previous * r * (1 - r)
-        self.grad_x = states.new_empty(*states.shape[:3], 3 * n)
-
-    def backward(self, t: int, grad_h: Tensor) -> Tensor:
-        n, grad_x = self.n_units, self.grad_x[:, t]
-        torch.mul(grad_h, self.by_z[:, t], out=grad_x[..., :n])
-        torch.mul(grad_h, self.by_n[:, t], out=grad_x[..., 2 * n :])
-        grad_rh = torch.bmm(grad_x[..., 2 * n :], self.w_n)
-        torch.mul(grad_rh, self.by_r[:, t], out=grad_x[..., n : 2 * n])
-        grad_prev = torch.addcmul(grad_rh.mul_(self.reset[:, t]), grad_h, self.carry[:, t])
-        return grad_prev.baddbmm_(grad_x[..., : 2 * n], self.w_zr)
-
-
-def gru_forward(
-    x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, buffers: CellBuffers
-) -> None:
-    """Fill the buffers; shapes as in `lfads_torch.kernels.Kernels.clipped_gru`."""
-    cell, h = _Cell(w_hh, clip, buffers), h0
-    for t in range(x_proj.shape[1]):
-        h = cell.forward(t, x_proj[:, t], h)
-
-
-def gru_backward(
-    grad_states: Tensor, h0: Tensor, w_hh: Tensor, clip: float, buffers: CellBuffers
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the input products and of the initial state."""
-    cell = _Cell(w_hh, clip, buffers)
-    cell.prepare_backward(h0)
-    grad_h = torch.zeros_like(h0)
-    for t in reversed(range(grad_states.shape[1])):
-        grad_h = cell.backward(t, grad_h.add_(grad_states[:, t]))
-    return cell.grad_x, grad_h
-
-
-def decoder_forward(p: DecoderInputs, clip: float, buffers: DecoderBuffers) -> None:
-    """Fill the buffers."""
-    con, gen = _Cell(p.w_con_hh, clip, buffers.con), _Cell(p.w_gen_hh, clip, buffers.gen)
-    factors, n_inputs = buffers.factors, p.w_gen_u.shape[-1]
-    b_co = p.b_co.unsqueeze(1)
-    c, g = p.con_h0, p.gen_h0
-    torch.bmm(_masked(g, p.gen_mask, 0), p.w_fac.mT, out=factors[:, 0])
-    for t in range(p.con_proj.shape[1]):
-        f = _masked(factors[:, t], p.fac_mask, t)
-        c = con.forward(t, torch.baddbmm(p.con_proj[:, t], f, p.w_con_fac.mT), c)
-        co, u = buffers.co[:, t], buffers.inputs[:, t]
-        torch.baddbmm(b_co, c, p.w_co.mT, out=co)
-        if p.noise is None:
-            u.copy_(co[..., :n_inputs])
-        else:
-            std = torch.mul(co[..., n_inputs:], 0.5).exp_()
-            torch.addcmul(co[..., :n_inputs], p.noise[:, t], std, out=u)
-        g = gen.forward(t, torch.baddbmm(p.gen_proj[:, t], u, p.w_gen_u.mT), g)
-        torch.bmm(_masked(g, p.gen_mask, t + 1), p.w_fac.mT, out=factors[:, t + 1])
+    x: Tensor
+    h0: Tensor
+    w_hh: Tensor
 
 
 class DecoderGradients(NamedTuple):
-    """Gradients that the decoder's backward loop gives; from them follow those of the weights.
+    """What the decoder's backward loop gives; the weights' gradients follow from it.
 
     Attributes
     ----------
     con_x, gen_x : Tensor, shape (K, T, B, 3C) and (K, T, B, 3G)
-        Of the input products.
+        Gradients of the input products.
     con_h0, gen_h0 : Tensor, shape (K, B, C) and (K, B, G)
+        Gradients of the initial states.
     factors : Tensor, shape (K, T + 1, B, F)
     co : Tensor, shape (K, T, B, 2U)
+        Gradients, all paths counted.
+    con_before, gen_before : Tensor, shape (K, T, B, C) and (K, T, B, G)
+        States before each bin.
+    con_after : Tensor, shape (K, T, B, C)
+        Controller's states.
+    con_reset, gen_reset : Tensor, shape (K, T, B, C) and (K, T, B, G)
+        Those times the reset gate.
+    fac_in : Tensor, shape (K, T, B, F)
+        Factors as the controller reads them.
+    gen_in : Tensor, shape (K, T + 1, B, G)
+        Generator states as they make factors.
     """
 
     con_x: Tensor
@@ -166,28 +54,188 @@ class DecoderGradients(NamedTuple):
     gen_h0: Tensor
     factors: Tensor
     co: Tensor
+    con_before: Tensor
+    gen_before: Tensor
+    con_after: Tensor
+    con_reset: Tensor
+    gen_reset: Tensor
+    fac_in: Tensor
+    gen_in: Tensor
 
 
-def outside_gradients(grad: DecoderStates, buffers: DecoderBuffers) -> tuple[Tensor, Tensor]:
-    """Gradients of factors (with the initial state's, zero) and of `co`, for the loop to add to."""
-    grad_f = torch.zeros_like(buffers.factors)
-    if grad.factors is not None:
-        grad_f[:, 1:] = grad.factors
-    given: Tensor | None = grad.co_params
-    return grad_f, torch.zeros_like(buffers.co) if given is None else given.clone()
+def over_bins(grad_out: Tensor, inp: Tensor) -> Tensor:
+    """Weight gradient (K, out, in) of a product applied at every bin (K, T, B, .)."""
+    # In this order, BLAS is twice as fast for the few inputs of the generator.
+    return torch.bmm(inp.flatten(1, 2).mT, grad_out.flatten(1, 2)).mT
+
+
+def recurrent_gradient(grad_x: Tensor, before: Tensor, reset: Tensor) -> Tensor:
+    """Gradient of w_hh; the reset gate acts before the candidate's product.
+
+    Parameters
+    ----------
+    grad_x : Tensor, shape (K, T, B, 3H)
+    before, reset : Tensor, shape (K, T, B, H)
+        The states before each bin, and those times the reset gate.
+    """
+    n_zr = 2 * before.shape[-1]
+    return torch.cat(
+        [over_bins(grad_x[..., :n_zr], before), over_bins(grad_x[..., n_zr:], reset)], dim=1
+    )
+
+
+def gate_buffers(x_proj: Tensor, n_bins: int, n_trials: int, keep: bool) -> tuple[Tensor, Tensor]:
+    """Room for gates (K, T, B, 2H) and candidates (K, T, B, H) of input products (K, ., ., 3H).
+
+    Without `keep`, for lack of a backward pass, all bins share one bin's.
+    """
+    n_nets, n_units = x_proj.shape[0], x_proj.shape[-1] // 3
+    kept = n_bins if keep else 1
+    gates = x_proj.new_empty(n_nets, kept, n_trials, 2 * n_units)
+    cand = x_proj.new_empty(n_nets, kept, n_trials, n_units)
+    return gates.expand(-1, n_bins, -1, -1), cand.expand(-1, n_bins, -1, -1)
+
+
+def from_initial(h0: Tensor, n_bins: int) -> Tensor:
+    """Room for states (K, T + 1, B, H), entry 0 filled with the initial ones."""
+    states = h0.new_empty(h0.shape[0], n_bins + 1, *h0.shape[1:])
+    states[:, 0] = h0
+    return states
+
+
+class _Cell:
+    """One bin of a clipped GRU, and its backward pass with all elementwise parts done before.
+
+    `states` (K, T + 1, B, H) from the initial one, gates and candidates in the order of the loop.
+    """
+
+    def __init__(
+        self, w_hh: Tensor, clip: float, states: Tensor, gates: Tensor, cand: Tensor
+    ) -> None:
+        n = w_hh.shape[-1]
+        self.n_units, self.clip = n, clip
+        self.states, self.gates, self.cand = states, gates, cand
+        self.w_zr, self.w_n = w_hh[:, : 2 * n], w_hh[:, 2 * n :]
+
+    def forward(self, t: int, x: Tensor) -> Tensor:
+        n, h, state = self.n_units, self.states[:, t], self.states[:, t + 1]
+        gates, cand = self.gates[:, t], self.cand[:, t]
+        torch.baddbmm(x[..., : 2 * n], h, self.w_zr.mT, out=gates)
+        gates.sigmoid_()
+        torch.baddbmm(x[..., 2 * n :], gates[..., n:] * h, self.w_n.mT, out=cand)
+        cand.tanh_()
+        torch.lerp(cand, h, gates[..., :n], out=state)
+        return state.clamp_(-self.clip, self.clip)
+
+    def prepare_backward(self) -> None:
+        n, gates, cand = self.n_units, self.gates, self.cand
+        self.before, states = self.states[:, :-1], self.states[:, 1:]
+        z, r = gates[..., :n], gates[..., n:]
+        inside = (states.abs() < self.clip).to(states.dtype)
+        self.r = r
+        self.reset = self.before * r
+        self.carry = z * inside
+        self.by_n = (inside - self.carry) * (1 - cand * cand)
+        self.by_z = (self.before - cand) * self.carry * (1 - z)
+        self.by_r = self.reset * (1 - r)
+        self.grad_x = states.new_empty(*states.shape[:3], 3 * n)
+
+    def backward(self, t: int, grad_h: Tensor) -> Tensor:
+        n, grad_x = self.n_units, self.grad_x[:, t]
+        torch.mul(grad_h, self.by_z[:, t], out=grad_x[..., :n])
+        torch.mul(grad_h, self.by_n[:, t], out=grad_x[..., 2 * n :])
+        grad_rh = torch.bmm(grad_x[..., 2 * n :], self.w_n)
+        torch.mul(grad_rh, self.by_r[:, t], out=grad_x[..., n : 2 * n])
+        grad_prev = torch.addcmul(grad_rh.mul_(self.r[:, t]), grad_h, self.carry[:, t])
+        return grad_prev.baddbmm_(grad_x[..., : 2 * n], self.w_zr)
+
+
+def gru_forward(
+    x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool, keep: bool
+) -> tuple[GRUStates, tuple[Tensor, ...]]:
+    """Run, as `lfads_torch.kernels.Kernels.clipped_gru` says; `keep` for a backward pass."""
+    n_bins, n_trials = x_proj.shape[1:3]
+    states = from_initial(h0, n_bins)
+    gates, cand = gate_buffers(x_proj, n_bins, n_trials, keep)
+    cell, x = _Cell(w_hh, clip, states, gates, cand), turn_odd(x_proj, two_way)
+    for t in range(n_bins):
+        cell.forward(t, x[:, t])
+    last = states[:, -1].clone()
+    return GRUStates(turn_odd(states[:, 1:], two_way), last), (states, gates, cand)
+
+
+def gru_backward(
+    grad: GRUStates, w_hh: Tensor, clip: float, two_way: bool, saved: tuple[Tensor, ...]
+) -> GRUGradients:
+    """Run backward; entries of `grad` may be None."""
+    cell = _Cell(w_hh, clip, *saved)
+    cell.prepare_backward()
+    outside = None if grad.states is None else turn_odd(grad.states, two_way)
+    grad_h = torch.zeros_like(saved[0][:, 0]) if grad.last is None else grad.last.clone()
+    for t in reversed(range(cell.grad_x.shape[1])):
+        if outside is not None:
+            grad_h = grad_h.add_(outside[:, t])
+        grad_h = cell.backward(t, grad_h)
+    return GRUGradients(
+        turn_odd(cell.grad_x, two_way),
+        grad_h,
+        recurrent_gradient(cell.grad_x, cell.before, cell.reset),
+    )
+
+
+def decoder_forward(
+    p: DecoderInputs, clip: float, keep: bool
+) -> tuple[DecoderStates, tuple[Tensor, ...]]:
+    """Run; `keep` for a backward pass."""
+    n_nets, n_bins, n_trials = p.con_proj.shape[:3]
+    n_inputs = p.w_gen_u.shape[-1]
+    con_states, gen_states = from_initial(p.con_h0, n_bins), from_initial(p.gen_h0, n_bins)
+    con_gates = gate_buffers(p.con_proj, n_bins, n_trials, keep)
+    gen_gates = gate_buffers(p.gen_proj, n_bins, n_trials, keep)
+    con = _Cell(p.w_con_hh, clip, con_states, *con_gates)
+    gen = _Cell(p.w_gen_hh, clip, gen_states, *gen_gates)
+    make = p.con_h0.new_empty
+    factors = make(n_nets, n_bins + 1, n_trials, p.w_fac.shape[1])
+    all_co = make(n_nets, n_bins, n_trials, 2 * n_inputs)
+    inputs = make(n_nets, n_bins, n_trials, n_inputs)
+    gen_proj, b_co = p.gen_proj.expand(-1, n_bins, n_trials, -1), p.b_co.unsqueeze(1)
+    torch.bmm(_masked(gen_states[:, 0], p.gen_mask, 0), p.w_fac.mT, out=factors[:, 0])
+    for t in range(n_bins):
+        f = _masked(factors[:, t], p.fac_mask, t)
+        c = con.forward(t, torch.baddbmm(p.con_proj[:, t], f, p.w_con_fac.mT))
+        co, u = all_co[:, t], inputs[:, t]
+        torch.baddbmm(b_co, c, p.w_co.mT, out=co)
+        if p.noise is None:
+            u.copy_(co[..., :n_inputs])
+        else:
+            std = torch.mul(co[..., n_inputs:], 0.5).exp_()
+            torch.addcmul(co[..., :n_inputs], p.noise[:, t], std, out=u)
+        g = gen.forward(t, torch.baddbmm(gen_proj[:, t], u, p.w_gen_u.mT))
+        torch.bmm(_masked(g, p.gen_mask, t + 1), p.w_fac.mT, out=factors[:, t + 1])
+    states = DecoderStates(factors[:, 1:], gen_states[:, 1:], con_states[:, 1:], all_co, inputs)
+    return states, (factors, con_states, *con_gates, gen_states, *gen_gates)
 
 
 def decoder_backward(
-    grad: DecoderStates, p: DecoderInputs, clip: float, buffers: DecoderBuffers
+    grad: DecoderStates,
+    p: DecoderInputs,
+    clip: float,
+    co_params: Tensor,
+    saved: tuple[Tensor, ...],
 ) -> DecoderGradients:
-    """Run the loop backward; entries of `grad` may be None."""
-    con, gen = _Cell(p.w_con_hh, clip, buffers.con), _Cell(p.w_gen_hh, clip, buffers.gen)
-    con.prepare_backward(p.con_h0)
-    gen.prepare_backward(p.gen_h0)
-    n_inputs = buffers.inputs.shape[-1]
-    grad_f, grad_co = outside_gradients(grad, buffers)
+    """Run backward; entries of `grad` may be None, and so may the input products in `p`."""
+    factors = saved[0]
+    con, gen = _Cell(p.w_con_hh, clip, *saved[1:4]), _Cell(p.w_gen_hh, clip, *saved[4:])
+    con.prepare_backward()
+    gen.prepare_backward()
+    n_inputs = p.w_gen_u.shape[-1]
+    grad_f = torch.zeros_like(factors)
+    if grad.factors is not None:
+        grad_f[:, 1:] = grad.factors
+    given: Tensor | None = grad.co_params
+    grad_co = torch.zeros_like(co_params) if given is None else given.clone()
     if p.noise is not None:
-        by_logvar = (buffers.co[..., n_inputs:] * 0.5).exp_().mul_(p.noise).mul_(0.5)
+        by_logvar = (co_params[..., n_inputs:] * 0.5).exp_().mul_(p.noise).mul_(0.5)
     grad_g, grad_c = torch.zeros_like(p.gen_h0), torch.zeros_like(p.con_h0)
     for t in reversed(range(grad_co.shape[1])):
         grad_g = grad_g + _masked(torch.bmm(grad_f[:, t + 1], p.w_fac), p.gen_mask, t + 1)
@@ -208,7 +256,21 @@ def decoder_backward(
         grad_c = con.backward(t, grad_c)
         grad_f[:, t].add_(_masked(torch.bmm(con.grad_x[:, t], p.w_con_fac), p.fac_mask, t))
     grad_g = grad_g + _masked(torch.bmm(grad_f[:, 0], p.w_fac), p.gen_mask, 0)
-    return DecoderGradients(con.grad_x, gen.grad_x, grad_c, grad_g, grad_f, grad_co)
+    return DecoderGradients(
+        con_x=con.grad_x,
+        gen_x=gen.grad_x,
+        con_h0=grad_c,
+        gen_h0=grad_g,
+        factors=grad_f,
+        co=grad_co,
+        con_before=con.before,
+        gen_before=gen.before,
+        con_after=con.states[:, 1:],
+        con_reset=con.reset,
+        gen_reset=gen.reset,
+        fac_in=factors[:, :-1] if p.fac_mask is None else factors[:, :-1] * p.fac_mask,
+        gen_in=gen.states if p.gen_mask is None else gen.states * p.gen_mask,
+    )
 
 
 def _masked(x: Tensor, mask: Tensor | None, t: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .signatures import DecoderInputs, DecoderStates
+from .signatures import DecoderInputs, DecoderStates, GRUStates
 
 
 def clipped_gru_cell(
@@ -32,13 +32,23 @@ def clipped_gru(
     h0: Float[Tensor, "K B H"],
     w_hh: Float[Tensor, "K H3 H"],
     clip: float,
-) -> Float[Tensor, "K T B H"]:
+    two_way: bool = False,
+) -> GRUStates:
     """See `lfads_torch.kernels.Kernels.clipped_gru`."""
     h, states = h0, []
-    for x_t in x_proj.unbind(1):
+    for x_t in turn_odd(x_proj, two_way).unbind(1):
         h = clipped_gru_cell(x_t, h, w_hh, clip)
         states.append(h)
-    return torch.stack(states, dim=1)
+    return GRUStates(turn_odd(torch.stack(states, dim=1), two_way), h)
+
+
+def turn_odd(x: Float[Tensor, "K T B M"], two_way: bool) -> Float[Tensor, "K T B M"]:
+    """Reverse the bins of the nets of odd number, where nets run both ways."""
+    if not two_way:
+        return x
+    turned = x.clone()
+    turned[1::2] = x[1::2].flip(1)
+    return turned
 
 
 def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
@@ -50,6 +60,7 @@ def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
             g = g * p.gen_mask[:, bin_ + 1]
         return torch.bmm(g, p.w_fac.mT)
 
+    gen_proj = p.gen_proj.expand(-1, *p.con_proj.shape[1:3], -1)
     g, c = p.gen_h0, p.con_h0
     f = factors_of(g, -1)
     bins = []
@@ -61,7 +72,7 @@ def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
         co = torch.baddbmm(p.b_co.unsqueeze(1), c, p.w_co.mT)
         mean, logvar = co.chunk(2, dim=-1)
         u = mean if p.noise is None else mean + p.noise[:, t] * (logvar / 2).exp()
-        g = clipped_gru_cell(torch.baddbmm(p.gen_proj[:, t], u, p.w_gen_u.mT), g, p.w_gen_hh, clip)
+        g = clipped_gru_cell(torch.baddbmm(gen_proj[:, t], u, p.w_gen_u.mT), g, p.w_gen_hh, clip)
         f = factors_of(g, t)
         bins.append((f, g, c, co, u))
     return DecoderStates(*(torch.stack(x, dim=1) for x in zip(*bins, strict=True)))

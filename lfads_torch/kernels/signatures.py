@@ -12,6 +12,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+class GRUStates(NamedTuple):
+    """States of K clipped GRUs.
+
+    Attributes
+    ----------
+    states : Tensor, shape (K, T, B, H)
+        In the order of the bins.
+    last : Tensor, shape (K, B, H)
+        Those that each net computed last: at bin T - 1, or at bin 0 where it runs backward.
+    """
+
+    states: Float[Tensor, "K T B H"]
+    last: Float[Tensor, "K B H"]
+
+
 class DecoderInputs(NamedTuple):
     """Inputs of the decoder's recurrence; C controller, G generator, F factor, U input dimensions.
 
@@ -19,8 +34,9 @@ class DecoderInputs(NamedTuple):
     ----------
     con_proj : Tensor, shape (K, T, B, 3C)
         Product of the controller's weights with the encoder's output, biases included.
-    gen_proj : Tensor, shape (K, T, B, 3G)
-        Product of the generator's weights with the external input, biases included.
+    gen_proj : Tensor, shape (K, T, B, 3G) or (K, 1, 1, 3G)
+        Product of the generator's weights with the external input, biases included; the biases
+        alone where there is no external input.
     con_h0, gen_h0 : Tensor, shape (K, B, C) and (K, B, G)
     w_con_fac : Tensor, shape (K, 3C, F)
         The columns of the controller's input weights that read the factors.
@@ -43,7 +59,7 @@ class DecoderInputs(NamedTuple):
     """
 
     con_proj: Float[Tensor, "K T B C3"]
-    gen_proj: Float[Tensor, "K T B G3"]
+    gen_proj: Float[Tensor, "K Tg Bg G3"]
     con_h0: Float[Tensor, "K B C"]
     gen_h0: Float[Tensor, "K B G"]
     w_con_fac: Float[Tensor, "K C3 F"]

@@ -1,17 +1,19 @@
 """Every score in one place: bits per spike, R2, linear decoding, PSTHs, the smoothed metric.
 
-`streaming` holds what training needs (tensors, accumulated on the device), `evaluation` what one
-computes once with a trained model (NumPy arrays). Rates are per bin throughout.
+`streaming` and `epoch` hold what training needs (tensors, accumulated on the device); the others
+take NumPy arrays, once with a trained model: `evaluation` and `nlb` the scores that look at
+conditions and behaviour, `trialwise` those that are bootstrapped over trials, `regression` the fits
+that they need. Rates are per bin throughout.
 """
 
-from lfads_torch.metrics.evaluation import (
+from lfads_torch.metrics.evaluation import gaussian_smooth, psth_r2, speed_tp_correlation
+from lfads_torch.metrics.nlb import NLB_SCORES, nlb_scores
+from lfads_torch.metrics.regression import (
     NLB_ALPHAS,
     fit_linear,
-    gaussian_smooth,
     linear_map_r2,
-    psth_r2,
+    poisson_regression,
     ridge_r2,
-    speed_tp_correlation,
 )
 from lfads_torch.metrics.streaming import (
     BitsPerSpikeSums,
@@ -24,6 +26,7 @@ from lfads_torch.metrics.streaming import (
 
 __all__ = [
     "NLB_ALPHAS",
+    "NLB_SCORES",
     "BitsPerSpikeSums",
     "ExpSmoothedMetric",
     "R2Sums",
@@ -32,6 +35,8 @@ __all__ = [
     "fit_linear",
     "gaussian_smooth",
     "linear_map_r2",
+    "nlb_scores",
+    "poisson_regression",
     "psth_r2",
     "r2_score",
     "ridge_r2",

@@ -55,12 +55,18 @@ class EpochScores:
             if part.numel():
                 self.bits[name].update(log_rates[:, bins, chans], part, key=session)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Return every score that has anything to go by; ``recon`` is the mean over sessions."""
+    def compute(self, trials: Mapping[int, int] | None = None) -> dict[str, Tensor]:
+        """Return every score that has anything to go by.
+
+        ``recon`` is the mean over sessions, each weighing by its number in `trials` where given.
+        """
         scores = self.terms.compute()
         sessions = self.sessions.compute()
         if sessions:
-            scores["recon"] = torch.stack(list(sessions.values())).mean()
+            names = [int(name.removeprefix("recon/sess")) for name in sessions]
+            losses = torch.stack(list(sessions.values()))
+            shares = losses.new_tensor([(trials or {}).get(number, 1.0) for number in names])
+            scores["recon"] = (losses * shares).sum() / shares.sum()
         scores.update(sessions)
         for name, sums in self.bits.items():
             if sums:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Num
 from torch import Tensor
 from torchmetrics import Metric
 
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return `tensor` in float64, or in float32 where the device has no wider type."""
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
-
-
-def _channel_sum(tensor: Tensor) -> Tensor:
-    return _wide(tensor.reshape(-1, tensor.shape[-1]).sum(0))
+from ..kernels.likelihood import channel_sum, spike_sums, wide
 
 
 def _require_same_shape(preds: Tensor, targets: Tensor, names: str) -> None:
@@ -26,28 +20,6 @@ def _require_same_shape(preds: Tensor, targets: Tensor, names: str) -> None:
             f"{names} must have the same shape, got {tuple(preds.shape)} and "
             f"{tuple(targets.shape)}; the last axis is channels"
         )
-
-
-def _can_look(tensor: Tensor) -> bool:
-    """Whether values can be looked at without making a device wait."""
-    return tensor.device.type == "cpu"
-
-
-def _spike_sums(log_rates: Tensor, counts: Tensor) -> Tensor:
-    """Sum observed entries, spikes and NLL over all axes but the last: shape (3, channels)."""
-    if _can_look(counts):
-        # Nearly all data are complete, and doing without masks takes a third of the time.
-        spikes = _channel_sum(counts)
-        nll = _channel_sum(log_rates.exp()) - _channel_sum(counts * log_rates)
-        n = torch.full_like(spikes, counts[..., 0].numel())
-        if nll.isfinite().all():
-            return torch.stack([n, spikes, nll])
-    observed = ~torch.isnan(counts)
-    counts = torch.nan_to_num(counts)
-    # A log rate of -inf is legal where there is no spike; clamped, 0 * -inf is no NaN.
-    log_rates = log_rates.clamp(min=torch.finfo(log_rates.dtype).min)
-    terms = torch.where(observed, log_rates.exp() - counts * log_rates, 0.0)
-    return torch.stack([_channel_sum(x) for x in (observed, counts, terms)])
 
 
 class BitsPerSpikeSums:
@@ -89,7 +61,10 @@ class BitsPerSpikeSums:
             rate.
         """
         _require_same_shape(log_rates, counts, "log_rates and counts")
-        sums = _spike_sums(log_rates, counts)
+        self.add_sums(spike_sums(log_rates, counts), key)
+
+    def add_sums(self, sums: Tensor, key: Hashable = 0) -> None:
+        """Add what `lfads_torch.kernels.likelihood.spike_sums` gives of a batch."""
         seen = self._sums.get(key)
         self._sums[key] = sums if seen is None else seen + sums
 
@@ -126,21 +101,34 @@ def bits_per_spike(
     return sums.compute().to(preds.dtype)
 
 
-def _r2_sums(preds: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Count, mean, squared deviation and squared error of each channel's observed targets."""
-    if _can_look(targets):
-        mean = _channel_sum(targets) / max(targets[..., 0].numel(), 1)
-        if mean.isfinite().all():
-            spread = _channel_sum((targets - mean.to(targets.dtype)) ** 2)
-            error = _channel_sum((preds - targets) ** 2)
-            return torch.full_like(mean, targets[..., 0].numel()), mean, spread, error
+class R2Moments(NamedTuple):
+    """What R2 needs of a batch, per channel, each of shape (channels,).
+
+    Attributes
+    ----------
+    n, mean, spread : Tensor
+        Number of observed targets, their mean and their sum of squared deviations from it.
+    error : Tensor
+        Sum of squared errors of the predictions.
+    """
+
+    n: Tensor
+    mean: Tensor
+    spread: Tensor
+    error: Tensor
+
+
+def r2_moments(
+    preds: Num[Tensor, "*batch channel"], targets: Num[Tensor, "*batch channel"]
+) -> R2Moments:
+    """Sum a batch up for `R2Sums`; NaN targets are missing. `torch.func.vmap` can map it."""
     observed = ~torch.isnan(targets)
     targets = torch.nan_to_num(targets)
-    n = _channel_sum(observed)
-    mean = _channel_sum(targets) / n.clamp(min=1)
-    spread = _channel_sum(torch.where(observed, targets - mean.to(targets.dtype), 0.0) ** 2)
-    error = _channel_sum(torch.where(observed, preds - targets, 0.0) ** 2)
-    return n, mean, spread, error
+    n = channel_sum(observed)
+    mean = channel_sum(targets) / n.clamp(min=1)
+    spread = channel_sum(torch.where(observed, targets - mean.to(targets.dtype), 0.0) ** 2)
+    error = channel_sum(torch.where(observed, preds - targets, 0.0) ** 2)
+    return R2Moments(n, mean, spread, error)
 
 
 class R2Sums:
@@ -151,7 +139,7 @@ class R2Sums:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[Hashable, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._sums: dict[Hashable, R2Moments] = {}
 
     def __bool__(self) -> bool:
         """Whether anything was seen."""
@@ -170,7 +158,11 @@ class R2Sums:
     ) -> None:
         """Add a batch; entries with NaN targets are ignored, `key` names the session."""
         _require_same_shape(preds, targets, "preds and targets")
-        n, mean, spread, error = _r2_sums(preds, targets)
+        self.add_moments(r2_moments(preds, targets), key)
+
+    def add_moments(self, moments: R2Moments, key: Hashable = 0) -> None:
+        """Add what `r2_moments` gives of a batch."""
+        n, mean, spread, error = moments
         if key in self._sums:
             n0, mean0, spread0, error0 = self._sums[key]
             total = (n + n0).clamp(min=1)
@@ -178,15 +170,15 @@ class R2Sums:
             mean = mean0 + gap * n / total
             spread = spread0 + spread + gap**2 * n * n0 / total
             n, error = n0 + n, error0 + error
-        self._sums[key] = (n, mean, spread, error)
+        self._sums[key] = R2Moments(n, mean, spread, error)
 
     def compute(self) -> Tensor:
         """Return the R2 averaged over channels, a scalar; NaN where no channel varies."""
         if not self._sums:
             return torch.tensor(math.nan)
         sums = list(self._sums.values())
-        spread = torch.cat([s[2] for s in sums])
-        error = torch.cat([s[3] for s in sums])
+        spread = torch.cat([s.spread for s in sums])
+        error = torch.cat([s.error for s in sums])
         return torch.where(spread > 0, 1 - error / spread, math.nan).nanmean()
 
 
@@ -219,7 +211,7 @@ class WeightedMeans:
 
     def add(self, name: str, value: Tensor | float | int, weight: float | int = 1) -> None:
         """Count `value` (a scalar) with `weight`, usually the number of trials behind it."""
-        total = _wide(torch.as_tensor(value).detach()) * weight
+        total = wide(torch.as_tensor(value).detach()) * weight
         if name in self._sums:
             total = total + self._sums[name][0]
             weight = weight + self._sums[name][1]

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from ..errors import ConfigError
 from ..tuples import SessionBatch
-from .masks import keep_mask
+from .masks import coordinated_masks, random_mask, scaled_gradient
 
 LogFn = Callable[[str, Tensor], None]
 
@@ -132,17 +132,16 @@ class CoordinatedDropout(nn.Module):
             return batch
         data, segment = batch.encod_data, self.ic_enc_seq_len
         shown = data[:, segment:]
-        kept = keep_mask(shown.shape, self.cd_rate)
-        seen = shown * kept * (1 / (1 - self.cd_rate))
+        kept, learn = coordinated_masks(shown.shape, self.cd_rate)
+        seen = shown * kept
         if segment > 0:
             seen = torch.cat([data[:, :segment], seen], dim=1)
-        learn = ~kept
         if self.cd_pass_rate > 0:
             passed = self.cd_rate.new_tensor(self.cd_pass_rate)
-            learn |= ~keep_mask(shown.shape, passed)
+            learn = torch.maximum(learn, random_mask(shown.shape, passed))
         (_, n_bins, n_read), (_, n_all_bins, n_all) = data.shape, batch.recon_data.shape
         edges = (0, n_all - n_read, segment, n_all_bins - n_bins)
-        learn = pad(learn, edges, value=True)
+        learn = pad(learn, edges, value=1.0)
         return batch._replace(encod_data=seen, masks={self.MASK: learn})
 
     def process_losses(
@@ -151,8 +150,7 @@ class CoordinatedDropout(nn.Module):
         """Stop the gradient where the encoder saw the data."""
         if self.off:
             return recon_loss
-        learn = (batch.masks or {})[self.MASK]
-        return torch.where(learn, recon_loss, recon_loss.detach())
+        return scaled_gradient(recon_loss, (batch.masks or {})[self.MASK])
 
 
 class SampleValidation(nn.Module):

@@ -143,7 +143,7 @@ class Decoder(nn.Module):
         if w_gen_ext.shape[1]:
             gen_proj = _repeat_trials(linear(ext, w_gen_ext, cell.gen_cell.bias), n_samples)
         else:
-            gen_proj = cell.gen_cell.bias.expand(n_bins, n_rows, -1)
+            gen_proj = cell.gen_cell.bias.view(1, 1, -1)
         gen_proj = gen_proj.unsqueeze(0)
         gen_mask = mask(1, n_bins + 1, n_rows, gen_init.shape[1])
         w_fac = cell.fac_linear.unit_weight
@@ -151,8 +151,11 @@ class Decoder(nn.Module):
 
         if not self.use_con:
             gen_states = kernels.clipped_gru(
-                gen_proj, gen_init.unsqueeze(0), cell.gen_cell.weight_hh.unsqueeze(0), self.clip
-            )[0]
+                gen_proj.expand(1, n_bins, n_rows, -1),
+                gen_init.unsqueeze(0),
+                cell.gen_cell.weight_hh.unsqueeze(0),
+                self.clip,
+            ).states[0]
             kept = gen_states if gen_mask is None else gen_states * gen_mask[0, 1:]
             n_con = self.con_h0.shape[1]
             return Decoding(

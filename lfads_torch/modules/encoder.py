@@ -74,11 +74,12 @@ class Encoder(nn.Module):
         """Encode a batch; `dropout_rate` is None where nothing is dropped (evaluation)."""
         if dropout_rate is not None:
             data = data * dropout_mask(data.shape, dropout_rate)
-        x = data.transpose(0, 1)
+        # Contiguous once, not for each encoder.
+        x = data.transpose(0, 1).contiguous()
         n_bins, segment = x.shape[0], self.ic_enc_seq_len
 
-        x_ic = _both_ways(x[:segment] if segment > 0 else x)
-        last = self.ic_enc(x_ic, self.ic_enc_h0, kernels)[:, -1]
+        x_ic = x[:segment] if segment > 0 else x
+        last = self.ic_enc(x_ic, self.ic_enc_h0, kernels).last
         summary = torch.cat([last[0], last[1]], dim=-1)
         if dropout_rate is not None:
             summary = summary * dropout_mask(summary.shape, dropout_rate)
@@ -87,14 +88,9 @@ class Encoder(nn.Module):
         if not self.use_con:
             return Encoding(ic_mean, ic_std, None)
 
-        x_ci = x_ic if segment == 0 else _both_ways(x[segment:])
-        forward, backward = self.ci_enc(x_ci, self.ci_enc_h0, kernels)
+        forward, backward = self.ci_enc(x[segment:], self.ci_enc_h0, kernels).states
         lag, behind = min(self.ci_lag, n_bins - segment), self.recon_seq_len - n_bins
         kept = n_bins - segment - lag
         forward = pad(forward[:kept], (0, 0, 0, 0, segment + lag, behind))
-        backward = pad(backward[:kept].flip(0), (0, 0, 0, 0, segment, behind + lag))
+        backward = pad(backward[lag:], (0, 0, 0, 0, segment, behind + lag))
         return Encoding(ic_mean, ic_std, torch.cat([forward, backward], dim=-1))
-
-
-def _both_ways(x: Float[Tensor, "T B N"]) -> Float[Tensor, "2 T B N"]:
-    return torch.stack([x, x.flip(0)])

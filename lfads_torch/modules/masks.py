@@ -2,7 +2,8 @@
 
 Each entry takes 16 random bits: drawing a float for each would be the larger part of the work.
 A rate is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that every member of a
-population may have its own.
+population may have its own. Masks are numbers, not truth values: torch multiplies by a float mask
+several times faster than it selects by a bool one.
 """
 
 from __future__ import annotations
@@ -21,20 +22,35 @@ _LEVELS = 2**16
 _PER_WORD = 4  # 16-bit numbers in one of 64 bits
 
 
-def keep_mask(shape: Sequence[int], rate: Tensor) -> Tensor:
-    """Draw a mask of bool that is False with probability `rate`."""
-    if native.fits(rate):
-        return _NativeMask.apply(_draw(1, rate), rate, tuple(shape), torch.bool)
-    size = math.prod(shape)
-    bits = _draw(-(-size // _PER_WORD), rate).view(torch.int16)[:size]
-    return (bits >= (_threshold(rate) - _LEVELS // 2).to(torch.int16)).view(*shape)
-
-
 def dropout_mask(shape: Sequence[int], rate: Tensor) -> Tensor:
     """Draw an inverted-dropout mask: 0 with probability `rate`, else 1 / (1 - rate)."""
+    return _masks(shape, rate, scaled=True)[0]
+
+
+def random_mask(shape: Sequence[int], rate: Tensor) -> Tensor:
+    """Draw a mask that is 1 with probability `rate`, else 0."""
+    return _masks(shape, rate, dropped=True)[0]
+
+
+def coordinated_masks(shape: Sequence[int], rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw an inverted-dropout mask, and the one that is 1 where that is 0, else 0."""
+    scaled, dropped = _masks(shape, rate, scaled=True, dropped=True)
+    return scaled, dropped
+
+
+def _masks(
+    shape: Sequence[int], rate: Tensor, *, scaled: bool = False, dropped: bool = False
+) -> list[Tensor]:
+    """The masks asked for, of the same draw."""
+    wanted = [is_scaled for is_scaled, is_wanted in ((True, scaled), (False, dropped)) if is_wanted]
     if native.fits(rate):
-        return _NativeMask.apply(_draw(1, rate), rate, tuple(shape), rate.dtype)
-    return keep_mask(shape, rate) * (1 / (1 - rate))
+        # Entry by entry from a seed, so that the same seed gives masks of the same draw.
+        seed = _draw(1, rate)
+        return [_NativeMask.apply(seed, rate, tuple(shape), is_scaled) for is_scaled in wanted]
+    size = math.prod(shape)
+    bits = _draw(-(-size // _PER_WORD), rate).view(torch.int16)[:size]
+    kept = (bits >= (_threshold(rate) - _LEVELS // 2).to(torch.int16)).view(*shape)
+    return [kept * (1 / (1 - rate)) if x else (~kept).to(rate.dtype) for x in wanted]
 
 
 def _draw(n_words: int, rate: Tensor) -> Tensor:
@@ -45,15 +61,35 @@ def _threshold(rate: Tensor) -> Tensor:
     return (rate * _LEVELS).round().clamp(max=_LEVELS - 1)
 
 
+def scaled_gradient(x: Tensor, mask: Tensor) -> Tensor:
+    """Return `x` as it is; its gradient is multiplied by `mask` (same shape)."""
+    return _ScaledGradient.apply(x, mask)
+
+
+class _ScaledGradient(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, mask: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.saved_tensors[0], None
+
+
 class _NativeMask(Function):
     """A mask from a seed that torch's generator drew; each member of a population has its own."""
 
     @staticmethod
-    def forward(seed: Tensor, rate: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        out = torch.empty(shape, dtype=dtype)
-        threshold = int(_threshold(rate))
-        scale = float(1 / (1 - rate)) if dtype.is_floating_point else 1.0
-        native.fill_mask(out, int(seed), threshold, scale)
+    def forward(seed: Tensor, rate: Tensor, shape: tuple[int, ...], is_scaled: bool) -> Tensor:
+        out = torch.empty(shape, dtype=rate.dtype)
+        kept, dropped = (float(1 / (1 - rate)), 0.0) if is_scaled else (0.0, 1.0)
+        native.fill_mask(out, int(seed), int(_threshold(rate)), kept, dropped)
         return out
 
     @staticmethod

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from ..data.schema import find_sessions, read_session
 from ..errors import DataError
+from ..kernels.likelihood import poisson_loss
 
 
 class Reconstruction(nn.Module):
@@ -139,8 +138,7 @@ class Poisson(Reconstruction):
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
         """Negative log likelihood, with Stirling's approximation of log x! for x > 1."""
-        log_rate = output_params[..., 0]
-        return log_rate.exp() - data * log_rate + _LogFactorial.apply(data)
+        return poisson_loss(output_params[..., 0], data)
 
     def compute_means(self, output_params: Tensor) -> Tensor:
         """Rates per bin."""
@@ -315,30 +313,6 @@ def recon_for_channels(recon: nn.Module, n_channels: int) -> nn.Module:
     if isinstance(recon, Reconstruction):
         return recon.for_channels(n_channels)
     return copy.deepcopy(recon)
-
-
-class _LogFactorial(Function):
-    """Stirling's approximation of log x! for x > 1, and 0 for smaller x; no gradient.
-
-    Counts are mostly 0 and 1, and two logarithms of every entry would cost more than the rest of
-    the likelihood, so only the others are computed.
-    """
-
-    @staticmethod
-    def forward(counts: Tensor) -> Tensor:
-        flat = counts.flatten()
-        many = (flat > 1).nonzero().squeeze(1)
-        x = flat[many]
-        values = x * x.log() - x + 0.5 * (2 * math.pi * x).log()
-        return torch.zeros_like(flat).index_copy_(0, many, values).view(counts.shape)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, counts: Tensor) -> tuple[Tensor, int]:
-        return _LogFactorial.apply(counts), in_dims[0]
 
 
 def _log_gamma(x: Tensor, alpha: Tensor, beta: Tensor, log_beta: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from ..kernels import Kernels
+from ..kernels import GRUStates, Kernels
 
 
 class ClippedGRUCell(nn.Module):
@@ -74,23 +75,22 @@ class BidirectionalClippedGRU(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "2 T B N"],
+        x: Float[Tensor, "T B N"],
         h0: Float[Tensor, "2 1 H"],
         kernels: Kernels,
-    ) -> Float[Tensor, "2 T B H"]:
-        """Return the states of both directions, each in its own order of bins.
+    ) -> GRUStates:
+        """Return the states of both directions.
 
         Parameters
         ----------
-        x : Tensor, shape (2, T, B, N)
-            The input in time order and in reverse time order.
+        x : Tensor, shape (T, B, N)
         h0 : Tensor, shape (2, 1, H)
         kernels : Kernels
         """
         cells = self.cells
-        weight_ih = torch.stack([cell.weight_ih for cell in cells])
+        weight_ih = torch.cat([cell.weight_ih for cell in cells])
         weight_hh = torch.stack([cell.weight_hh for cell in cells])
-        bias = torch.stack([cell.bias for cell in cells])
-        x_proj = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight_ih.mT)
-        h0 = h0.expand(-1, x.shape[2], -1)
-        return kernels.clipped_gru(x_proj.unflatten(1, x.shape[1:3]), h0, weight_hh, self.clip)
+        bias = torch.cat([cell.bias for cell in cells])
+        x_proj = linear(x, weight_ih, bias).unflatten(-1, (2, -1)).movedim(2, 0)
+        h0 = h0.expand(-1, x.shape[1], -1)
+        return kernels.clipped_gru(x_proj, h0, weight_hh, self.clip, two_way=True)

@@ -72,7 +72,7 @@ def sample_posterior(
     # Refuses a split that no session has; one that only some have is sampled for these.
     datamodule.split_loader(split)
     outputs = {
-        number: _sample_session(model, datamodule, number, own, split, num_samples, seed, max_bytes)
+        number: sample_session(model, datamodule, number, own, split, num_samples, seed, max_bytes)
         for number, own in enumerate(numbers)
         if split in datamodule.sessions[number].splits
     }
@@ -126,7 +126,7 @@ def run_posterior_sampling(
         session = data.sessions[number]
         arrays: dict[str, Any] = {}
         for split in (name for name in SPLITS if name in session.splits):
-            output = _sample_session(
+            output = sample_session(
                 model, data, number, own, split, num_samples, seed, max_bytes, as_in_file=True
             )
             for field, tensor in output._asdict().items():
@@ -214,7 +214,7 @@ def _sample_array(
     return _average(model, 0, batches, num_samples, seed, max_bytes)
 
 
-def _sample_session(
+def sample_session(
     model: LFADS,
     data: BasicDataModule,
     number: int,
@@ -225,6 +225,7 @@ def _sample_session(
     max_bytes: int,
     as_in_file: bool = False,
 ) -> SessionOutput:
+    """Infer a split of session `number` of the data, which is session `own` of the model."""
     share = _trials_at_once(model, num_samples, max_bytes)
     data.to(model.device)
     loader = data.split_loader(split, batch_size=share, session=number, as_in_file=as_in_file)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -16,6 +14,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from ..seeds import seed_all as seed_all
 from .folder import LAST, table_text, write_atomically
 
 #: Key of a checkpoint under which a run keeps what Lightning does not.
@@ -40,20 +39,6 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed Python's, NumPy's and PyTorch's generators."""
         seed_all(self.seed, trainer.current_epoch)
-
-
-def seed_all(*entropy: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's global generators.
-
-    Parameters
-    ----------
-    *entropy : int
-        Numbers that together name the stream.
-    """
-    words = np.random.SeedSequence([number % 2**32 for number in entropy]).generate_state(2)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[0]))
-    torch.manual_seed(int(words[0]) * 2**31 + int(words[1]) // 2)
 
 
 class LastCheckpoint(Checkpoint):

@@ -20,14 +20,18 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import ConfigError
-from .config_check import arguments_of, did_you_mean, find_target
+from ..errors import ConfigError, did_you_mean
+from .config_check import arguments_of, find_target
+from .folder import write_atomically
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGED = PACKAGE / "configs"
 
 #: Containers of components, into which a new entry may be put without further ado.
 FREE = ("callbacks", "logger")
+
+#: Parts into which any name may be put: who reads them says later whether it is one.
+OPEN = (["search", "space"], ["search", "ray"])
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -36,6 +40,7 @@ def compose_config(
     config_path: str | Path = "single.yaml",
     overrides: Overrides = (),
     start: str | Path | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Compose a configuration and resolve it to plain dicts, lists and numbers.
 
@@ -49,6 +54,8 @@ def compose_config(
         strings in Hydra's grammar (``"model=nlb_mc_maze"``).
     start : str or Path, optional
         The folder to which relative paths refer; the working directory by default.
+    groups : mapping of str to str, optional
+        Options of groups that are added where neither the primary file nor `overrides` has them.
 
     Returns
     -------
@@ -69,6 +76,9 @@ def compose_config(
     for text in texts:
         _check_option(text, folders)
     chosen = [text for text in texts if _is_choice(text, folders)]
+    if groups:
+        chosen = _with_groups(primary, folders, chosen, groups)
+        texts = [text for text in texts if not _is_choice(text, folders)] + chosen
     base = _compose(primary, folders, chosen)
     values = [_legal(text, base, folders) for text in texts if text not in chosen]
     config = _compose(primary, folders, chosen + values) if values else base
@@ -83,6 +93,19 @@ def compose_config(
         raise ConfigError(f"{primary} holds no keys")
     _make_patterns_absolute(plain, start)
     return {str(key): value for key, value in plain.items()}
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a composed configuration as YAML.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    config : mapping
+        Plain, as `compose_config` returns it.
+    """
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 def locate_config(config_path: str | Path, start: Path) -> Path:
@@ -172,6 +195,19 @@ def _compose(primary: Path, folders: Sequence[Path], overrides: Sequence[str]) -
         raise ConfigError(f"{primary.name}: {_first_line(error)}") from error
     finally:
         GlobalHydra.instance().clear()
+
+
+def _with_groups(
+    primary: Path, folders: Sequence[Path], chosen: Sequence[str], groups: Mapping[str, str]
+) -> list[str]:
+    """Add groups that the primary file lacks to the choices of options."""
+    names = {text: _split(text)[1] for text in chosen}
+    own = _compose(primary, folders, [text for text in chosen if names[text] not in groups])
+    texts = [
+        f"+{text}" if names[text] in groups and names[text] not in own else text for text in chosen
+    ]
+    absent = [name for name in groups if name not in own and name not in names.values()]
+    return texts + [f"+{name}={groups[name]}" for name in absent]
 
 
 def _first_line(error: Exception) -> str:
@@ -266,6 +302,8 @@ def _legal(text: str, base: DictConfig, folders: Sequence[Path]) -> str:
                     f"{key}: {'.'.join(parts[: depth + 1])} is {node}, it has no keys"
                 )
             continue
+        if depth > 1 and parts[:2] in OPEN:
+            return f"++{text}"
         if depth and parts[0] in FREE and (depth == 1 or "_target_" not in node):
             return f"++{text}"
         target = node.get("_target_") if OmegaConf.is_dict(node) else None

@@ -6,14 +6,13 @@ key is reported before anything is built.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 
 #: Keys that direct the instantiation and are not arguments.
 DIRECTIVES = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
@@ -41,33 +40,6 @@ class Arguments(NamedTuple):
     required: tuple[str, ...]
     is_open: bool
     numbers: frozenset[str] = frozenset()
-
-
-def did_you_mean(name: str, legal: Iterable[str], *, limit: int = 12) -> str:
-    """Return advice on the names near to a misspelt one.
-
-    Parameters
-    ----------
-    name : str
-        What was found.
-    legal : iterable of str
-        What would have been legal.
-    limit : int, default=12
-        How many legal names to list where none is near.
-
-    Returns
-    -------
-    str
-        "did you mean ...?" or "legal: ..." or, where nothing is legal, an empty string.
-    """
-    options = sorted(set(legal))
-    near = difflib.get_close_matches(name, options, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    if not options:
-        return ""
-    more = f", ... ({len(options)} in all)" if len(options) > limit else ""
-    return f"legal: {', '.join(options[:limit])}{more}"
 
 
 def find_target(path: str, where: str) -> Any:

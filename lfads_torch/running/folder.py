@@ -19,11 +19,21 @@ STATUS = "status.json"
 CHECKPOINTS = "lightning_checkpoints"
 LAST = f"{CHECKPOINTS}/last.ckpt"
 METRICS = "csv_logs/metrics.csv"
+#: In the run folder of a search: an ordinary run folder.
+BEST_MODEL = "best_model"
 
 #: How far a run can have got, in order.
 STAGES = ("training", "sampling", "complete")
 
 _OURS = (CONFIG, STATUS, CHECKPOINTS, "csv_logs", "tensorboard", "figures")
+_OURS_OF_SEARCH = (
+    BEST_MODEL,
+    "members",
+    "population.csv",
+    "exchanges.csv",
+    "search_state.pt",
+    "ray",
+)
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -158,13 +168,14 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     if resume and overwrite:
         raise UserError("resume and overwrite exclude each other; choose one")
     occupied = holds_a_run(folder)
+    status = read_status(folder)
+    command = "pbt" if "search" in status else "train"
     if resume and not occupied:
         raise UserError(f"{folder} holds no run to resume; start one without --resume")
     if occupied and not resume and not overwrite:
-        stage = read_status(folder).get("stage", "unknown")
-        state = "a finished run" if stage == "complete" else "an unfinished run"
+        state = "a finished run" if status.get("stage") == "complete" else "an unfinished run"
         raise UserError(
-            f"{folder} already holds {state}. Go on with it (lfads train --resume {folder}; "
+            f"{folder} already holds {state}. Go on with it (lfads {command} --resume {folder}; "
             f"run_model(..., resume=True)), delete it (--overwrite; overwrite=True), or name "
             "another folder (--run-dir; run_dir=...)."
         )
@@ -187,7 +198,8 @@ def delete_run(folder: Path) -> None:
     folder : Path
         Run folder.
     """
-    for name in _OURS:
+    is_search = "search" in read_status(folder)
+    for name in (*_OURS, *(_OURS_OF_SEARCH if is_search else ())):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -203,7 +215,7 @@ def find_checkpoint(place: Path, *, best: bool = False) -> Path | None:
     Parameters
     ----------
     place : Path
-        A checkpoint, a folder of checkpoints or a run folder.
+        A checkpoint, a folder of checkpoints or a run folder; of a search, its best model counts.
     best : bool, default=False
         The best one by the smoothed validation loss instead of the last.
 
@@ -213,7 +225,11 @@ def find_checkpoint(place: Path, *, best: bool = False) -> Path | None:
     """
     if place.is_file():
         return place
-    recorded = read_status(place).get("best_checkpoint")
+    status = read_status(place)
+    if "search" in status:
+        place = place / BEST_MODEL
+        status = read_status(place)
+    recorded = status.get("best_checkpoint")
     if best and recorded and (place / recorded).is_file():
         return place / recorded
     for folder in (place / CHECKPOINTS, place):

@@ -11,12 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from lfads_torch import LFADS, BasicDataModule
 from lfads_torch.data.schema import write_session
 from lfads_torch.errors import ConfigError, DataError
-from lfads_torch.extensions.nlb import (
-    NLBEvaluation,
-    decoding_r2,
-    set_go_mask,
-    trials_by_condition,
-)
+from lfads_torch.extensions.nlb import NLBEvaluation
 from lfads_torch.metrics import bits_per_spike, psth_r2
 
 N_READ, N_UNITS, T_READ, T_ALL = 4, 6, 8, 10
@@ -136,19 +131,6 @@ def test_behaviour_is_decoded_per_mask(session, tmp_path, sweep):
     assert expected[0] > 0.3 > expected[1], "one mask can be decoded, the other cannot"
 
 
-def test_decoding_without_masks_uses_all_trials(session):
-    _, rates = session
-    behavior = rates[:, :5, :1] * 2 + 1
-    trials = [
-        SimpleNamespace(rates=rates[part], behavior=behavior[part])
-        for part in (slice(30), slice(30, None))
-    ]
-    assert decoding_r2(*trials, alphas=(0.0,)) == pytest.approx(1.0)
-    trials[0].behavior = None
-    with pytest.raises(DataError, match="behaviour in both"):
-        decoding_r2(*trials)
-
-
 def test_psth_with_condition_numbers(session, tmp_path):
     values, rates = session
     numbers = np.arange(12) % 3
@@ -196,34 +178,6 @@ def test_speed_against_produced_interval(tmp_path):
     expected = np.mean([np.corrcoef(speed[g], produced[g])[0, 1] for g in groups])
     assert expected < -0.8
     assert scores["tp_corr"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_set_go_mask_by_hand():
-    mask = set_go_mask([10.0, 20.0, np.nan], [0, 2, 0], n_bins=6, bin_ms=5.0)
-    assert mask.astype(int).tolist() == [
-        [0, 0, 0, 0, 1, 1],
-        [1, 1, 1, 1, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-    ]
-
-
-class TestTrialsByCondition:
-    def test_forms(self):
-        ragged = np.empty(3, dtype=object)
-        ragged[:] = [np.array([2, 0]), np.array([], dtype=int), np.array([1])]
-        for given in (ragged, [[2, 0], [], [1]]):
-            lists = trials_by_condition(given, 3)
-            assert [x.tolist() for x in lists] == [[2, 0], [], [1]]
-        numbered = trials_by_condition(np.array([0, 2, 0]), 3)
-        assert [x.tolist() for x in numbered] == [[0, 2], [], [1]]
-        square = trials_by_condition(np.array([[0, 1], [2, 3]]), 2)
-        assert [x.tolist() for x in square] == [[0, 1], [2, 3]]
-
-    def test_contradictions(self):
-        with pytest.raises(DataError, match="2 conditions, psth has 3"):
-            trials_by_condition([[0, 1], [2]], 3)
-        with pytest.raises(DataError, match="numbers 0 to 3, but psth has 3"):
-            trials_by_condition([0, 3], 3)
 
 
 def test_logged_at_the_interval_with_smoothed_values(tmp_path):

@@ -5,8 +5,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
-from lfads_torch.errors import ConfigError
-from lfads_torch.extensions.tune import EarlyStoppingWithBurnInPeriod
+from lfads_torch.errors import ConfigError, DataError
+from lfads_torch.extensions.tune import (
+    EarlyStoppingWithBurnInPeriod,
+    HyperParam,
+    read_pbt_fitlog,
+)
+from lfads_torch.search.space import DEFAULT_SPACE, parse_space
+from lfads_torch.search.tournament import Schedule
+from tests.search.synthetic import run_search
 
 
 class Losses(pl.LightningModule):
@@ -83,3 +90,21 @@ def test_also_when_checked_after_validation():
 def test_arguments():
     with pytest.raises(ConfigError, match="burn_in_period must be 0 or more"):
         EarlyStoppingWithBurnInPeriod(burn_in_period=-1)
+
+
+def test_read_pbt_fitlog(tmp_path):
+    pytest.importorskip("pandas", reason="pandas comes with the extra tune")
+    run_search(tmp_path, 4, 6, Schedule(2, 3, 6))
+    frame = read_pbt_fitlog(tmp_path)
+    assert len(frame) == 6 * 4
+    assert {"epoch", "member", "parent", "hp/lr_init", "valid/recon_smth"} <= set(frame.columns)
+    assert (frame[frame.epoch == 5].parent != frame[frame.epoch == 5].member).sum() == 2
+    with pytest.raises(DataError, match=r"no population.csv"):
+        read_pbt_fitlog(tmp_path / "elsewhere")
+
+
+def test_hyper_params_of_existing_scripts():
+    space = {
+        "model.lr_init": HyperParam(1e-5, 5e-3, explore_wt=0.3, enforce_limits=True, init=4e-3)
+    }
+    assert parse_space(space)["lr_init"] == DEFAULT_SPACE["lr_init"]

@@ -80,7 +80,7 @@ def gru_by_oracle(leaves: dict[str, Tensor], clip: float) -> Tensor:
 def gru_by_kernel(kernels: Kernels, leaves: dict[str, Tensor], clip: float) -> Tensor:
     x, h0, w_ih, w_hh, b_ih = leaves.values()
     x_proj = torch.einsum("kbti,koi->ktbo", x, w_ih) + b_ih[:, None, None]
-    return kernels.clipped_gru(x_proj, h0, w_hh, clip)
+    return kernels.clipped_gru(x_proj, h0, w_hh, clip).states
 
 
 def check_gru(kernels: Kernels, clip: float, sizes: tuple[int, ...]) -> Tensor:
@@ -128,7 +128,31 @@ def test_gru_gradcheck(kernels: Kernels, clip: float) -> None:
     inputs = (randn(2, 3, 2, 9), randn(2, 2, 3, scale=0.1), randn(2, 9, 3))
     for x in inputs:
         x.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, h0, w: kernels.clipped_gru(x, h0, w, clip), inputs)
+    for two_way in (False, True):
+        assert torch.autograd.gradcheck(
+            lambda x, h0, w, both=two_way: tuple(kernels.clipped_gru(x, h0, w, clip, both)), inputs
+        )
+
+
+@pytest.mark.parametrize("used", ["states", "last", "both"])
+def test_odd_nets_run_backward(kernels: Kernels, used: str) -> None:
+    """As nets that run forward over turned bins do, gradients included."""
+    leaves = [randn(4, 5, 3, 12), randn(4, 3, 4), randn(4, 12, 4)]
+    weights = randn(4, 5, 3, 4), randn(4, 3, 4)
+
+    def turned(x: Tensor) -> Tensor:
+        return torch.stack([x[k].flip(0) if k % 2 else x[k] for k in range(4)])
+
+    def both(two_way: bool) -> list[Tensor]:
+        x, h0, w = (leaf.clone().requires_grad_() for leaf in leaves)
+        found = kernels.clipped_gru(x if two_way else turned(x), h0, w, 1.0, two_way)
+        states, last = (found.states if two_way else turned(found.states)), found.last
+        total = [(states * weights[0]).sum(), (last * weights[1]).sum()]
+        chosen = {"states": total[:1], "last": total[1:], "both": total}[used]
+        return [states, last, *torch.autograd.grad(sum(chosen), (x, h0, w))]
+
+    for got, expected in zip(both(True), both(False), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_gru_takes_expanded_and_strided_inputs(kernels: Kernels) -> None:
@@ -136,8 +160,8 @@ def test_gru_takes_expanded_and_strided_inputs(kernels: Kernels) -> None:
     x_proj, h0, w_hh = randn(2, 5, 3, 12), randn(2, 1, 4), randn(2, 12, 4)
     strided = x_proj.transpose(1, 2).contiguous().transpose(1, 2)
     before = x_proj.clone(), h0.clone(), w_hh.clone()
-    got = kernels.clipped_gru(strided, h0.expand(2, 3, 4), w_hh, 5.0)
-    expected = kernels.clipped_gru(x_proj, h0.repeat(1, 3, 1), w_hh, 5.0)
+    got = kernels.clipped_gru(strided, h0.expand(2, 3, 4), w_hh, 5.0).states
+    expected = kernels.clipped_gru(x_proj, h0.repeat(1, 3, 1), w_hh, 5.0).states
     torch.testing.assert_close(got, expected)
     for x, was in zip((x_proj, h0, w_hh), before, strict=True):
         assert torch.equal(x, was)
@@ -316,7 +340,7 @@ def test_generator_without_controller(kernels: Kernels) -> None:
             p["gen_init"],
             p["gen_cell.weight_hh"],
             5.0,
-        )
+        ).states
         hps = {"recon_seq_len": s["T"], "co_dim": 0, "cell_clip": 5.0}
         for k in range(s["K"]):
             params = {f"decoder.rnn.cell.{name}": v[k] for name, v in p.items() if "." in name}

@@ -55,7 +55,7 @@ def test_mapped_gru(kernels: Kernels, n_nets: int, in_dims: tuple[int | None, ..
     ]
 
     def run(x: Tensor, h0: Tensor, w: Tensor) -> Tensor:
-        return kernels.clipped_gru(x, h0, w, 1.0)
+        return kernels.clipped_gru(x, h0, w, 1.0).states
 
     def loss(x: Tensor, h0: Tensor, w: Tensor) -> Tensor:
         return (run(x, h0, w) ** 2).sum()
@@ -104,7 +104,7 @@ def twice(kernels: Kernels, which: str) -> Any:
     if which == "clipped_gru":
         x, h0, w = gru_inputs(1)
         w.requires_grad_()
-        out = kernels.clipped_gru(x, h0, w, 5.0).sum()
+        out = kernels.clipped_gru(x, h0, w, 5.0).states.sum()
     else:
         p = decoder_inputs(1)
         w = p.w_gen_hh.requires_grad_()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,14 +48,18 @@ def in_both(
         assert_near(got, exact)
 
 
-@given(st.integers(1, 3), st.integers(1, 6), sizes, sizes, st.sampled_from([0.2, 5.0]))
+@given(
+    st.integers(1, 3), st.integers(1, 6), sizes, sizes, st.sampled_from([0.2, 5.0]), st.booleans()
+)
 @few_examples
-def test_gru(n_nets: int, n_bins: int, n_trials: int, n_units: int, clip: float) -> None:
+def test_gru(
+    n_nets: int, n_bins: int, n_trials: int, n_units: int, clip: float, two_way: bool
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(n_nets, n_bins, n_trials, 3 * n_units)
     h0 = torch.randn(n_nets, n_trials, n_units)
     w = torch.randn(n_nets, 3 * n_units, n_units) / math.sqrt(n_units)
-    in_both(lambda k, *a: (k.clipped_gru(*a, clip),), [x, h0, w], 3)
+    in_both(lambda k, *a: k.clipped_gru(*a, clip, two_way), [x, h0, w], 3)
 
 
 def decoder_inputs(
@@ -110,47 +115,39 @@ def test_decoder(
 
 def test_more_trials_than_one_share_and_shared_input_products() -> None:
     tensors = decoder_inputs(1, 4, 300, (7, 9, 5, 2), True)
-    bias = torch.randn(27)
-
-    def run(k: object, *a: Tensor) -> tuple[Tensor, ...]:
-        p = DecoderInputs(*a)
-        expanded = bias.to(a[0].dtype).expand(1, 4, 300, -1)
-        return get_kernels("native" if a[0].dtype == torch.float32 else "explicit").decoder(
-            p._replace(gen_proj=expanded + 0 * p.gen_proj.sum()), 5.0
-        )
-
-    in_both(run, tensors, TRAINED)
-    p = DecoderInputs(*tensors)
+    in_both(lambda k, *a: k.decoder(DecoderInputs(*a), 5.0), tensors, TRAINED)
+    # The generator's biases alone, for all bins and trials.
+    tensors[1] = torch.randn(1, 1, 1, 27)
+    in_both(lambda k, *a: k.decoder(DecoderInputs(*a), 5.0), tensors, TRAINED)
+    decoder = get_kernels("native").decoder
     with torch.no_grad():
-        shared = p._replace(gen_proj=bias.expand(1, 4, 300, -1))
-        whole = p._replace(gen_proj=shared.gen_proj.contiguous())
-        for x, y in zip(
-            get_kernels("native").decoder(shared, 5.0),
-            get_kernels("native").decoder(whole, 5.0),
-            strict=True,
-        ):
+        shared = DecoderInputs(*tensors)
+        whole = shared._replace(gen_proj=shared.gen_proj.repeat(1, 4, 300, 1))
+        for x, y in zip(decoder(shared, 5.0), decoder(whole, 5.0), strict=True):
             assert torch.equal(x, y)
 
 
 def test_without_a_backward_pass_the_states_are_the_same() -> None:
     x, h0, w = torch.randn(2, 5, 40, 18), torch.randn(2, 40, 6), torch.randn(2, 18, 6)
     gru = get_kernels("native").clipped_gru
-    kept = gru(x, h0, w, 5.0)
+    kept = gru(x, h0, w, 5.0).states
     with torch.no_grad():
-        assert torch.equal(gru(x, h0, w, 5.0), kept)
+        assert torch.equal(gru(x, h0, w, 5.0).states, kept)
 
 
 def test_nan_stays_nan() -> None:
     x = torch.zeros(1, 3, 4, 9)
     x[0, 1, 2] = math.nan
-    states = get_kernels("native").clipped_gru(x, torch.zeros(1, 4, 3), torch.zeros(1, 9, 3), 5.0)
+    gru = get_kernels("native").clipped_gru
+    states = gru(x, torch.zeros(1, 4, 3), torch.zeros(1, 9, 3), 5.0).states
     assert states[0, 1:, 2].isnan().all()
     assert states[0, :, [0, 1, 3]].isfinite().all()
 
 
 def test_large_inputs_saturate() -> None:
     x = torch.cat([torch.full((1, 1, 2, 6), -1e4), torch.full((1, 1, 2, 3), 1e4)], dim=-1)
-    states = get_kernels("native").clipped_gru(x, torch.zeros(1, 2, 3), torch.zeros(1, 9, 3), 5.0)
+    gru = get_kernels("native").clipped_gru
+    states = gru(x, torch.zeros(1, 2, 3), torch.zeros(1, 9, 3), 5.0).states
     assert torch.equal(states, torch.ones(1, 1, 2, 3))
 
 
@@ -158,7 +155,7 @@ def test_mapped() -> None:
     x, h0, w = torch.randn(3, 2, 4, 5, 9), torch.randn(2, 5, 3), torch.randn(3, 2, 9, 3)
 
     def loss(w: Tensor, x: Tensor) -> Tensor:
-        return (get_kernels("native").clipped_gru(x, h0, w, 5.0) ** 2).sum()
+        return (get_kernels("native").clipped_gru(x, h0, w, 5.0).states ** 2).sum()
 
     mapped = vmap(grad(loss))(w, x)
     each = torch.stack([grad(loss)(w[i], x[i]) for i in range(3)])
@@ -179,6 +176,6 @@ def test_it_can_be_switched_off() -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 def test_the_source_compiles_without_a_warning(tmp_path: object) -> None:
-    source = native.__file__.replace("native.py", "native.c")
+    sources = list(Path(native.__file__).parent.glob("*.c"))
     flags = "-O1 -std=gnu11 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -shared"
-    subprocess.run(["cc", *flags.split(), "-o", f"{tmp_path}/plain.so", source], check=True)
+    subprocess.run(["cc", *flags.split(), "-o", f"{tmp_path}/plain.so", *sources], check=True)

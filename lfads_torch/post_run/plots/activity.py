@@ -7,20 +7,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from lfads_torch.post_run.plots.style import (
-    GREY,
-    MISSING,
-    ORANGE,
-    PALETTE,
     FloatArray,
     as_trials,
     colour_limits,
     empty_figure,
+    look,
+    rate_scale,
     styled,
     time_edges,
 )
@@ -90,10 +89,10 @@ def raster_panel(
     n_units = means.shape[-1]
     n_read = n_units if n_encod is None else min(n_encod, n_units)
     order = _unit_order(means[:n_rows], n_read) if sort_units else np.arange(n_units)
-    scale = 1.0 if bin_ms is None or not counts else 1000.0 / bin_ms
-    unit = "value" if not counts else ("spikes/bin" if bin_ms is None else "spikes/s")
+    scale, unit = rate_scale(bin_ms) if counts else (1.0, "value")
     means, true = means[:n_rows] * scale, None if true is None else true[:n_rows] * scale
-    shown = [("spikes per bin" if counts else "data", data[:n_rows], "Greys")]
+    shown: list[tuple[str, FloatArray, str | Colormap]]
+    shown = [("spikes per bin" if counts else "data", data[:n_rows], look().spikes)]
     shown += [] if true is None else [("true rates" if counts else "true means", true, "viridis")]
     shown += [("inferred rates" if counts else "inferred means", means, "viridis")]
 
@@ -124,7 +123,7 @@ def raster_panel(
             axes[-1].set_title("inferred inputs (a.u.)" if row == 0 else "")
     for axis in grid[-1]:
         axis.set_xlabel(time_label)
-    if co is not None and co.shape[-1] <= len(PALETTE):
+    if co is not None and 1 < co.shape[-1] <= len(look().palette):
         grid[-1, -1].legend(
             loc="upper center",
             bbox_to_anchor=(0.5, -0.32),
@@ -138,7 +137,7 @@ def raster_panel(
     ]
     if held_out:
         note = f"orange lines: {' and '.join(held_out)} were not read by the encoders"
-        figure.supxlabel(note, fontsize=10, color=ORANGE)
+        figure.supxlabel(note, fontsize=10, color=look().orange)
     return figure
 
 
@@ -161,10 +160,14 @@ def _colour_bar(figure: Figure, below: Any, image: AxesImage, label: str, whole:
 
 
 def _heatmap(
-    axis: Axes, values: FloatArray, edges: FloatArray, colours: str, limits: tuple[float, float]
+    axis: Axes,
+    values: FloatArray,
+    edges: FloatArray,
+    colours: str | Colormap,
+    limits: tuple[float, float],
 ) -> AxesImage:
     """Draw (time, units) with time to the right and the first unit on top."""
-    axis.set_facecolor(MISSING)
+    axis.set_facecolor(look().missing)
     n_units = values.shape[1]
     image = axis.imshow(
         np.ma.masked_invalid(values.T),
@@ -183,16 +186,16 @@ def _mark_held_out(
     axis: Axes, n_read: int, n_units: int, edges: FloatArray, encod_bins: int | None
 ) -> None:
     if n_read < n_units:
-        axis.axhline(n_read + 0.5, color=ORANGE, linewidth=1.4)
+        axis.axhline(n_read + 0.5, color=look().orange, linewidth=1.4)
     if encod_bins is not None and encod_bins < len(edges) - 1:
-        axis.axvline(edges[encod_bins], color=ORANGE, linewidth=1.4)
+        axis.axvline(edges[encod_bins], color=look().orange, linewidth=1.4)
 
 
 def _draw_inputs(axis: Axes, inputs: FloatArray, edges: FloatArray, reach: float) -> None:
     centres = (edges[: len(inputs)] + edges[1 : len(inputs) + 1]) / 2
-    axis.axhline(0, color=GREY, linewidth=0.8)
+    axis.axhline(0, color=look().muted, linewidth=0.8)
     for dim in range(inputs.shape[1]):
-        colour = PALETTE[dim % len(PALETTE)]
+        colour = look().palette[dim % len(look().palette)]
         axis.plot(centres, inputs[:, dim], color=colour, linewidth=1.4, label=f"dim {dim + 1}")
     axis.set_ylim(-reach or -1.0, reach or 1.0)
     axis.yaxis.tick_right()

@@ -1,15 +1,22 @@
-"""Colours, sizes and small helpers that all figures share."""
+"""Colours, sizes and small helpers that all figures share, on light and on dark paper."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
+from matplotlib import colormaps
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
+
+from lfads_torch.errors import UserError
 
 FloatArray = NDArray[np.float64]
 P = ParamSpec("P")
@@ -26,6 +33,76 @@ BLUE, ORANGE, GREEN, PINK, SKY, AMBER, BLACK, GREY = (
 )
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, AMBER, BLACK)
 MISSING = "#F3D9C8"
+
+
+class Look(NamedTuple):
+    """Colours for one kind of paper; the hues are those of Okabe & Ito (2008).
+
+    Attributes
+    ----------
+    name : str
+    paper, ink, muted, missing : str
+        Background, text and truth, what steps back, and missing bins.
+    blue, orange, green, pink, sky, amber : str
+    range : (float, float)
+        Part of viridis in which lines and dots stand out from the paper.
+    """
+
+    name: str = "light"
+    paper: str = "#FFFFFF"
+    ink: str = BLACK
+    muted: str = GREY
+    missing: str = MISSING
+    blue: str = BLUE
+    orange: str = ORANGE
+    green: str = GREEN
+    pink: str = PINK
+    sky: str = SKY
+    amber: str = AMBER
+    range: tuple[float, float] = (0.0, 0.9)
+
+    @property
+    def palette(self) -> tuple[str, ...]:
+        """Colours of categories."""
+        return self.blue, self.orange, self.green, self.pink, self.sky, self.amber, self.ink
+
+    @property
+    def spikes(self) -> Colormap:
+        """Colour map of counts: none is paper."""
+        return LinearSegmentedColormap.from_list(f"ink on {self.name}", [self.paper, self.ink])
+
+    @property
+    def diverging(self) -> Colormap:
+        """Colour map around zero, which is paper."""
+        shades = [self.blue, self.paper, self.orange]
+        return LinearSegmentedColormap.from_list(f"diverging on {self.name}", shades)
+
+    @property
+    def sequence(self) -> Colormap:
+        """Colour map of lines and dots that have an order, such as time."""
+        shades = colormaps["viridis"](np.linspace(*self.range, 256))
+        return LinearSegmentedColormap.from_list(f"viridis on {self.name}", shades)
+
+
+LOOKS = {
+    "light": Look(),
+    "dark": Look(
+        name="dark",
+        paper="#16191F",
+        ink="#E8EAED",
+        muted="#8F959E",
+        missing="#5A3A2E",
+        blue="#58A6FF",
+        orange="#FF8A4C",
+        green="#2EC4A0",
+        pink="#E59ACB",
+        sky="#A5DBFF",
+        amber="#FFC94D",
+        range=(0.3, 1.0),
+    ),
+}
+_LOOK: ContextVar[Look] = ContextVar("look", default=LOOKS["light"])
+
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -36,10 +113,32 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "figure.facecolor": "white",
     "savefig.dpi": 150,
     "lines.linewidth": 1.6,
 }
+
+
+def look() -> Look:
+    """Colours of the figure that is being drawn."""
+    return _LOOK.get()
+
+
+@contextmanager
+def paper(name: str) -> Iterator[Look]:
+    """Draw on "light" (the default) or "dark" paper within a ``with`` block.
+
+    Raises
+    ------
+    UserError
+        For a paper that there is not.
+    """
+    if name not in LOOKS:
+        raise UserError(f"paper is {name!r}; legal are {', '.join(map(repr, LOOKS))}")
+    token = _LOOK.set(LOOKS[name])
+    try:
+        yield LOOKS[name]
+    finally:
+        _LOOK.reset(token)
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -47,8 +146,23 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
+        own = look()
+        colours = {
+            "figure.facecolor": own.paper,
+            "savefig.facecolor": own.paper,
+            "axes.facecolor": own.paper,
+            "axes.prop_cycle": cycler(color=own.palette),
+            **dict.fromkeys(
+                ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
+                own.ink,
+            ),
+        }
+        with mpl.rc_context({**STYLE, **colours}):
+            figure = draw(*args, **kwargs)
+        for axes in figure.axes if own.name != "light" else ():
+            # Ticks are made when the figure is drawn, with the settings of that time.
+            axes.tick_params(which="both", colors=own.ink)
+        return figure
 
     return wrapper
 
@@ -68,6 +182,17 @@ def time_edges(n_bins: int, bin_ms: float | int | None) -> tuple[FloatArray, str
     return (edges, "time (bins)") if bin_ms is None else (edges * bin_ms, "time (ms)")
 
 
+def time_centres(n_bins: int, bin_ms: float | int | None) -> tuple[FloatArray, str]:
+    """Bin centres and the axis label, in ms where the bin width is known."""
+    edges, label = time_edges(n_bins, bin_ms)
+    return (edges[:-1] + edges[1:]) / 2, label
+
+
+def rate_scale(bin_ms: float | int | None) -> tuple[float, str]:
+    """Factor from spikes per bin to what is shown, and its unit."""
+    return (1.0, "spikes/bin") if bin_ms is None else (1000.0 / bin_ms, "spikes/s")
+
+
 def colour_limits(*arrays: FloatArray | None, share: float = 99.5) -> tuple[float, float]:
     """Colour limits that a few extreme values do not stretch; from 0 where nothing is negative."""
     finite = [a[np.isfinite(a)] for a in arrays if a is not None]
@@ -81,6 +206,6 @@ def colour_limits(*arrays: FloatArray | None, share: float = 99.5) -> tuple[floa
 
 def empty_figure(message: str) -> Figure:
     """Say in a small figure why there is nothing to see."""
-    figure = Figure(figsize=(5, 3))
-    figure.text(0.5, 0.5, message, ha="center", va="center", color=GREY)
+    figure = Figure(figsize=(5, 3), facecolor=look().paper)
+    figure.text(0.5, 0.5, message, ha="center", va="center", color=look().muted, wrap=True)
     return figure

@@ -15,15 +15,9 @@ from numpy.typing import ArrayLike
 
 from lfads_torch.errors import DataError
 from lfads_torch.post_run.plots.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    SKY,
     FloatArray,
     empty_figure,
+    look,
     styled,
 )
 
@@ -48,42 +42,42 @@ _PANELS = (
     _Panel(
         "loss",
         "loss",
-        (_Curve("train/loss", "train", BLUE), _Curve("valid/loss", "valid", ORANGE)),
+        (_Curve("train/loss", "train", "blue"), _Curve("valid/loss", "valid", "orange")),
     ),
     _Panel(
         "reconstruction",
         "reconstruction loss",
         (
-            _Curve("train/recon", "train", BLUE),
-            _Curve("valid/recon", "valid", ORANGE),
-            _Curve("valid/recon_smth", "valid, smoothed", BLACK),
+            _Curve("train/recon", "train", "blue"),
+            _Curve("valid/recon", "valid", "orange"),
+            _Curve("valid/recon_smth", "valid, smoothed", "ink"),
         ),
     ),
     _Panel(
         "bits per spike",
         "bits/spike",
         (
-            _Curve("train/bps", "train", BLUE),
-            _Curve("valid/bps", "valid", ORANGE),
-            _Curve("valid/co_bps", "valid, held out", GREEN),
-            _Curve("valid/fp_bps", "valid, forward", PINK),
+            _Curve("train/bps", "train", "blue"),
+            _Curve("valid/bps", "valid", "orange"),
+            _Curve("valid/co_bps", "valid, held out", "green"),
+            _Curve("valid/fp_bps", "valid, forward", "pink"),
         ),
         gain=True,
     ),
     _Panel(
         "R² against the truth",
         "R²",
-        (_Curve("train/r2", "train", BLUE), _Curve("valid/r2", "valid", ORANGE)),
+        (_Curve("train/r2", "train", "blue"), _Curve("valid/r2", "valid", "orange")),
         gain=True,
     ),
     _Panel(
         "KL terms",
         "KL, as weighted in the loss",
         (
-            _Curve("train/wt_kl/ic", "initial condition, train", BLUE),
-            _Curve("valid/wt_kl/ic", "initial condition, valid", SKY, "--"),
-            _Curve("train/wt_kl/co", "inputs, train", ORANGE),
-            _Curve("valid/wt_kl/co", "inputs, valid", PINK, "--"),
+            _Curve("train/wt_kl/ic", "initial condition, train", "blue"),
+            _Curve("valid/wt_kl/ic", "initial condition, valid", "sky", "--"),
+            _Curve("train/wt_kl/co", "inputs, train", "orange"),
+            _Curve("valid/wt_kl/co", "inputs, valid", "pink", "--"),
         ),
         log=True,
     ),
@@ -91,8 +85,8 @@ _PANELS = (
         "ramps",
         "weight",
         (
-            _Curve("train/wt_kl/ramp", "KL", BLUE),
-            _Curve("train/wt_l2/ramp", "L2", ORANGE, "--"),
+            _Curve("train/wt_kl/ramp", "KL", "blue"),
+            _Curve("train/wt_l2/ramp", "L2", "orange", "--"),
         ),
         robust=False,
     ),
@@ -199,7 +193,7 @@ def _draw_panel(
                 epochs[keep],
                 values[keep],
                 curve.dash,
-                color=curve.colour,
+                color=getattr(look(), curve.colour),
                 label=curve.label,
                 marker=marker,
             )
@@ -207,7 +201,9 @@ def _draw_panel(
     axis.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     if not drawn:
-        axis.text(0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", color=GREY)
+        axis.text(
+            0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", color=look().muted
+        )
         return
     if panel.log:
         axis.set_yscale("log")
@@ -220,7 +216,9 @@ def _draw_panel(
     best = series.get("valid/recon_smth")
     if panel.title == "reconstruction" and best is not None and np.isfinite(best[1]).any():
         epoch = best[0][np.nanargmin(best[1])]
-        axis.axvline(epoch, color=GREY, linewidth=1, linestyle=":", label=f"best: {epoch:.0f}")
+        axis.axvline(
+            epoch, color=look().muted, linewidth=1, linestyle=":", label=f"best: {epoch:.0f}"
+        )
     axis.legend(loc="best")
 
 

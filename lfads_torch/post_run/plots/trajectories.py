@@ -15,13 +15,18 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
 
 from lfads_torch.metrics import fit_linear, linear_map_r2
+from lfads_torch.post_run.plots.groups import (
+    MAX_GROUPS,
+    Group,
+    by_condition,
+    condition_legend,
+    mean_and_error,
+)
 from lfads_torch.post_run.plots.style import (
-    BLACK,
-    BLUE,
-    GREY,
     FloatArray,
     as_trials,
     empty_figure,
+    look,
     styled,
     time_edges,
 )
@@ -83,17 +88,18 @@ def factors_3d(
         (left[0], true, "true latents"),
         (left[1], mapped, f"factors, mapped linearly (R² = {score:.3f})"),
     ):
-        _draw_paths(axis, paths[:max_trials], edges, norm, names, _cube(true))
+        _frame(axis, names, _cube(true))
+        _draw_paths(axis, paths[:max_trials], edges, norm)
         axis.set_title(title)
-    colours = ScalarMappable(norm, "viridis")
+    colours = ScalarMappable(norm, look().sequence)
     _time_bar(columns[0], left, colours, time_label)
 
     chosen = min(max(trial, 0), n_trials - 1)
     right = columns[1].subplots(n_dims, 1, sharex=True, squeeze=False)[:, 0]
     centres = (edges[:-1] + edges[1:]) / 2
     for dim, axis in enumerate(right):
-        axis.plot(centres, true[chosen, :, dim], color=BLACK, linewidth=3.2, alpha=0.35)
-        axis.plot(centres, mapped[chosen, :, dim], color=BLUE)
+        axis.plot(centres, true[chosen, :, dim], color=look().ink, linewidth=3.2, alpha=0.35)
+        axis.plot(centres, mapped[chosen, :, dim], color=look().blue)
         axis.set_ylabel(names[dim])
     right[0].set_title(f"trial {chosen}", loc="left")
     right[0].legend(
@@ -110,23 +116,36 @@ def factors_3d(
 
 @styled
 def trajectories(
-    factors: ArrayLike, *, bin_ms: float | int | None = None, max_trials: int = _MAX_TRIALS
+    factors: ArrayLike,
+    conditions: ArrayLike | None = None,
+    *,
+    bin_ms: float | int | None = None,
+    n_dims: int = 3,
+    max_trials: int = _MAX_TRIALS,
+    max_conditions: int = MAX_GROUPS,
 ) -> Figure:
-    """Draw single-trial factors in the space of their first principal components.
+    """Draw factors in the space of their first principal components.
 
     Parameters
     ----------
     factors : array, shape (trials, time, factors)
         Trials or bins with NaN leave gaps.
+    conditions : array, shape (trials,), optional
+        A number or name per trial, which then gives the colour: thick lines are averages over
+        trials. Without, time gives the colour.
     bin_ms : float, optional
         Bin width; with it time is in ms.
+    n_dims : {3, 2}
+        Components drawn, fewer where there are fewer factors.
     max_trials : int
         Trajectories drawn at most; the components come from all trials.
+    max_conditions : int
+        Conditions drawn at most, those with the most trials.
 
     Returns
     -------
     Figure
-        In 3-D, or in 2-D for two factors; a single factor is drawn over time.
+        A single factor is drawn over time.
     """
     data = as_trials(factors)
     finite = None if data is None else data[np.isfinite(data).all(axis=-1)]
@@ -136,23 +155,46 @@ def trajectories(
     centre = finite.mean(axis=0)
     spread, axes = np.linalg.svd(finite - centre, full_matrices=False)[1:]
     share = spread**2 / max(float((spread**2).sum()), 1e-300)
-    n_dims = min(3, len(axes))
+    n_dims = min(3, len(axes), max(1, n_dims))
     paths = (data - centre) @ axes[:n_dims].T
     names = [f"PC {k + 1} ({share[k]:.0%})" for k in range(n_dims)]
+    groups, n_all = by_condition(conditions, len(data), max_conditions)
+    shown = _spread_over(groups, max_trials)
 
-    figure = Figure(figsize=(6.2, 5.4), layout="constrained")
-    norm = Normalize(edges[0], edges[-1])
-    title = f"factors of {min(len(data), max_trials)} of {len(data)} trials"
+    figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+    title = f"factors of {sum(map(len, shown))} of {len(data)} trials"
     if n_dims == 1:
         axis = figure.subplots()
-        axis.plot((edges[:-1] + edges[1:]) / 2, paths[:max_trials, :, 0].T, color=BLUE, alpha=0.5)
+        centres = (edges[:-1] + edges[1:]) / 2
+        for group, trials in zip(groups, shown, strict=True):
+            axis.plot(centres, paths[trials, :, 0].T, color=group.colour, alpha=0.5)
         axis.set(xlabel=time_label, ylabel=names[0], title=title)
+        condition_legend(figure, groups, n_all)
         return figure
     axis = figure.subplots(subplot_kw={"projection": "3d"} if n_dims == 3 else {})
-    _draw_paths(axis, paths[:max_trials], edges, norm, names, _cube(paths))
+    _frame(axis, names, _cube(paths))
     axis.set_title(title)
-    _time_bar(figure, axis, ScalarMappable(norm, "viridis"), time_label)
+    if conditions is None:
+        norm = Normalize(edges[0], edges[-1])
+        _draw_paths(axis, paths[shown[0]], edges, norm)
+        _time_bar(figure, axis, ScalarMappable(norm, look().sequence), time_label)
+        return figure
+    for group, trials in zip(groups, shown, strict=True):
+        style = {"color": group.colour, "rasterized": len(data) > _MAX_TRIALS}
+        for path in paths[trials]:
+            axis.plot(*path.T, linewidth=0.6, alpha=0.35, **style)
+        if len(group.trials):
+            mean, _ = mean_and_error(paths[group.trials])
+            axis.plot(*mean.T, linewidth=2.6, color=group.colour)
+            axis.scatter(*mean[0], s=34, color=group.colour, edgecolors=look().paper, zorder=4)
+    condition_legend(figure, groups, n_all, title="condition; dots: start")
     return figure
+
+
+def _spread_over(groups: Sequence[Group], n_trials: int) -> list[Any]:
+    """Of each group the same number of trials, so many in all."""
+    share = max(1, n_trials // max(1, len(groups)))
+    return [group.trials[:share] for group in groups]
 
 
 def _time_bar(figure: Any, axes: Any, colours: ScalarMappable, label: str) -> None:
@@ -171,34 +213,29 @@ def _cube(paths: FloatArray) -> list[tuple[float, float]]:
     return limits
 
 
-def _draw_paths(
-    axis: Any,
-    paths: FloatArray,
-    edges: FloatArray,
-    norm: Normalize,
-    names: Sequence[str],
-    limits: Sequence[tuple[float, float]],
-) -> None:
+def _draw_paths(axis: Any, paths: FloatArray, edges: FloatArray, norm: Normalize) -> None:
     """Draw each trial's path in 2-D or 3-D, coloured by time, with a dot where it starts."""
-    solid = paths.shape[-1] == 3
     pairs = np.stack([paths[:, :-1], paths[:, 1:]], axis=2)
     segments: Any = pairs.reshape(-1, 2, paths.shape[-1])
     times = np.tile(edges[1:-1], len(paths))
-    collection = Line3DCollection if solid else LineCollection
-    axis.add_collection(
-        collection(segments, array=times, cmap="viridis", norm=norm, linewidth=1.1, alpha=0.8),
-        autolim=False,
-    )
+    collection = Line3DCollection if paths.shape[-1] == 3 else LineCollection
+    colours: Any = {"array": times, "cmap": look().sequence, "norm": norm}
+    lines = collection(segments, linewidth=1.1, alpha=0.8, rasterized=True, **colours)
+    axis.add_collection(lines, autolim=False)
     starts = paths[:, 0].T
-    axis.scatter(*starts, s=14, color=BLACK, linewidths=0, label="trial start")
+    axis.scatter(*starts, s=14, color=look().ink, linewidths=0, label="trial start")
+
+
+def _frame(axis: Any, names: Sequence[str], limits: Sequence[tuple[float, float]]) -> None:
+    """Label and limit the axes of a 2-D or 3-D space."""
     axis.set(xlim=limits[0], ylim=limits[1], xlabel=names[0], ylabel=names[1])
-    if not solid:
+    if len(names) < 3:
         return
     axis.set(zlim=limits[2], zlabel=names[2])
     axis.view_init(elev=18, azim=-60)
-    axis.set_box_aspect((1, 1, 0.9), zoom=1.12)
+    axis.set_box_aspect((1, 1, 0.9), zoom=1.1)
     for side in (axis.xaxis, axis.yaxis, axis.zaxis):
         side.set_major_locator(MaxNLocator(4))
         side.set_pane_color((1.0, 1.0, 1.0, 0.0))
-        side.line.set_color(GREY)
+        side.line.set_color(look().muted)
     axis.grid(False)

@@ -1,0 +1,35 @@
+"""`lfads compare`."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import quieten
+from .report import add_data_arguments, done, tell, wanted_of
+
+SUMMARY = "write one HTML page with several runs beside each other"
+TEXT = """\
+Write one HTML file with several runs beside each other: scores, warnings, the settings that
+differ, training curves and figures. Like a report it loads nothing and runs no script."""
+EXAMPLES = """\
+  lfads compare runs/small runs/large
+  lfads compare runs/seed* --output seeds.html --condition target"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("run_folders", nargs="+", metavar="RUN", help="run folders, two or more")
+    add("--output", metavar="FILE", help="the page (comparison.html)")
+    add_data_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; see ``lfads compare --help``."""
+    from ..post_run.report import compare_runs
+
+    quieten()
+    report = compare_runs(options.run_folders, options.output, wanted_of(options), tell=tell)
+    done()
+    print(f"written: {report.path}")
+    return 0

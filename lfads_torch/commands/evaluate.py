@@ -1,0 +1,59 @@
+"""`lfads evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+
+SUMMARY = "score a run beside simpler methods"
+TEXT = """\
+Score what a run inferred of its validation trials: bits per spike (read, held-out, forward),
+PSTHs, decoding of behaviour, agreement with true rates and latents; beside smoothed spikes,
+PSTHs and factor analysis, with bootstrap intervals over trials. Prints a table and writes
+scores.json and scores.md into the run folder."""
+EXAMPLES = """\
+  lfads evaluate runs/my_run
+  lfads evaluate runs/my_run --behavior hand_vel --condition target
+  lfads evaluate runs/my_run --split test --draws 5000"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("run_folder", metavar="RUN", help="run folder or output file")
+    add("--split", default="valid", help="trials to score: train, valid or test (%(default)s)")
+    add("--behavior", default="behavior", metavar="KEY", help="what to decode (%(default)s)")
+    add("--condition", metavar="KEY", help="each trial's condition (cond_idx, target, ...)")
+    add("--latents", default="latents", metavar="KEY", help="true latents (%(default)s)")
+    add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
+    add("--draws", type=int, default=1000, metavar="N", help="bootstrap draws (%(default)s)")
+    add("--level", type=float, default=0.95, help="of the intervals (%(default)s)")
+    add("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    add("--no-baselines", action="store_true", help="only the model")
+    add("--output", metavar="DIR", help="folder for the files (the run folder)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; see ``lfads evaluate --help``."""
+    from pathlib import Path
+
+    from ..post_run.evaluation import evaluate_run
+
+    evaluation = evaluate_run(
+        options.run_folder,
+        split=options.split,
+        baselines=not options.no_baselines,
+        n_draws=options.draws,
+        level=options.level,
+        seed=options.seed,
+        bin_ms=options.bin_ms,
+        behavior=options.behavior,
+        condition=options.condition,
+        latents=options.latents,
+    )
+    print(evaluation.text())
+    place = Path(options.run_folder).expanduser().absolute()
+    folder = Path(options.output or (place if place.is_dir() else place.parent)).expanduser()
+    print()
+    for path in evaluation.write(folder):
+        print(f"written: {path}")
+    return 0

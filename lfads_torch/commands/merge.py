@@ -1,0 +1,66 @@
+"""`lfads merge`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from ..errors import UserError
+
+SUMMARY = "join overlapping windows to one continuous recording"
+TEXT = """\
+Join what a model inferred for overlapping windows to continuous series: rates, factors,
+inferred inputs and every series of the data file, NaN where there is no window. A run
+folder gives one file per session, lfads_merged_sess0.h5 and so on; of another file
+(windows, or the output of lfads sample) <name>_merged.h5 is made beside it."""
+EXAMPLES = """\
+  lfads merge runs/continuous
+  lfads merge runs/continuous --only output_params factors
+  lfads merge runs/wrist --positions inds --overlap 6
+  lfads merge new_rates.h5 --output continuous_rates.h5"""
+
+_OUTPUT = re.compile(r"lfads_output_(sess\d+)\.h5")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("place", metavar="RUN|FILE", help="run folder, or HDF5 file of windows")
+    add("--output", metavar="FILE", help="merged file (of a single session)")
+    add("--only", nargs="+", metavar="NAME", help="series to join, without their split (all)")
+    add("--positions", metavar="KEY", help="per-window key that numbers windows cut elsewhere")
+    add("--overlap", type=int, metavar="N", help="bins that such neighbours share")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; see ``lfads merge --help``."""
+    from ..data.merging import merge_file
+
+    place = Path(options.place).expanduser()
+    if place.is_dir():
+        found = {m[1]: p for p in sorted(place.iterdir()) if (m := _OUTPUT.fullmatch(p.name))}
+        if not found:
+            raise UserError(
+                f"{place} holds no lfads_output_sess0.h5; make it: lfads sample {place}"
+            )
+        jobs = [(path, place / f"lfads_merged_{name}.h5") for name, path in found.items()]
+    else:
+        jobs = [(place, None)]
+    if options.output:
+        if len(jobs) > 1:
+            raise UserError(
+                f"{place} holds {len(jobs)} sessions; --output is for one: name the session's "
+                f"output file ({jobs[0][0].name}), or leave --output out"
+            )
+        jobs = [(jobs[0][0], Path(options.output).expanduser())]
+    for source, target in jobs:
+        path = merge_file(
+            source,
+            target,
+            only=options.only,
+            positions=options.positions,
+            overlap=options.overlap,
+        )
+        print(f"written: {path}")
+    return 0

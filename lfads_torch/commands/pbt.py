@@ -1,0 +1,80 @@
+"""`lfads pbt`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import UserError
+from . import data_name, new_run_folder, quieten
+
+SUMMARY = "train a population of models (AutoLFADS) and keep the best"
+TEXT = """\
+Train many models at once in generations: losers of a tournament copy a winner and go on
+with hyper-parameters moved a little (AutoLFADS). What follows the command changes the
+configuration, as for lfads train; search.KEY=VALUE changes the search itself. A search that
+was interrupted at any moment goes on with --resume and loses at most the current epoch."""
+EXAMPLES = """\
+  lfads pbt datamodule.datafile_pattern=my_data.h5
+  lfads pbt model=nlb_mc_maze datamodule=nlb_mc_maze search.num_workers=12
+  lfads pbt datamodule.datafile_pattern=my_data.h5 search.space.lr_init.max_samp=1e-2
+  lfads pbt datamodule.datafile_pattern=my_data.h5 --backend ray
+  lfads pbt --resume runs/my_search
+  lfads sample runs/my_search --ensemble"""
+TAKES_OVERRIDES = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add_search_arguments(parser, "pbt")
+
+
+def add_search_arguments(parser: argparse.ArgumentParser, config: str) -> None:
+    """Add the options that every search has."""
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the configuration")
+    add("--config", metavar="NAME|PATH", help=f"primary configuration ({config})")
+    add("--run-dir", metavar="DIR", help="run folder (runs/<time>_<datamodule>_<command>)")
+    add("--resume", metavar="RUN", help="go on with the search in this folder")
+    add("--overwrite", action="store_true", help="delete the run that DIR holds")
+    add(
+        "--backend",
+        choices=("local", "ray"),
+        help="all members in one process (local), or trials of Ray Tune (local)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; see ``lfads pbt --help``."""
+    return search(options, command="pbt", method="pbt")
+
+
+def search(options: argparse.Namespace, command: str, method: str) -> int:
+    """Run a search of a kind."""
+    if options.resume and (options.run_dir or options.config or options.overwrite):
+        raise UserError(
+            "--resume goes on in the search's own folder with its own configuration; it "
+            "does not go with --run-dir, --config or --overwrite"
+        )
+    from ..search.runner import run_search
+
+    name = f"{data_name(options.overrides)}_{command}"
+    given = options.resume or options.run_dir or new_run_folder(name)
+    folder = Path(given).expanduser().absolute()
+    options.resume_with = f"lfads {command} --resume {folder}"
+    quieten()
+    print(f"run folder: {folder}", flush=True)
+    result = run_search(
+        options.overrides,
+        options.config or f"../configs/{command}.yaml",
+        method=method,
+        run_dir=folder,
+        resume=bool(options.resume),
+        overwrite=options.overwrite,
+        backend=options.backend,
+    )
+    figures = sorted((folder / "figures").glob("*.png"))
+    for path in (result.best_checkpoint, *result.outputs, *figures):
+        if path is not None:
+            print(f"written: {path}")
+    return 0

@@ -1,0 +1,199 @@
+"""`lfads prep`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+SUMMARY = "make a data file out of a recording"
+TEXT = """\
+Make a data file out of a recording: NWB, .npz, .mat, HDF5 or CSV, with spike times or binned
+spikes. Windows are cut around an event of each trial (--align), or overlap along a continuous
+recording (--chop-ms). --list says what a file holds. Bins are half open, [a, b)."""
+EXAMPLES = """\
+  lfads prep session.nwb --list
+  lfads prep session.nwb -o maze.h5 --bin-ms 5 --align move_onset_time:-250:450
+  lfads prep session.nwb -o maze.h5 --bin-ms 5 --align move_onset_time:-250:450 \\
+      --behavior hand_vel --lag-ms 100 --conditions trial_type,trial_version --select success=1
+  lfads prep recording.mat -o chopped.h5 --chop-ms 1000 --overlap-ms 200 --behavior handVel
+  lfads prep --nlb mc_maze 000128/sub-Jenkins -o datasets/mc_maze-20ms-val.h5"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="recording (with --nlb also a folder, or several)")
+    add("-o", "--output", metavar="FILE", help="data file to write (FILE_<bin>ms.h5)")
+    add("--list", action="store_true", help="say what the recording holds, and write nothing")
+    add("--nlb", metavar="NAME", help="data set of the Neural Latents Benchmark, as it defines it")
+    add("--overwrite", action="store_true", help="replace the data file if it is there")
+    add("--strict", action="store_true", help="warnings are errors")
+    add("--compress", action="store_true", help="compress the data file")
+
+    add = parser.add_argument_group("bins and windows").add_argument
+    add("--bin-ms", type=float, metavar="MS", help="bin width (that of binned recordings)")
+    add("--align", metavar="EVENT:START:STOP", help="window around an event of each trial, in ms")
+    add("--forward-ms", type=float, metavar="MS", help="time after it that is only predicted (0)")
+    add(
+        "--select",
+        action="append",
+        metavar="COLUMN=VALUE",
+        help="trials to take; also != < > <= >=",
+    )
+    add("--chop-ms", type=float, metavar="MS", help="cut the recording into windows of this length")
+    add("--overlap-ms", type=float, metavar="MS", help="that overlap by so much (0)")
+
+    add = parser.add_argument_group("behaviour and conditions").add_argument
+    add("--behavior", type=_words, metavar="NAME[,NAME]", help="time series to carry along")
+    add("--lag-ms", type=float, metavar="MS", help="take it so much later than spikes (0)")
+    add("--ext-input", type=_words, metavar="NAME[,NAME]", help="time series as external inputs")
+    add("--conditions", type=_words, metavar="COLUMN[,COLUMN]", help="what tells conditions apart")
+    add("--keep", type=_words, metavar="COLUMN[,COLUMN]", help="further columns to carry along")
+
+    add = parser.add_argument_group("units").add_argument
+    add("--units", action="append", metavar="COLUMN=VALUE", help="units to take; also != < > <= >=")
+    add("--min-rate", type=float, metavar="HZ", help="drop units that fire less (0)")
+    add(
+        "--min-presence", type=float, metavar="FRACTION", help="drop those silent in more parts (0)"
+    )
+    add("--max-correlation", type=float, metavar="R", help="drop copies of another channel")
+    add("--correlation-ms", type=float, metavar="MS", help="bin width for that (1)")
+    add("--hold-out", type=_number_or_word, metavar="N|FRACTION|COLUMN", help="units not read")
+    add("--drop-duplicates", action="store_true", help="drop spikes at the time of another")
+
+    add = parser.add_argument_group("split").add_argument
+    add("--split", metavar="HOW", help="random, conditions, blocks, or a column that says it")
+    add("--valid", type=float, metavar="FRACTION", help="trials that validate (0.2)")
+    add("--test", type=float, metavar="FRACTION", help="trials put aside (0)")
+    add("--block", type=int, metavar="N", help="trials of a block (10)")
+    add("--block-ms", type=float, metavar="MS", help="length of a block of a chopped recording")
+    add("--guard-ms", type=float, metavar="MS", help="left out between its splits (0)")
+    add("--seed", type=int, metavar="N", help="seed of the split and of --hold-out (0)")
+
+    add = parser.add_argument_group("reading the source").add_argument
+    add("--spikes", metavar="NAME", help="what holds the spikes, where that is unclear")
+    add("--spike-units", metavar="NAME", help="what holds the unit of each spike")
+    add("--axes", metavar="AXIS,AXIS", help="axes of binned spikes: of time, unit, trial")
+    add("--input-bin-ms", type=float, metavar="MS", help="bin width of binned spikes")
+    add("--trials", metavar="NAME|CSV", help="table of trials, in the file or beside it")
+    add("--time-unit", choices=("s", "ms", "us", "samples"), help="unit of times (s)")
+    add("--sampling-hz", type=float, metavar="HZ", help="move times to samples of this rate")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; see ``lfads prep --help``."""
+    from ..data.prep_options import PrepOptions
+
+    names = set(PrepOptions.__dataclass_fields__)
+    told = {k: v for k, v in vars(options).items() if k in names}
+    given = {k: v for k, v in told.items() if v is not None and v is not False}
+    if options.nlb:
+        return _run_nlb(options, given)
+    if len(options.files) != 1:
+        raise UserError(
+            f"name one recording; found {len(options.files)}"
+            + (" (--nlb takes several)" if options.files else "")
+        )
+    [source] = options.files
+    if options.list:
+        from ..data.sources import SourceOptions, open_recording
+        from ..data.sources.listing import describe_recording
+
+        source_names = set(SourceOptions.__dataclass_fields__)
+        reading = SourceOptions(**{k: v for k, v in given.items() if k in source_names})
+        print(describe_recording(open_recording(source, reading)))
+        return 0
+    from ..data.prep import prepare
+
+    width = f"_{options.bin_ms:g}ms" if options.bin_ms else "_lfads"
+    output = options.output or f"{Path(source).stem}{width}.h5"
+    with _Bar() as bar:
+        done = prepare(
+            source, output, PrepOptions(**given), overwrite=options.overwrite, progress=bar.update
+        )
+    _report(done)
+    return 0
+
+
+def _run_nlb(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    from ..data.nlb_recipes import prepare_nlb
+
+    free = {"bin_ms", "compress", "strict"}
+    if extra := sorted(set(given) - free):
+        raise UserError(
+            f"--nlb {options.nlb} takes windows, lags and splits as the benchmark defines them; "
+            f"leave out --{', --'.join(name.replace('_', '-') for name in extra)}"
+        )
+    if options.list:
+        raise UserError("--list looks into one file; leave out --nlb")
+    with _Bar() as bar:
+        done = prepare_nlb(
+            options.nlb,
+            options.files,
+            options.output,
+            overwrite=options.overwrite,
+            progress=bar.update,
+            **given,
+        )
+    _report(done)
+    return 0
+
+
+def _report(done: Any) -> None:
+    import warnings
+
+    from ..data.schema import DataWarning
+
+    for text in done.warnings:
+        warnings.warn(text, DataWarning, stacklevel=1)
+    for text in done.notes:
+        print(text)
+    bins = f"{done.n_read} bins" + (f" read of {done.n_bins}" * (done.n_bins > done.n_read))
+    units = f"{done.n_read_units} units"
+    units += f" read of {done.n_units}" * (done.n_units > done.n_read_units)
+    trials = ", ".join(f"{split} {count}" for split, count in done.trials.items())
+    print(f"{trials} windows of {bins} x {units}")
+    print(f"written: {done.path}")
+    print(f"next: lfads check {done.path}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _number_or_word(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+class _Bar:
+    """A progress bar that is shown on terminals only."""
+
+    def __enter__(self) -> _Bar:
+        from tqdm import tqdm
+
+        self._make: Callable[..., Any] = tqdm
+        self._bar: Any = None
+        return self
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Show how much of what is done."""
+        if self._bar is None or self._bar.desc != what:
+            self._close()
+            # `disable=None`: not where the output goes to a file
+            self._bar = self._make(total=total, disable=None, leave=False)
+            self._bar.desc = what
+        self._bar.update(done - self._bar.n)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __exit__(self, *_: object) -> None:
+        self._close()

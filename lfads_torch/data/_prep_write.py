@@ -1,0 +1,204 @@
+"""Writing what was prepared, block by block, with a record of how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lfads_torch import __version__
+from lfads_torch.data._files import add_to_file, new_file
+from lfads_torch.data._validate import SPLITS
+from lfads_torch.data.counting import Counted, Progress
+from lfads_torch.data.sampling import Sampler
+from lfads_torch.data.sources.recording import Recording
+from lfads_torch.data.splits import Labels
+
+Array = NDArray[Any]
+
+_HASHED = 1 << 32  # bytes; of larger sources the attributes name size and name only
+_HASH_STEP = 1 << 24
+
+
+@dataclass
+class Contents:
+    """All that goes into a data file with a row per window.
+
+    Attributes
+    ----------
+    counted : Counted
+    labels : ndarray of int
+        Split of each window.
+    units : ndarray of int
+        Units in the order of the output, those that are read first.
+    n_read_units : int
+    largest : float
+        Largest count; NaN where some bins are missing.
+    series : dict of str to (samplers, lag in ms)
+        Series of which each split gets the values in its windows.
+    per_window : dict of str to ndarray
+        Arrays of which each split gets its rows.
+    """
+
+    counted: Counted
+    labels: Labels
+    units: NDArray[np.int64]
+    n_read_units: int
+    largest: float
+    series: dict[str, tuple[list[Sampler], float]]
+    per_window: dict[str, Array]
+
+
+def write_contents(
+    path: Path,
+    contents: Contents,
+    attrs: dict[str, Any],
+    compress: bool,
+    progress: Progress,
+    extra: dict[str, Any] | None = None,
+    test: Contents | None = None,
+) -> None:
+    """Write a data file; complete, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    contents : Contents
+    attrs : dict
+        Attributes of the file.
+    compress : bool
+    progress : callable
+    extra : dict, optional
+        Further data sets.
+    test : Contents, optional
+        Trials of another recording, of which there is nothing to reconstruct.
+    """
+    compression = "gzip" if compress else None
+    with new_file(path) as file:
+        _write_windows(file, contents, compression, progress)
+        if test is not None:
+            _write_windows(file, test, compression, progress, recon=False)
+        bin_ms = _plain(contents.counted.windows.bin_s * 1000)
+        add_to_file(
+            file,
+            {"unit_ids": contents.units} | (extra or {}),
+            {"bin_ms": bin_ms} | attrs,
+            compression=compression,
+        )
+
+
+def _write_windows(
+    file: h5py.File,
+    contents: Contents,
+    compression: str | None,
+    progress: Progress,
+    *,
+    recon: bool = True,
+) -> None:
+    counted, windows = contents.counted, contents.counted.windows
+    dtype = _dtype(contents)
+    sizes = {split: int((contents.labels == i).sum()) for i, split in enumerate(SPLITS)}
+    shapes = {"encod_data": (windows.n_read, contents.n_read_units)}
+    if recon:
+        shapes["recon_data"] = (windows.n_bins, len(contents.units))
+    data: dict[str, h5py.Dataset] = {}
+    options = {"compression": compression} if compression else {}
+    for split, size in sizes.items():
+        if not size:
+            continue
+        for name, shape in shapes.items():
+            key = f"{split}_{name}"
+            data[key] = file.create_dataset(key, (size, *shape), dtype, **options)
+        for name, (parts, _) in contents.series.items():
+            n_bins = windows.n_bins if name == "ext_input" else windows.n_read
+            width = sum(part.series.n_channels for part in parts)
+            data[f"{split}_{name}"] = file.create_dataset(
+                f"{split}_{name}", (size, n_bins, width), np.float32, **options
+            )
+    done = dict.fromkeys(SPLITS, 0)
+    for first, counts in counted.blocks(contents.units):
+        progress("writing, window", first, len(contents.labels))
+        labels = contents.labels[first : first + len(counts)]
+        for number, split in enumerate(SPLITS):
+            chosen = np.flatnonzero(labels == number)
+            if not len(chosen):
+                continue
+            rows = slice(done[split], done[split] + len(chosen))
+            done[split] += len(chosen)
+            part = counts[chosen].astype(dtype)
+            data[f"{split}_encod_data"][rows] = part[:, : windows.n_read, : contents.n_read_units]
+            if recon:
+                data[f"{split}_recon_data"][rows] = part
+            for name, (samplers, lag_ms) in contents.series.items():
+                target = data[f"{split}_{name}"]
+                starts = windows.starts[first + chosen] + lag_ms / 1000
+                values = [sampler.sample(starts, target.shape[1]) for sampler in samplers]
+                target[rows] = np.concatenate(values, axis=-1)
+    progress("writing, window", len(contents.labels), len(contents.labels))
+    for number, (split, size) in enumerate(sizes.items()):
+        if size:
+            chosen = contents.labels == number
+            rows_of = {f"{split}_{k}": v[chosen] for k, v in contents.per_window.items()}
+            add_to_file(file, rows_of, compression=compression)
+
+
+def _dtype(contents: Contents) -> np.dtype[Any]:
+    if contents.counted.continuous or np.isnan(contents.largest):
+        return np.dtype(np.float32)
+    return np.dtype(np.uint8 if contents.largest <= 255 else np.uint16)
+
+
+def _plain(number: float) -> float:
+    """0.005 * 1000 without the digits that rounding adds."""
+    return float(f"{number:.12g}")
+
+
+def source_attributes(recording: Recording, options: Any, progress: Progress) -> dict[str, Any]:
+    """Attributes that tell how a file was made: from what, with which options, by what version.
+
+    Parameters
+    ----------
+    recording : Recording
+    options : dataclass
+        Those that differ from their defaults are recorded.
+    progress : callable
+    """
+    given = {
+        f.name: value
+        for f in fields(options)
+        if (value := getattr(options, f.name)) != f.default and f.name not in ("compress", "strict")
+    }
+    found: dict[str, Any] = {
+        "prep_version": __version__,
+        "prep_options": json.dumps(given, sort_keys=True, default=_jsonable),
+        "prep_notes": "; ".join(recording.notes),
+        "source": recording.path.name,
+        "source_format": recording.kind,
+        "source_bytes": recording.path.stat().st_size,
+    }
+    if (digest := source_hash(recording.path, progress)) is not None:
+        found["source_sha256"] = digest
+    return found
+
+
+def source_hash(path: Path, progress: Progress) -> str | None:
+    """SHA-256 of a file of up to 4 GiB."""
+    size = path.stat().st_size
+    if size > _HASHED:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_STEP):
+            digest.update(block)
+            progress("identifying the source, MB", file.tell() >> 20, size >> 20)
+    return digest.hexdigest()
+
+
+def _jsonable(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else list(value)

@@ -1,0 +1,155 @@
+"""The Poisson likelihood of spikes and the sums behind bits per spike, each in one pass.
+
+In torch operations each takes several passes over trials x bins x channels; for float32 on the CPU
+they run in C (``native_elementwise.c``). All can be mapped by `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+from torch.autograd import Function
+
+from . import native
+
+
+def poisson_loss(
+    log_rates: Float[Tensor, "*batch N"], counts: Float[Tensor, "*batch N"]
+) -> Float[Tensor, "*batch N"]:
+    """Negative log likelihood of counts, element by element.
+
+    Parameters
+    ----------
+    log_rates, counts : Tensor, shape (..., channels)
+        Natural logarithm of the expected count per bin; counts, which get no gradient.
+
+    Returns
+    -------
+    Tensor, shape (..., channels)
+        ``exp(log_rate) - count log_rate + log count!``, with Stirling's approximation of the
+        logarithm for counts above 1, and 0 for others.
+    """
+    return _PoissonLoss.apply(log_rates, counts)
+
+
+def spike_sums(
+    log_rates: Num[Tensor, "*batch N"], counts: Num[Tensor, "*batch N"]
+) -> Float[Tensor, "3 N"]:
+    """What bits per spike need of a batch, per channel, in float64 where the device has it.
+
+    Parameters
+    ----------
+    log_rates, counts : Tensor, shape (..., channels)
+        NaN counts are missing and ignored.
+
+    Returns
+    -------
+    Tensor, shape (3, channels)
+        Number of observed entries, spikes, and the sum of ``exp(log_rate) - count log_rate``.
+    """
+    return _SpikeSums.apply(log_rates, counts)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return `tensor` in float64, or in float32 where the device has no wider type."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def channel_sum(tensor: Tensor) -> Tensor:
+    """Sum over all axes but the last, in the type of `wide`."""
+    return wide(tensor.reshape(-1, tensor.shape[-1]).sum(0))
+
+
+def _aligned(info: Any, in_dims: Any, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """Tensors of one shape with the mapped axis in front, repeated where one is not mapped."""
+    return [
+        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(tensors, in_dims, strict=True)
+    ]
+
+
+class _Elementwise(Function):
+    """A `Function` of tensors of one shape, element by element."""
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, *tensors: Tensor) -> tuple[Tensor, int]:
+        return cls.apply(*_aligned(info, in_dims, tensors)), 0
+
+
+class _PoissonLoss(_Elementwise):
+    @staticmethod
+    def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
+        if native.fits(log_rates) and native.fits(counts):
+            return native.poisson_loss(log_rates, counts)
+        return log_rates.exp() - counts * log_rates + _log_factorial(counts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _PoissonGradient.apply(grads[0], *ctx.saved_tensors), None
+
+
+class _PoissonGradient(_Elementwise):
+    """``grad (exp(log_rate) - count)``, which can itself be differentiated."""
+
+    @staticmethod
+    def forward(grad: Tensor, log_rates: Tensor, counts: Tensor) -> Tensor:
+        if native.fits(log_rates) and native.fits(counts):
+            return native.poisson_gradient(grad, log_rates, counts)
+        return grad * (log_rates.exp() - counts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad, log_rates, counts = ctx.saved_tensors
+        rates = log_rates.exp()
+        return grads[0] * (rates - counts), grads[0] * grad * rates, None
+
+
+def _log_factorial(counts: Tensor) -> Tensor:
+    """Counts are mostly 0 and 1; two logarithms of every entry would outweigh the likelihood."""
+    flat = counts.flatten()
+    many = (flat > 1).nonzero().squeeze(1)
+    x = flat[many]
+    values = x * x.log() - x + 0.5 * (2 * math.pi * x).log()
+    return torch.zeros_like(flat).index_copy_(0, many, values).view(counts.shape)
+
+
+class _SpikeSums(Function):
+    @staticmethod
+    def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
+        if counts.device.type == "cpu":
+            # Nearly all data are complete; to look for NaN only in the sums is quicker.
+            if native.fits(log_rates) and native.fits(counts) and counts.ndim == 3:
+                spikes, nll = native.spike_sums(log_rates, counts)
+            else:
+                spikes = channel_sum(counts)
+                nll = channel_sum(log_rates.exp()) - channel_sum(counts * log_rates)
+            if nll.isfinite().all():
+                n = torch.full_like(spikes, counts[..., 0].numel())
+                return torch.stack([n, spikes, nll])
+        observed = ~torch.isnan(counts)
+        counts = torch.nan_to_num(counts)
+        # A log rate of -inf is legal where there is no spike; clamped, 0 * -inf is no NaN.
+        log_rates = log_rates.clamp(min=torch.finfo(log_rates.dtype).min)
+        terms = torch.where(observed, log_rates.exp() - counts * log_rates, 0.0)
+        return torch.stack([channel_sum(x) for x in (observed, counts, terms)])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> tuple[Tensor, int]:
+        members = zip(*_aligned(info, in_dims, tensors), strict=True)
+        return torch.stack([_SpikeSums.apply(*member) for member in members]), 0

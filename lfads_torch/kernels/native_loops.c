@@ -1,0 +1,406 @@
+/* The loops over bins of the recurrent nets, for float32 on the CPU.
+ *
+ * Each thread takes its share of the trials through the whole sequence, so that threads meet once
+ * per call and a trial's rows stay in cache. Matrix products go to the BLAS that torch carries,
+ * whose address Python hands over. The equations are those of loops.py, which is always there;
+ * docs/performance.md says what this one gains.
+ *
+ * Arrays are row-major over (K nets, T bins, B trials, units); weights are (K, in, out) for the
+ * forward loops and (K, out, in) for the backward loops.
+ */
+#include "native.h"
+
+typedef void (*sgemm_fn)(const char *, const char *, const int *, const int *, const int *,
+                         const float *, const float *, const int *, const float *, const int *,
+                         const float *, float *, const int *);
+static sgemm_fn sgemm;
+
+void lfads_set_sgemm(void *address) { sgemm = (sgemm_fn)address; }
+
+/* c (m x n) = beta c + a (m x k) w, w (k x n). Rows are ld. apart. Weights come in the order that this
+ * wants: BLAS is up to twice slower where it has to turn small ones. */
+static void product(int m, int n, int k, const float *a, int lda, const float *w, int ldw,
+                    float beta, float *c, int ldc) {
+    const float one = 1.0f;
+    if (m && n && k)
+        sgemm("N", "N", &n, &m, &k, &one, w, &ldw, a, &lda, &beta, c, &ldc);
+    else if (beta == 0.0f)
+        for (int i = 0; i < m; i++) memset(c + (int64_t)i * ldc, 0, n * sizeof(float));
+}
+
+static void copy_rows(int rows, int n, const float *from, int64_t stride, float *to, int ld) {
+    for (int i = 0; i < rows; i++) memcpy(to + (int64_t)i * ld, from + i * stride, n * sizeof(float));
+}
+
+/* Recurrent products in `gates` become update and reset gate; x: input products, rows by stride. */
+PER_CPU static void gate_rows(int rows, int n, float *gates, const float *x, int64_t stride,
+                              const float *h, float *rh) {
+    for (int i = 0; i < rows; i++) {
+        float *z = gates + (int64_t)i * 2 * n, *r = z + n;
+        const float *hi = h + (int64_t)i * n, *xz = x + i * stride, *xr = xz + n;
+        float *out = rh + (int64_t)i * n;
+        UNITS for (int j = 0; j < n; j++) z[j] = sigmoid_(z[j] + xz[j]);
+        UNITS for (int j = 0; j < n; j++) {
+            r[j] = sigmoid_(r[j] + xr[j]);
+            out[j] = r[j] * hi[j];
+        }
+    }
+}
+
+PER_CPU static void state_rows(int rows, int n, const float *gates, float *cand, const float *x,
+                               int64_t stride, const float *h, float clip, float *state) {
+    for (int i = 0; i < rows; i++) {
+        const float *z = gates + (int64_t)i * 2 * n, *hi = h + (int64_t)i * n;
+        const float *xn = x + i * stride + 2 * n;
+        float *c = cand + (int64_t)i * n, *s = state + (int64_t)i * n;
+        UNITS for (int j = 0; j < n; j++) {
+            c[j] = tanh_(c[j] + xn[j]);
+            float v = c[j] + z[j] * (hi[j] - c[j]);
+            v = v > clip ? clip : v;
+            s[j] = v < -clip ? -clip : v;
+        }
+    }
+}
+
+/* Gradient of the state (scaled in place to what the update gate carries on) to those of update
+ * gate and candidate. */
+PER_CPU static void grad_zn_rows(int rows, int n, const float *gates, const float *cand,
+                                 const float *h, const float *state, float clip, float *grad_h,
+                                 float *grad_x, int64_t ld) {
+    for (int i = 0; i < rows; i++) {
+        const float *z = gates + (int64_t)i * 2 * n, *c = cand + (int64_t)i * n;
+        const float *hi = h + (int64_t)i * n, *s = state + (int64_t)i * n;
+        float *g = grad_h + (int64_t)i * n, *gx = grad_x + i * ld;
+        UNITS for (int j = 0; j < n; j++) {
+            float d = fabsf(s[j]) < clip ? g[j] : 0.0f;
+            float dz = d * z[j];
+            gx[j] = dz * (1.0f - z[j]) * (hi[j] - c[j]);
+            gx[2 * n + j] = (d - dz) * (1.0f - c[j] * c[j]);
+            g[j] = dz;
+        }
+    }
+}
+
+/* `rh` goes in as the gradient of reset gate times state and out as that product. */
+PER_CPU static void grad_r_rows(int rows, int n, const float *gates, const float *h, float *rh,
+                                float *grad_h, float *grad_x, int64_t ld) {
+    for (int i = 0; i < rows; i++) {
+        const float *r = gates + (int64_t)i * 2 * n + n, *hi = h + (int64_t)i * n;
+        float *g = grad_h + (int64_t)i * n, *gr = grad_x + i * ld + n, *ri = rh + (int64_t)i * n;
+        UNITS for (int j = 0; j < n; j++) {
+            float back = ri[j] * r[j], product = r[j] * hi[j];
+            gr[j] = back * hi[j] * (1.0f - r[j]);
+            g[j] += back;
+            ri[j] = product;
+        }
+    }
+}
+
+PER_CPU static void times_rows(int64_t n, const float *a, const float *b, float *out) {
+    UNITS for (int64_t j = 0; j < n; j++) out[j] = a[j] * b[j];
+}
+PER_CPU static void add_rows(int64_t n, const float *a, float *out) {
+    UNITS for (int64_t j = 0; j < n; j++) out[j] += a[j];
+}
+PER_CPU static void add_times_rows(int64_t n, const float *a, const float *b, float *out) {
+    UNITS for (int64_t j = 0; j < n; j++) out[j] += a[j] * b[j];
+}
+
+/* A GRU with n units. `w` holds update, reset and candidate: turned (n x 3n) for the forward loop,
+ * as they are (3n x n) for the backward loop. */
+typedef struct {
+    int n;
+    const float *w;
+    float clip;
+} cell;
+
+/* x: input products (rows x 3n by stride). `gates` and `cand` hold further products to add to
+ * where beta is 1, and nothing where it is 0. rh: scratch, rows x n. */
+static void cell_forward(const cell *c, int rows, const float *x, int64_t stride, const float *h,
+                         float beta, float *gates, float *cand, float *rh, float *state) {
+    const int n = c->n;
+    product(rows, 2 * n, n, h, n, c->w, 3 * n, beta, gates, 2 * n);
+    gate_rows(rows, n, gates, x, stride, h, rh);
+    product(rows, n, n, rh, n, c->w + 2 * n, 3 * n, beta, cand, n);
+    state_rows(rows, n, gates, cand, x, stride, h, c->clip, state);
+}
+
+/* grad_h: gradient after the bin; becomes that before it. grad_x: rows x 3n by ld. rh: out, reset
+ * gate times state, which the weights' gradients need. */
+static void cell_backward(const cell *c, int rows, const float *h, const float *state,
+                          const float *gates, const float *cand, float *grad_h, float *grad_x,
+                          int64_t ld, float *rh) {
+    const int n = c->n;
+    grad_zn_rows(rows, n, gates, cand, h, state, c->clip, grad_h, grad_x, ld);
+    product(rows, n, n, grad_x + 2 * n, ld, c->w + (int64_t)2 * n * n, n, 0.0f, rh, n);
+    grad_r_rows(rows, n, gates, h, rh, grad_h, grad_x, ld);
+    product(rows, n, 2 * n, grad_x, ld, c->w, n, 1.0f, grad_h, n);
+}
+
+/* Cut K nets x B trials into tasks of few enough rows to stay in cache, a multiple of threads. */
+static int chunk_rows(int n_nets, int n_trials) {
+    const int most = 128;
+    int threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    int pieces = (n_trials + most - 1) / most;
+    while ((pieces * n_nets) % threads && pieces < n_trials) pieces++;
+    return (n_trials + pieces - 1) / pieces;
+}
+
+/* A clipped GRU. Bin t of `states` (K, T + 2, B, n) is its entry t + 1; entries 0 and T + 1 are the
+ * initial states of nets that run forward and backward in time. With two_way, every other net runs
+ * backward. Strides in floats; where all bins share one buffer, that over bins is 0. */
+typedef struct {
+    int K, T, B, n, two_way;
+    float clip;
+    const float *w;
+    float *states, *gates, *cand;
+    int64_t gates_s[2], cand_s[2]; /* over K, T */
+} gru;
+
+void lfads_gru_forward(const gru *a, const float *x, const int64_t *x_s) {
+    const int n = a->n, T = a->T, B = a->B;
+    const int step = chunk_rows(a->K, B), chunks = (B + step - 1) / step;
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < a->K * chunks; task++) {
+        const int k = task / chunks, b = task % chunks * step, rows = B - b < step ? B - b : step;
+        const int back = a->two_way && k % 2;
+        const cell c = {n, a->w + (int64_t)k * 3 * n * n, a->clip};
+        float *rh = malloc(sizeof(float) * rows * n);
+        for (int i = 0; i < T; i++) {
+            const int t = back ? T - 1 - i : i;
+            float *s = a->states + (((int64_t)k * (T + 2) + t + 1) * B + b) * n;
+            const float *h = back ? s + (int64_t)B * n : s - (int64_t)B * n;
+            float *gates = a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n;
+            float *cand = a->cand + k * a->cand_s[0] + t * a->cand_s[1] + (int64_t)b * n;
+            cell_forward(&c, rows, x + k * x_s[0] + t * x_s[1] + b * x_s[2], x_s[2], h, 0.0f, gates,
+                         cand, rh, s);
+        }
+        free(rh);
+    }
+}
+
+/* grad_states (K, T, B, n) and grad_last (K, B, n), of the last state that a net computes, may be
+ * NULL. Out: grad_x by strides, grad_h0 (K, B, n), rh (K, T, B, n). */
+void lfads_gru_backward(const gru *a, const float *grad_states, const float *grad_last,
+                        float *grad_x, const int64_t *grad_s, float *grad_h0, float *rh) {
+    const int n = a->n, T = a->T, B = a->B;
+    const int step = chunk_rows(a->K, B), chunks = (B + step - 1) / step;
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < a->K * chunks; task++) {
+        const int k = task / chunks, b = task % chunks * step, rows = B - b < step ? B - b : step;
+        const int back = a->two_way && k % 2;
+        const int64_t first = ((int64_t)k * B + b) * n, size = (int64_t)rows * n;
+        const cell c = {n, a->w + (int64_t)k * 3 * n * n, a->clip};
+        float *gh = grad_h0 + first;
+        if (grad_last)
+            memcpy(gh, grad_last + first, sizeof(float) * size);
+        else
+            memset(gh, 0, sizeof(float) * size);
+        for (int i = T - 1; i >= 0; i--) {
+            const int t = back ? T - 1 - i : i;
+            const int64_t at = (((int64_t)k * T + t) * B + b) * n;
+            const float *s = a->states + (((int64_t)k * (T + 2) + t + 1) * B + b) * n;
+            const float *h = back ? s + (int64_t)B * n : s - (int64_t)B * n;
+            if (grad_states) add_rows(size, grad_states + at, gh);
+            cell_backward(&c, rows, h, s,
+                          a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n,
+                          a->cand + k * a->cand_s[0] + t * a->cand_s[1] + (int64_t)b * n, gh,
+                          grad_x + k * grad_s[0] + t * grad_s[1] + b * grad_s[2], grad_s[2],
+                          rh + at);
+        }
+    }
+}
+
+/* The decoder: C controller, G generator, F factors, U inferred inputs. Optional arrays are NULL.
+ * Bin t of con_states, gen_states and factors (K, T + 1, B, .) is their entry t + 1; entry 0 is the
+ * initial state. Strides as in `gru`. */
+typedef struct {
+    int K, T, B, C, G, F, U;
+    float clip;
+    const float *w_con_fac, *w_con_hh, *w_co, *b_co, *w_gen_u, *w_gen_hh, *w_fac;
+    const float *noise, *fac_mask, *gen_mask;
+    float *con_states, *gen_states, *factors, *co, *inputs;
+    float *con_gates, *con_cand, *gen_gates, *gen_cand;
+    int64_t con_gates_s[2], con_cand_s[2], gen_gates_s[2], gen_cand_s[2];
+} decoder;
+
+/* One net's weights, and where its share of the trials lies. */
+typedef struct {
+    int k, b, rows;
+    cell con, gen;
+    const float *w_con_fac, *w_co, *b_co, *w_gen_u, *w_fac;
+} share;
+
+static share share_of(const decoder *d, int task, int step) {
+    const int C = d->C, G = d->G, F = d->F, U = d->U, chunks = (d->B + step - 1) / step;
+    const int b = task % chunks * step;
+    const int64_t k = task / chunks;
+    return (share){
+        .k = (int)k,
+        .b = b,
+        .rows = d->B - b < step ? d->B - b : step,
+        .con = {C, d->w_con_hh + k * 3 * C * C, d->clip},
+        .gen = {G, d->w_gen_hh + k * 3 * G * G, d->clip},
+        .w_con_fac = d->w_con_fac + k * 3 * C * F,
+        .w_co = d->w_co + k * 2 * U * C,
+        .b_co = d->b_co + k * 2 * U,
+        .w_gen_u = d->w_gen_u + k * 3 * G * U,
+        .w_fac = d->w_fac + k * F * G,
+    };
+}
+
+static int widest(const decoder *d) {
+    int n = d->F > d->G ? d->F : d->G;
+    n = n > d->C ? n : d->C;
+    return n > d->U ? n : d->U;
+}
+
+static const float *masked(const float *x, const float *mask, int64_t n, float *scratch) {
+    if (!mask) return x;
+    times_rows(n, x, mask, scratch);
+    return scratch;
+}
+
+PER_CPU static void draw_rows(int rows, int n, const float *co, const float *noise, float *u) {
+    for (int i = 0; i < rows; i++)
+        UNITS for (int j = 0; j < n; j++) {
+            const float mean = co[(int64_t)i * 2 * n + j];
+            const float half = 0.5f * co[(int64_t)i * 2 * n + n + j];
+            u[(int64_t)i * n + j] = noise ? mean + noise[(int64_t)i * n + j] * exp_(half) : mean;
+        }
+}
+
+/* con_x and gen_x: input products, their rows by strides over K, T, B. */
+void lfads_decoder_forward(const decoder *d, const float *con_x, const int64_t *con_s,
+                           const float *gen_x, const int64_t *gen_s) {
+    const int C = d->C, G = d->G, F = d->F, U = d->U, T = d->T, B = d->B;
+    const int step = chunk_rows(d->K, B), tasks = d->K * ((B + step - 1) / step);
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < tasks; task++) {
+        const share s = share_of(d, task, step);
+        const int64_t k = s.k, b = s.b;
+        const int rows = s.rows;
+        float *scratch = malloc(sizeof(float) * rows * widest(d));
+        for (int t = -1; t < T; t++) {
+            const int64_t at = (k * T + t) * B + b;           /* of arrays of T bins */
+            const int64_t at1 = (k * (T + 1) + t + 1) * B + b; /* of arrays of T + 1 entries */
+            float *f = d->factors + at1 * F, *g = d->gen_states + at1 * G;
+            if (t >= 0) {
+                const float *f_in = masked(f - (int64_t)B * F, d->fac_mask ? d->fac_mask + at * F : NULL,
+                                           (int64_t)rows * F, scratch);
+                float *gates = d->con_gates + k * d->con_gates_s[0] + t * d->con_gates_s[1] + b * 2 * C;
+                float *cand = d->con_cand + k * d->con_cand_s[0] + t * d->con_cand_s[1] + b * C;
+                float *c = d->con_states + at1 * C;
+                product(rows, 2 * C, F, f_in, F, s.w_con_fac, 3 * C, 0.0f, gates, 2 * C);
+                product(rows, C, F, f_in, F, s.w_con_fac + 2 * C, 3 * C, 0.0f, cand, C);
+                cell_forward(&s.con, rows, con_x + k * con_s[0] + t * con_s[1] + b * con_s[2],
+                             con_s[2], c - (int64_t)B * C, 1.0f, gates, cand, scratch, c);
+
+                float *co = d->co + at * 2 * U, *u = d->inputs + at * U;
+                copy_rows(rows, 2 * U, s.b_co, 0, co, 2 * U);
+                product(rows, 2 * U, C, c, C, s.w_co, 2 * U, 1.0f, co, 2 * U);
+                draw_rows(rows, U, co, d->noise ? d->noise + at * U : NULL, u);
+
+                gates = d->gen_gates + k * d->gen_gates_s[0] + t * d->gen_gates_s[1] + b * 2 * G;
+                cand = d->gen_cand + k * d->gen_cand_s[0] + t * d->gen_cand_s[1] + b * G;
+                product(rows, 2 * G, U, u, U, s.w_gen_u, 3 * G, 0.0f, gates, 2 * G);
+                product(rows, G, U, u, U, s.w_gen_u + 2 * G, 3 * G, 0.0f, cand, G);
+                cell_forward(&s.gen, rows, gen_x + k * gen_s[0] + t * gen_s[1] + b * gen_s[2],
+                             gen_s[2], g - (int64_t)B * G, 1.0f, gates, cand, scratch, g);
+            }
+            const float *g_out = masked(g, d->gen_mask ? d->gen_mask + at1 * G : NULL,
+                                        (int64_t)rows * G, scratch);
+            product(rows, F, G, g_out, G, s.w_fac, F, 0.0f, f, F);
+        }
+        free(scratch);
+    }
+}
+
+PER_CPU static void grad_draw_rows(int rows, int n, const float *grad_u, const float *co,
+                                   const float *noise, float *grad_co) {
+    for (int i = 0; i < rows; i++)
+        UNITS for (int j = 0; j < n; j++) {
+            const float gu = grad_u[(int64_t)i * n + j];
+            const int64_t mean = (int64_t)i * 2 * n + j, logvar = mean + n;
+            grad_co[mean] += gu;
+            if (noise)
+                grad_co[logvar] += gu * 0.5f * noise[(int64_t)i * n + j] * exp_(0.5f * co[logvar]);
+        }
+}
+
+/* Gradients from outside, each of which may be NULL. */
+typedef struct {
+    const float *factors, *gen_states, *con_states, *inputs; /* (K, T, B, .) */
+} outside;
+
+/* What the backward loop gives, axes (K, T, B, .) or, of grad_f and gen_in, (K, T + 1, B, .).
+ * grad_co comes in as the gradient from outside. con_rh, gen_rh: reset gate times state. fac_in,
+ * gen_in: factors and generator states times their masks; NULL where there is no mask. */
+typedef struct {
+    float *con_x, *gen_x, *con_h0, *gen_h0, *grad_f, *grad_co, *con_rh, *gen_rh, *fac_in, *gen_in;
+} found;
+
+void lfads_decoder_backward(const decoder *d, const outside *grad, const found *out) {
+    const int C = d->C, G = d->G, F = d->F, U = d->U, T = d->T, B = d->B;
+    const int step = chunk_rows(d->K, B), tasks = d->K * ((B + step - 1) / step);
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < tasks; task++) {
+        const share s = share_of(d, task, step);
+        const int64_t k = s.k, b = s.b;
+        const int rows = s.rows;
+        const int64_t n_c = (int64_t)rows * C, n_g = (int64_t)rows * G, n_f = (int64_t)rows * F;
+        float *scratch = malloc(sizeof(float) * rows * widest(d));
+        float *gc = out->con_h0 + (k * B + b) * C, *gg = out->gen_h0 + (k * B + b) * G;
+        memset(gc, 0, sizeof(float) * n_c);
+        memset(gg, 0, sizeof(float) * n_g);
+        for (int t = T - 1; t >= -1; t--) {
+            const int64_t at = (k * T + t) * B + b;
+            const int64_t at1 = (k * (T + 1) + t + 1) * B + b;
+            float *gf = out->grad_f + at1 * F;
+            const float *g = d->gen_states + at1 * G;
+            if (t == T - 1) memset(gf, 0, sizeof(float) * n_f);
+            if (t >= 0 && grad->factors) add_rows(n_f, grad->factors + at * F, gf);
+            if (d->gen_mask) {
+                product(rows, G, F, gf, F, s.w_fac, G, 0.0f, scratch, G);
+                add_times_rows(n_g, scratch, d->gen_mask + at1 * G, gg);
+                times_rows(n_g, g, d->gen_mask + at1 * G, out->gen_in + at1 * G);
+            } else {
+                product(rows, G, F, gf, F, s.w_fac, G, 1.0f, gg, G);
+            }
+            if (t < 0) break;
+            if (grad->gen_states) add_rows(n_g, grad->gen_states + at * G, gg);
+            float *ggx = out->gen_x + at * 3 * G;
+            cell_backward(&s.gen, rows, g - (int64_t)B * G, g,
+                          d->gen_gates + k * d->gen_gates_s[0] + t * d->gen_gates_s[1] + b * 2 * G,
+                          d->gen_cand + k * d->gen_cand_s[0] + t * d->gen_cand_s[1] + b * G, gg,
+                          ggx, 3 * G, out->gen_rh + at * G);
+
+            float *gu = scratch, *gco = out->grad_co + at * 2 * U;
+            if (grad->inputs) memcpy(gu, grad->inputs + at * U, sizeof(float) * rows * U);
+            product(rows, U, 3 * G, ggx, 3 * G, s.w_gen_u, U, grad->inputs ? 1.0f : 0.0f, gu, U);
+            grad_draw_rows(rows, U, gu, d->co + at * 2 * U, d->noise ? d->noise + at * U : NULL,
+                           gco);
+
+            product(rows, C, 2 * U, gco, 2 * U, s.w_co, C, 1.0f, gc, C);
+            if (grad->con_states) add_rows(n_c, grad->con_states + at * C, gc);
+            const float *c = d->con_states + at1 * C;
+            float *gcx = out->con_x + at * 3 * C;
+            cell_backward(&s.con, rows, c - (int64_t)B * C, c,
+                          d->con_gates + k * d->con_gates_s[0] + t * d->con_gates_s[1] + b * 2 * C,
+                          d->con_cand + k * d->con_cand_s[0] + t * d->con_cand_s[1] + b * C, gc,
+                          gcx, 3 * C, out->con_rh + at * C);
+
+            float *gf_before = gf - (int64_t)B * F;
+            product(rows, F, 3 * C, gcx, 3 * C, s.w_con_fac, F, 0.0f, gf_before, F);
+            if (d->fac_mask) {
+                const float *mask = d->fac_mask + at * F;
+                times_rows(n_f, gf_before, mask, gf_before);
+                times_rows(n_f, d->factors + (at1 - B) * F, mask, out->fac_in + at * F);
+            }
+        }
+        free(scratch);
+    }
+}

@@ -1,0 +1,326 @@
+"""Regressions that scores and baselines need: ridge and Poisson, from arrays of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import UserError
+
+FloatArray = NDArray[np.float64]
+
+NLB_ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-4, 0, 9))
+"""Ridge penalties among which the Neural Latents Benchmark chooses by cross-validation."""
+
+_CHUNK_ROWS = 16384
+
+
+class LinearMap(NamedTuple):
+    """``y = x @ weight + bias``.
+
+    Attributes
+    ----------
+    weight : array, shape (features, targets)
+    bias : array, shape (targets,)
+    """
+
+    weight: FloatArray
+    bias: FloatArray
+
+    def __call__(self, x: ArrayLike) -> FloatArray:
+        """Predict from `x` of shape (..., features)."""
+        return np.asarray(x, dtype=np.float64) @ self.weight + self.bias
+
+
+class RidgeChoice(NamedTuple):
+    """A ridge regression whose penalty was chosen by cross-validation.
+
+    Attributes
+    ----------
+    fit : LinearMap
+        Fitted to all samples.
+    alpha : float
+        The penalty.
+    score : float
+        Mean over folds of the R2 in the fold left out, averaged over targets.
+    """
+
+    fit: LinearMap
+    alpha: float
+    score: float
+
+
+def finite_rows(*arrays: ArrayLike) -> list[FloatArray]:
+    """Flatten all axes but the last, and keep the rows that are finite in every array."""
+    flat = [np.asarray(a, dtype=np.float64) for a in arrays]
+    flat = [a.reshape(-1, a.shape[-1]) for a in flat]
+    if len({len(a) for a in flat}) > 1:
+        raise UserError(f"arrays must agree in samples, got {[len(a) for a in flat]} rows")
+    keep = np.logical_and.reduce([np.isfinite(a).all(axis=1) for a in flat])
+    return flat if keep.all() else [a[keep] for a in flat]
+
+
+def column_r2(preds: FloatArray, targets: FloatArray) -> FloatArray:
+    """R2 per column; as the benchmark has it, a constant target scores 1 if exact and else 0."""
+    error = ((targets - preds) ** 2).sum(axis=0)
+    spread = ((targets - targets.mean(axis=0)) ** 2).sum(axis=0)
+    varies = spread > 0
+    return np.where(varies, 1 - error / np.where(varies, spread, 1.0), error == 0)
+
+
+def fit_linear(x: ArrayLike, y: ArrayLike, alphas: Sequence[float] = (0.0,)) -> list[LinearMap]:
+    """Ridge regression with an unpenalised intercept, for several penalties at once.
+
+    Parameters
+    ----------
+    x : array, shape (..., features)
+    y : array, shape (..., targets)
+        Samples with a NaN in `x` or `y` are left out.
+    alphas : sequence of float
+        Penalties on the squared weights; 0 is least squares of least norm.
+
+    Returns
+    -------
+    list of LinearMap, one per penalty
+
+    Raises
+    ------
+    UserError
+        If the samples of `x` and `y` do not agree, or none is finite in both.
+    """
+    inputs, targets = finite_rows(x, y)
+    if not len(inputs):
+        raise UserError("no sample is finite in both x and y, so there is nothing to fit")
+    # Centred, the sums of products lose no digits to the means.
+    x_mean, y_mean = inputs.mean(axis=0), targets.mean(axis=0)
+    fits = _solve(_gram(inputs - x_mean, targets - y_mean), inputs.shape[1], alphas)
+    return [LinearMap(weight, y_mean + bias - x_mean @ weight) for weight, bias in fits]
+
+
+def _gram(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Sums of products of (1, x, y): all that linear regression needs to know of its data."""
+    joined = np.concatenate([np.ones((len(x), 1)), x, y], axis=1)
+    return joined.T @ joined
+
+
+def _solve(gram: FloatArray, n_features: int, alphas: Sequence[float]) -> list[LinearMap]:
+    means = gram[0, 1:] / gram[0, 0]
+    covariance = gram[1:, 1:] - gram[0, 0] * np.outer(means, means)
+    power, axes = np.linalg.eigh(covariance[:n_features, :n_features])
+    # Directions without variance carry no information; dropping them is the pseudo-inverse.
+    scale = gram.diagonal()[1 : n_features + 1].max(initial=0.0)
+    alive = power > scale * len(power) * np.finfo(np.float64).eps
+    axes, power = axes[:, alive], power[alive]
+    projected = axes.T @ covariance[:n_features, n_features:]
+    weights = [axes @ (projected / (power + alpha)[:, None]) for alpha in alphas]
+    return [LinearMap(w, means[n_features:] - means[:n_features] @ w) for w in weights]
+
+
+def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> float:
+    """Mean R2 of a linear map over the targets that vary."""
+    n_targets = len(fit.bias)
+    residual = np.concatenate([fit.bias[None], fit.weight, -np.eye(n_targets)])
+    error = np.einsum("ik,ij,jk->k", residual, gram, residual, optimize=True)
+    power = gram.diagonal()[-n_targets:]
+    spread = power - gram[0, -n_targets:] ** 2 / gram[0, 0]
+    varies = spread > 1e-12 * power
+    return float((1 - error[varies] / spread[varies]).sum()) / n_targets
+
+
+def _choose(
+    folds: Sequence[tuple[FloatArray, FloatArray]], alphas: Sequence[float]
+) -> RidgeChoice:
+    """Choose a penalty over folds, each (x, y) of finite rows, and fit to all of them."""
+    n = sum(len(x) for x, _ in folds)
+    # Centred, the sums of products lose no digits to the means.
+    x_mean = np.sum([x.sum(axis=0) for x, _ in folds], axis=0) / n
+    y_mean = np.sum([y.sum(axis=0) for _, y in folds], axis=0) / n
+    grams = [_gram(x - x_mean, y - y_mean) for x, y in folds]
+    total, n_features = np.sum(grams, axis=0), len(x_mean)
+    scores = np.zeros(len(alphas))
+    for gram in grams if len(grams) > 1 else ():
+        fits = _solve(total - gram, n_features, alphas)
+        scores += [_r2_from_gram(gram, fit) / len(grams) for fit in fits]
+    best = int(np.argmax(scores))
+    [(weight, bias)] = _solve(total, n_features, [alphas[best]])
+    fit = LinearMap(weight, y_mean + bias - x_mean @ weight)
+    return RidgeChoice(fit, float(alphas[best]), float(scores[best]))
+
+
+def ridge_by_trials(
+    x: ArrayLike, y: ArrayLike, alphas: Sequence[float], n_folds: int = 5
+) -> RidgeChoice:
+    """Ridge regression; the penalty is chosen by cross-validation that never parts a trial.
+
+    Parameters
+    ----------
+    x : array, shape (trials, bins, features)
+    y : array, shape (trials, bins, targets)
+        Samples with a NaN are left out, and so are trials without any sample.
+    alphas : sequence of float
+    n_folds : int
+        Contiguous folds of trials; fewer where there are fewer trials.
+
+    Returns
+    -------
+    RidgeChoice
+        With a single trial there is no cross-validation: the first penalty, and a score of 0.
+
+    Raises
+    ------
+    UserError
+        If no sample is finite in both.
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.shape[:2] != y.shape[:2]:
+        raise UserError(f"x has trials x bins {x.shape[:2]}, y {y.shape[:2]}; they must agree")
+    usable = np.isfinite(x).all(axis=2) & np.isfinite(y).all(axis=2)
+    trials = np.flatnonzero(usable.any(axis=1))
+    if not trials.size:
+        raise UserError("no sample is finite in both x and y, so there is nothing to fit")
+    folds = np.array_split(trials, min(n_folds, len(trials)))
+    return _choose([(x[f][usable[f]], y[f][usable[f]]) for f in folds], alphas)
+
+
+def ridge_r2(
+    x_train: ArrayLike,
+    y_train: ArrayLike,
+    x_valid: ArrayLike,
+    y_valid: ArrayLike,
+    alphas: float | int | Sequence[float] = NLB_ALPHAS,
+    n_folds: int = 5,
+) -> FloatArray:
+    """Decode `y` from `x` linearly: fit on training samples, score on validation samples.
+
+    Among several penalties the best is chosen by cross-validation within the training samples, in
+    contiguous folds as the Neural Latents Benchmark does, so that the bins of a trial stay together
+    but at the folds' ends.
+
+    Parameters
+    ----------
+    x_train, x_valid : array, shape (..., features)
+    y_train, y_valid : array, shape (..., targets)
+        Samples with a NaN are left out.
+    alphas : float or sequence of float
+        Ridge penalty, or the penalties to choose from.
+    n_folds : int
+        Folds of the cross-validation.
+
+    Returns
+    -------
+    array, shape (targets,)
+        R2 of each target; their mean is the benchmark's "velocity R2".
+    """
+    grid = [float(a) for a in np.atleast_1d(alphas)]
+    x, y = finite_rows(x_train, y_train)
+    if len(grid) > 1 and len(x) < n_folds:
+        raise UserError(f"{n_folds} folds need as many training samples, got {len(x)}")
+    if not len(x):
+        raise UserError("no training sample is finite in both x and y")
+    folds = np.array_split(np.arange(len(x)), n_folds if len(grid) > 1 else 1)
+    fit = _choose([(x[f[0] : f[-1] + 1], y[f[0] : f[-1] + 1]) for f in folds], grid).fit
+    x, y = finite_rows(x_valid, y_valid)
+    return column_r2(fit(x), y)
+
+
+def linear_map_r2(
+    latents: ArrayLike, truth: ArrayLike, fit_on: tuple[ArrayLike, ArrayLike] | None = None
+) -> float:
+    """R2 of true latents explained by a linear map (with offset) of inferred ones.
+
+    Parameters
+    ----------
+    latents : array, shape (..., inferred dimensions)
+    truth : array, shape (..., true dimensions)
+    fit_on : (latents, truth), optional
+        Data to which the map is fitted, for instance the training trials; the scored data if None.
+
+    Returns
+    -------
+    float
+        Mean over the true dimensions.
+    """
+    [fit] = fit_linear(*(fit_on or (latents, truth)))
+    x, y = finite_rows(latents, truth)
+    return float(column_r2(fit(x), y).mean())
+
+
+def poisson_regression(
+    x: ArrayLike, counts: ArrayLike, penalty: float | int = 0.0, max_iterations: int = 200
+) -> LinearMap:
+    """Poisson regression with log link, of all channels at once.
+
+    Minimises, for each channel, the mean over its samples of ``rate - count * log(rate)`` plus
+    ``penalty / 2 * |weight|^2``, with ``log(rate) = x @ weight + bias``.
+
+    Parameters
+    ----------
+    x : array, shape (..., features)
+        Samples with a NaN are left out.
+    counts : array, shape (..., channels)
+        NaN entries are left out, each channel for itself.
+    penalty : float
+    max_iterations : int
+
+    Returns
+    -------
+    LinearMap
+        To log rates per bin. A channel without a single spike gets no weights and the rate of half
+        a spike in all its samples.
+    """
+    from scipy.optimize import minimize  # costs half a second that training need not wait
+
+    inputs, y = np.asarray(x, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    inputs, y = inputs.reshape(-1, inputs.shape[-1]), y.reshape(-1, y.shape[-1])
+    if len(inputs) != len(y):
+        raise UserError(f"x has {len(inputs)} samples, counts {len(y)}; they must agree")
+    keep = np.isfinite(inputs).all(axis=1) & np.isfinite(y).any(axis=1)
+    inputs, y = inputs[keep], y[keep]
+    if not len(y):
+        raise UserError("no sample has finite x and counts, so there is nothing to fit")
+    observed = np.isfinite(y)
+    n = np.maximum(observed.sum(axis=0), 1)
+    y = np.where(observed, y, 0.0)
+    mean = np.maximum(y.sum(axis=0), 0.5) / n
+    active = np.flatnonzero(y.any(axis=0))
+
+    # In the inputs' principal axes, scaled by each channel's curvature at its mean rate, the
+    # problem is nearly round, and a few steps suffice whatever the inputs' scales.
+    centre = inputs.mean(axis=0)
+    power, axes = np.linalg.eigh(np.cov(inputs, rowvar=False, bias=True).reshape(2 * [len(centre)]))
+    alive = power > max(power[-1], 0.0) * len(power) * np.finfo(np.float64).eps
+    axes, power = axes[:, alive], power[alive]
+    z = (inputs - centre) @ axes
+    scale = 1 / np.sqrt(mean[active] * power[:, None] + penalty)
+    y, observed, n = y[:, active], observed[:, active], n[active]
+
+    def objective(flat: FloatArray) -> tuple[float, FloatArray]:
+        own = flat.reshape(len(power) + 1, len(active))
+        weight = own[1:] * scale
+        log_mean = np.log(mean[active]) + own[0] / np.sqrt(mean[active])
+        value, slope = 0.5 * penalty * float((weight**2).sum()), penalty * weight
+        offset = np.zeros(len(active))
+        for start in range(0, len(z), _CHUNK_ROWS):
+            rows = slice(start, start + _CHUNK_ROWS)
+            # Bounded, a step that goes too far is turned back without an overflow.
+            eta = np.minimum(z[rows] @ weight + log_mean, 50.0)
+            rate = np.where(observed[rows], np.exp(eta), 0.0)
+            value += float(((rate - y[rows] * eta) / n).sum())
+            error = (rate - y[rows]) / n
+            slope = slope + z[rows].T @ error
+            offset += error.sum(axis=0)
+        gradient = np.concatenate([offset[None] / np.sqrt(mean[active]), slope * scale])
+        return value, gradient.ravel()
+
+    weight, bias = np.zeros((len(centre), len(mean))), np.log(mean)
+    if active.size and power.size:
+        options = {"maxiter": max_iterations, "ftol": 1e-10, "gtol": 1e-7}
+        start = np.zeros((len(power) + 1) * len(active))
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+        own = found.reshape(len(power) + 1, len(active))
+        weight[:, active] = axes @ (own[1:] * scale)
+        bias[active] += own[0] / np.sqrt(mean[active]) - centre @ weight[:, active]
+    return LinearMap(weight, bias)

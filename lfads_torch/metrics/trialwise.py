@@ -1,0 +1,280 @@
+"""Scores from sums kept per trial, so that trials can be drawn anew without computing again.
+
+Every score has ``parts(weights)``: a numerator and a denominator for each row of trial weights, of
+which the score is the ratio; ratios of sums over sessions pool the sessions. Weights of one give
+the score itself, weights drawn by `resampled_trials` the bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import UserError
+
+FloatArray = NDArray[np.float64]
+
+NLB_FLOOR = 1e-9
+"""Rate that stands for a rate of zero, as the Neural Latents Benchmark has it."""
+
+_CHUNK_ENTRIES = 1 << 21
+# What rounding leaves of the spread of a constant column, as a share of its power.
+_ROUNDING = 1e-12
+
+
+@runtime_checkable
+class TrialScore(Protocol):
+    """What every score of this kind can say."""
+
+    def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Numerator and denominator for weights of shape (draws, trials), each (draws,)."""
+
+    def by_column(self) -> FloatArray | None:
+        """The score of each channel or column; None where it has none."""
+
+    def by_group(self, groups: Sequence[NDArray[np.int64]]) -> FloatArray | None:
+        """The score of each group of trials, against the reference of all; None where undefined."""
+
+
+def resampled_trials(n_trials: int, n_draws: int, seed: int | Sequence[int] = 0) -> FloatArray:
+    """How often each trial is drawn when trials are drawn with replacement.
+
+    Parameters
+    ----------
+    n_trials, n_draws : int
+    seed : int or sequence of int
+
+    Returns
+    -------
+    array, shape (n_draws, n_trials)
+        Rows of whole numbers that sum to `n_trials`.
+    """
+    if n_trials < 1 or n_draws < 0:
+        raise UserError(f"n_trials={n_trials}, n_draws={n_draws}; legal are >= 1 and >= 0")
+    rng = np.random.default_rng(seed)
+    even = np.full(n_trials, 1 / n_trials)
+    return rng.multinomial(n_trials, even, size=n_draws).astype(np.float64)
+
+
+def interval(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws; NaN where no draw is finite."""
+    values = np.asarray(draws, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def score_value(score: TrialScore, n_trials: int) -> float:
+    """The score over all trials."""
+    return float(ratio(*score.parts(np.ones((1, n_trials))))[0])
+
+
+def ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
+    """Ratio of the parts of scores, NaN where there is nothing to go by."""
+    out = np.full(np.shape(numerator), np.nan)
+    return np.divide(numerator, denominator, out=out, where=denominator > 0)
+
+
+def _group_weights(groups: Sequence[NDArray[np.int64]], n_trials: int) -> FloatArray:
+    weights = np.zeros((len(groups), n_trials))
+    for row, members in zip(weights, groups, strict=True):
+        row[members] = 1.0
+    return weights
+
+
+@dataclass(frozen=True)
+class SpikeScore:
+    """Bits per spike (Pei et al. 2021, eq. 2).
+
+    ``(NLL(mean rate of the evaluated data) - NLL(model)) / (number of spikes * ln 2)``; the mean
+    rates are those of the trials that are scored, drawn or not.
+
+    Attributes
+    ----------
+    n_observed, spikes, nll : array, shape (trials, channels)
+        Observed entries, spikes, and the sum of rate - spikes * log(rate).
+    """
+
+    n_observed: FloatArray
+    spikes: FloatArray
+    nll: FloatArray
+
+    @classmethod
+    def of(cls, rates: ArrayLike, counts: ArrayLike) -> SpikeScore:
+        """Sum up rates per bin against counts.
+
+        Parameters
+        ----------
+        rates, counts : array, shape (trials, bins, channels)
+            NaN counts are not scored. A rate of zero counts as 1e-9, as the benchmark has it.
+        """
+        rates, counts = np.asarray(rates), np.asarray(counts)
+        if rates.shape != counts.shape:
+            raise UserError(
+                f"rates have shape {rates.shape}, counts {counts.shape}; they must agree"
+            )
+        n, spikes, nll = (np.zeros((counts.shape[0], counts.shape[2])) for _ in range(3))
+        for part in _chunks(counts):
+            observed = np.isfinite(counts[part])
+            found = np.where(observed, counts[part], 0.0)
+            rate = np.maximum(rates[part].astype(np.float64), NLB_FLOOR)
+            n[part] = observed.sum(axis=1)
+            spikes[part] = found.sum(axis=1)
+            nll[part] = (np.where(observed, rate, 0.0) - found * np.log(rate)).sum(
+                axis=1, where=observed
+            )
+        return cls(n, spikes, nll)
+
+    def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """See `TrialScore`."""
+        n, spikes, nll = (weights @ x for x in (self.n_observed, self.spikes, self.nll))
+        gain = _null_nll(n, spikes) - nll
+        return gain.sum(axis=1), spikes.sum(axis=1) * math.log(2)
+
+    def by_column(self) -> FloatArray:
+        """See `TrialScore`."""
+        n, spikes, nll = (x.sum(axis=0) for x in (self.n_observed, self.spikes, self.nll))
+        return ratio(_null_nll(n, spikes) - nll, spikes * math.log(2))
+
+    def by_group(self, groups: Sequence[NDArray[np.int64]]) -> FloatArray:
+        """See `TrialScore`; the mean rates are those of all trials."""
+        weights = _group_weights(groups, len(self.nll))
+        n, spikes, nll = (weights @ x for x in (self.n_observed, self.spikes, self.nll))
+        mean = ratio(self.spikes.sum(axis=0), self.n_observed.sum(axis=0))
+        mean = np.maximum(np.nan_to_num(mean), NLB_FLOOR)
+        null = n * mean - spikes * np.log(mean)
+        return ratio((null - nll).sum(axis=1), spikes.sum(axis=1) * math.log(2))
+
+
+def _null_nll(n: FloatArray, spikes: FloatArray) -> FloatArray:
+    """NLL of each channel's mean rate, without the factorials, which cancel."""
+    mean = np.maximum(spikes / np.maximum(n, 1), NLB_FLOOR)
+    return spikes - spikes * np.log(mean)
+
+
+def _chunks(array: NDArray[np.generic]) -> list[slice]:
+    step = max(1, _CHUNK_ENTRIES // max(1, math.prod(array.shape[1:])))
+    return [slice(i, i + step) for i in range(0, len(array), step)]
+
+
+@dataclass(frozen=True)
+class ErrorScore:
+    """R2 of predictions, the mean over the columns that vary.
+
+    Attributes
+    ----------
+    n, total, power, error : array, shape (trials, columns)
+        Observed entries, and over these the sums of the target (as deviation from its mean over
+        all trials), of its square, and of the squared error.
+    """
+
+    n: FloatArray
+    total: FloatArray
+    power: FloatArray
+    error: FloatArray
+
+    @classmethod
+    def of(cls, preds: ArrayLike, targets: ArrayLike) -> ErrorScore:
+        """Sum up predictions against targets, both (trials, bins, columns); NaN is left out."""
+        p, y, observed = _centred(preds, targets)
+        n = observed.sum(axis=1).astype(np.float64)
+        return cls(n, y.sum(axis=1), (y**2).sum(axis=1), ((y - p) ** 2).sum(axis=1))
+
+    def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """See `TrialScore`."""
+        return _column_mean(*self._r2(*(weights @ x for x in self._sums())))
+
+    def by_column(self) -> FloatArray:
+        """See `TrialScore`."""
+        return self._r2(*(x.sum(axis=0) for x in self._sums()))[0]
+
+    def by_group(self, groups: Sequence[NDArray[np.int64]]) -> FloatArray:
+        """See `TrialScore`; the spread is about the mean of all trials."""
+        weights = _group_weights(groups, len(self.n))
+        varies = self._r2(*(x.sum(axis=0) for x in self._sums()))[1]
+        power, error = weights @ self.power, weights @ self.error
+        varies = varies & (power > 0)
+        return ratio(*_column_mean(ratio(power - error, np.where(varies, power, 0.0)), varies))
+
+    def _sums(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        return self.n, self.total, self.power, self.error
+
+    @staticmethod
+    def _r2(
+        n: FloatArray, total: FloatArray, power: FloatArray, error: FloatArray
+    ) -> tuple[FloatArray, NDArray[np.bool_]]:
+        spread = power - total**2 / np.maximum(n, 1)
+        varies = spread > _ROUNDING * power
+        return ratio(spread - error, np.where(varies, spread, 0.0)), varies
+
+
+@dataclass(frozen=True)
+class CorrelationScore:
+    """Pearson's r of predictions and targets, the mean over the columns in which both vary.
+
+    Attributes
+    ----------
+    sums : array, shape (6, trials, columns)
+        Over observed entries: count, p, y, p^2, y^2, p y, both as deviations from their means over
+        all trials.
+    """
+
+    sums: FloatArray
+
+    @classmethod
+    def of(cls, preds: ArrayLike, targets: ArrayLike) -> CorrelationScore:
+        """Sum up predictions against targets, both (trials, bins, columns); NaN is left out."""
+        p, y, observed = _centred(preds, targets, own_mean=True)
+        terms = (observed.astype(np.float64), p, y, p**2, y**2, p * y)
+        return cls(np.stack([term.sum(axis=1) for term in terms]))
+
+    def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """See `TrialScore`."""
+        return _column_mean(*self._r([weights @ x for x in self.sums]))
+
+    def by_column(self) -> FloatArray:
+        """See `TrialScore`."""
+        return self._r(list(self.sums.sum(axis=1)))[0]
+
+    def by_group(self, groups: Sequence[NDArray[np.int64]]) -> FloatArray:
+        """See `TrialScore`; means and spreads are those of the group."""
+        weights = _group_weights(groups, self.sums.shape[1])
+        return ratio(*_column_mean(*self._r([weights @ x for x in self.sums])))
+
+    @staticmethod
+    def _r(sums: Sequence[FloatArray]) -> tuple[FloatArray, NDArray[np.bool_]]:
+        n, p, y, pp, yy, py = sums
+        n = np.maximum(n, 1)
+        spread_p, spread_y = pp - p**2 / n, yy - y**2 / n
+        # A prediction that is NaN does vary, so that the score turns NaN with it.
+        varies = (spread_y > _ROUNDING * yy) & ~(spread_p <= _ROUNDING * pp)
+        scale = np.sqrt(np.where(varies, spread_p * spread_y, 0.0))
+        return np.where(varies, (py - p * y / n) / np.where(varies, scale, 1.0), np.nan), varies
+
+
+def _column_mean(values: FloatArray, known: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
+    """Mean over the columns that are `known`, and whether there is any, as parts of a score."""
+    n = known.sum(axis=-1)
+    total = np.where(known, values, 0.0).sum(axis=-1)
+    return total / np.maximum(n, 1), (n > 0).astype(np.float64)
+
+
+def _centred(
+    preds: ArrayLike, targets: ArrayLike, own_mean: bool = False
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Shift both by the columns' mean targets; zero where the target is missing."""
+    p, y = np.asarray(preds, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    if p.shape != y.shape:
+        raise UserError(f"predictions have shape {p.shape}, targets {y.shape}; they must agree")
+    observed = np.isfinite(y)
+    n = np.maximum(observed.sum(axis=(0, 1)), 1)
+    y_mean = np.where(observed, y, 0.0).sum(axis=(0, 1)) / n
+    p_mean = np.where(observed, p, 0.0).sum(axis=(0, 1)) / n if own_mean else y_mean
+    return np.where(observed, p - p_mean, 0.0), np.where(observed, y - y_mean, 0.0), observed

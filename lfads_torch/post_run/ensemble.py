@@ -1,0 +1,96 @@
+"""Ensembles: what several trained models infer together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data.schema import SPLITS, write_session
+from ..datamodules import BasicDataModule
+from ..errors import UserError
+from ..model import LFADS
+from .analysis import MAX_BYTES, match_sessions, sample_session
+
+
+def run_ensemble_sampling(
+    models: Iterable[LFADS],
+    datamodule: BasicDataModule,
+    filename: str | Path,
+    num_samples: int = 50,
+    *,
+    seed: int = 0,
+    max_bytes: int = MAX_BYTES,
+    run: str | Path | None = None,
+) -> list[Path]:
+    """Write the rates of all trials, averaged over models, one file per session.
+
+    A file holds every key of the session's data file and ``{split}_output_params``, the mean over
+    models of their posterior mean rates (or other means). Factors, states, initial conditions and
+    inferred inputs are left out: each model has coordinates of its own for them, so a mean over
+    models means nothing.
+
+    Parameters
+    ----------
+    models : iterable of LFADS
+        Trained on the same sessions; one at a time is kept in memory.
+    datamodule : BasicDataModule
+    filename : str or Path
+        ``name.h5`` stands for ``name_sess0.h5``, ``name_sess1.h5``, ...
+    num_samples : int, default=50
+        Posterior samples of each model.
+    seed : int, default=0
+        Seed of the first model's samples; each further one has the next.
+    max_bytes : int
+        As in `sample_posterior`.
+    run : str or Path, optional
+        Recorded as attribute of the files.
+
+    Returns
+    -------
+    list of Path
+        The files, by session.
+
+    Raises
+    ------
+    UserError
+        Where there is no model, the data do not fit one, or a file cannot be written.
+    """
+    sums: dict[tuple[int, str], Tensor] = {}
+    n_models = 0
+    names: list[str] = []
+    for n_models, model in enumerate(models, start=1):
+        names = names or list(model.session_names)
+        for number, own in enumerate(match_sessions(model, datamodule)):
+            for split in (name for name in SPLITS if name in datamodule.sessions[number].splits):
+                rates = sample_session(
+                    *(model, datamodule, number, own, split, num_samples, seed + n_models - 1),
+                    max_bytes,
+                    as_in_file=True,
+                ).output_params
+                key = (number, split)
+                sums[key] = sums[key].add_(rates) if key in sums else rates
+    if not n_models:
+        raise UserError("an ensemble needs at least one model")
+    target = Path(filename)
+    paths = []
+    for number, session in enumerate(datamodule.sessions):
+        arrays = {
+            f"{split}_output_params": (total / n_models).numpy()
+            for (own, split), total in sums.items()
+            if own == number
+        }
+        attributes: dict[str, Any] = {
+            "session_name": datamodule.session_names[number],
+            "model_session_names": names or [datamodule.session_names[number]],
+            "num_samples": num_samples,
+            "sampling_seed": seed,
+            "num_models": n_models,
+        }
+        if run is not None:
+            attributes["run"] = str(run)
+        path = target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
+        paths.append(write_session(path, arrays, attributes, copy_from=session.path))
+    return paths

@@ -1,0 +1,239 @@
+"""What there is to score in one session: counts, conditions, behaviour, truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import DataError, UserError
+from ...metrics.nlb import trial_sets, trials_by_condition
+from ..outputs import SessionOutputs, Trials
+
+Array = NDArray[Any]
+
+TRAIN, SCORED = "train", "scored"
+
+#: Keys, without their split, that are taken for conditions where none is named.
+CONDITION_KEYS = ("cond_idx", "cond_id", "condition", "target")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys, without their split, of what is scored beside spikes.
+
+    Attributes
+    ----------
+    behavior, latents : str
+    condition : str or None
+        By default the first of `CONDITION_KEYS` that there is.
+    """
+
+    behavior: str = "behavior"
+    latents: str = "latents"
+    condition: str | None = None
+
+
+@dataclass
+class Recording:
+    """One session's training trials and the trials that are scored, under ``train`` and ``scored``.
+
+    Attributes
+    ----------
+    session : SessionOutputs
+    trials : dict of str to Trials
+    data : dict of str to array, shape (trials, T_r, N_r)
+        What was to be modelled; NaN where missing.
+    n_bins, n_channels : int
+        Of these, what the encoders read.
+    counts : bool
+        Whether they are counts.
+    labels : dict of str to array of int, shape (trials,)
+        Number of each trial's condition; -1 where unknown. All 0 where there are no conditions.
+    condition_names : list of str
+        Empty where there are no conditions.
+    condition_key : str or None
+    psth : array, shape (conditions, bins, N_r), or None
+        As the file has them.
+    jitter : array of int, shape (scored trials,), or None
+    behavior, latents, truth : dict of str to array
+        Empty where there are none; truth in the units of `data`.
+    sets : dict of str to array of bool, shape (sets, trials)
+        Sets of trials, each with a decoder of its own.
+    """
+
+    session: SessionOutputs
+    trials: dict[str, Trials]
+    data: dict[str, Array]
+    n_bins: int
+    n_channels: int
+    counts: bool
+    labels: dict[str, NDArray[np.int64]]
+    condition_names: list[str]
+    condition_key: str | None
+    psth: Array | None = None
+    jitter: Array | None = None
+    behavior: dict[str, Array] = field(default_factory=dict)
+    latents: dict[str, Array] = field(default_factory=dict)
+    truth: dict[str, Array] = field(default_factory=dict)
+    sets: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    @property
+    def n_scored(self) -> int:
+        """Trials that are scored."""
+        return self.trials[SCORED].n_trials
+
+    @property
+    def members(self) -> list[NDArray[np.int64]]:
+        """Scored trials of each condition."""
+        labels = self.labels[SCORED]
+        return [np.flatnonzero(labels == k) for k in range(len(self.condition_names))]
+
+
+def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording:
+    """Gather what there is to score.
+
+    Parameters
+    ----------
+    session : SessionOutputs
+    split : {"train", "valid", "test"}
+        The trials that are scored; baselines and decoders are fitted to the training trials.
+    keys : Keys
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    UserError
+        If there is no such split, or a key that was named is absent.
+    DataError
+        If arrays do not fit together.
+    """
+    trials = {TRAIN: session.trials("train"), SCORED: session.trials(split)}
+    for part in trials.values():
+        if "recon_data" not in part:
+            raise UserError(
+                f"{session.path} has no '{split}_recon_data' to score against; choose another "
+                "split, or add it to the data file"
+            )
+    data = {name: part["recon_data"] for name, part in trials.items()}
+    for name, part in trials.items():
+        if data[name].shape != part["output_params"].shape:
+            raise DataError(
+                f"{session.path}: recon_data has shape {data[name].shape}, output_params "
+                f"{part['output_params'].shape}; they must agree"
+            )
+    n_bins, n_channels = session.read_sizes
+    labels, names, key = _conditions(session, trials, split, keys.condition)
+    recording = Recording(
+        session, trials, data, n_bins, n_channels, session.counts, labels, names, key
+    )
+    recording.behavior = _pair(trials, keys.behavior, keys.behavior != Keys.behavior)
+    recording.latents = _pair(trials, keys.latents, keys.latents != Keys.latents)
+    recording.truth = _truth(session, trials)
+    recording.jitter = trials[SCORED]["jitter"] if "jitter" in trials[SCORED] else None
+    if "psth" in session.keys and key == "cond_idx":
+        recording.psth = np.asarray(session.read("psth"), dtype=np.float64)
+    masks = {n: part["decode_mask"] if "decode_mask" in part else None for n, part in trials.items()}
+    recording.sets = {name: trial_sets(masks[name], part.n_trials) for name, part in trials.items()}
+    return recording
+
+
+def _pair(trials: dict[str, Trials], name: str, named: bool) -> dict[str, Array]:
+    """The array of both kinds of trials; nothing where one lacks it and nobody asked for it."""
+    if named:
+        return {kind: part[name] for kind, part in trials.items()}
+    there = all(name in part for part in trials.values())
+    return {kind: part[name] for kind, part in trials.items()} if there else {}
+
+
+def _truth(session: SessionOutputs, trials: dict[str, Trials]) -> dict[str, Array]:
+    truth = _pair(trials, "truth", named=False)
+    if truth and "conversion_factor" in session.keys:
+        factor = float(np.ravel(session.read("conversion_factor"))[0])
+        truth = {kind: array / factor for kind, array in truth.items()}
+    return truth
+
+
+def _conditions(
+    session: SessionOutputs, trials: dict[str, Trials], split: str, named: str | None
+) -> tuple[dict[str, NDArray[np.int64]], list[str], str | None]:
+    """Number of each trial's condition, the conditions' names, and where they are from."""
+    file_splits = {TRAIN: "train", SCORED: split}
+    candidates = CONDITION_KEYS if named is None else (named,)
+    there = [k for k in candidates if f"{split}_{k}" in session.keys]
+    if not there:
+        if named is not None:
+            trials[SCORED][named]  # says what there is
+        return {kind: np.zeros(p.n_trials, np.int64) for kind, p in trials.items()}, [], None
+    key = there[0]
+    raw = {
+        kind: session.read(f"{own}_{key}") if f"{own}_{key}" in session.keys else None
+        for kind, own in file_splits.items()
+    }
+    found: dict[str, Array] = {}
+    for kind, values in raw.items():
+        n_trials = trials[kind].n_trials
+        if values is None:
+            found[kind] = np.full(n_trials, np.nan)
+        elif values.ndim == 1 and values.dtype.kind != "O" and len(values) == n_trials:
+            found[kind] = values
+        elif values.dtype.kind == "O" and len(values) == n_trials and _is_text(values):
+            found[kind] = np.array([_text(value) for value in values])
+        elif values.dtype.kind == "O" or values.ndim == 2:
+            found[kind] = _from_lists(values, n_trials, f"{file_splits[kind]}_{key}", session)
+        else:
+            raise DataError(
+                f"{session.path}: '{file_splits[kind]}_{key}' has shape {values.shape}; legal are "
+                f"one condition for each of the {n_trials} trials, or lists of trials"
+            )
+    known = np.concatenate([_known(values) for values in found.values()])
+    # As in the file: PSTHs are in the order of the condition numbers.
+    names = np.unique(known)
+    numbers = key == "cond_idx" and known.size and known.dtype.kind in "iu" and known.min() >= 0
+    if numbers:
+        n_psth = session.read("psth").shape[0] if "psth" in session.keys else 0
+        names = np.arange(max(int(known.max()) + 1, n_psth))
+    labels = {kind: _codes(values, names) for kind, values in found.items()}
+    return labels, [_text(name) for name in names], key
+
+
+def _from_lists(values: Array, n_trials: int, key: str, session: SessionOutputs) -> Array:
+    lists = trials_by_condition(values, len(values))
+    labels = np.full(n_trials, -1, dtype=np.int64)
+    for condition, members in enumerate(lists):
+        if members.size and not 0 <= members.min() <= members.max() < n_trials:
+            raise DataError(
+                f"{session.path}: '{key}' lists trials {members.min()} to {members.max()} of "
+                f"condition {condition}; legal are 0 to {n_trials - 1}"
+            )
+        labels[members] = condition
+    return labels
+
+
+def _known(values: Array) -> Array:
+    if values.dtype.kind == "f":
+        values = values[np.isfinite(values)]
+        whole = values.astype(np.int64)
+        return whole if np.array_equal(whole, values) else values
+    return values[values >= 0] if values.dtype.kind in "iu" else values
+
+
+def _codes(values: Array, names: Array) -> NDArray[np.int64]:
+    comparable = (values.dtype.kind in "US") == (names.dtype.kind in "US")
+    if not len(names) or not comparable:
+        return np.full(len(values), -1, dtype=np.int64)
+    place = np.searchsorted(names, values).clip(0, len(names) - 1)
+    return np.where(names[place] == values, place, -1)
+
+
+def _is_text(values: Array) -> bool:
+    return all(isinstance(value, bytes | str) for value in values)
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

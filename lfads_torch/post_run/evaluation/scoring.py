@@ -1,0 +1,180 @@
+"""The scores of a prediction on one session, each kept per trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data.smoothing import gaussian_smooth
+from ...errors import DataError
+from ...metrics.evaluation import PsthScore, SpeedScore
+from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
+from ...metrics.regression import RidgeChoice, ridge_by_trials
+from ...metrics.trialwise import CorrelationScore, ErrorScore, SpikeScore, TrialScore
+from .predictions import Features, Prediction, scale_of
+from .recording import SCORED, TRAIN, Recording
+
+Array = NDArray[Any]
+
+ALPHAS = tuple(float(a) for a in np.logspace(-3, 5, 9))
+"""Ridge penalties of linear maps, on weights of standardised features."""
+
+PSTH_SMOOTHING_MS = 50.0
+"""Width of the Gaussian that smooths PSTHs measured here, where the file has none."""
+
+
+def trial_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:
+    """Every score of a prediction for which the recording has data, by name."""
+    scores: dict[str, TrialScore] = {}
+    if prediction.rates is not None:
+        scores |= _data_scores(recording, prediction)
+        scores |= _psth_score(recording, prediction.rates)
+        scores |= _truth_scores(recording, prediction)
+        behavior = recording.behavior.get(SCORED)
+        if behavior is not None and behavior.ndim == 2 and recording.jitter is not None:
+            n_bins = recording.n_bins
+            bin_ms = recording.session.bin_ms or NLB_BIN_MS
+            mask = set_go_mask(behavior[:, -1], recording.jitter, n_bins, bin_ms)
+            scores["tp_corr"] = SpeedScore.of(prediction.rates[:, :n_bins], behavior, mask)
+    if prediction.features:
+        if recording.behavior and recording.behavior[SCORED].ndim == 3:
+            scores["behavior_r2"] = _mapped(
+                prediction, recording.behavior, recording.sets, recording.n_bins, "behavior"
+            )
+        if recording.latents:
+            whole = {kind: np.ones((1, len(x)), bool) for kind, x in recording.latents.items()}
+            scores["latents_r2"] = _mapped(
+                prediction, recording.latents, whole, recording.n_bins, "latents"
+            )
+    return scores
+
+
+def _data_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:
+    """How well the data themselves are predicted: read, held out, and later in time."""
+    rates = prediction.rates if prediction.unseen_rates is None else prediction.unseen_rates
+    if rates is None:
+        return {}
+    read, channels = slice(recording.n_bins), slice(recording.n_channels)
+    parts = {
+        "": (read, channels),
+        "co_": (read, slice(recording.n_channels, None)),
+        "fp_": (slice(recording.n_bins, None), slice(None)),
+    }
+    name, kind = ("bps", SpikeScore) if recording.counts else ("r2", ErrorScore)
+    scores: dict[str, TrialScore] = {}
+    for prefix, (bins, chosen) in parts.items():
+        data = recording.data[SCORED][:, bins, chosen]
+        if data.size:
+            scores[f"{prefix}{name}"] = kind.of(rates[:, bins, chosen], data)
+    return scores
+
+
+def _psth_score(recording: Recording, rates: Array) -> dict[str, TrialScore]:
+    members = recording.members
+    if not members:
+        return {}
+    psth = recording.psth
+    if psth is None:
+        psth, members = measured_psths(recording)
+    elif len(psth) != len(members):
+        raise DataError(
+            f"{recording.session.path}: psth has {len(psth)} conditions, "
+            f"'{recording.condition_key}' {len(members)}"
+        )
+    return {"psth_r2": PsthScore.of(rates, psth, members, recording.jitter)}
+
+
+def measured_psths(recording: Recording) -> tuple[Array, list[NDArray[np.int64]]]:
+    """Smoothed means of the scored trials' data over each condition, where the file has no PSTHs."""
+    bin_ms = recording.session.bin_ms
+    width = PSTH_SMOOTHING_MS / bin_ms if bin_ms else 2.0
+    members = [m for m in recording.members if m.size]
+    data = recording.data[SCORED]
+    means = np.full((len(members), *data.shape[1:]), np.nan)
+    for own, trials in zip(means, members, strict=True):
+        observed = np.isfinite(data[trials])
+        count = observed.sum(axis=0)
+        total = np.where(observed, data[trials], 0.0).sum(axis=0)
+        np.divide(total, count, out=own, where=count > 0)
+    return gaussian_smooth(means, width), members
+
+
+def _truth_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:
+    if not recording.truth or prediction.name == "truth" or prediction.rates is None:
+        return {}
+    truth = recording.truth[SCORED]
+    if truth.shape != prediction.rates.shape:
+        raise DataError(
+            f"{recording.session.path}: truth has shape {truth.shape}, rates "
+            f"{prediction.rates.shape}; they must agree"
+        )
+    return {
+        "truth_r2": ErrorScore.of(prediction.rates, truth),
+        "truth_corr": CorrelationScore.of(prediction.rates, truth),
+    }
+
+
+def _mapped(
+    prediction: Prediction,
+    target: dict[str, Array],
+    sets: dict[str, NDArray[np.bool_]],
+    n_bins: int,
+    name: str,
+) -> TrialScore:
+    """R2 of a linear map from features, fitted to training trials, for each set of trials."""
+    y_train, y = target[TRAIN], target[SCORED]
+    n_bins = min(n_bins, y.shape[1], y_train.shape[1])
+    y_train, y = y_train[:, :n_bins].astype(np.float64), y[:, :n_bins].astype(np.float64)
+    if not len(sets[TRAIN]) == len(sets[SCORED]):
+        raise DataError("train_decode_mask and that of the scored trials differ in sets")
+    preds, targets = [], []
+    for in_train, in_scored in zip(sets[TRAIN], sets[SCORED], strict=True):
+        number, best = _best_map(prediction.features, y_train, in_train, n_bins)
+        if len(prediction.features) > 1:
+            prediction.choices.setdefault(f"{name}_candidate", []).append(number)
+        train, scored = prediction.features[number]()
+        scale = scale_of(train[in_train, :n_bins])
+        preds.append(best.fit(scored[:, :n_bins] / scale))
+        targets.append(np.where(in_scored[:, None, None], y, np.nan))
+    return ErrorScore.of(np.concatenate(preds, axis=2), np.concatenate(targets, axis=2))
+
+
+def _best_map(
+    candidates: Sequence[Features], y: Array, members: NDArray[np.bool_], n_bins: int
+) -> tuple[int, RidgeChoice]:
+    found: list[RidgeChoice] = []
+    for features in candidates:
+        x = features()[0][members, :n_bins]
+        found.append(ridge_by_trials(x / scale_of(x), y[members], ALPHAS))
+    number = int(np.argmax([choice.score for choice in found]))
+    return number, found[number]
+
+
+def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:
+    """The model's scores by the exact definitions of the Neural Latents Benchmark."""
+    if not recording.counts:
+        return {}
+    session = recording.session
+    train, scored = (
+        RatesAndBehavior(recording.trials[kind]["output_params"], recording.behavior.get(kind))
+        for kind in (TRAIN, SCORED)
+    )
+    decodes = scored.behavior is not None and scored.behavior.ndim == 3
+    key = f"{split}_cond_idx"
+    return nlb_scores(
+        scored,
+        recording.data[SCORED],
+        (recording.n_bins, recording.n_channels),
+        train=train if decodes else None,
+        masks=tuple(
+            part["decode_mask"] if "decode_mask" in part else None
+            for part in (recording.trials[TRAIN], recording.trials[SCORED])
+        ),  # type: ignore[arg-type]
+        psth=recording.psth,
+        cond_idx=session.read(key) if recording.psth is not None and key in session.keys else None,
+        jitter=recording.jitter,
+        bin_ms=session.bin_ms or NLB_BIN_MS,
+    )

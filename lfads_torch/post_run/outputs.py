@@ -1,0 +1,447 @@
+"""What a run left behind, read back as named arrays: `load_outputs`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.schema import SPLITS, bin_width_ms, open_h5
+from ..errors import DataError, UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+Array = NDArray[Any]
+
+INFERRED = (
+    "output_params",
+    "factors",
+    "ic_mean",
+    "ic_std",
+    "co_means",
+    "co_stds",
+    "gen_states",
+    "gen_init",
+    "gen_inputs",
+    "con_states",
+)
+"""What the model infers of each trial: the fields of `SessionOutput`."""
+
+_NUMBERED = re.compile(r"_sess(\d+)$")
+
+
+class Trials:
+    """The trials of one split, or of several merged: arrays by name, read when first asked for.
+
+    ``trials["factors"]`` and ``trials.factors`` are the same array, one row per trial in the order
+    of the file. Names are those of the file without their split: the model's (`INFERRED`), the
+    data's (``encod_data``, ``recon_data``, ...) and the user's own. docs/outputs.md says what each
+    holds.
+    """
+
+    def __init__(
+        self, session: SessionOutputs, splits: Sequence[str], order: Array | None = None
+    ) -> None:
+        self._session, self._splits, self._order = session, tuple(splits), order
+        self._arrays: dict[str, Array] = {}
+        shared = [session.names_of(split) for split in self._splits]
+        self._names = tuple(name for name in shared[0] if all(name in other for other in shared))
+
+    @property
+    def session(self) -> SessionOutputs:
+        """The session that these trials are of."""
+        return self._session
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the arrays."""
+        return self._names
+
+    @property
+    def bin_ms(self) -> float | None:
+        """Bin width in milliseconds, where known."""
+        return self._session.bin_ms
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials."""
+        return sum(self._session.n_trials(split) for split in self._splits)
+
+    @property
+    def split(self) -> Array:
+        """Split of each trial, shape (trials,)."""
+        counts = [self._session.n_trials(split) for split in self._splits]
+        return self._ordered(np.repeat(np.array(self._splits), counts))
+
+    @property
+    def rates(self) -> Array:
+        """Inferred rates in spikes/s, shape (trials, bins, channels).
+
+        Raises
+        ------
+        DataError
+            If the bin width is not known, or what was modelled are not counts.
+        """
+        if self.bin_ms is None:
+            raise DataError(
+                f"{self._session.path} does not say how wide its bins are, so rates per second "
+                "are not known: give load_outputs(..., bin_ms=...), or use output_params, which "
+                "are per bin"
+            )
+        if not self._session.counts:
+            raise DataError(
+                f"{self._session.path}: recon_data are not counts, so there are no spikes per "
+                "second; output_params are in the units of recon_data"
+            )
+        return self["output_params"] * np.float32(1000 / self.bin_ms)
+
+    @property
+    def time_ms(self) -> Array | None:
+        """Where each reconstructed bin begins, in ms from the trial's first bin, shape (bins,)."""
+        n_bins = self["output_params"].shape[1]
+        return None if self.bin_ms is None else np.arange(n_bins) * self.bin_ms
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise DataError(
+                f"{self._session.path} has no {name!r} for {' and '.join(self._splits)}; "
+                f"{did_you_mean(name, self._names, limit=40)}"
+            )
+        if name not in self._arrays:
+            parts = [self._session.read(f"{split}_{name}") for split in self._splits]
+            if len({part.shape[1:] for part in parts}) > 1:
+                shapes = ", ".join(
+                    f"{split} {part.shape}" for split, part in zip(self._splits, parts, strict=True)
+                )
+                raise DataError(f"{name!r} cannot be merged: its shapes are {shapes}")
+            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            self._arrays[name] = self._ordered(joined)
+        return self._arrays[name]
+
+    def __getattr__(self, name: str) -> Array:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except DataError as error:
+            raise AttributeError(str(error)) from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __len__(self) -> int:
+        return self.n_trials
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._names})
+
+    def __repr__(self) -> str:
+        where = " and ".join(self._splits)
+        return f"<{self.n_trials} {where} trials of {self._session.name}: {', '.join(self._names)}>"
+
+    def to_xarray(self) -> xarray.Dataset:
+        """All numeric arrays as one `xarray.Dataset`, with dimensions and units; needs xarray."""
+        from .frames import to_xarray
+
+        return to_xarray(self)
+
+    def to_pandas(self, name: str) -> pandas.DataFrame:
+        """One array as a `pandas.DataFrame`, a row per trial or per trial and bin; needs pandas."""
+        from .frames import to_pandas
+
+        return to_pandas(self, name)
+
+    def _ordered(self, array: Array) -> Array:
+        return array if self._order is None else array[self._order]
+
+
+class SessionOutputs:
+    """The outputs of one session; ``train``, ``valid`` and ``test`` are its trials.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    name : str
+        The session: its data file's name without ending.
+    attrs : dict
+        The file's attributes, such as ``num_samples``.
+    keys : tuple of str
+        All keys of the file; those that are of no split are read with `read`.
+    bin_ms : float or None
+        Bin width in milliseconds, where known.
+    splits : tuple of str
+        Those for which there are outputs.
+    """
+
+    def __init__(self, path: Path, bin_ms: float | None = None) -> None:
+        self.path = path
+        with open_h5(path) as file:
+            self.attrs: dict[str, Any] = dict(file.attrs)
+            shapes = {k: v.shape for k, v in file.items() if isinstance(v, h5py.Dataset)}
+            known = [file.attrs, *(file[k].attrs for k in shapes if k.endswith("_recon_data"))]
+        self.keys = tuple(shapes)
+        self._shapes = shapes
+        self.splits = tuple(s for s in SPLITS if f"{s}_output_params" in shapes)
+        if not self.splits:
+            raise DataError(
+                f"{path} holds no model output (there is no 'train_output_params'); name a run "
+                "folder, or a file that `lfads sample` wrote"
+            )
+        self.name = str(self.attrs.get("session_name", path.stem))
+        widths = [width for width in map(bin_width_ms, known) if width is not None]
+        self.bin_ms = float(bin_ms) if bin_ms is not None else next(iter(widths), None)
+        self._trials: dict[str, Trials] = {}
+        self._counts: bool | None = None
+
+    @property
+    def train(self) -> Trials:
+        """Training trials."""
+        return self.trials("train")
+
+    @property
+    def valid(self) -> Trials:
+        """Validation trials."""
+        return self.trials("valid")
+
+    @property
+    def test(self) -> Trials:
+        """Test trials, where the file has them."""
+        return self.trials("test")
+
+    def trials(self, split: str) -> Trials:
+        """The trials of a split.
+
+        Raises
+        ------
+        UserError
+            If there are none.
+        """
+        if split not in self.splits:
+            raise UserError(
+                f"{self.path} has no outputs for split {split!r}; there are "
+                f"{', '.join(self.splits)}"
+            )
+        if split not in self._trials:
+            self._trials[split] = Trials(self, [split])
+        return self._trials[split]
+
+    def merged(self, splits: Sequence[str] | None = None) -> Trials:
+        """Trials of several splits, in the order in which they were recorded.
+
+        Parameters
+        ----------
+        splits : sequence of str, optional
+            By default all that have ``{split}_inds``, the trials' positions in the recording.
+
+        Raises
+        ------
+        DataError
+            If the file lacks ``{split}_inds``, or two trials have the same position.
+        """
+        chosen = [s for s in self.splits if f"{s}_inds" in self.keys] if splits is None else splits
+        lacking = [s for s in chosen if f"{s}_inds" not in self.keys]
+        if lacking or not chosen:
+            named = ", ".join(f"'{split}_inds'" for split in lacking or self.splits)
+            raise DataError(
+                f"{self.path} does not say where its trials stood before they were split: add "
+                f"{named} (a whole number per trial) to the data file and sample again, or use "
+                "the splits one by one"
+            )
+        parts = [np.asarray(self.read(f"{split}_inds")) for split in chosen]
+        for split, part in zip(chosen, parts, strict=True):
+            if part.shape != (self.n_trials(split),):
+                raise DataError(
+                    f"{self.path}: '{split}_inds' has shape {part.shape}; legal is one whole "
+                    f"number for each of the {self.n_trials(split)} trials"
+                )
+        inds = np.concatenate(parts)
+        values, times = np.unique(inds, return_counts=True)
+        if (times > 1).any():
+            raise DataError(
+                f"{self.path}: position {values[times > 1][0]} is that of "
+                f"{times[times > 1][0]} trials in the 'inds' of {', '.join(chosen)}; each trial "
+                "needs its own"
+            )
+        return Trials(self, chosen, np.argsort(inds, kind="stable"))
+
+    def read(self, key: str) -> Array:
+        """Read any key of the file, such as ``psth``.
+
+        Raises
+        ------
+        DataError
+            If there is none of that name.
+        """
+        if key not in self._shapes:
+            raise DataError(
+                f"{self.path} has no key {key!r}; {did_you_mean(key, self.keys, limit=40)}"
+            )
+        with open_h5(self.path) as file:
+            return np.asarray(file[key][()])
+
+    def n_trials(self, split: str) -> int:
+        """Trials of a split."""
+        return int(self._shapes[f"{split}_output_params"][0])
+
+    def names_of(self, split: str) -> list[str]:
+        """Names, without the split, of the arrays that have a row for each trial of a split."""
+        prefix, n_trials = f"{split}_", self.n_trials(split)
+        return [
+            key.removeprefix(prefix)
+            for key, shape in self._shapes.items()
+            if key.startswith(prefix) and shape[:1] == (n_trials,)
+        ]
+
+    @property
+    def read_sizes(self) -> tuple[int, int]:
+        """Bins and channels that the encoders read."""
+        shape = self._shapes.get(f"{self.splits[0]}_encod_data") or self._shapes[
+            f"{self.splits[0]}_output_params"
+        ]
+        return int(shape[1]), int(shape[2])
+
+    @property
+    def counts(self) -> bool:
+        """Whether what was modelled are counts: observed values are whole numbers, never negative.
+
+        Means that are negative speak against it too: no model of spikes infers them.
+        """
+        if self._counts is None:
+            self._counts = all(self._holds_counts(split) for split in self.splits)
+        return self._counts
+
+    def _holds_counts(self, split: str) -> bool:
+        trials = self.trials(split)
+        data = trials["recon_data"] if "recon_data" in trials else trials["encod_data"]
+        whole = data.dtype.kind in "bu" or not bool(
+            ((data < 0) | (np.isfinite(data) & (data != np.trunc(data)))).any()
+        )
+        return whole and not bool((trials["output_params"] < 0).any())
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self.n_trials(s)} {s}" for s in self.splits)
+        return f"<outputs of session {self.name}: {counts} trials, {self.path}>"
+
+
+class RunOutputs:
+    """The outputs of a run, by session.
+
+    ``outputs[0]`` or ``outputs["name"]`` is a session (`SessionOutputs`). Of a run on a single
+    session, ``outputs.valid``, ``outputs.merged()`` and the like are that session's.
+
+    Attributes
+    ----------
+    path : Path
+        What was asked for.
+    sessions : tuple of SessionOutputs
+    """
+
+    def __init__(self, path: Path, sessions: Sequence[SessionOutputs]) -> None:
+        self.path = path
+        self.sessions = tuple(sessions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the sessions."""
+        return tuple(session.name for session in self.sessions)
+
+    def __len__(self) -> int:
+        return len(self.sessions)
+
+    def __iter__(self) -> Iterator[SessionOutputs]:
+        return iter(self.sessions)
+
+    def __getitem__(self, session: int | str) -> SessionOutputs:
+        if isinstance(session, str):
+            if session not in self.names:
+                raise UserError(
+                    f"{self.path} has no session {session!r}; {did_you_mean(session, self.names)}"
+                )
+            return self.sessions[self.names.index(session)]
+        return self.sessions[session]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "sessions":
+            raise AttributeError(name)
+        if len(self.sessions) == 1:
+            return getattr(self.sessions[0], name)
+        if hasattr(SessionOutputs, name) or hasattr(self.sessions[0], name):
+            raise AttributeError(
+                f"{self.path} has {len(self.sessions)} sessions, each with its own {name!r}: "
+                f"choose one, outputs[0] or outputs[{self.names[0]!r}]"
+            )
+        raise AttributeError(f"outputs have no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"<outputs of {self.path}: {', '.join(self.names)}>"
+
+
+def load_outputs(run: str | Path, *, bin_ms: float | None = None) -> RunOutputs:
+    """Read what a run inferred of its trials.
+
+    Nothing but the files' keys and shapes is read at once; an array is read when it is first asked
+    for.
+
+    Parameters
+    ----------
+    run : str or Path
+        Run folder, an output file, or the name that was given to ``lfads sample --output``.
+    bin_ms : float, optional
+        Bin width in milliseconds, where the files do not say it.
+
+    Returns
+    -------
+    RunOutputs
+
+    Raises
+    ------
+    UserError
+        If there are no outputs.
+    DataError
+        If a file cannot be read, or is no output file.
+
+    Examples
+    --------
+    >>> outputs = load_outputs("runs/my_run")  # doctest: +SKIP
+    >>> outputs.valid.rates.shape  # trials x bins x channels, spikes/s  # doctest: +SKIP
+    (377, 30, 100)
+    """
+    if bin_ms is not None and not bin_ms > 0:
+        raise UserError(f"bin_ms is {bin_ms}; legal is a width above 0, in milliseconds")
+    place = Path(run).expanduser().absolute()
+    return RunOutputs(place, [SessionOutputs(path, bin_ms) for path in output_files(place)])
+
+
+def output_files(place: Path) -> list[Path]:
+    """Find the output files of a run, in the order of its sessions.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    if place.is_file():
+        return [place]
+    stem = "lfads_output" if place.is_dir() else place.stem
+    folder = place if place.is_dir() else place.parent
+    numbered = [
+        (int(match[1]), path)
+        for path in folder.glob("*_sess*.h5")
+        if (match := _NUMBERED.search(path.stem)) and path.stem[: match.start()] == stem
+    ]
+    if numbered:
+        return [path for _, path in sorted(numbered)]
+    if place.is_dir():
+        raise UserError(
+            f"{place} holds no output file (lfads_output_sess0.h5): train until the end, or run "
+            f"`lfads sample {place}`"
+        )
+    raise UserError(f"{place} does not exist; name a run folder or an output file")

@@ -1,0 +1,106 @@
+"""Trials by condition, with the colours and names that all figures give them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike, NDArray
+
+from lfads_torch.post_run.plots.style import FloatArray, look
+
+MAX_GROUPS = 8
+
+
+class Group(NamedTuple):
+    """Trials of one condition.
+
+    Attributes
+    ----------
+    name : str
+        Empty where trials have no condition.
+    trials : ndarray of int
+    colour : str or RGBA
+    """
+
+    name: str
+    trials: NDArray[np.intp]
+    colour: Any
+
+
+def by_condition(
+    conditions: ArrayLike | None, n_trials: int, max_groups: int = MAX_GROUPS
+) -> tuple[list[Group], int]:
+    """Sort trials into conditions, of too many those with the most trials.
+
+    Parameters
+    ----------
+    conditions : array, shape (trials,), optional
+        A number or name per trial; NaN is no condition. One group of all trials if None.
+    n_trials : int
+        Trials that there are; conditions of further ones are ignored.
+    max_groups : int
+
+    Returns
+    -------
+    groups : list of Group
+        In the order of the conditions.
+    n_all : int
+        How many conditions there are, drawn or not.
+    """
+    if conditions is None:
+        return [Group("", np.arange(n_trials), look().blue)], 1
+    labels = np.asarray(conditions).reshape(-1)[:n_trials]
+    known = ~np.isnan(labels) if labels.dtype.kind == "f" else np.ones(len(labels), bool)
+    names, counts = np.unique(labels[known], return_counts=True)
+    kept = np.sort(np.argsort(-counts, kind="stable")[:max_groups])
+    return [
+        Group(_name(names[k]), np.flatnonzero(labels == names[k]), colour)
+        for k, colour in zip(kept, colours_of(len(kept)), strict=True)
+    ], len(names)
+
+
+def colours_of(n: int) -> list[Any]:
+    """Colours of `n` categories: those of the palette, for more shades of one map."""
+    palette = [*look().palette, look().muted]
+    if n <= len(palette):
+        return palette[:n]
+    return list(look().sequence(np.linspace(0, 1, n)))
+
+
+def _name(label: Any) -> str:
+    if isinstance(label, bytes):
+        return label.decode(errors="replace")
+    return f"{label:g}" if isinstance(label, np.floating) else str(label)
+
+
+def condition_legend(
+    figure: Figure, groups: Sequence[Group], n_all: int, *, title: str = "condition"
+) -> None:
+    """Name the conditions below the figure; nothing where there are none."""
+    shown = [group for group in groups if group.name]
+    if not shown:
+        return
+    some = f" ({len(shown)} of {n_all})" if len(shown) < n_all else ""
+    figure.legend(
+        handles=[Line2D([], [], color=g.colour, linewidth=3, label=g.name) for g in shown],
+        title=title + some,
+        loc="outside lower center",
+        ncols=min(len(shown), 12),
+        handlelength=1.0,
+        columnspacing=1.2,
+    )
+
+
+def mean_and_error(trials: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Mean over the first axis and its standard error, without NaN; the error of one trial is 0."""
+    finite = np.isfinite(trials)
+    count = finite.sum(axis=0)
+    total = np.where(finite, trials, 0.0).sum(axis=0)
+    mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    squares = (np.where(finite, trials - mean, 0.0) ** 2).sum(axis=0)
+    scale = np.maximum(count * (count - 1.0), 1.0)
+    return mean, np.sqrt(squares / scale)

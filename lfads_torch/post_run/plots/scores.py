@@ -1,0 +1,148 @@
+"""Scores beside those of simpler methods: with intervals, and channel by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from lfads_torch.post_run.plots.style import empty_figure, look, styled
+
+Interval = Sequence[float | None]
+"""A score and the ends of its interval; None or NaN where unknown."""
+
+
+@styled
+def score_intervals(
+    scores: Mapping[str, Mapping[str, Interval]],
+    names: Mapping[str, str] | None = None,
+    *,
+    highlight: Sequence[str] = (),
+    max_columns: int = 6,
+) -> Figure:
+    """Draw scores of several methods as dots with intervals, a panel for each score.
+
+    Parameters
+    ----------
+    scores : dict of dict of (value, low, high)
+        By method, then by score, under the names that are to be shown.
+    names : dict of str to str, optional
+        Titles of the scores, in the order of the panels; by default those that there are.
+    highlight : sequence of str
+        Methods that stand out.
+    max_columns : int
+        Panels in a row.
+
+    Returns
+    -------
+    Figure
+        A dotted line marks 0: the mean rate for bits per spike, the mean for R2.
+    """
+    found = {name for own in scores.values() for name, v in own.items() if _known(v[0])}
+    titles = {k: t for k, t in (names or {name: name for name in sorted(found)}).items()}
+    panels = [name for name in titles if name in found]
+    if not panels:
+        return empty_figure("no score to draw")
+    methods = [m for m, own in scores.items() if any(name in own for name in panels)]
+    n_columns = min(max_columns, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    height = (0.3 * len(methods) + 0.95) * n_rows
+    figure = Figure(figsize=(2.3 * n_columns + 1.9, height), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
+    for axis in grid.ravel()[len(panels) :]:
+        axis.set_visible(False)
+    for axis, name in zip(grid.ravel(), panels, strict=False):
+        for place, method in enumerate(methods):
+            value = scores[method].get(name)
+            if value is None or not _known(value[0]):
+                continue
+            colour = look().blue if method in highlight else look().muted
+            axis.plot(value[0], place, "o", color=colour, markersize=7)
+            if len(value) > 2 and _known(value[1]) and _known(value[2]):
+                axis.plot(value[1:3], [place, place], color=colour, linewidth=2)
+        low, high = axis.get_xlim()
+        if low <= 0 <= high:
+            axis.axvline(0, color=look().muted, linewidth=0.8, linestyle=":")
+        axis.set_title(titles[name])
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_ylim(len(methods) - 0.5, -0.5)
+    grid[0, 0].set_yticks(range(len(methods)), methods)
+    return figure
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and bool(np.isfinite(value))
+
+
+@styled
+def channel_scores(
+    values: ArrayLike,
+    baseline: ArrayLike | None = None,
+    *,
+    name: str = "bits per spike",
+    baseline_name: str = "smoothed spikes",
+    n_encod: int | None = None,
+) -> Figure:
+    """Draw a score of every channel: against the same score of a simpler method, and sorted.
+
+    Parameters
+    ----------
+    values : array, shape (channels,)
+        NaN where a channel has no score, such as one that is silent.
+    baseline : array, shape (channels,), optional
+    name, baseline_name : str
+        What the score is, and whose the baseline is.
+    n_encod : int, optional
+        Channels that the encoders read; further ones are held out and have their own colour.
+
+    Returns
+    -------
+    Figure
+    """
+    own = np.asarray(values, dtype=np.float64).reshape(-1)
+    other = np.full(len(own), np.nan)
+    if baseline is not None:
+        given = np.asarray(baseline, dtype=np.float64).reshape(-1)[: len(own)]
+        other[: len(given)] = given
+    if not np.isfinite(own).any():
+        return empty_figure(f"no channel has a score ({name})")
+    n_read = len(own) if n_encod is None else n_encod
+    kinds = {"read": np.arange(len(own)) < n_read, "held out": np.arange(len(own)) >= n_read}
+    colours = {"read": look().blue, "held out": look().orange}
+    both = np.isfinite(own) & np.isfinite(other)
+    figure = Figure(figsize=(4.4 + 4.6 * bool(both.any()), 3.7), layout="constrained")
+    axes = figure.subplots(1, 1 + bool(both.any()), squeeze=False)[0]
+    order = np.argsort(-np.where(np.isfinite(own), own, -np.inf), kind="stable")
+    rank = np.empty(len(own))
+    rank[order] = np.arange(1, len(own) + 1)
+    for kind, members in kinds.items():
+        if members.any():
+            style = {"s": 20, "color": colours[kind], "linewidths": 0, "alpha": 0.85}
+            axes[0].scatter(rank[members], own[members], label=kind, **style)
+            if both.any():
+                axes[1].scatter(other[members & both], own[members & both], **style)
+    axes[0].axhline(0, color=look().muted, linewidth=0.8)
+    n_below = int((own < 0).sum())
+    n_none = int((~np.isfinite(own)).sum())
+    lost = f", {n_none} without a score" if n_none else ""
+    axes[0].set(xlabel="channels, sorted", ylabel=name, title=f"{n_below} below zero{lost}")
+    if n_read < len(own):
+        axes[0].legend()
+    if both.any():
+        low = float(min(own[both].min(), other[both].min()))
+        high = float(max(own[both].max(), other[both].max()))
+        low, high = low - 0.04 * (high - low or 1.0), high + 0.04 * (high - low or 1.0)
+        axes[1].plot([low, high], [low, high], color=look().ink, linewidth=1)
+        n_better = int((own > other)[both].sum())
+        axes[1].set(
+            xlim=(low, high),
+            ylim=(low, high),
+            xlabel=f"{name}, {baseline_name}",
+            ylabel=f"{name}, LFADS",
+            title=f"LFADS better in {n_better} of {int(both.sum())}",
+        )
+        axes[1].set_box_aspect(1)
+    return figure

@@ -1,0 +1,458 @@
+"""Which figures a report shows, of the run and of each session, with what to see in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ...data.smoothing import gaussian_smooth
+from ...errors import UserError
+from ...metrics.regression import ridge_by_trials
+from .. import plots
+from ..dynamics import FixedPoints, Generator, find_fixed_points
+from ..evaluation.predictions import WIDTHS, scale_of
+from ..evaluation.recording import SCORED, TRAIN, Recording
+from ..evaluation.scoring import ALPHAS
+from ..plots.scores import channel_scores, score_intervals
+from ..posterior import kl_by_dimension
+from .record import RunRecord
+
+
+class Picture(NamedTuple):
+    """A figure that can be drawn.
+
+    Attributes
+    ----------
+    key : str
+        Short name, for files and anchors.
+    title, caption : str
+        What it is, and what to see in it.
+    draw : callable that returns a Figure
+    """
+
+    key: str
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+def session_pictures(record: RunRecord, recording: Recording) -> list[Picture]:
+    """Figures of one session, as far as its data allow.
+
+    Parameters
+    ----------
+    record : RunRecord
+    recording : Recording
+        One of `record.recordings`.
+
+    Returns
+    -------
+    list of Picture
+    """
+    makers = (_rates, _single_trials, _psths, _channels, _factors, _latents, _initial, _inputs)
+    found = [
+        picture for make in (*makers, _usage, _behavior) for picture in make(record, recording)
+    ]
+    return found
+
+
+def _trials(recording: Recording) -> Any:
+    return recording.trials[SCORED]
+
+
+def _labels(recording: Recording) -> NDArray[Any] | None:
+    """Name of each scored trial's condition; numbers stay numbers, so that they sort as such."""
+    if not recording.condition_names:
+        return None
+    names = np.array(recording.condition_names)
+    labels = recording.labels[SCORED]
+    try:
+        return np.where(labels >= 0, names.astype(np.float64)[labels], np.nan)
+    except ValueError:
+        return np.where(labels >= 0, names[labels], "none")
+
+
+def _rates(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    trials, session = _trials(recording), recording.session
+    inputs = trials["co_means"]
+    chosen = np.unique(np.linspace(0, len(trials) - 1, 3).astype(int))
+
+    def draw() -> Figure:
+        truth = recording.truth.get(SCORED)
+        return plots.raster_panel(
+            recording.data[SCORED][chosen],
+            trials["output_params"][chosen],
+            None if truth is None else truth[chosen],
+            inputs[chosen] if np.any(inputs) else None,
+            bin_ms=session.bin_ms,
+            n_encod=recording.n_channels,
+            encod_bins=recording.n_bins,
+            trial_names=chosen.tolist(),
+            counts=recording.counts,
+        )
+
+    caption = (
+        "Validation trials: what was recorded, and the rates that the model infers from it. Units "
+        "with similar rates lie beside each other."
+    )
+    yield Picture("rates", "Spikes, rates and inferred inputs", caption, draw)
+
+
+def _single_trials(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    trials = _trials(recording)
+
+    def draw() -> Figure:
+        chosen = np.unique(np.linspace(0, len(trials) - 1, 5).astype(int)).tolist()
+        return plots.single_trials(
+            recording.data[SCORED],
+            trials["output_params"],
+            recording.truth.get(SCORED),
+            bin_ms=recording.session.bin_ms,
+            trials=chosen,
+            counts=recording.counts,
+        )
+
+    caption = (
+        "Units whose rates vary most. Rates should follow what spikes have in common across the "
+        "population and not each single spike."
+    )
+    yield Picture("single_trials", "Single trials", caption, draw)
+
+
+def _psths(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    labels = _labels(recording)
+    if labels is None:
+        return
+
+    def draw() -> Figure:
+        return plots.psths(
+            recording.data[SCORED],
+            _trials(recording)["output_params"],
+            labels,
+            bin_ms=recording.session.bin_ms,
+            counts=recording.counts,
+        )
+
+    caption = (
+        f"Averages over validation trials by {recording.condition_key}; bands are standard errors. "
+        "Above what was measured, below what was inferred from single trials without being told "
+        "the condition."
+    )
+    yield Picture("psths", "Responses by condition", caption, draw)
+
+
+def _channels(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    by_channel = _session_scores(record, recording).get("by_channel", {})
+    own, other = (by_channel.get(row, {}) for row in ("lfads", "smoothing"))
+    if not own.get("bps"):
+        return
+
+    def joined(values: dict[str, list[float | None]]) -> NDArray[np.float64] | None:
+        """Channels that are read, then those held out."""
+        if not values.get("bps"):
+            return None
+        both = [*values["bps"], *values.get("co_bps", [])]
+        return np.array([np.nan if v is None else v for v in both], dtype=np.float64)
+
+    scores, reference = joined(own), joined(other)
+    if scores is None:
+        return
+    caption = (
+        "Bits per spike over each channel's mean rate. Smoothed spikes predict a bin from the bins "
+        "around it, LFADS has seen the bin itself where the channel is read; held-out channels are "
+        "free of this."
+    )
+    yield Picture(
+        "channels",
+        "Channel by channel",
+        caption,
+        lambda: channel_scores(scores, reference, n_encod=recording.n_channels),
+    )
+
+
+def _factors(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    trials, labels = _trials(recording), _labels(recording)
+    caption = "Factors of validation trials in the space of their first principal components" + (
+        ": thin lines are single trials, thick ones averages." if labels is not None else "."
+    )
+
+    def draw() -> Figure:
+        return plots.trajectories(trials["factors"], labels, bin_ms=recording.session.bin_ms)
+
+    yield Picture("factors", "Factors", caption, draw)
+
+
+def _latents(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    latents = recording.latents.get(SCORED)
+    if latents is None or latents.ndim != 3 or latents.shape[2] < 2:
+        return
+    caption = "Factors mapped linearly onto the latents that the data were generated from."
+
+    def draw() -> Figure:
+        factors = _trials(recording)["factors"]
+        return plots.factors_3d(factors, latents, bin_ms=recording.session.bin_ms)
+
+    yield Picture("latents", "Factors and true latents", caption, draw)
+
+
+def _initial(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    labels = _labels(recording)
+    caption = "Posterior means of the initial condition" + (
+        ", and how well they tell conditions apart: what a trial's condition changes before "
+        "its first bin, or what the encoder saw coming."
+        if labels is not None
+        else ", coloured by the order of trials: a gradient is a drift over the recording."
+    )
+    yield Picture(
+        "initial_conditions",
+        "Initial conditions",
+        caption,
+        lambda: plots.initial_conditions(_trials(recording)["ic_mean"], labels),
+    )
+
+
+def event_bins(record: RunRecord, recording: Recording) -> tuple[NDArray[np.float64] | None, str]:
+    """Bin of the event in each scored trial, and what it is called; None where none was named.
+
+    Raises
+    ------
+    UserError
+        If the key that was named is absent or not one number per trial.
+    """
+    wanted, trials = record.wanted, _trials(recording)
+    if wanted.event is not None:
+        bins = np.asarray(trials[wanted.event], dtype=np.float64)
+        if bins.shape != (len(trials),):
+            raise UserError(
+                f"{recording.session.path}: {wanted.event!r} has shape {bins.shape}; an event is "
+                f"one bin for each of the {len(trials)} trials"
+            )
+        return bins, wanted.event
+    if wanted.event_ms is None:
+        return None, ""
+    if recording.session.bin_ms is None:
+        raise UserError("the bin width is not known, so an event cannot be placed in ms: --bin-ms")
+    return np.full(len(trials), wanted.event_ms / recording.session.bin_ms), "event"
+
+
+def _inputs(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    inputs, labels = _trials(recording)["co_means"], _labels(recording)
+    if not np.any(inputs):
+        return
+    events, name = event_bins(record, recording)
+    caption = (
+        "What the controller feeds the generator. Where inputs come at a fixed time in many "
+        "trials, something happened that the dynamics alone do not explain. Their sign and scale "
+        "are arbitrary."
+    )
+    title = "Inferred inputs" + (f" around {name}" if events is not None else "")
+
+    def draw() -> Figure:
+        return plots.aligned_inputs(
+            inputs, events, labels, bin_ms=recording.session.bin_ms, event_name=name or "event"
+        )
+
+    yield Picture("inputs", title, caption, draw)
+
+
+def _usage(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    if record.model is None or record.config.get("model", {}).get("variational") is False:
+        return
+    trials = _trials(recording)
+    ic = kl_by_dimension(record.model.ic_prior, trials["ic_mean"], trials["ic_std"])
+    co = None
+    if np.any(trials["co_means"]):
+        co = kl_by_dimension(record.model.co_prior, trials["co_means"], trials["co_stds"])
+    if ic is None and co is None:
+        return
+    caption = (
+        "Divergence of each dimension's posterior from its prior, averaged over validation trials: "
+        "a dimension near zero tells nothing of a trial."
+    )
+    yield Picture(
+        "usage",
+        "Which latents are used",
+        caption,
+        lambda: plots.latent_usage(ic, co, bin_ms=recording.session.bin_ms),
+    )
+
+
+def _behavior(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    behavior = recording.behavior
+    if not behavior or behavior[SCORED].ndim != 3 or len(recording.sets[SCORED]) != 1:
+        return
+    names = _column_names(recording)
+
+    def draw() -> Figure:
+        own = (recording.trials[kind]["output_params"] for kind in (TRAIN, SCORED))
+        return plots.decoded_behavior(
+            behavior[SCORED],
+            _decode(recording, *own),
+            _from_smoothed(record, recording),
+            names=names,
+            bin_ms=recording.session.bin_ms,
+        )
+
+    caption = (
+        "Ridge regression from inferred rates of the same bin, fitted on training trials, shown on "
+        "validation trials. R² is over all validation bins."
+    )
+    yield Picture("behavior", "Behaviour decoded", caption, draw)
+
+
+def _decode(recording: Recording, train: NDArray[Any], scored: NDArray[Any]) -> NDArray[np.float64]:
+    target = recording.behavior[TRAIN].astype(np.float64)
+    n_bins = min(recording.n_bins, target.shape[1])
+    scale = scale_of(train[:, :n_bins])
+    fit = ridge_by_trials(train[:, :n_bins] / scale, target[:, :n_bins], ALPHAS).fit
+    return fit(scored[:, :n_bins] / scale)
+
+
+def _from_smoothed(record: RunRecord, recording: Recording) -> NDArray[np.float64] | None:
+    """Behaviour decoded from spikes, smoothed as `lfads evaluate` chose; None without scores."""
+    choices = _session_scores(record, recording).get("choices", {}).get("smoothing", {})
+    candidates = choices.get("behavior_candidate")
+    if not candidates or any("encod_data" not in part for part in recording.trials.values()):
+        return None
+    width = [width for width in WIDTHS if width <= recording.n_bins][candidates[0]]
+    return _decode(
+        recording,
+        *(gaussian_smooth(recording.trials[k]["encod_data"], width) for k in (TRAIN, SCORED)),
+    )
+
+
+def _session_scores(record: RunRecord, recording: Recording) -> dict[str, Any]:
+    sessions = {s["name"]: s for s in (record.scores or {}).get("sessions", [])}
+    return sessions.get(recording.session.name, {})
+
+
+def _column_names(recording: Recording) -> list[str] | None:
+    """Names of the behaviour's columns, from the attribute ``behavior`` of the file."""
+    text = recording.session.attrs.get("behavior")
+    names = [name.strip() for name in text.split(",")] if isinstance(text, str) else []
+    n_columns = recording.behavior[SCORED].shape[2]
+    return names[:n_columns] if len(names) >= n_columns else None
+
+
+def run_pictures(record: RunRecord) -> list[Picture]:
+    """Figures of the run: training, the generator, the search.
+
+    Parameters
+    ----------
+    record : RunRecord
+
+    Returns
+    -------
+    list of Picture
+    """
+    found = []
+    if record.log:
+        caption = (
+            "Training terms are computed with dropout and masked inputs, validation terms without: "
+            "training loss above validation loss is no fault. Ramps are the weights of the KL and "
+            "L2 terms."
+        )
+        found.append(
+            Picture("training", "Training", caption, lambda: plots.training_curves(record.log_path))
+        )
+    if record.model is not None and record.recordings and not record.wanted.quick:
+        found += _dynamics(record)
+    if record.population is not None:
+        found += _search(record)
+    return found
+
+
+def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str, str]) -> Picture:
+    """Scores of the run beside the baselines'.
+
+    Parameters
+    ----------
+    scores : dict
+        As `lfads evaluate` writes them.
+    names, rows : dict of str to str
+        What scores and rows are called.
+
+    Returns
+    -------
+    Picture
+    """
+    shown = {
+        rows.get(row, row): {
+            name: (e["value"], e["low"], e["high"]) for name, e in own.items() if e is not None
+        }
+        for row, own in scores["scores"].items()
+    }
+    level = (
+        f"{scores['level']:.0%} intervals over trials" if scores.get("n_draws") else "no intervals"
+    )
+    caption = f"Dots are scores on {scores['split']} trials, lines {level}."
+    highlight = [rows.get("lfads", "lfads"), rows.get("lfads_factors", "lfads_factors")]
+
+    def draw() -> Figure:
+        return score_intervals(shown, names, highlight=highlight)
+
+    return Picture("scores", "Scores", caption, draw)
+
+
+def generator_points(record: RunRecord, n_starts: int = 64) -> FixedPoints:
+    """Fixed points of the generator near the states that trials visit, at their mean input.
+
+    Parameters
+    ----------
+    record : RunRecord
+        With a model and outputs.
+    n_starts : int
+        Starts of the minimisation.
+
+    Returns
+    -------
+    FixedPoints
+    """
+    states = np.concatenate([_flat(_trials(r)["gen_states"]) for r in record.recordings])
+    inputs = np.concatenate([_flat(_trials(r)["gen_inputs"]) for r in record.recordings])
+    mean = np.nan_to_num(inputs.mean(axis=0)) if inputs.shape[1] else np.zeros(0)
+    points = find_fixed_points(Generator.of_model(record.model), states, mean, n_starts=n_starts)
+    return points.near(1.0)
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape(-1, values.shape[-1])
+
+
+def _dynamics(record: RunRecord) -> Iterator[Picture]:
+    states = _trials(record.recordings[0])["gen_states"]
+    points = generator_points(record)
+    caption = (
+        "Where the generator alone, at the mean of its inputs, stands still (fixed) or nearly so "
+        "(slow), among the states that validation trials visit; filled where small deviations "
+        "shrink. An eigenvalue's modulus says how fast a deviation fades, its angle how fast it "
+        "turns. Of a driven or short trial these may lie where the model hardly goes: numbers are "
+        "of the model, and of the brain only as far as the model is."
+    )
+
+    def draw() -> Figure:
+        return plots.fixed_points(points, states, bin_ms=record.recordings[0].session.bin_ms)
+
+    yield Picture("dynamics", "Fixed points of the generator", caption, draw)
+
+
+def _search(record: RunRecord) -> Iterator[Picture]:
+    from ..plots.search import hyperparameter_paths, score_history
+
+    table = record.population
+    yield Picture(
+        "search_scores",
+        "Scores over the search",
+        "Each member's validation loss, and who was copied onto whom.",
+        lambda: score_history(table),
+    )
+    yield Picture(
+        "search_paths",
+        "Hyper-parameters over the search",
+        "Values of every member; the line of the best final member stands out.",
+        lambda: hyperparameter_paths(table),
+    )

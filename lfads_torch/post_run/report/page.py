@@ -1,0 +1,143 @@
+"""HTML pages that need nothing but themselves: figures embedded, for light and for dark."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..plots.style import LOOKS, paper
+from .figures import Picture
+
+DPI = 144
+"""Two pixels for a point of the screen at the width at which figures are shown."""
+FORMATS = ("png", "pdf", "svg")
+
+
+class Shown(NamedTuple):
+    """A picture on a page.
+
+    Attributes
+    ----------
+    key, title, caption : str
+    images : dict of str to str
+        Data address of a PNG for each paper; empty where drawing failed.
+    failure : str
+        Why, then.
+    width : int
+        Of the image in pixels of the page.
+    """
+
+    key: str
+    title: str
+    caption: str
+    images: Mapping[str, str]
+    failure: str = ""
+    width: int = 0
+
+
+class Press:
+    """Draws pictures for a page, and into files where these are wanted.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where figures are written as files too.
+    file_format : {"png", "pdf", "svg"}
+    tell : callable, optional
+        Is given the title of each picture before it is drawn.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        file_format: str = "png",
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.file_format = folder, file_format
+        self.tell = tell
+        self.files: list[Path] = []
+
+    def show(self, picture: Picture, prefix: str = "") -> Shown:
+        """Draw a picture on every paper; one that fails leaves a note in its place."""
+        if self.tell is not None:
+            self.tell(picture.title)
+        images, width = {}, 0
+        try:
+            for name in LOOKS:
+                with paper(name):
+                    figure = picture.draw()
+                images[name] = _data_address(figure)
+                width = round(96 * float(figure.get_figwidth()))
+                if name == "light" and self.folder is not None:
+                    self._write(figure, f"{prefix}{picture.key}")
+        except Exception as error:  # the rest of a report is worth having without one figure
+            why = f"{type(error).__name__}: {error}"
+            return Shown(*picture[:3], {}, failure=why)
+        return Shown(*picture[:3], images, width=width)
+
+    def _write(self, figure: Any, name: str) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.{self.file_format}"
+        figure.savefig(path, dpi=2 * DPI)
+        self.files.append(path)
+
+
+def _data_address(figure: Any) -> str:
+    """The figure as PNG of 256 colours, a third of the size and alike to the eye."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    image = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small = io.BytesIO()
+    image.save(small, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode("ascii")
+
+
+def render(template: str, **content: Any) -> str:
+    """Fill in a template of this package.
+
+    Parameters
+    ----------
+    template : str
+        File in ``templates/``.
+    **content
+        What the template names.
+
+    Returns
+    -------
+    str
+        HTML; text from outside is escaped.
+    """
+    environment = Environment(
+        loader=PackageLoader(__package__ or "lfads_torch.post_run.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, interval=interval)
+    return environment.get_template(template).render(looks=LOOKS, **content)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A score for people; a dash where there is none. Minus signs are minus signs."""
+    if value is None or not math.isfinite(value):
+        return "\u2013"
+    return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def interval(estimate: Mapping[str, float | None]) -> Markup:
+    """The ends of an interval, nothing where it is not known."""
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None or high is None:
+        return Markup("")
+    return Markup("{} to {}").format(number(low), number(high))

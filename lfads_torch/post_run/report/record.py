@@ -1,0 +1,245 @@
+"""What a run folder holds, read for a report; what is absent or broken is noted, never fatal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from ...errors import UserError
+from ...running.folder import BEST_MODEL, CONFIG, METRICS, holds_a_run, read_status
+from ...search.tables import POPULATION, read_population
+from ..evaluation import evaluate_run
+from ..evaluation.recording import Keys, Recording, read_recording
+from ..outputs import RunOutputs, load_outputs, output_files
+from ..plots.training import read_csv_log
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to look for in the data, and how much to compute.
+
+    Attributes
+    ----------
+    keys : Keys
+        Keys, without their split, of behaviour, conditions and true latents.
+    event : str or None
+        Key, without its split, that holds the bin of an event in each trial.
+    event_ms : float or None
+        Time of an event that is the same in all trials, in ms from their first bin.
+    bin_ms : float or None
+        Bin width, where the files do not say it.
+    quick : bool
+        Leave out what takes long: baselines and fixed points.
+    """
+
+    keys: Keys = field(default_factory=Keys)
+    event: str | None = None
+    event_ms: float | None = None
+    bin_ms: float | None = None
+    quick: bool = False
+
+
+@dataclass
+class RunRecord:
+    """A run, as far as it can be read.
+
+    Attributes
+    ----------
+    folder : Path
+        As named; of a search `place` is its best model's run folder, else both are the same.
+    place : Path
+    wanted : Wanted
+    status, config : dict
+        Empty where absent.
+    config_text : str
+    log : dict of str to (epochs, values)
+        Read from `log_path`.
+    outputs : RunOutputs or None
+    scores : dict or None
+        As `lfads evaluate` writes them.
+    absent : list of str
+        What could not be read and why, in sentences.
+    """
+
+    folder: Path
+    place: Path
+    wanted: Wanted
+    status: dict[str, Any]
+    config: dict[str, Any]
+    config_text: str
+    log: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    outputs: RunOutputs | None
+    log_path: Path
+    scores: dict[str, Any] | None = None
+    absent: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @cached_property
+    def model(self) -> Any:
+        """The trained model, or None (and a line in `absent`)."""
+        from ...checkpoint import load_model
+
+        try:
+            return load_model(self.place)
+        except UserError as error:
+            self.absent.append(f"The model cannot be loaded: {error}.")
+            return None
+
+    @cached_property
+    def recordings(self) -> list[Recording]:
+        """Validation trials of each session; empty where there are no outputs."""
+        found = []
+        for session in self.outputs or ():
+            split = "valid" if "valid" in session.splits else session.splits[0]
+            found.append(read_recording(session, split, self.wanted.keys))
+        return found
+
+    @cached_property
+    def population(self) -> Any:
+        """Table of a search, or None where there was none."""
+        if not (self.folder / POPULATION).is_file():
+            return None
+        try:
+            return read_population(self.folder)
+        except UserError as error:
+            self.absent.append(f"The history of the search cannot be read: {error}.")
+            return None
+
+    def last(self, metric: str) -> float:
+        """The last value of a metric that was logged, NaN where there is none."""
+        series = self.log.get(metric)
+        return float(series[1][-1]) if series is not None and len(series[1]) else float("nan")
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Epoch of the lowest smoothed validation loss."""
+        series = self.log.get("valid/recon_smth")
+        if series is None or not np.isfinite(series[1]).any():
+            return None
+        return int(series[0][np.nanargmin(series[1])])
+
+
+def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
+    """Read a run folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Run folder, of a single run or of a search.
+    wanted : Wanted, optional
+
+    Returns
+    -------
+    RunRecord
+
+    Raises
+    ------
+    UserError
+        If there is no such folder, or it holds no run.
+    """
+    wanted = wanted or Wanted()
+    own = Path(folder).expanduser().absolute()
+    if not own.is_dir():
+        raise UserError(f"{own} is no folder; name a run folder, such as runs/my_run")
+    is_search = "search" in read_status(own) or (own / POPULATION).is_file()
+    place = own / BEST_MODEL if is_search and (own / BEST_MODEL).is_dir() else own
+    absent: list[str] = []
+    outputs: RunOutputs | None = None
+    try:
+        outputs = load_outputs(place, bin_ms=wanted.bin_ms)
+    except UserError as error:
+        absent.append(f"There are no outputs to look at: {error}.")
+    if outputs is None and not holds_a_run(place) and not is_search:
+        raise UserError(
+            f"{own} holds no run (no status.json, csv_logs, checkpoints or lfads_output*.h5); "
+            "name a run folder, such as runs/my_run"
+        )
+    text, config = _read_config(place, absent)
+    log_path = place / METRICS if (place / METRICS).is_file() else place
+    record = RunRecord(
+        folder=own,
+        place=place,
+        wanted=wanted,
+        status=read_status(place),
+        config=config,
+        config_text=text,
+        log=_read_log(log_path, absent),
+        outputs=outputs,
+        log_path=log_path,
+        absent=absent,
+    )
+    if outputs is not None:
+        record.scores = _scores(record, outputs)
+    return record
+
+
+def _read_config(place: Path, absent: list[str]) -> tuple[str, dict[str, Any]]:
+    try:
+        text = (place / CONFIG).read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
+    except FileNotFoundError:
+        absent.append(f"There is no {CONFIG}: the settings of the run are not known.")
+        return "", {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        absent.append(f"{CONFIG} cannot be read: {error}.")
+        return "", {}
+    return text, config if isinstance(config, dict) else {}
+
+
+def _read_log(path: Path, absent: list[str]) -> dict[str, Any]:
+    try:
+        return read_csv_log(path)
+    except (UserError, OSError, ValueError) as error:
+        absent.append(f"The training log cannot be read: {error}.")
+        return {}
+
+
+def _scores(record: RunRecord, outputs: RunOutputs) -> dict[str, Any] | None:
+    """Scores as `lfads evaluate` left them, if they are of these outputs; else computed now."""
+    stored = _stored_scores(record)
+    if stored is not None:
+        return stored
+    keys = record.wanted.keys
+    try:
+        evaluation = evaluate_run(
+            outputs,
+            split="valid" if all("valid" in s.splits for s in outputs) else "train",
+            baselines=not record.wanted.quick,
+            behavior=keys.behavior,
+            condition=keys.condition,
+            latents=keys.latents,
+        )
+    except UserError as error:
+        record.absent.append(f"Scores cannot be computed: {error}.")
+        return None
+    if not record.wanted.quick:
+        evaluation.write(record.place)
+    return evaluation.to_dict()
+
+
+def _stored_scores(record: RunRecord) -> dict[str, Any] | None:
+    path = record.place / SCORES
+    if not path.is_file() or record.wanted.keys != Keys():
+        return None
+    # Outputs sampled anew after the scores were computed have others.
+    if any(f.stat().st_mtime > path.stat().st_mtime for f in output_files(record.place)):
+        return None
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return scores if isinstance(scores, dict) and scores.get("format") == 1 else None

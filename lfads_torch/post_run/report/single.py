@@ -1,0 +1,297 @@
+"""The report of one run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ... import __version__
+from ...errors import UserError, did_you_mean
+from ...running.folder import write_atomically
+from ..evaluation.recording import Recording
+from ..evaluation.report import COLUMNS, NLB_NAMES, ROWS
+from .figures import run_pictures, score_picture, session_pictures
+from .findings import CHECKED, Finding, find_all
+from .page import FORMATS, Press, render
+from .record import RunRecord, Wanted, read_run
+
+REPORT = "report.html"
+
+TILES = ("co_bps", "bps", "behavior_r2", "psth_r2", "truth_r2", "latents_r2", "fp_bps", "r2")
+"""Scores for the top of the page, the weightiest first."""
+N_TILES = 4
+
+
+class Report(NamedTuple):
+    """What was written.
+
+    Attributes
+    ----------
+    path : Path
+        The page.
+    findings : list of Finding
+    figures : list of Path
+        Files with figures, where these were wanted.
+    """
+
+    path: Path
+    findings: list[Finding]
+    figures: list[Path]
+
+
+def report_run(
+    run: str | Path,
+    output: str | Path | None = None,
+    wanted: Wanted | None = None,
+    *,
+    figures: str | Path | None = None,
+    figure_format: str = "png",
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Write the report of a run: scores, warnings, figures, settings, how to reproduce it.
+
+    The page is one HTML file that loads nothing and runs nothing; it follows the reader's choice of
+    light or dark. Scores are those that `lfads evaluate` left in the run folder, or are computed.
+
+    Parameters
+    ----------
+    run : str or Path
+        Run folder, of a single run or of a search.
+    output : str or Path, optional
+        The page; ``report.html`` in the run folder by default.
+    wanted : Wanted, optional
+        Keys of the data to use, and how much to compute.
+    figures : str or Path, optional
+        Folder for the figures as files as well.
+    figure_format : {"png", "pdf", "svg"}
+        Of these files.
+    tell : callable, optional
+        Is given a line before each longer step.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    UserError
+        If the folder holds no run, a key that was named is absent, or the page cannot be written.
+    """
+    if figure_format not in FORMATS:
+        raise UserError(
+            f"figure_format is {figure_format!r}; {did_you_mean(figure_format, FORMATS)}"
+        )
+    tell = tell or (lambda line: None)
+    tell("reading the run, scoring it where it has no scores")
+    record = read_run(run, wanted)
+    tell("checking it")
+    findings = find_all(record)
+    press = Press(Path(figures) if figures else None, figure_format, tell)
+    many = len(record.recordings) > 1
+    sessions = [
+        {
+            "name": recording.session.name,
+            "anchor": f"session-{k}",
+            "facts": session_facts(recording),
+            "pictures": [
+                press.show(picture, f"{recording.session.name}_" if many else "")
+                for picture in session_pictures(record, recording)
+            ],
+        }
+        for k, recording in enumerate(record.recordings)
+    ]
+    pictures = {p.key: press.show(p) for p in run_pictures(record)}
+    scores = record.scores
+    page = render(
+        "report.html.j2",
+        record=record,
+        title=record.name,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        findings=findings,
+        checked=CHECKED,
+        tiles=tiles(scores),
+        table=score_rows(scores["scores"]) if scores else None,
+        differences=score_rows(scores["differences"], best=False) if scores else None,
+        by_session=_by_session(scores) if many else None,
+        nlb=_benchmark(scores),
+        score_figure=press.show(score_picture(scores, COLUMNS, ROWS)) if scores else None,
+        sessions=sessions,
+        pictures=pictures,
+        facts=run_facts(record),
+        environment=environment_facts(record),
+        commands=commands(record),
+        settings=record.config_text,
+    )
+    path = Path(output).expanduser().absolute() if output else record.folder / REPORT
+    write_atomically(path, page)
+    return Report(path, findings, press.files)
+
+
+def session_facts(recording: Recording) -> list[tuple[str, str]]:
+    """What the data of a session are, in words."""
+    session = recording.session
+    _, n_bins, n_channels = recording.data["scored"].shape
+    width = f" of {session.bin_ms:g} ms" if session.bin_ms is not None else ""
+    trials = ", ".join(f"{session.n_trials(split)} {split}" for split in session.splits)
+    bins = f"{n_bins}{width}"
+    if recording.n_bins < n_bins:
+        bins += f", the first {recording.n_bins} read"
+    channels = f"{n_channels}"
+    if recording.n_channels < n_channels:
+        channels += f", the last {n_channels - recording.n_channels} held out"
+    facts = [("trials", trials), ("bins", bins), ("channels", channels)]
+    facts.append(("data", "counts" if recording.counts else "values that are no counts"))
+    if recording.condition_names:
+        n_conditions = len({name for name in recording.condition_names})
+        facts.append(("conditions", f"{n_conditions} ({recording.condition_key})"))
+    return facts
+
+
+def tiles(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The weightiest scores of the model, each with what smoothed spikes reach."""
+    if not scores:
+        return []
+    own, other = (scores["scores"].get(row, {}) for row in ("lfads", "smoothing"))
+    found = [name for name in TILES if _value(own.get(name)) is not None][:N_TILES]
+    return [
+        {
+            "name": COLUMNS[name],
+            "estimate": own[name],
+            "reference": _value(other.get(name)),
+            "reference_name": ROWS["smoothing"],
+        }
+        for name in found
+    ]
+
+
+def _value(estimate: dict[str, Any] | None) -> float | None:
+    value = (estimate or {}).get("value")
+    return value if value is not None and math.isfinite(value) else None
+
+
+def score_rows(
+    scores: dict[str, dict[str, Any]], names: dict[str, str] | None = None, *, best: bool = True
+) -> dict[str, Any]:
+    """A table of scores: titles of the columns, and rows with a name and a cell for each.
+
+    Parameters
+    ----------
+    scores : dict of dict
+        By row, then by score: ``value``, ``low``, ``high``.
+    names : dict of str to str, optional
+        What rows are called, in their order; those of `lfads evaluate` by default.
+    best : bool
+        Mark the best of each column, the truth set aside; else mark what excludes 0.
+
+    Returns
+    -------
+    dict
+        ``columns`` and ``rows``.
+    """
+    names = names or ROWS
+    columns = [
+        key for key in COLUMNS if any(_value(own.get(key)) is not None for own in scores.values())
+    ]
+    contest = {row: own for row, own in scores.items() if row != "truth"}
+    top = {
+        key: max(
+            (v for own in contest.values() if (v := _value(own.get(key))) is not None), default=None
+        )
+        for key in columns
+    }
+    rows = []
+    for row, title in names.items():
+        if not scores.get(row):
+            continue
+        cells = []
+        for key in columns:
+            estimate = scores[row].get(key)
+            value = _value(estimate)
+            mark = ""
+            if value is not None and best and row != "truth" and value == top[key]:
+                mark = "best"
+            if value is not None and not best and estimate and estimate["low"] is not None:
+                mark = "better" if estimate["low"] > 0 else "worse" if estimate["high"] < 0 else ""
+            cells.append({"estimate": estimate if value is not None else None, "mark": mark})
+        rows.append({"name": title, "cells": cells, "own": row.startswith("lfads")})
+    return {"columns": [COLUMNS[key] for key in columns], "rows": rows}
+
+
+def _by_session(scores: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not scores:
+        return None
+    own = {s["name"]: s["scores"].get("lfads", {}) for s in scores["sessions"]}
+    return score_rows(own, {name: name for name in own}, best=False)
+
+
+def _benchmark(scores: dict[str, Any] | None) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Scores by the definitions of the Neural Latents Benchmark, by session."""
+    return [
+        (s["name"], [(NLB_NAMES[k], v) for k, v in s["nlb"].items()])
+        for s in (scores or {}).get("sessions", [])
+        if s.get("nlb")
+    ]
+
+
+def run_facts(record: RunRecord) -> list[tuple[str, str]]:
+    """How the run went, in words."""
+    status, model = record.status, record.config.get("model", {})
+    facts = [("state", str(status.get("stage", "unknown")))]
+    if record.log:
+        epochs = max((int(e[-1]) for e, _ in record.log.values() if len(e)), default=-1) + 1
+        best = record.best_epoch
+        facts.append(("epochs", f"{epochs}" + (f", best {best}" if best is not None else "")))
+    for key in ("started", "finished"):
+        if status.get(key):
+            facts.append((key, str(status[key])))
+    sizes = [f"{model[k]} {name}" for k, name in SIZES.items() if model.get(k)]
+    if sizes:
+        facts.append(("model", ", ".join(sizes)))
+    if record.model is not None:
+        n_weights = sum(p.numel() for p in record.model.parameters() if p.requires_grad)
+        facts.append(("trained parameters", f"{n_weights:,}"))
+    if record.outputs is not None and "num_samples" in record.outputs[0].attrs:
+        facts.append(("posterior samples", str(record.outputs[0].attrs["num_samples"])))
+    return facts
+
+
+SIZES = {
+    "gen_dim": "generator states",
+    "fac_dim": "factors",
+    "co_dim": "inferred inputs",
+    "ic_dim": "initial-condition dimensions",
+}
+
+
+def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
+    """What the run was computed with, as it recorded it."""
+    own = record.status.get("environment") or {}
+    facts = [("lfads-torch", str(record.status["version"]))] if "version" in record.status else []
+    facts += [
+        (k, str(own[k])) for k in ("python", "system", "device", "cores", "threads") if k in own
+    ]
+    return facts + [(name, str(v)) for name, v in (own.get("packages") or {}).items()]
+
+
+def commands(record: RunRecord) -> list[tuple[str, str]]:
+    """Commands that make the run and this report again, each with what it does."""
+    search = record.status.get("search")
+    kind = search if isinstance(search, str) else "pbt" if record.population is not None else ""
+    samples = 50
+    if record.outputs is not None:
+        samples = int(record.outputs[0].attrs.get("num_samples", samples))
+    seed = record.status.get("seed", record.config.get("seed", 0))
+    return [
+        (
+            "train with the configuration below, saved as config.yaml"
+            f" (it holds the seed, {seed}, and says where the data are)",
+            f"lfads {kind or 'train'} --config config.yaml --run-dir runs/{record.name}_again",
+        ),
+        ("average posterior samples anew", f"lfads sample runs/{record.name} --samples {samples}"),
+        ("score", f"lfads evaluate runs/{record.name}"),
+        ("write this page", f"lfads report runs/{record.name}"),
+    ]

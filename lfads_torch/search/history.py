@@ -1,0 +1,219 @@
+"""The history of a search: what every member was, epoch by epoch, and who copied whom.
+
+Two CSV files in the run folder. ``population.csv`` has a row for each epoch and member,
+``exchanges.csv`` a row for each copy. An epoch's rows are written in one go and flushed to the
+disk, so that a kill leaves whole rows; `History.rewind` cuts the files back to a checkpoint.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..running.folder import cannot_write, write_atomically
+from .tables import EXCHANGES, HP, POPULATION, read_rows
+
+
+class History:
+    """Writes the history of a search into its run folder.
+
+    Epochs count from 0. An exchange carries the number of epochs trained when it happened, which is
+    the next epoch to train.
+
+    Parameters
+    ----------
+    folder : path
+        Run folder; made where it does not exist. Files that are there are continued, so start a run
+        over with ``rewind(0)``.
+
+    Raises
+    ------
+    UserError
+        Where a file cannot be written (also raised by each method).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        for name in (POPULATION, EXCHANGES):
+            _mend(self.folder / name)
+        self._headers = {name: _header(self.folder / name) for name in (POPULATION, EXCHANGES)}
+        self._copied: dict[int, int] = {}
+        self._restore_parents()
+
+    def append(
+        self,
+        epoch: int,
+        generation: int,
+        values: Mapping[str, ArrayLike],
+        metrics: Mapping[str, ArrayLike],
+        diverged: ArrayLike,
+        members: ArrayLike | None = None,
+    ) -> None:
+        """Record an epoch, one row for each member.
+
+        Parameters
+        ----------
+        epoch : int
+            The epoch just trained.
+        generation : int
+            The generation it belongs to.
+        values : mapping of str to array, shape (K,)
+            Hyper-parameters with which it was trained, by their path below ``model.``.
+        metrics : mapping of str to array, shape (K,)
+            What it logged, such as ``valid/recon_smth``. Names may be new; ``hp/...`` are left out.
+        diverged : array of bool, shape (K,)
+        members : array of int, shape (K,), optional
+            Which members these are; default 0 to K-1.
+        """
+        flags = np.asarray(diverged, dtype=bool).ravel()
+        numbers = np.arange(len(flags)) if members is None else np.asarray(members).ravel()
+        columns = {f"{HP}{name}": column for name, column in values.items()}
+        columns |= {n: column for n, column in metrics.items() if not n.startswith(HP)}
+        arrays = {name: np.asarray(column, dtype=np.float64) for name, column in columns.items()}
+        rows = [
+            {
+                "epoch": str(epoch),
+                "generation": str(generation),
+                "member": str(k),
+                "parent": str(self._copied.get(int(k), k)),
+                "diverged": str(int(flags[i])),
+                **{name: _text(array[i]) for name, array in arrays.items()},
+            }
+            for i, k in enumerate(numbers)
+        ]
+        self._write(POPULATION, rows)
+        for k in numbers:
+            self._copied.pop(int(k), None)
+
+    def exchange(
+        self,
+        epoch: int,
+        generation: int,
+        parents: ArrayLike,
+        old: Mapping[str, ArrayLike],
+        new: Mapping[str, ArrayLike],
+        scores: ArrayLike,
+    ) -> None:
+        """Record the copies at the end of a generation, one row for each.
+
+        Parameters
+        ----------
+        epoch : int
+            Epochs trained so far.
+        generation : int
+            The generation that ended.
+        parents : array of int, shape (K,)
+            As `tournament` returns them; survivors make no row.
+        old, new : mapping of str to array, shape (K,)
+            Hyper-parameters before the copy and after copy and perturbation.
+        scores : array, shape (K,)
+            By which the tournament was decided.
+        """
+        chosen = np.asarray(parents, dtype=np.intp)
+        losses = np.asarray(scores, dtype=np.float64)
+        before = {f"old/{n}": np.asarray(c, dtype=np.float64) for n, c in old.items()}
+        after = {f"new/{n}": np.asarray(c, dtype=np.float64) for n, c in new.items()}
+        rows = [
+            {
+                "generation": str(generation),
+                "epoch": str(epoch),
+                "member": str(k),
+                "parent": str(parent),
+                "score": _text(losses[k]),
+                "parent_score": _text(losses[parent]),
+                **{name: _text(array[k]) for name, array in (before | after).items()},
+            }
+            for k, parent in enumerate(chosen)
+            if parent != k
+        ]
+        self._write(EXCHANGES, rows)
+        self._copied = {k: int(parent) for k, parent in enumerate(chosen)}
+
+    def rewind(self, epoch: int, *, exchanged: bool = False) -> None:
+        """Cut the files back to a checkpoint, so that a resumed search continues them.
+
+        Parameters
+        ----------
+        epoch : int
+            Epochs that the checkpoint has behind it; rows of later ones go, and so do rows that
+            were left half-written.
+        exchanged : bool, default=False
+            Whether the checkpoint was written after the exchange at `epoch`.
+        """
+        last_exchange = epoch if exchanged else epoch - 1
+        for name, last in ((POPULATION, epoch - 1), (EXCHANGES, last_exchange)):
+            path = self.folder / name
+            if self._headers[name]:
+                header, rows = read_rows(path)
+                kept = [row for row in rows if int(row["epoch"]) <= last]
+                write_atomically(path, _csv_text(header, kept))
+        self._restore_parents()
+
+    def _restore_parents(self) -> None:
+        """Know again of copies after which no epoch was recorded."""
+        exchanges, population = self.folder / EXCHANGES, self.folder / POPULATION
+        copies = read_rows(exchanges)[1] if exchanges.is_file() else []
+        epochs = read_rows(population)[1] if population.is_file() else []
+        trained: dict[str, int] = {}
+        for row in epochs:
+            trained[row["member"]] = max(trained.get(row["member"], 0), int(row["epoch"]) + 1)
+        self._copied = {
+            int(row["member"]): int(row["parent"])
+            for row in copies
+            if int(row["epoch"]) >= trained.get(row["member"], 0)
+        }
+
+    def _write(self, name: str, rows: Sequence[Mapping[str, str]]) -> None:
+        if not rows:
+            return
+        path, header = self.folder / name, self._headers[name]
+        new = [column for column in rows[0] if column not in header]
+        if new and header:
+            write_atomically(path, _csv_text([*header, *new], read_rows(path)[1]))
+        is_first = not header
+        header.extend(new)
+        text = _csv_text(header, rows, with_header=is_first)
+        try:
+            with open(path, "ab") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def _mend(path: Path) -> None:
+    """Take off the end of a file what a kill left half-written."""
+    content = path.read_bytes() if path.is_file() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_atomically(path, whole)
+
+
+def _header(path: Path) -> list[str]:
+    return read_rows(path)[0] if path.is_file() else []
+
+
+def _csv_text(
+    header: Sequence[str], rows: Iterable[Mapping[str, str]], *, with_header: bool = True
+) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _text(value: float) -> str:
+    return repr(float(value))

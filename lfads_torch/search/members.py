@@ -1,0 +1,249 @@
+"""The members of a search before they train: built, held against data, space and memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+
+from ..errors import ConfigError, UserError
+from ..model import LFADS
+from ..running.config_check import check_config
+from ..running.parts import build, build_model
+from .methods import Method, Values, build_method
+from .settings import SearchSettings
+from .space import Space
+
+#: Settings of the trainer that would change the numbers, and what of them a population does.
+_TRAINER_ONLY: dict[str, tuple[Any, ...]] = {
+    "accumulate_grad_batches": (None, 1),
+    "gradient_clip_algorithm": (None, "norm"),
+    "precision": (None, 32, "32", "32-true"),
+    "max_steps": (None, -1),
+    "limit_train_batches": (None, 1.0),
+    "limit_val_batches": (None, 1.0),
+    "overfit_batches": (None, 0, 0.0),
+    "check_val_every_n_epoch": (None, 1),
+}
+#: Callbacks whose part the search itself plays.
+_PLAYED = ("model_checkpoint", "early_stopping", "lr_monitor", "progress_bar")
+
+
+class Members(NamedTuple):
+    """What trains, before it trains.
+
+    Attributes
+    ----------
+    datamodule : BasicDataModule
+    models : list of LFADS
+        One for each member asked for, with the weights with which it starts.
+    seeds : list of int
+        Their run seeds: that of the configuration plus the member's number.
+    values : dict of str to array
+        Hyper-parameters with which they start, by their path below ``model.``.
+    space : Space
+    method : Method
+    """
+
+    datamodule: Any
+    models: list[LFADS]
+    seeds: list[int]
+    values: Values
+    space: Space
+    method: Method
+
+
+def check_search(config: dict[str, Any]) -> SearchSettings:
+    """Check the configuration of a search before anything is built.
+
+    Parameters
+    ----------
+    config : dict
+        Composed. Callbacks and loggers that are not installed are taken out of it: members train
+        without them.
+
+    Returns
+    -------
+    SearchSettings
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key, a value out of range, a population of one, or a setting of the trainer
+        that a population does not follow.
+    """
+    for part in ("model", "datamodule", "trainer"):
+        if not isinstance(config.get(part), dict):
+            raise ConfigError(f"the configuration has no {part}; compare the packaged pbt.yaml")
+    _leave_out_what_does_not_run(config)
+    check_config(config)
+    settings = SearchSettings.from_config(config.get("search"))
+    max_epochs_of(config)
+    trainer = config["trainer"]
+    for name, legal in _TRAINER_ONLY.items():
+        if name in trainer and trainer[name] not in legal:
+            raise ConfigError(
+                f"trainer.{name}={trainer[name]!r} does not act on members of a search, which "
+                "train stacked, without Lightning's Trainer; take it out"
+            )
+    return settings
+
+
+def _leave_out_what_does_not_run(config: dict[str, Any]) -> None:
+    idle = []
+    for group in ("callbacks", "logger"):
+        kept = {}
+        for name, node in (config.get(group) or {}).items():
+            try:
+                check_config({group: {name: node}})
+            except ConfigError as error:
+                if "not installed" not in str(error):
+                    raise
+                warnings.warn(f"left out: {error}", stacklevel=4)
+                continue
+            kept[name] = node
+            if node and group == "callbacks" and name not in _PLAYED:
+                idle.append(f"callbacks.{name}")
+        if group in config:
+            config[group] = kept
+    if idle:
+        warnings.warn(
+            f"{', '.join(idle)} will not run: members train stacked, without Lightning's Trainer",
+            stacklevel=4,
+        )
+
+
+def max_epochs_of(config: Mapping[str, Any]) -> int:
+    """Return the epochs after which a search ends at the latest.
+
+    Raises
+    ------
+    ConfigError
+        If the trainer's configuration has none.
+    """
+    value = config["trainer"].get("max_epochs")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(
+            f"trainer.max_epochs is {value!r}; a search needs an end: a whole number from 1 on"
+        )
+    return value
+
+
+def burn_in_of(model: LFADS, settings: SearchSettings) -> int:
+    """Return the epochs before the first generation counts: as set, or until both ramps are up."""
+    if settings.burn_in_period is not None:
+        return settings.burn_in_period
+    hp = model.hparams
+    ramps = ((hp.l2_start_epoch, hp.l2_increase_epoch), (hp.kl_start_epoch, hp.kl_increase_epoch))
+    return int(max(start + increase for start, increase in ramps))
+
+
+def build_members(
+    config: Mapping[str, Any],
+    settings: SearchSettings,
+    numbers: Sequence[int] | None = None,
+    *,
+    device: str = "cpu",
+) -> Members:
+    """Build members of a search; everything is checked once the first one is built.
+
+    A member depends on the run's seed and on its number alone, not on which others are built.
+
+    Parameters
+    ----------
+    config : mapping
+        Composed.
+    settings : SearchSettings
+    numbers : sequence of int, optional
+        Which members; all by default.
+    device : str, default="cpu"
+        Whose memory has to hold those members.
+
+    Returns
+    -------
+    Members
+
+    Raises
+    ------
+    UserError
+        For whatever is wrong with data, model, space, metric, or the number of members.
+    """
+    seed = int(config.get("seed") or 0)
+    chosen = list(range(settings.n_members) if numbers is None else numbers)
+    pl.seed_everything(seed + chosen[0], workers=True, verbose=False)
+    datamodule = build(config["datamodule"], "datamodule")
+    datamodule.setup("fit")
+    models: list[LFADS] = []
+    for number in chosen:
+        pl.seed_everything(seed + number, workers=True, verbose=False)
+        model = build_model(config["model"], datamodule)
+        if not models:
+            if not hasattr(model, "tunables"):
+                raise ConfigError(
+                    f"model._target_ is {config['model']['_target_']}, which has no tunables(); "
+                    "members of a search are models of lfads_torch.model.LFADS"
+                )
+            model.check_data(datamodule)
+            space = settings.space_for(model.tunables())
+            settings.check_metric(logged_names(model, datamodule))
+            _check_memory(model, settings, len(chosen), device)
+        models.append(model)
+    max_epochs, burn_in = max_epochs_of(config), burn_in_of(models[0], settings)
+    method = build_method(settings, space, seed, burn_in, max_epochs)
+    first_end = burn_in + settings.perturbation_interval
+    if settings.method == "pbt" and max_epochs <= first_end:
+        warnings.warn(
+            f"nobody will copy anybody: the first generation ends after {first_end} epochs "
+            f"({burn_in} of burn-in, {settings.perturbation_interval} of the generation), but "
+            f"trainer.max_epochs is {max_epochs}. Give more, or shorten search.burn_in_period "
+            "(model.kl_increase_epoch, model.l2_increase_epoch) or search.perturbation_interval",
+            stacklevel=2,
+        )
+    values = {
+        name: column[chosen] for name, column in method.first_values(settings.n_members).items()
+    }
+    return Members(datamodule, models, [seed + k for k in chosen], values, space, method)
+
+
+@torch.no_grad()
+def logged_names(model: LFADS, datamodule: Any) -> list[str]:
+    """Return the names of what an epoch logs, by looking at a batch of each split.
+
+    Parameters
+    ----------
+    model : LFADS
+    datamodule : BasicDataModule
+        After ``setup``.
+
+    Returns
+    -------
+    list of str
+    """
+    names = ["valid/recon_smth"]
+    steps = {"train": model.training_step, "valid": model.validation_step}
+    with torch.random.fork_rng(devices=[]):
+        for split, step in steps.items():
+            step(next(iter(datamodule.split_loader(split, batch_size=datamodule.n_sessions))), 0)
+            scores = model.scores[split]
+            found = [*scores.compute(), "loss", "wt_kl", "wt_l2/ramp", "wt_kl/ramp"]
+            names += [f"{split}/{name}" for name in found]
+            scores.reset()
+    return names
+
+
+def _check_memory(model: LFADS, settings: SearchSettings, n_members: int, device: str) -> None:
+    from .memory import bytes_available, bytes_per_member
+
+    needed, available = bytes_per_member(model), bytes_available(device)
+    if available is not None and needed * n_members > available:
+        gib = 2.0**30
+        raise UserError(
+            f"{settings.count_key}={settings.n_members}: {n_members} members take "
+            f"{n_members * needed / gib:.1f} GiB for weights and optimiser alone "
+            f"({needed / 2**20:.1f} MiB each), but {available / gib:.1f} GiB are free; legal are "
+            f"at most {int(available // needed)}, or smaller models, or several machines "
+            "(--backend ray)"
+        )

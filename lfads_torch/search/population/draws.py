@@ -1,0 +1,230 @@
+"""Random numbers of stacked members: each member draws what it would draw alone.
+
+`Streams` holds the members' generators, seeded as a run seeds the global ones at the start of an
+epoch. Under `torch.func.vmap` a draw reaches torch once for all members, with their axis in front;
+`StackedDraws`, a mode that lies below vmap, makes it one draw per member from that member's
+generator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ...seeds import stream_seeds
+
+_aten: Any = torch.ops.aten
+_GLOBAL = Lock()
+
+
+class NotMappable(RuntimeError):
+    """Something that members cannot do at once."""
+
+
+class Streams:
+    """Generators of several members for one epoch.
+
+    Parameters
+    ----------
+    seeds : sequence of int
+        Run seeds.
+    epoch : int
+    device : torch.device
+        Where the members train; draws on the CPU have generators of their own, as in a run.
+    """
+
+    def __init__(self, seeds: Sequence[int], epoch: int, device: torch.device) -> None:
+        words = [stream_seeds(seed, epoch) for seed in seeds]
+        self._torch = {
+            kind: [torch.Generator(kind).manual_seed(seed) for _, seed in words]
+            for kind in dict.fromkeys((torch.device("cpu"), device))
+        }
+        self._others: list[Any] = [
+            (random.Random(seed).getstate(), np.random.RandomState(seed).get_state())
+            for seed, _ in words
+        ]
+
+    def __len__(self) -> int:
+        return len(self._others)
+
+    def on(self, device: torch.device) -> list[torch.Generator]:
+        """Return the members' generators for a device."""
+        found = [gens for kind, gens in self._torch.items() if kind.type == device.type]
+        if not found:
+            raise NotMappable(f"draws random numbers on {device}")
+        return found[0]
+
+    @contextmanager
+    def lent(self, k: int) -> Iterator[None]:
+        """Have the global generators draw for member k; not for use in several threads."""
+        with global_generators():
+            defaults = [(_default(kind), gens[k]) for kind, gens in self._torch.items()]
+            for default, own in defaults:
+                default.set_state(own.get_state())
+            random.setstate(self._others[k][0])
+            np.random.set_state(self._others[k][1])
+            yield
+            for default, own in defaults:
+                own.set_state(default.get_state())
+            self._others[k] = (random.getstate(), np.random.get_state())
+
+
+@contextmanager
+def global_generators() -> Iterator[None]:
+    """Leave the global generators as they were."""
+    states = random.getstate(), np.random.get_state()
+    cuda = torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
+        yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+@contextmanager
+def no_other_draws() -> Iterator[None]:
+    """Refuse draws from Python's and NumPy's generators, which have no axis of members."""
+    numpy_state: Any = np.random.get_state()
+    before = random.getstate(), numpy_state[1].copy(), numpy_state[2]
+    yield
+    numpy_state = np.random.get_state()
+    if random.getstate() != before[0]:
+        raise NotMappable("draws from Python's module random")
+    if numpy_state[2] != before[2] or not np.array_equal(numpy_state[1], before[1]):
+        raise NotMappable("draws from NumPy's global generator")
+
+
+def _default(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return torch.cuda.default_generators[index]
+    return torch.default_generator
+
+
+@cache
+def _is_random(function: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in function.tags
+
+
+class StackedDraws(TorchDispatchMode):
+    """Turns a draw for all members into one draw per member, from its own generator.
+
+    Parameters
+    ----------
+    streams : Streams
+        Of the members that are mapped over, in their order.
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        super().__init__()
+        self._streams = streams
+        self._turn = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Pass on what is not random."""
+        kwargs = kwargs or {}
+        if not _is_random(func):
+            return func(*args, **kwargs)
+        if kwargs.get("generator") is not None:
+            raise NotMappable("draws from a generator of its own")
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        where = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
+        generators = self._streams.on(where)
+        if func is _aten.randperm.default:
+            # vmap asks for one permutation per member, one after another.
+            self._turn += 1
+            own = generators[(self._turn - 1) % len(generators)]
+            return torch.randperm(*args, **kwargs, generator=own)
+        if any(not x.ndim or x.shape[0] != len(generators) for x in tensors):
+            raise NotMappable(f"{func}: the members' axis is not the first one")
+        names = [argument.name for argument in func._schema.arguments]
+        rows = [
+            _draw(func, _row(names, args, k), kwargs, own) for k, own in enumerate(generators)
+        ]
+        if func._schema.is_mutable:
+            return args[0]
+        if isinstance(rows[0], Tensor):
+            return torch.stack(rows)
+        return type(rows[0])(torch.stack(column) for column in zip(*rows, strict=True))
+
+
+def _row(names: Sequence[str], args: Sequence[Any], k: int) -> list[Any]:
+    """Arguments of member k."""
+    return [
+        x[k] if isinstance(x, Tensor) else x[1:] if name == "size" else x
+        for name, x in zip(names, args, strict=False)
+    ]
+
+
+def _draw(func: Any, args: list[Any], options: dict[str, Any], own: torch.Generator) -> Any:
+    """One member's draw."""
+    if func is _aten.randn.default:
+        return torch.empty(*args, **options).normal_(generator=own)
+    if func is _aten.rand.default:
+        return torch.empty(*args, **options).uniform_(generator=own)
+    if func is _aten.randn_like.default:
+        return torch.empty_like(*args, **options).normal_(generator=own)
+    if func is _aten.rand_like.default:
+        return torch.empty_like(*args, **options).uniform_(generator=own)
+    if func in (_aten.randint.default, _aten.randint.low):
+        *limits, size = args
+        dtype = options.get("dtype") or torch.int64
+        return torch.empty(size, **{**options, "dtype": dtype}).random_(
+            *(limits if len(limits) > 1 else (0, *limits)), generator=own
+        )
+    if any(argument.name == "generator" for argument in func._schema.arguments):
+        return func(*args, **options, generator=own)
+    with _GLOBAL, torch.random.fork_rng(devices=[own.device] if own.device.type == "cuda" else ()):
+        default = _default(own.device)
+        default.set_state(own.get_state())
+        drawn = func(*args, **options)
+        own.set_state(default.get_state())
+        return drawn
+
+
+class StackedEmpty(TorchFunctionMode):
+    """Gives new memory inside vmap the members' axis, so that it can be filled at random.
+
+    ``torch.empty(...).normal_()`` is how `torch.distributions` draws; vmap refuses it, since the
+    memory has no axis for different numbers.
+
+    Parameters
+    ----------
+    like : Tensor
+        One that has the axis.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self._like = like
+        self._level = _level()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Pass on what makes no empty memory."""
+        kwargs = kwargs or {}
+        if func is torch.empty and not kwargs.keys() & {"out", "memory_format"}:
+            # A kernel's own rule for vmap works below it, on plain memory.
+            if _level() == self._level:
+                dtype = kwargs.pop("dtype", None) or torch.get_default_dtype()
+                device = kwargs.pop("device", None) or torch.get_default_device()
+                return self._like.new_empty(*args, **kwargs, dtype=dtype, device=device)
+        return func(*args, **kwargs)
+
+
+def _level() -> int | None:
+    level: int | None = torch._C._functorch.maybe_current_level()
+    return level

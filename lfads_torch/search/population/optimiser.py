@@ -1,0 +1,87 @@
+"""Clipping, AdamW and the plateau schedule, each member with its own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from .tensors import MemberTensors
+
+
+class Optimiser:
+    """What `LFADS.configure_optimizers` and Lightning's clipping do, for rows of a matrix.
+
+    Parameters
+    ----------
+    tensors : MemberTensors
+    gradient_clip_val : float
+        Largest norm of a member's gradient; 0 for no limit.
+    """
+
+    def __init__(self, tensors: MemberTensors, gradient_clip_val: float) -> None:
+        self._tensors = tensors
+        self._clip = gradient_clip_val
+
+    @torch.no_grad()
+    def step(self, rows: slice, gradients: Sequence[Tensor | None]) -> None:
+        """Take one step with the gradients (c, ...) of the leaves of some members.
+
+        A parameter without gradient stays as it is, as it does in torch's optimisers.
+        """
+        state = self._tensors
+        weights = state.weights[rows]
+        parts = [
+            part.new_zeros(()).expand_as(part) if given is None else given
+            for part, given in zip(state.split(weights).values(), gradients, strict=True)
+        ]
+        matrix = torch.cat([part.reshape(len(weights), -1) for part in parts], dim=1)
+        if self._clip > 0:
+            norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+            matrix.mul_((self._clip / (norms + 1e-6)).clamp_(max=1.0))
+        spans = state.spans([given is not None for given in gradients])
+        for i, k in enumerate(range(rows.start, rows.stop)):
+            hp, model = state.models[k].hparams, state.models[k]
+            adamw(
+                *(
+                    [row[span] for span in spans]
+                    for row in (state.weights[k], matrix[i], state.exp_avg[k], state.exp_avg_sq[k])
+                ),
+                max_exp_avg_sqs=[],
+                # Each span counts the step, so all but one count on a copy.
+                state_steps=[
+                    state.steps[k] if n == 0 else state.steps[k].clone() for n in range(len(spans))
+                ],
+                fused=True,
+                amsgrad=False,
+                beta1=hp.lr_adam_beta1,
+                beta2=hp.lr_adam_beta2,
+                lr=float(state.lr[k]),
+                weight_decay=model.ramped_weight_decay,
+                eps=hp.lr_adam_epsilon,
+                maximize=False,
+            )
+
+    def end_epoch(self) -> None:
+        """Lower learning rates where the smoothed validation loss is on a plateau.
+
+        As `torch.optim.lr_scheduler.ReduceLROnPlateau`, whose threshold is 0 here.
+        """
+        state = self._tensors
+        for k, model in enumerate(state.models):
+            hp = model.hparams
+            if not hp.lr_scheduler:
+                continue
+            value = state.smoothed[k].double()
+            if value < state.plateau_best[k]:
+                state.plateau_best[k], state.plateau_bad[k] = value, 0
+            else:
+                state.plateau_bad[k] += 1
+            if state.plateau_bad[k] > hp.lr_patience:
+                old = float(state.lr[k])
+                new = max(old * hp.lr_decay, hp.lr_stop)
+                if old - new > 1e-8:
+                    state.lr[k] = new
+                state.plateau_bad[k] = 0

@@ -1,0 +1,95 @@
+"""The back-end over Ray Tune: the same members and rules, in trials on one or many machines.
+
+Only modules in here import Ray, and only `run_ray_search` imports them. `chunk` (the members of a
+trial), `referee` (what happens between generations) and `options` do without it; `trial`,
+`scheduler` and `driver` tie them to Tune. `tournament` and `stopper` are for Tune scripts of one's
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigError
+from .options import RayOptions
+
+if TYPE_CHECKING:
+    from ...run_model import RunResult
+
+__all__ = ["RayOptions", "require_ray", "run_ray_search"]
+
+
+def require_ray(what: str) -> None:
+    """Refuse what needs Ray Tune where it is not installed.
+
+    Parameters
+    ----------
+    what : str
+        What needs it.
+
+    Raises
+    ------
+    ConfigError
+        Naming the command that installs it.
+    """
+    try:
+        import ray.tune  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} needs Ray Tune, which is not installed: pip install 'lfads-torch[tune]'"
+        ) from error
+
+
+def run_ray_search(
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    kind: str,
+    resume: bool = False,
+    options: RayOptions | None = None,
+) -> RunResult:
+    """Search for hyper-parameters over Ray Tune, and keep the best model.
+
+    Members, scores, tournaments and what lies in the run folder are those of a search in one
+    process; a trial of Tune holds one member or a stacked chunk of them.
+
+    Parameters
+    ----------
+    config : mapping
+        Composed, with ``search``.
+    folder : Path
+        Run folder, which every node has to reach unless `RayOptions.storage_path` names another
+        place.
+    kind : {"pbt", "random", "halving"}
+        What `search.method` must be.
+    resume : bool, default=False
+        Go on with the search that `folder` holds, from the last checkpoints of its trials.
+    options : RayOptions, optional
+        By default those of ``search.ray``.
+
+    Returns
+    -------
+    RunResult
+        Of the best model.
+
+    Raises
+    ------
+    ConfigError
+        If Ray is not installed, or for a mistake in the configuration.
+    UserError
+        If the cluster cannot be reached or has too little, or a trial failed too often.
+    DivergedError
+        If the loss of every member turns NaN or infinite.
+    """
+    require_ray("--backend ray")
+    node = config.get("search") or {}
+    method = node.get("method", "pbt")
+    if method != kind:
+        raise ConfigError(f"search.method is {method}, which is not what was asked for: {kind}")
+    if options is None:
+        options = RayOptions.from_mapping(node.get("ray"))
+    from .driver import search
+
+    return search(dict(config), Path(folder).absolute(), resume=resume, options=options)

@@ -1,0 +1,287 @@
+"""A search over Ray Tune, from the cluster to the finished run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray import tune
+
+from ... import __version__
+from ...errors import UserError
+from ...run_model import RunResult
+from ...running.compose import write_config
+from ...running.folder import CONFIG, write_status
+from ..finish import copy_whole, finish_search, now
+from ..folder import BEST_CHECKPOINT, Best, all_diverged, member_path
+from ..members import build_members, check_search, max_epochs_of
+from ..progress import LiveTable
+from ..settings import SearchSettings
+from .chunk import ABOUT, BEST, final_name
+from .options import RayOptions
+from .referee import STATE, Referee
+from .scheduler import ChunkScheduler, StopOnFailure, Watch
+from .trial import CHUNK, MEMBERS, NUMBER, START, Board, MemberTrial
+
+#: Tune would write logs of its own, print tables, and warn of frequent checkpoints.
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+#: Plans, configuration and results are small; what is large goes through files.
+_OBJECT_STORE = 2**27
+
+
+def search(config: dict[str, Any], folder: Path, *, resume: bool, options: RayOptions) -> RunResult:
+    """Search over Ray Tune; see `run_ray_search`."""
+    settings = check_search(config)
+    with _cluster(options), _environment():
+        return _Session(config, settings, folder, options, resume=resume).run()
+
+
+@contextmanager
+def _cluster(options: RayOptions) -> Iterator[None]:
+    """Join a cluster, or start Ray here; leave one that was joined before as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    address = options.address or ("local" if options.num_cpus else None)
+    own: dict[str, Any] = {"num_cpus": options.num_cpus, "object_store_memory": _OBJECT_STORE}
+    try:
+        ray.init(
+            address=address,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            **(own if address == "local" else {}),
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        place = address or os.environ.get("RAY_ADDRESS") or "on this machine"
+        raise UserError(
+            f"no Ray cluster {place}: {error}. Start one (ray start --head) and give its address "
+            "as search.ray.address, or search.ray.address=local for one of this search alone"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class _Left(NamedTuple):
+    """What trials leave: scores of the members at the end, the best score, and how long it took."""
+
+    scores: dict[int, float]
+    best: Best
+    n_epochs: int
+    steps_per_epoch: int
+
+
+class _Session:
+    """One search, from its beginning or from where it stopped to its end."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        settings: SearchSettings,
+        folder: Path,
+        options: RayOptions,
+        *,
+        resume: bool,
+    ) -> None:
+        self.config = config
+        self.settings = settings
+        self.folder = folder
+        self.options = options
+        self.max_epochs = max_epochs_of(config)
+        self.storage = (options.storage_path or str(folder / "ray")).rstrip("/")
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        # Not by what this machine has: trials may run on others.
+        accelerator = str(config["trainer"].get("accelerator", "auto"))
+        may_use_gpu = accelerator in ("auto", "gpu", "cuda")
+        self.resources = options.resources(nodes, may_use_gpu=may_use_gpu)
+        chunks, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
+        path = folder / STATE
+        state = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
+        self.referee = self._referee(state.get("chunks", chunks), state)
+
+    def _referee(self, chunks: list[list[int]], state: dict[str, Any]) -> Referee:
+        n_members = sum(map(len, chunks))
+        if n_members != self.settings.n_members:
+            raise UserError(
+                f"{self.settings.count_key} is {self.settings.n_members}, but the search in "
+                f"{self.folder} was begun with {n_members}; go on with that, or start another one"
+            )
+        # The first member is built here too, so that every mistake is told before a trial starts.
+        members = build_members(self.config, self.settings, [0])
+        n_steps = len(members.datamodule.train_dataloader())
+        method = members.method
+        interval = math.ceil(self.settings.perturbation_interval / self.options.checkpoint_every)
+        return Referee(
+            self.folder,
+            chunks,
+            method,
+            members.space,
+            self.settings,
+            self.max_epochs,
+            # A trial may be a generation ahead of one that has yet to copy from it.
+            n_kept=interval + 3,
+            table=LiveTable(method.group, method.replaced, self.max_epochs, n_steps),
+            checkpoints=state.get("checkpoints", ()),
+            # With more epochs allowed, trials that had reached the limit go on.
+            over=state.get("over", ()) if state.get("max_epochs") == self.max_epochs else (),
+            session=int(state.get("session", -1)) + 1,
+        )
+
+    def run(self) -> RunResult:
+        """Train, and finish what the trials leave."""
+        referee = self.referee
+        facts: dict[str, Any] = {
+            "version": __version__,
+            "search": self.settings.method,
+            "backend": "ray",
+            "seed": int(self.config.get("seed") or 0),
+            "max_epochs": self.max_epochs,
+            "started": now(),
+        }
+        write_config(self.folder / CONFIG, self.config)
+        write_status(self.folder, "training", **facts)
+        referee.write_state()
+        try:
+            if not all(referee.over):
+                self._train()
+            if referee.failure is not None:
+                raise referee.failure
+            if referee.diverged_at is not None:
+                best = self._collect().best
+                n_members = len(referee.training)
+                raise all_diverged(self.folder, n_members, referee.diverged_at, best)
+        except UserError as error:
+            write_status(self.folder, "training", **facts, stopped=str(error))
+            raise
+        finally:
+            referee.table.close()
+        if not all(referee.over):
+            raise KeyboardInterrupt  # which Tune has taken, to save its trials
+        return self._finish(facts)
+
+    def _train(self) -> None:
+        referee, options = self.referee, self.options
+        board = ray.remote(Board).options(num_cpus=0).remote()
+        trainable = tune.with_parameters(
+            MemberTrial,
+            run=self.config,
+            board=board,
+            storage=self.storage,
+            checkpoint_every=options.checkpoint_every,
+        )
+        starts = [
+            {NUMBER: i, MEMBERS: chunk, START: saved[-1][1] if saved else ""}
+            for i, (chunk, saved) in enumerate(
+                zip(referee.chunks, referee.checkpoints, strict=True)
+            )
+            if not referee.over[i]
+        ]
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, self.resources),
+            param_space={CHUNK: tune.grid_search(starts)},
+            tune_config=tune.TuneConfig(
+                scheduler=ChunkScheduler(referee, board, self.n_slots),
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: f"trial_{trial.config[CHUNK][NUMBER]:03d}",
+            ),
+            run_config=tune.RunConfig(
+                name=f"{self.folder.name}_{referee.session}",
+                storage_path=self.storage,
+                stop=StopOnFailure(referee),
+                callbacks=[Watch(referee, options.max_failures)],
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
+                checkpoint_config=tune.CheckpointConfig(
+                    num_to_keep=referee.n_kept, checkpoint_at_end=True
+                ),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError | OSError):
+                cause = cause.__cause__
+            raise cause or error from None
+
+    def _collect(self) -> _Left:
+        """Take the members that do not train any more out of the checkpoints of their trials."""
+        scores: dict[int, float] = {}
+        best, n_epochs, n_steps = Best(), 0, 0
+        for saved in self.referee.checkpoints:
+            if not saved:
+                continue
+            with tune.Checkpoint(f"{self.storage}/{saved[-1][1]}").as_directory() as folder:
+                place = Path(folder)
+                about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+                n_epochs, n_steps = max(n_epochs, about["n_epochs"]), about["steps_per_epoch"]
+                for number, score in about["scores"].items():
+                    scores[int(number)] = float(score)
+                    target = member_path(self.folder, int(number))
+                    copy_whole(place / final_name(int(number)), target)
+                own = Best(*about["best"])
+                # The earliest of equal ones, as in one process.
+                if (own.score, own.epoch, own.member) < (best.score, best.epoch, best.member):
+                    best = own
+                    copy_whole(place / BEST, self.folder / BEST_CHECKPOINT)
+        return _Left(scores, best, n_epochs, n_steps)
+
+    def _finish(self, facts: dict[str, Any]) -> RunResult:
+        left = self._collect()
+        if not left.scores:
+            n_members, last = self.settings.n_members, left.n_epochs - 1
+            raise all_diverged(self.folder, n_members, last, left.best)
+        self.referee.table.say(f"the search ended: {self.referee.ended}")
+        result = finish_search(
+            self.config,
+            self.folder,
+            self.settings,
+            n_epochs=left.n_epochs,
+            steps_per_epoch=left.steps_per_epoch,
+            scores=left.scores,
+            ended=self.referee.ended,
+            best=left.best,
+            facts=facts,
+        )
+        self._clean_up()
+        return result
+
+    def _clean_up(self) -> None:
+        """Delete all checkpoints of trials but the last, where they are files of this machine."""
+        if "://" in self.storage:
+            return
+        last = {Path(self.storage, saved[-1][1]) for saved in self.referee.checkpoints}
+        for session in range(self.referee.session + 1):
+            for place in Path(self.storage, f"{self.folder.name}_{session}").glob(
+                "trial_*/checkpoint_*"
+            ):
+                if place not in last:
+                    shutil.rmtree(place, ignore_errors=True)

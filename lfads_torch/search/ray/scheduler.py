@@ -1,0 +1,138 @@
+"""How Ray Tune runs the trials of a search: who trains, who makes room, and what stops it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import ray
+from ray.tune import Callback, Checkpoint
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.stopper import Stopper
+
+from ...errors import UserError
+from .referee import Referee
+from .trial import CHUNK, EPOCHS, NUMBER, REPORT, WAITS
+
+#: Seconds after which a trial that waits makes room for one that should have had a place.
+_GRACE_S = 120.0
+
+
+class ChunkScheduler(FIFOScheduler):
+    """Hands what trials report to a referee, and its plans to the trials.
+
+    A trial that waits for a plan keeps its process. Only where there are more trials than places
+    does it make room, saved, and comes back once its plan is there.
+
+    Parameters
+    ----------
+    referee : Referee
+    board : actor handle
+        Of a `Board`.
+    n_slots : int
+        Trials that can run at the same time.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(self, referee: Referee, board: Any, n_slots: int) -> None:
+        super().__init__()
+        self._referee = referee
+        self._board = board
+        self._n_slots = n_slots
+        self._n_posted = 0
+        self._waits_since: dict[str, float] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Take in an epoch; send a trial that waits away if another one needs its place."""
+        if not result.get(WAITS):
+            self._waits_since.pop(trial.trial_id, None)
+            for report in result.get(REPORT, ()):
+                self._referee.report(report)
+            return str(self.CONTINUE)
+        since = self._waits_since.setdefault(trial.trial_id, time.monotonic())
+        trials = tune_controller.get_trials()
+        is_long = time.monotonic() - since > _GRACE_S
+        needs_room = any(
+            other.status == Trial.PENDING or (other.status == Trial.PAUSED and self._can_go(other))
+            for other in trials
+        )
+        if needs_room and (len(trials) > self._n_slots or is_long):
+            return str(self.PAUSE)
+        return str(self.CONTINUE)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Post new plans; choose a trial that has something to do."""
+        self._referee.decide()
+        for plan in self._referee.plans[self._n_posted :]:
+            ray.get(self._board.post.remote(plan))
+            self._n_posted += 1
+        trials = tune_controller.get_trials()
+        for trial in trials:
+            if trial.status == Trial.PENDING:
+                return trial
+        for trial in trials:
+            if trial.status == Trial.PAUSED and self._can_go(trial):
+                return trial
+        return None
+
+    def _can_go(self, trial: Trial) -> bool:
+        plans = self._referee.plans
+        return bool(plans) and plans[-1].n_epochs >= trial.last_result.get(EPOCHS, 0)
+
+
+class Watch(Callback):
+    """Notes checkpoints before Tune deletes older ones, and why a trial was given up.
+
+    Parameters
+    ----------
+    referee : Referee
+    max_failures : int
+        How often a trial was started again.
+    """
+
+    def __init__(self, referee: Referee, max_failures: int) -> None:
+        self._referee = referee
+        self._max_failures = max_failures
+
+    def on_checkpoint(
+        self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Checkpoint, **info: Any
+    ) -> None:
+        """Note where a trial can be gone on with from."""
+        place = "/".join(str(checkpoint.path).rstrip("/").split("/")[-3:])
+        number, result = trial.config[CHUNK][NUMBER], trial.last_result
+        is_over = bool(result.get("done"))
+        self._referee.saved(number, int(result[EPOCHS]), place, is_over=is_over)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Note the failure that is one too many."""
+        error = trial.get_pickled_error() or trial.get_error()
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError):
+            self._referee.failure = cause
+            return
+        lines = str(error).strip().splitlines() or ["for no reason that it gave"]
+        members = self._referee.chunks[trial.config[CHUNK][NUMBER]]
+        self._referee.failure = UserError(
+            f"the trial of members {members[0]} to {members[-1]} failed {self._max_failures + 1} "
+            f"times, at last with: {lines[-1]} (in full: {trial.local_path}/error.txt). Mend that "
+            f"and go on with lfads pbt --resume {self._referee.folder}"
+        )
+
+
+class StopOnFailure(Stopper):
+    """Ends the experiment once the search cannot go on."""
+
+    def __init__(self, referee: Referee) -> None:
+        self._referee = referee
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Stop no trial by its result; that is for the trial to know."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Stop all."""
+        return self._referee.failure is not None or self._referee.diverged_at is not None

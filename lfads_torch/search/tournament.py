@@ -1,0 +1,244 @@
+"""Who copies whom, when a search ends, and which members go on: pure functions over scores.
+
+Scores are losses: the smaller the better. Negate a score of which more is better. Randomness comes
+from the generator that is passed in; seed it by the run's seed and the generation's number, so that
+a resumed search decides as the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import ConfigError
+
+IntArray = NDArray[np.intp]
+
+
+def tournament(scores: ArrayLike, rng: Generator) -> IntArray:
+    """Pair members at random; the loser of each pair is to become a copy of the winner.
+
+    Binary tournament of Keshtkaran, Sedler et al. (2022), after Jaderberg et al. (2017). With an
+    odd number one member sits out, and of two equal scores neither loses. A score that is not
+    finite always loses: where its pair has no finite one, or it sat out, it copies a random
+    survivor. Nobody copies from a loser, so all copies can be made at once, and the best member
+    never loses.
+
+    Parameters
+    ----------
+    scores : array, shape (K,)
+        The smaller the better.
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    array of int, shape (K,)
+        Index of the member that each becomes a copy of; its own where it survives. Everybody
+        survives where no score is finite.
+    """
+    losses = np.asarray(scores, dtype=np.float64)
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    parents = np.arange(len(losses))
+    order = rng.permutation(len(losses))
+    first, second = order[: len(losses) // 2 * 2].reshape(-1, 2).T
+    won, lost = losses[first] < losses[second], losses[first] > losses[second]
+    parents[second[won]] = first[won]
+    parents[first[lost]] = second[lost]
+    survivors = np.flatnonzero(np.isfinite(losses) & (parents == np.arange(len(losses))))
+    stranded = np.flatnonzero(np.isinf(losses[parents]))
+    if survivors.size:
+        parents[stranded] = rng.choice(survivors, size=stranded.size)
+    return parents
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When generations end, in epochs.
+
+    Parameters
+    ----------
+    burn_in_period : int
+        Epochs before the first generation counts: those in which KL and L2 ramps rise.
+    perturbation_interval : int
+        Epochs of a generation. The first one lasts `burn_in_period` longer.
+    max_epochs : int
+        Epochs after which the search ends; nobody copies there.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range.
+    """
+
+    burn_in_period: int = 80
+    perturbation_interval: int = 25
+    max_epochs: int = 10_000
+
+    def __post_init__(self) -> None:
+        for name, least in (("burn_in_period", 0), ("perturbation_interval", 1), ("max_epochs", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or value != int(value) or value < least:
+                raise ConfigError(f"{name} is {value}; legal are whole numbers from {least} on")
+
+    def generation(self, epoch: int) -> int:
+        """Return the number, from 0, of the generation in which an epoch (from 0) is trained."""
+        return max(0, (epoch - self.burn_in_period) // self.perturbation_interval)
+
+    def ends(self, n_epochs: int) -> bool:
+        """Return whether a generation ends when `n_epochs` epochs are trained."""
+        since = n_epochs - self.burn_in_period
+        return since > 0 and since % self.perturbation_interval == 0
+
+    def exchanges(self, n_epochs: int) -> bool:
+        """Return whether members copy when `n_epochs` epochs are trained."""
+        return self.ends(n_epochs) and n_epochs < self.max_epochs
+
+
+@dataclass
+class Patience:
+    """Stop rule: the best score has all but stopped improving.
+
+    With b[g] the best score up to generation g, the search ends when b[g - patience] - b[g] is at
+    most `min_ratio` times the magnitude of b[g - patience].
+
+    Parameters
+    ----------
+    patience : int
+        Generations over which the improvement is looked at.
+    min_ratio : float
+        Relative improvement that is still worth going on; what is at most this ends the search.
+    best : list of float
+        Best score up to each generation seen, oldest first; the state.
+
+    Raises
+    ------
+    ConfigError
+        If `patience` is below 1 or `min_ratio` is not finite.
+
+    Examples
+    --------
+    >>> rule = Patience(patience=1, min_ratio=0.1)
+    >>> rule.update([3.0, 2.0]), rule.update([1.0, 4.0]), rule.update([0.95, 1.0])
+    (False, False, True)
+    """
+
+    patience: int = 4
+    min_ratio: float = 5e-4
+    best: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ConfigError(f"patience is {self.patience}; legal are 1 and more generations")
+        if not math.isfinite(self.min_ratio):
+            raise ConfigError(f"the least improvement ratio is {self.min_ratio}; give a number")
+
+    def update(self, scores: ArrayLike) -> bool:
+        """Take in the scores at the end of a generation; scores that are not finite do not count.
+
+        Parameters
+        ----------
+        scores : array, shape (K,)
+
+        Returns
+        -------
+        bool
+            Whether the search should end.
+        """
+        values = np.asarray(scores, dtype=np.float64).ravel()
+        best = np.min(values[np.isfinite(values)], initial=math.inf)
+        self.best.append(min(float(best), self.best[-1] if self.best else math.inf))
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the search should end after the generations seen."""
+        if len(self.best) <= self.patience:
+            return False
+        before, now = self.best[-1 - self.patience], self.best[-1]
+        return math.isfinite(before) and before - now <= self.min_ratio * abs(before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as a plain dict, for a checkpoint."""
+        return {"best": list(self.best)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of `state_dict`."""
+        self.best = [float(value) for value in state["best"]]
+
+
+class Rung(NamedTuple):
+    """A cut of successive halving: after `epochs` epochs in all, `n_members` go on."""
+
+    epochs: int
+    n_members: int
+
+
+def halving_rungs(
+    n_members: int, max_epochs: int, min_epochs: int, factor: float | int = 3
+) -> list[Rung]:
+    """Plan successive halving (Jamieson & Talwalkar 2016; rungs as in Li et al. 2018).
+
+    After `min_epochs` epochs one in `factor` members goes on, after `factor` times as many epochs
+    again one in `factor`, until one is left or `max_epochs` is reached.
+
+    Parameters
+    ----------
+    n_members : int
+        Members at the start.
+    max_epochs : int
+        Epochs that the last members get.
+    min_epochs : int
+        Epochs that every member gets.
+    factor : float, default=3
+        Share that goes on, above 1.
+
+    Returns
+    -------
+    list of Rung
+        In order; the last members train on to `max_epochs`.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range.
+    """
+    if n_members < 1 or not factor > 1 or not 1 <= min_epochs <= max_epochs:
+        raise ConfigError(
+            f"successive halving of {n_members} members by {factor} between {min_epochs} and "
+            f"{max_epochs} epochs; legal: members from 1 on, a factor above 1, and 1 <= least "
+            "epochs <= most epochs"
+        )
+    rungs: list[Rung] = []
+    epochs, left = float(min_epochs), n_members
+    while left > 1 and round(epochs) < max_epochs:
+        # One at least goes each time, so that any factor comes to an end.
+        left = max(1, min(left - 1, int(left / factor)))
+        rungs.append(Rung(round(epochs), left))
+        epochs = max(epochs * factor, epochs + 1)
+    return rungs
+
+
+def successive_halving(scores: ArrayLike, n_keep: int) -> IntArray:
+    """Choose the members that go on.
+
+    Parameters
+    ----------
+    scores : array, shape (K,)
+        The smaller the better; the earlier of two equal ones goes first.
+    n_keep : int
+        How many go on.
+
+    Returns
+    -------
+    array of int, shape (at most n_keep,)
+        Their indices, ascending. Members whose score is not finite never go on.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    finite = np.flatnonzero(np.isfinite(values))
+    return np.sort(finite[np.argsort(values[finite], kind="stable")[: max(n_keep, 0)]])
