@@ -17,6 +17,7 @@ _PUBLIC = {
     "load_model": "checkpoint",
     "sample_posterior": "post_run.analysis",
     "run_posterior_sampling": "post_run.analysis",
+    "load_outputs": "post_run.outputs",
 }
 
 __all__ = ["__version__", *_PUBLIC]

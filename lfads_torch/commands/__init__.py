@@ -21,6 +21,8 @@ COMMANDS = (
     "pbt",
     "search",
     "sample",
+    "evaluate",
+    "nlb-submit",
     "check",
     "merge",
     "align-init",

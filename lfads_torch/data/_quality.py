@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lfads_torch.data._files import list_some
 from lfads_torch.data._validate import REQUIRED_KEYS, SCHEMA_KEYS
+from lfads_torch.data._windows import shared_ends
 
 Array = NDArray[Any]
 
@@ -27,6 +28,7 @@ def data_warnings(arrays: Mapping[str, Array], keys: Sequence[str]) -> list[str]
         *silent_channels(arrays),
         *trials_without_spikes(arrays),
         *_repeated(arrays),
+        *_overlapping(arrays),
         *_misaligned(arrays),
     ]
 
@@ -168,6 +170,20 @@ def _repeated(arrays: Mapping[str, Array]) -> list[str]:
     return [
         f"{len(shared)} of {len(valid)} validation trials are identical to a training trial, so "
         f"validation scores flatter: valid trials {list_some(shared)} (counted from 0)."
+    ]
+
+
+def _overlapping(arrays: Mapping[str, Array]) -> list[str]:
+    train, valid = arrays.get("train_encod_data"), arrays.get("valid_encod_data")
+    if train is None or valid is None:
+        return []
+    overlap, share = shared_ends(train, valid)
+    if not overlap:
+        return []
+    return [
+        f"{share:.0%} of the validation windows begin with the last {overlap} bins of a training "
+        f"window: they overlap, and validation scores flatter. Split a continuous recording by "
+        f"blocks (lfads prep, lfads_torch.data.chop.chop_recording)."
     ]
 
 

@@ -106,7 +106,9 @@ class NLBEvaluation(Callback):
                 per_session.setdefault(name, []).append(value)
         scores = {name: float(sums.compute()) for name, sums in bits.items()}
         scores |= {name: float(np.mean(values)) for name, values in per_session.items()}
-        return {name: scores[name] for name in NLB_SCORES if math.isfinite(scores.get(name, math.nan))}
+        return {
+            name: scores[name] for name in NLB_SCORES if math.isfinite(scores.get(name, math.nan))
+        }
 
     def _session_scores(
         self, data: Any, session: int, valid: RatesAndBehavior, train: dict[int, RatesAndBehavior]

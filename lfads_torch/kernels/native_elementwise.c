@@ -7,10 +7,11 @@
 #endif
 
 /* A step takes and frees the same large arrays again and again. By default glibc gives each back
- * to the system at once, and every page that is taken anew is a fault and 4 KiB of zeros. */
+ * to the system at once, and every page that is taken anew is a fault and 4 KiB of zeros. The very
+ * largest are still given back: kept, they would leave holes that the rest does not fit into. */
 void lfads_keep_memory(void) {
 #ifdef __GLIBC__
-    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_MMAP_THRESHOLD, 1 << 26);
     mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
 }

@@ -154,7 +154,7 @@ def _decoder(
     inputs: Tensor | None,
     saved: tuple[Tensor, ...],
 ) -> tuple[_Decoder, list[Tensor | None]]:
-    """Describe a call, with weights (K, in, out) if turned; the tensors must live until it returns."""
+    """Describe a call, with weights (K, in, out) if `turned`; the tensors must outlive it."""
     factors, con_states, con_gates, con_cand, gen_states, gen_gates, gen_cand = saved
     wanted = p._replace(**{f: getattr(p, f).mT for f in _TURNED}) if turned else p
     alive = [None if x is None else x.contiguous() for x in wanted[4:]]

@@ -102,7 +102,9 @@ class PsthScore:
         ):
             own = weights[:, members]
             mass = own @ reached
-            mean = (own @ sums.reshape(len(members), -1).astype(np.float64)).reshape(-1, *target.shape)
+            mean = (own @ sums.reshape(len(members), -1).astype(np.float64)).reshape(
+                -1, *target.shape
+            )
             there = (mass > 0)[..., None]
             mean /= np.maximum(mass, np.finfo(np.float64).tiny)[..., None]
             shifted = target - centre

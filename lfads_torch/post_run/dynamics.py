@@ -160,8 +160,11 @@ class FixedPoints(NamedTuple):
 
     def near(self, distance: float | int = 1.0) -> FixedPoints:
         """The points within so many spreads of a start."""
-        keep = self.distances <= distance
-        return FixedPoints(*(part[keep] for part in self[:-1]), self.inputs)
+        return self.take(self.distances <= distance)
+
+    def take(self, chosen: Any) -> FixedPoints:
+        """The points of an index, a slice or a mask."""
+        return FixedPoints._make([*(part[chosen] for part in self[:-1]), self.inputs])
 
 
 def find_fixed_points(

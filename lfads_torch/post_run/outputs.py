@@ -187,6 +187,7 @@ class SessionOutputs:
             self.attrs: dict[str, Any] = dict(file.attrs)
             shapes = {k: v.shape for k, v in file.items() if isinstance(v, h5py.Dataset)}
             known = [file.attrs, *(file[k].attrs for k in shapes if k.endswith("_recon_data"))]
+            widths = [width for width in map(bin_width_ms, known) if width is not None]
         self.keys = tuple(shapes)
         self._shapes = shapes
         self.splits = tuple(s for s in SPLITS if f"{s}_output_params" in shapes)
@@ -196,7 +197,6 @@ class SessionOutputs:
                 "folder, or a file that `lfads sample` wrote"
             )
         self.name = str(self.attrs.get("session_name", path.stem))
-        widths = [width for width in map(bin_width_ms, known) if width is not None]
         self.bin_ms = float(bin_ms) if bin_ms is not None else next(iter(widths), None)
         self._trials: dict[str, Trials] = {}
         self._counts: bool | None = None
@@ -303,9 +303,10 @@ class SessionOutputs:
     @property
     def read_sizes(self) -> tuple[int, int]:
         """Bins and channels that the encoders read."""
-        shape = self._shapes.get(f"{self.splits[0]}_encod_data") or self._shapes[
-            f"{self.splits[0]}_output_params"
-        ]
+        shape = (
+            self._shapes.get(f"{self.splits[0]}_encod_data")
+            or self._shapes[f"{self.splits[0]}_output_params"]
+        )
         return int(shape[1]), int(shape[2])
 
     @property

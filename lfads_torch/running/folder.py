@@ -26,6 +26,7 @@ BEST_MODEL = "best_model"
 STAGES = ("training", "sampling", "complete")
 
 _OURS = (CONFIG, STATUS, CHECKPOINTS, "csv_logs", "tensorboard", "figures")
+_SCORES = ("scores.json", "scores.md")
 _OURS_OF_SEARCH = (
     BEST_MODEL,
     "members",
@@ -199,14 +200,15 @@ def delete_run(folder: Path) -> None:
         Run folder.
     """
     is_search = "search" in read_status(folder)
-    for name in (*_OURS, *(_OURS_OF_SEARCH if is_search else ())):
+    for name in (*_OURS, *_SCORES, *(_OURS_OF_SEARCH if is_search else ())):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    for output in folder.glob("lfads_output*.h5"):
-        output.unlink()
+    for pattern in ("lfads_output*.h5", "lfads_merged*.h5"):
+        for output in folder.glob(pattern):
+            output.unlink()
 
 
 def find_checkpoint(place: Path, *, best: bool = False) -> Path | None:

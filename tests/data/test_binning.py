@@ -83,7 +83,7 @@ def test_hand_computed() -> None:
 def test_a_float32_time_may_lie_below_its_edge_by_what_float32_resolves() -> None:
     late = np.array([1800.3], dtype=np.float32)  # stored as 1800.30004..., 0.12 ms apart
     early = np.array([1800.2999], dtype=np.float32)
-    assert early[0] < 1800.3 < late[0]
+    assert float(early[0]) < 1800.3 < float(late[0])
     assert bin_spikes(np.concatenate([early, late]), 0.005, 1800.3, 1).tolist() == [2]
     assert time_tolerance(1800.3, np.float32) == pytest.approx(2 * 2**-13)
     assert time_tolerance(1800.3) == time_tolerance(5, np.int64) == 1e-9

@@ -7,7 +7,12 @@ import torch
 from torch.func import vmap
 
 from lfads_torch.kernels import native
-from lfads_torch.modules.masks import dropout_mask, keep_mask
+from lfads_torch.modules.masks import (
+    coordinated_masks,
+    dropout_mask,
+    random_mask,
+    scaled_gradient,
+)
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -27,33 +32,49 @@ def test_rate_and_scale(draws: str, rate: float) -> None:
     assert mask.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
     # Five standard deviations of the mean of 202000 draws.
     assert (mask == 0).double().mean() == pytest.approx(rate, abs=5 * (0.25 / 202_000) ** 0.5)
-    assert keep_mask((7, 3), torch.tensor(rate)).dtype == torch.bool
+    drawn = random_mask((50, 40, 101), torch.tensor(rate))
+    assert drawn.unique().tolist() == [0, 1]
+    assert drawn.double().mean() == pytest.approx(rate, abs=5 * (0.25 / 202_000) ** 0.5)
+
+
+def test_coordinated_masks_complement_one_another(draws: str) -> None:
+    scaled, dropped = coordinated_masks((30, 41), torch.tensor(0.3))
+    assert torch.equal(dropped, (scaled == 0).float())
+    assert 0 < dropped.sum() < dropped.numel()
+
+
+def test_only_the_gradient_is_scaled() -> None:
+    x, mask = torch.randn(3, 4, requires_grad=True), torch.tensor([0.0, 1.0, 2.0, 0.0]).expand(3, 4)
+    out = scaled_gradient(x, mask)
+    assert torch.equal(out, x)
+    (grad,) = torch.autograd.grad((out**2).sum(), x)
+    assert torch.equal(grad, 2 * x.detach() * mask)
+    mapped = vmap(torch.func.grad(lambda x, m: (scaled_gradient(x, m) ** 2).sum()))(x, mask)
+    assert torch.equal(mapped, grad)
 
 
 def test_rate_zero_keeps_everything(draws: str) -> None:
     assert torch.equal(dropout_mask((5, 999), torch.tensor(0.0)), torch.ones(5, 999))
-    assert keep_mask((2049,), torch.tensor(0.0)).all()
+    assert not random_mask((2049,), torch.tensor(0.0)).any()
 
 
 def test_the_seed_settles_a_mask_and_masks_differ(draws: str) -> None:
     rate = torch.tensor(0.5)
     torch.manual_seed(3)
-    first, second = keep_mask((4000,), rate), keep_mask((4000,), rate)
+    first, second = random_mask((4000,), rate), random_mask((4000,), rate)
     torch.manual_seed(3)
-    assert torch.equal(keep_mask((4000,), rate), first)
+    assert torch.equal(random_mask((4000,), rate), first)
     for other in (second, first.roll(1), first.roll(4), first.roll(1024)):
         assert (first == other).double().mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_every_member_of_a_population_has_its_own(draws: str) -> None:
     rates = torch.tensor([0.1, 0.5, 0.5])
-    masks = vmap(lambda r: keep_mask((20, 400), r), randomness="different")(rates)
+    masks = vmap(lambda r: random_mask((20, 400), r), randomness="different")(rates)
     assert masks.shape == (3, 20, 400)
-    kept = masks.double().mean(dim=(1, 2))
-    assert kept.tolist() == pytest.approx([0.9, 0.5, 0.5], abs=0.03)
+    hit = masks.double().mean(dim=(1, 2))
+    assert hit.tolist() == pytest.approx([0.1, 0.5, 0.5], abs=0.03)
     assert (masks[1] == masks[2]).double().mean() == pytest.approx(0.5, abs=0.03)
     shared = torch.tensor(0.5)
-    masks = vmap(lambda x: keep_mask((8000,), shared) & (x > 0), randomness="different")(
-        torch.ones(2)
-    )
+    masks = vmap(lambda x: random_mask((8000,), shared) * x, randomness="different")(torch.ones(2))
     assert (masks[0] == masks[1]).double().mean() == pytest.approx(0.5, abs=0.03)

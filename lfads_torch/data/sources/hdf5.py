@@ -50,6 +50,8 @@ def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> No
         return
     if node.shape is None or "MATLAB_empty" in node.attrs:
         tree[key] = Held(np.empty(0))
+    elif node.shape == ():
+        tree[key] = Held(node[()])
     elif node.dtype.names:  # a table
         for name in node.dtype.names:
             tree[f"{key}.{name}"] = Held(node[name])

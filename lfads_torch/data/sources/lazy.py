@@ -44,11 +44,12 @@ class Held:
     Parameters
     ----------
     array : ndarray
+        A single number becomes a list of one.
     attrs : mapping, optional
     """
 
     def __init__(self, array: Any, attrs: Mapping[str, Any] | None = None) -> None:
-        self.array = np.asarray(array)
+        self.array = np.atleast_1d(np.asarray(array))
         self.attrs: Mapping[str, Any] = dict(attrs or {})
 
     @property
@@ -161,7 +162,7 @@ def is_vector(array: LazyArray) -> bool:
 
 def read_all(array: LazyArray) -> Array:
     """Read an array whole, for what is small."""
-    return array.take(0, array.shape[0]) if array.shape else array.take(0, 1)
+    return array.take(0, array.shape[0])
 
 
 def pieces(array: LazyArray, most: int = PIECE) -> Iterator[Array]:

@@ -136,9 +136,7 @@ def choose_smoother(train: Array, recording: Recording) -> Smoother:
     return best
 
 
-def _smoothed(
-    recording: Recording, read: dict[str, Array], smoother: Smoother
-) -> Prediction:
+def _smoothed(recording: Recording, read: dict[str, Array], smoother: Smoother) -> Prediction:
     """Smoothed data; held-out channels by regression from them, later bins by the kernel's tail."""
     shape = recording.data[SCORED].shape
     rates, unseen = np.empty(shape, np.float32), np.empty(shape, np.float32)

@@ -138,7 +138,9 @@ def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording
     recording.jitter = trials[SCORED]["jitter"] if "jitter" in trials[SCORED] else None
     if "psth" in session.keys and key == "cond_idx":
         recording.psth = np.asarray(session.read("psth"), dtype=np.float64)
-    masks = {n: part["decode_mask"] if "decode_mask" in part else None for n, part in trials.items()}
+    masks = {
+        n: part["decode_mask"] if "decode_mask" in part else None for n, part in trials.items()
+    }
     recording.sets = {name: trial_sets(masks[name], part.n_trials) for name, part in trials.items()}
     return recording
 

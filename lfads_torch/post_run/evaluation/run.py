@@ -91,7 +91,10 @@ def evaluate_run(
         recording = read_recording(session, split, keys)
         predictions = model_predictions(recording)
         if baselines:
-            predictions += [*baseline_predictions(recording), *filter(None, [true_rates(recording)])]
+            predictions += [
+                *baseline_predictions(recording),
+                *filter(None, [true_rates(recording)]),
+            ]
         weights = np.concatenate(
             [
                 np.ones((1, recording.n_scored)),
@@ -134,7 +137,9 @@ def _score(
         channels = {name: score.by_column() for name, score in found.items()}
         by_channel[row] = {k: v.tolist() for k, v in channels.items() if v is not None}
         conditions = {name: score.by_group(recording.members) for name, score in found.items()}
-        by_condition[row] = {k: v.tolist() for k, v in conditions.items() if v is not None and v.size}
+        by_condition[row] = {
+            k: v.tolist() for k, v in conditions.items() if v is not None and v.size
+        }
     session = SessionScores(
         name=recording.session.name,
         facts=_facts(recording),

@@ -1,4 +1,4 @@
-"""Figures of data, rates, factors, inputs, dynamics and training, in Matplotlib.
+"""Figures of data, rates, factors, inputs, dynamics, training and searches, in Matplotlib.
 
 Every function returns a `matplotlib.figure.Figure` that belongs to no window, so it works on a
 machine without a display; save it with ``figure.savefig(path)``. Within ``with paper("dark"):``
@@ -14,6 +14,11 @@ from lfads_torch.post_run.plots.generator import fixed_points
 from lfads_torch.post_run.plots.initial import initial_conditions
 from lfads_torch.post_run.plots.inputs import aligned_inputs, latent_usage
 from lfads_torch.post_run.plots.responses import psths, single_trials
+from lfads_torch.post_run.plots.search import (
+    hyperparameter_paths,
+    score_history,
+    scores_by_value,
+)
 from lfads_torch.post_run.plots.style import paper
 from lfads_torch.post_run.plots.training import read_csv_log, training_curves
 from lfads_torch.post_run.plots.trajectories import factors_3d, trajectories
@@ -23,12 +28,15 @@ __all__ = [
     "decoded_behavior",
     "factors_3d",
     "fixed_points",
+    "hyperparameter_paths",
     "initial_conditions",
     "latent_usage",
     "paper",
     "psths",
     "raster_panel",
     "read_csv_log",
+    "score_history",
+    "scores_by_value",
     "shared_factors",
     "single_trials",
     "training_curves",

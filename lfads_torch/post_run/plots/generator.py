@@ -55,7 +55,7 @@ def fixed_points(
     visited = as_trials(states)
     if visited is None or not np.isfinite(visited).all(axis=-1).any():
         return empty_figure("no generator state to draw")
-    shown = type(points)(*(part[:max_points] for part in points[:-1]), points.inputs)
+    shown = points.take(slice(max_points))
     colours = [look().palette[k % 6] for k in range(len(shown.states))]
     figure = Figure(figsize=(12.4, 4.2), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=(1.25, 1, 1.05))

@@ -50,7 +50,7 @@ def initial_conditions(
     points = np.asarray(ic, dtype=np.float64)
     if points.ndim != 2 or not points.size:
         return empty_figure("no initial condition to draw")
-    finite = np.isfinite(points).all(axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(points).all(axis=1)
     if not finite.any():
         return empty_figure("no finite initial condition")
     groups, n_all = by_condition(conditions, len(points), max_conditions)
@@ -64,7 +64,14 @@ def initial_conditions(
     labels = [f"PC {k + 1} ({share:.0%})" for k, share in enumerate(shares)]
     if conditions is None:
         shade = Normalize(0, max(len(points) - 1, 1))
-        axes[0].scatter(*scores.T, c=np.arange(len(points)), cmap=look().sequence, norm=shade, s=16)
+        axes[0].scatter(
+            scores[:, 0],
+            scores[:, 1],
+            c=np.arange(len(points)),
+            cmap=look().sequence,
+            norm=shade,
+            s=16,
+        )
         bar = figure.colorbar(ScalarMappable(shade, look().sequence), ax=axes[0], shrink=0.7)
         bar.set_label("trial")
         bar.outline.set_visible(False)
@@ -87,11 +94,11 @@ def initial_conditions(
 def _dots(axis: Axes, points: FloatArray, groups: list[Group]) -> None:
     for group in groups:
         own = points[group.trials]
-        axis.scatter(*own.T, s=18, color=group.colour, alpha=0.8, linewidths=0)
+        axis.scatter(own[:, 0], own[:, 1], s=18, color=group.colour, alpha=0.8, linewidths=0)
         if len(own) > 1 and np.isfinite(own).all(axis=1).any():
-            centre = np.nanmean(own, axis=0)
+            x, y = np.nanmean(own, axis=0)
             edge = look().paper
-            axis.scatter(*centre, s=110, color=group.colour, edgecolors=edge, linewidths=1.5)
+            axis.scatter(x, y, s=110, color=group.colour, edgecolors=edge, linewidths=1.5)
 
 
 def _principal(points: FloatArray, finite: NDArray[np.bool_]) -> tuple[FloatArray, list[float]]:

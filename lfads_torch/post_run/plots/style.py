@@ -147,7 +147,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         own = look()
-        colours = {
+        colours: dict[Any, Any] = {
             "figure.facecolor": own.paper,
             "savefig.facecolor": own.paper,
             "axes.facecolor": own.paper,

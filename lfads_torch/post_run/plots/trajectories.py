@@ -163,6 +163,7 @@ def trajectories(
 
     figure = Figure(figsize=(6.2, 5.2), layout="constrained")
     title = f"factors of {sum(map(len, shown))} of {len(data)} trials"
+    axis: Any
     if n_dims == 1:
         axis = figure.subplots()
         centres = (edges[:-1] + edges[1:]) / 2

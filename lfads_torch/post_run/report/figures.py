@@ -380,6 +380,7 @@ def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str,
     -------
     Picture
     """
+    titles = {key: title.replace("R2", "R²") for key, title in names.items()}
     shown = {
         rows.get(row, row): {
             name: (e["value"], e["low"], e["high"]) for name, e in own.items() if e is not None
@@ -389,11 +390,11 @@ def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str,
     level = (
         f"{scores['level']:.0%} intervals over trials" if scores.get("n_draws") else "no intervals"
     )
-    caption = f"Dots are scores on {scores['split']} trials, lines {level}."
+    caption = f"Dots are scores, lines {level}."
     highlight = [rows.get("lfads", "lfads"), rows.get("lfads_factors", "lfads_factors")]
 
     def draw() -> Figure:
-        return score_intervals(shown, names, highlight=highlight)
+        return score_intervals(shown, titles, highlight=highlight)
 
     return Picture("scores", "Scores", caption, draw)
 

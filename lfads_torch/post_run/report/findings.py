@@ -19,8 +19,8 @@ GAP = 0.2
 is said to overfit."""
 RISE = 0.05
 """Share of the whole descent of the validation loss that it rose again after its best epoch."""
-STILL = 0.01
-"""Share of the whole descent that came in the last tenth of training."""
+LAST = 0.03
+"""Share of the epochs that are the last ones: a best epoch among them, training was cut short."""
 FLAT = 0.02
 """Standard deviation of a channel's rate over its mean, below which the rate is called flat."""
 FEW = 20
@@ -117,24 +117,22 @@ def _validation_loss(record: RunRecord) -> Iterator[Finding]:
         )
         return
     rise = float(values[-1] - values[best]) / descent
-    tail = values[: max(2, round(0.9 * len(values)))]
-    gained = float(tail.min() - values[best]) / descent
     if rise > RISE:
         yield Finding(
             "caution",
             "The validation loss rose again",
             f"It was lowest in epoch {epochs[best]:.0f} and rose by {rise:.0%} of its descent "
-            f"until epoch {epochs[-1]:.0f}: the model began to learn training trials by heart. Outputs "
-            "are of the best epoch.",
+            f"until epoch {epochs[-1]:.0f}: the model began to learn training trials by heart. "
+            "Outputs are of the best epoch.",
             "More regularisation: coordinated dropout (cd_rate), dropout_rate, kl_ic_scale, "
             "kl_co_scale, l2_gen_scale; or a smaller generator.",
         )
-    elif gained > STILL:
+    elif best >= len(values) - max(1, round(LAST * len(values))):
         yield Finding(
             "note",
             "Training was still improving",
-            f"{gained:.1%} of the descent of the validation loss came in the last tenth of "
-            f"{epochs[-1] + 1:.0f} epochs.",
+            f"The validation loss was lowest in epoch {epochs[best]:.0f} of "
+            f"{epochs[-1] + 1:.0f}, at the very end.",
             f"Go on: lfads train --resume {record.place} "
             f"trainer.max_epochs={int(1.5 * (epochs[-1] + 1))}",
         )

@@ -27,7 +27,7 @@ _aten: Any = torch.ops.aten
 _GLOBAL = Lock()
 
 
-class NotMappable(RuntimeError):
+class NotMappableError(RuntimeError):
     """Something that members cannot do at once."""
 
 
@@ -61,7 +61,7 @@ class Streams:
         """Return the members' generators for a device."""
         found = [gens for kind, gens in self._torch.items() if kind.type == device.type]
         if not found:
-            raise NotMappable(f"draws random numbers on {device}")
+            raise NotMappableError(f"draws random numbers on {device}")
         return found[0]
 
     @contextmanager
@@ -98,9 +98,9 @@ def no_other_draws() -> Iterator[None]:
     yield
     numpy_state = np.random.get_state()
     if random.getstate() != before[0]:
-        raise NotMappable("draws from Python's module random")
+        raise NotMappableError("draws from Python's module random")
     if numpy_state[2] != before[2] or not np.array_equal(numpy_state[1], before[1]):
-        raise NotMappable("draws from NumPy's global generator")
+        raise NotMappableError("draws from NumPy's global generator")
 
 
 def _default(device: torch.device) -> torch.Generator:
@@ -130,15 +130,13 @@ class StackedDraws(TorchDispatchMode):
         self._streams = streams
         self._turn = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass on what is not random."""
         kwargs = kwargs or {}
         if not _is_random(func):
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
-            raise NotMappable("draws from a generator of its own")
+            raise NotMappableError("draws from a generator of its own")
         tensors = [x for x in args if isinstance(x, Tensor)]
         where = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
         generators = self._streams.on(where)
@@ -148,11 +146,9 @@ class StackedDraws(TorchDispatchMode):
             own = generators[(self._turn - 1) % len(generators)]
             return torch.randperm(*args, **kwargs, generator=own)
         if any(not x.ndim or x.shape[0] != len(generators) for x in tensors):
-            raise NotMappable(f"{func}: the members' axis is not the first one")
+            raise NotMappableError(f"{func}: the members' axis is not the first one")
         names = [argument.name for argument in func._schema.arguments]
-        rows = [
-            _draw(func, _row(names, args, k), kwargs, own) for k, own in enumerate(generators)
-        ]
+        rows = [_draw(func, _row(names, args, k), kwargs, own) for k, own in enumerate(generators)]
         if func._schema.is_mutable:
             return args[0]
         if isinstance(rows[0], Tensor):
@@ -211,18 +207,16 @@ class StackedEmpty(TorchFunctionMode):
         self._like = like
         self._level = _level()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass on what makes no empty memory."""
         kwargs = kwargs or {}
-        if func is torch.empty and not kwargs.keys() & {"out", "memory_format"}:
-            # A kernel's own rule for vmap works below it, on plain memory.
-            if _level() == self._level:
-                dtype = kwargs.pop("dtype", None) or torch.get_default_dtype()
-                device = kwargs.pop("device", None) or torch.get_default_device()
-                return self._like.new_empty(*args, **kwargs, dtype=dtype, device=device)
-        return func(*args, **kwargs)
+        is_plain = func is torch.empty and not kwargs.keys() & {"out", "memory_format"}
+        # A kernel's own rule for vmap works below it, on memory without the axis.
+        if not is_plain or _level() != self._level:
+            return func(*args, **kwargs)
+        dtype = kwargs.pop("dtype", None) or torch.get_default_dtype()
+        device = kwargs.pop("device", None) or torch.get_default_device()
+        return self._like.new_empty(*args, **kwargs, dtype=dtype, device=device)
 
 
 def _level() -> int | None:

@@ -24,6 +24,13 @@ class Optimiser:
     def __init__(self, tensors: MemberTensors, gradient_clip_val: float) -> None:
         self._tensors = tensors
         self._clip = gradient_clip_val
+        self._decays: list[float] = []
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set the ramps, and with them the weight decay."""
+        for model in self._tensors.models:
+            model.set_ramps(epoch)
+        self._decays = [model.ramped_weight_decay for model in self._tensors.models]
 
     @torch.no_grad()
     def step(self, rows: slice, gradients: Sequence[Tensor | None]) -> None:
@@ -43,23 +50,26 @@ class Optimiser:
             matrix.mul_((self._clip / (norms + 1e-6)).clamp_(max=1.0))
         spans = state.spans([given is not None for given in gradients])
         for i, k in enumerate(range(rows.start, rows.stop)):
-            hp, model = state.models[k].hparams, state.models[k]
+            hp = state.models[k].hparams
+            rows_of_k = (state.weights[k], matrix[i], state.exp_avg[k], state.exp_avg_sq[k])
+            parts_of_k = [[row[span] for span in spans] for row in rows_of_k]
+            # Each span counts the step, so all but one count on a copy.
+            steps = [
+                state.steps[k] if n == 0 else state.steps[k].clone() for n in range(len(spans))
+            ]
             adamw(
-                *(
-                    [row[span] for span in spans]
-                    for row in (state.weights[k], matrix[i], state.exp_avg[k], state.exp_avg_sq[k])
-                ),
-                max_exp_avg_sqs=[],
-                # Each span counts the step, so all but one count on a copy.
-                state_steps=[
-                    state.steps[k] if n == 0 else state.steps[k].clone() for n in range(len(spans))
-                ],
+                parts_of_k[0],
+                parts_of_k[1],
+                parts_of_k[2],
+                parts_of_k[3],
+                [],
+                steps,
                 fused=True,
                 amsgrad=False,
                 beta1=hp.lr_adam_beta1,
                 beta2=hp.lr_adam_beta2,
                 lr=float(state.lr[k]),
-                weight_decay=model.ramped_weight_decay,
+                weight_decay=self._decays[k],
                 eps=hp.lr_adam_epsilon,
                 maximize=False,
             )

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree
 from torch import Tensor, nn
 
 from ...metrics import ExpSmoothedMetric
 from ...model import LFADS
+from ...training import TUNABLES
 
 
 class MemberTensors:
@@ -45,9 +47,7 @@ class MemberTensors:
     seeds : Tensor of int64, shape (K,)
     """
 
-    def __init__(
-        self, models: Sequence[LFADS], seeds: Sequence[int], device: torch.device
-    ) -> None:
+    def __init__(self, models: Sequence[LFADS], seeds: Sequence[int], device: torch.device) -> None:
         self.device = device
         self.models: list[Any] = [copy.deepcopy(model).to(device) for model in models]
         self.tunables = _tunable_buffers(self.models[0])
@@ -129,6 +129,13 @@ class MemberTensors:
             "buffers": dict(self.buffers),
         }
 
+    def copied(self, device: torch.device | None = None) -> dict[str, Any]:
+        """Copies of all arrays, where they are or on a device."""
+        found: dict[str, Any] = torch.utils._pytree.tree_map(
+            lambda x: x.to(device or x.device, copy=True), self.state_dict()
+        )
+        return found
+
     def write(
         self, state: Mapping[str, Any], members: Tensor, sources: Tensor, *, seeds: bool
     ) -> None:
@@ -174,6 +181,11 @@ class MemberTensors:
             holder, _, name = path.rpartition(".")
             setattr(model.get_submodule(holder), name, tensor.clone())
         model.recon_smth = smoother(self.smoothed[k].clone())
+        for name in TUNABLES:
+            value = getattr(model, name).item()
+            # Where it was not searched, the number as it was given, not rounded to float32.
+            if value != torch.tensor(float(model.hparams[name])).item():
+                model.hparams[name] = value
         return model.eval()
 
 

@@ -35,6 +35,7 @@ from .trial import CHUNK, MEMBERS, NUMBER, START, Board, MemberTrial
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 #: Plans, configuration and results are small; what is large goes through files.
@@ -80,9 +81,14 @@ def _cluster(options: RayOptions) -> Iterator[None]:
 def _environment() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    # It misses logs that nobody asked for, and tells failures that are told in a line.
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        logger.setLevel(level)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -172,6 +178,7 @@ class _Session:
         try:
             if not all(referee.over):
                 self._train()
+            referee.decide()
             if referee.failure is not None:
                 raise referee.failure
             if referee.diverged_at is not None:

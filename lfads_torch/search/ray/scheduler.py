@@ -20,7 +20,7 @@ _GRACE_S = 120.0
 
 
 class ChunkScheduler(FIFOScheduler):
-    """Hands what trials report to a referee, and its plans to the trials.
+    """Hands the plans of a referee to the trials.
 
     A trial that waits for a plan keeps its process. Only where there are more trials than places
     does it make room, saved, and comes back once its plan is there.
@@ -45,11 +45,9 @@ class ChunkScheduler(FIFOScheduler):
         self._waits_since: dict[str, float] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Take in an epoch; send a trial that waits away if another one needs its place."""
+        """Send a trial that waits away if another one needs its place."""
         if not result.get(WAITS):
             self._waits_since.pop(trial.trial_id, None)
-            for report in result.get(REPORT, ()):
-                self._referee.report(report)
             return str(self.CONTINUE)
         since = self._waits_since.setdefault(trial.trial_id, time.monotonic())
         trials = tune_controller.get_trials()
@@ -83,7 +81,7 @@ class ChunkScheduler(FIFOScheduler):
 
 
 class Watch(Callback):
-    """Notes checkpoints before Tune deletes older ones, and why a trial was given up.
+    """Hands what trials report to a referee, with their checkpoints and failures.
 
     Parameters
     ----------
@@ -96,31 +94,67 @@ class Watch(Callback):
         self._referee = referee
         self._max_failures = max_failures
 
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """Take in an epoch; the scheduler does not see the last one of a trial."""
+        for report in result.get(REPORT, ()):
+            self._referee.report(report)
+
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Checkpoint, **info: Any
     ) -> None:
-        """Note where a trial can be gone on with from."""
+        """Note where a trial can be gone on with from, before Tune deletes older checkpoints."""
         place = "/".join(str(checkpoint.path).rstrip("/").split("/")[-3:])
         number, result = trial.config[CHUNK][NUMBER], trial.last_result
         is_over = bool(result.get("done"))
         self._referee.saved(number, int(result[EPOCHS]), place, is_over=is_over)
 
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        """Say that a trial starts again."""
+        saved = self._referee.checkpoints[trial.config[CHUNK][NUMBER]]
+        place = f"from epoch {saved[-1][0]}" if saved else "from the beginning"
+        self._referee.table.say(f"{self._name(trial)} starts again {place}: {_reason(trial)}")
+
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Note the failure that is one too many."""
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None)
+        cause = getattr(trial.get_pickled_error(), "cause", None)
         if isinstance(cause, UserError):
             self._referee.failure = cause
             return
-        lines = str(error).strip().splitlines() or ["for no reason that it gave"]
-        members = self._referee.chunks[trial.config[CHUNK][NUMBER]]
         self._referee.failure = UserError(
-            f"the trial of members {members[0]} to {members[-1]} failed {self._max_failures + 1} "
-            f"times, at last with: {lines[-1]} (in full: {trial.local_path}/error.txt). Mend that "
-            f"and go on with lfads pbt --resume {self._referee.folder}"
+            f"{self._name(trial)} failed {self._max_failures + 1} times, at last because "
+            f"{_reason(trial)} (in full: {trial.path}/error.txt). Mend that and go on with "
+            f"lfads pbt --resume {self._referee.folder}"
         )
+
+    def _name(self, trial: Trial) -> str:
+        members = self._referee.chunks[trial.config[CHUNK][NUMBER]]
+        if len(members) == 1:
+            return f"the trial of member {members[0]}"
+        return f"the trial of members {members[0]} to {members[-1]}"
+
+
+def _reason(trial: Trial) -> str:
+    """Return in a line why a trial failed."""
+    error = trial.get_pickled_error() or trial.get_error()
+    cause = getattr(error, "cause", None)
+    if cause is not None:
+        return f"{type(cause).__name__}: {cause}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    details = [line for line in lines if "Worker exit detail" in line]
+    if details:
+        return f"its worker died: {details[0].rpartition('Worker exit detail: ')[2]}"
+    return lines[0] if lines else "it gave no reason"
 
 
 class StopOnFailure(Stopper):

@@ -1,0 +1,3 @@
+"""Many models of one structure trained at once."""
+
+from .population import Population as Population

@@ -1,0 +1,84 @@
+"""How many members are stacked at a time: what fits into memory, and on a CPU into its caches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from ...errors import UserError
+from ..memory import bytes_available
+from .draws import global_generators
+
+#: A step's peak over what its forward pass keeps: gradients and temporaries on the way back.
+_PEAK = 2.0
+#: Part of the free memory that a population takes.
+_SHARE = 0.8
+#: Members that a thread stacks: beyond, the cost per step is shared by enough of them.
+_ENOUGH = 8
+#: What a thread keeps of a step's forward pass, bytes: beyond, memory is slower than the gain.
+_CACHED = 256 * 2**20
+
+
+def step_bytes(model: Any, batch: Any) -> int:
+    """Memory of one member's training step, from what its forward pass keeps for the backward.
+
+    Parameters
+    ----------
+    model : LFADS
+    batch : dict of int to SessionBatch
+        A training batch of one member.
+    """
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with global_generators(), saved_tensors_hooks(note, lambda tensor: tensor):
+        result = model.evaluated(model.augmented(batch, "train"), "train")
+    del result
+    return int(_PEAK * sum(kept.values()))
+
+
+def workers_of(device: torch.device, n_members: int) -> int:
+    """Threads among which chunks are shared out: on a CPU one for every four members."""
+    if device.type != "cpu":
+        return 1
+    return max(1, min(torch.get_num_threads(), math.ceil(n_members / 4)))
+
+
+def fitting_chunk(n_members: int, n_bytes: int, device: torch.device) -> int:
+    """Members to stack at a time.
+
+    Parameters
+    ----------
+    n_members : int
+    n_bytes : int
+        Of one member's step.
+    device : torch.device
+
+    Raises
+    ------
+    UserError
+        Where not even one member's step fits.
+    """
+    workers = workers_of(device, n_members)
+    free = bytes_available(device)
+    most = n_members if free is None else int(_SHARE * free / max(1, n_bytes * workers))
+    if most < 1:
+        raise UserError(
+            f"a member's training step takes about {n_bytes / 2**30:.2f} GiB, {workers} of them at "
+            f"once, but {(free or 0) / 2**30:.2f} GiB are free; lower datamodule.batch_size or the "
+            "model's sizes"
+        )
+    if device.type == "cpu":
+        most = min(most, _ENOUGH, max(1, int(_PEAK * _CACHED / n_bytes)))
+    share = math.ceil(n_members / workers)
+    # As even as can be: 10 members for 4 at most are 4 + 3 + 3.
+    return math.ceil(share / math.ceil(share / min(most, share)))

@@ -1,0 +1,133 @@
+"""A member as the checkpoint that a run of that model alone would have left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ...model import LFADS
+from .tensors import MemberTensors
+
+
+def member_checkpoint(
+    tensors: MemberTensors,
+    k: int,
+    metrics: Mapping[str, float],
+    *,
+    epoch: int,
+    steps_per_epoch: int,
+    n_batches: int,
+) -> dict[str, Any]:
+    """Describe member k as ``last.ckpt`` of a run describes its model.
+
+    Parameters
+    ----------
+    tensors : MemberTensors
+    k : int
+    metrics : dict of str to float
+        What the last epoch logged.
+    epoch : int
+        The last epoch.
+    steps_per_epoch, n_batches : int
+        Batches of training and of validation.
+
+    Returns
+    -------
+    dict
+    """
+    model = tensors.detached(k)
+    n_steps = steps_per_epoch * (epoch + 1)
+    checkpoint: dict[str, Any] = {
+        "epoch": epoch,
+        "global_step": n_steps,
+        "pytorch-lightning_version": version("pytorch-lightning"),
+        "state_dict": model.state_dict(),
+        "loops": _loops(epoch + 1, steps_per_epoch, n_batches),
+        "callbacks": {},
+        **_optimisers(tensors, k, model, epoch),
+        "hparams_name": "kwargs",
+        "hyper_parameters": dict(model.hparams),
+        # What a resumed run makes up for; the key and its fields are those of `running`.
+        "lfads_run": {
+            "epoch": epoch,
+            "first_step": n_steps - steps_per_epoch,
+            "metrics": {"epoch": float(epoch), **metrics},
+            "should_stop": False,
+        },
+    }
+    model.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def _optimisers(tensors: MemberTensors, k: int, model: LFADS, epoch: int) -> dict[str, Any]:
+    """State of the optimiser and of the plateau schedule, as torch has them."""
+    made: Any = model.configure_optimizers()
+    schedule = made["lr_scheduler"]["scheduler"] if isinstance(made, dict) else None
+    optimiser = made["optimizer"] if isinstance(made, dict) else made
+    lr = float(tensors.lr[k])
+    group = optimiser.param_groups[0]
+    group |= {"lr": lr, "weight_decay": model.ramped_weight_decay}
+    moments = [tensors.split(x[k].cpu()) for x in (tensors.exp_avg, tensors.exp_avg_sq)]
+    for parameter, *own in zip(group["params"], *(m.values() for m in moments), strict=True):
+        exp_avg, exp_avg_sq = (x.clone() for x in own)
+        step = tensors.steps[k].cpu().clone()
+        optimiser.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    states: dict[str, Any] = {"optimizer_states": [optimiser.state_dict()], "lr_schedulers": []}
+    if schedule is not None:
+        schedule.best = float(tensors.plateau_best[k])
+        schedule.num_bad_epochs = int(tensors.plateau_bad[k])
+        schedule.last_epoch = epoch
+        schedule._last_lr = [lr]
+        states["lr_schedulers"] = [schedule.state_dict()]
+    return states
+
+
+def _loops(n_epochs: int, n_steps: int, n_batches: int) -> dict[str, Any]:
+    """How far Lightning's loops have got after some whole epochs."""
+    with _silent():
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    fit = trainer.fit_loop.state_dict()
+    total = n_epochs * n_steps
+    optimiser = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    counts = {"total": total, "current": n_steps}
+    for progress, numbers in (
+        (fit["epoch_progress"], {"total": n_epochs, "current": n_epochs}),
+        (fit["epoch_loop.batch_progress"], {"total": total, "current": 0}),
+        (optimiser["step"], counts),
+        (optimiser["zero_grad"], counts),
+        (
+            fit["epoch_loop.val_loop.batch_progress"],
+            {"total": n_epochs * n_batches, "current": n_batches},
+        ),
+    ):
+        for part, number in numbers.items():
+            progress[part] = dict.fromkeys(progress[part], number)
+    fit["epoch_loop.state_dict"] = {"_batches_that_stepped": total}
+    others = {
+        name: getattr(trainer, name) for name in ("validate_loop", "test_loop", "predict_loop")
+    }
+    return {"fit_loop": fit, **{name: loop.state_dict() for name, loop in others.items()}}
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Lightning from telling about devices."""
+    log = logging.getLogger("pytorch_lightning")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,239 @@
+"""An epoch of training and validation, chunk by chunk of members."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...metrics.epoch import EpochScores
+from ...seeds import seed_all
+from ...training import count_batch
+from ...tuples import BatchResult, SessionBatch, sessions_of
+from .capacity import workers_of
+from .draws import Streams, global_generators
+from .optimiser import Optimiser
+from .scores import StackedScores
+from .steps import ALL, MODEL, NONE, Steps, alone, augmented_apart, part_that_failed
+from .tensors import MemberTensors
+
+Sessions = Mapping[int, SessionBatch]
+Scores = dict[str, EpochScores]
+
+
+class _StoppedError(Exception):
+    """Another chunk failed."""
+
+
+class Epochs:
+    """Trains the members that some tensors hold.
+
+    Parameters
+    ----------
+    tensors : MemberTensors
+    optimiser : Optimiser
+    data : BasicDataModule
+    """
+
+    def __init__(self, tensors: MemberTensors, optimiser: Optimiser, data: Any) -> None:
+        self._tensors, self._optimiser, self._data = tensors, optimiser, data
+        self._loader = data.train_dataloader()
+        self.n_steps = len(self._loader)
+        #: One for each thread: while it runs, a template holds the tensors of its chunk.
+        self._templates: list[Any] = []
+
+    def first_batch(self) -> Sessions:
+        """One member's training batch."""
+        return self._gathered({s: plan[0] for s, plan in self._loader.plans(0, 0).items()})
+
+    def run(self, epoch: int, stacked: str, chunk: int) -> list[Scores | None]:
+        """Train and validate every member for an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+        stacked : str
+            `steps.ALL`, `MODEL` or `NONE`.
+        chunk : int
+            Most members that are stacked at a time.
+
+        Returns
+        -------
+        list of dict
+            Each member's scores by split; None for one that had diverged and that its parts refuse.
+        """
+        self._optimiser.begin_epoch(epoch)
+        if stacked == NONE:
+            with global_generators():
+                return [self._member(k, epoch) for k in range(len(self._tensors))]
+        device, n_members = self._tensors.device, len(self._tensors)
+        workers = workers_of(device, n_members) if stacked == ALL else 1
+        chunks = even_chunks(n_members, chunk, workers)
+        workers = min(workers, len(chunks))
+        while len(self._templates) < workers:
+            self._templates.append(copy.deepcopy(self._tensors.models[0]))
+        stop = Event()
+
+        def train(rows: slice, template: Any) -> list[Scores]:
+            return self._chunk(rows, Steps(template), epoch, stacked, stop)
+
+        if workers == 1:
+            found = [train(rows, self._templates[0]) for rows in chunks]
+        else:
+            found = _in_threads(train, chunks, self._templates[:workers], stop)
+        return [scores for part in found for scores in part]
+
+    def part_that_failed(self, error: BaseException) -> str:
+        """Name the part of a model in which an exception was raised."""
+        return part_that_failed([*self._templates, *self._tensors.models], error)
+
+    def _chunk(
+        self, rows: slice, steps: Steps, epoch: int, stacked: str, stop: Event
+    ) -> list[Scores]:
+        tensors, n_members = self._tensors, rows.stop - rows.start
+        seeds = tensors.seeds[rows].tolist()
+        streams = Streams(seeds, epoch, tensors.device)
+        leaves = tensors.leaves(rows)
+        held = {**leaves, **tensors.others(rows)}
+        scores = {"train": StackedScores(), "valid": StackedScores()}
+
+        def run(batch: Sessions, split: str, *, shared: bool) -> BatchResult:
+            if stop.is_set():
+                raise _StoppedError
+            if stacked == MODEL:
+                models = tensors.models[rows]
+                batch = augmented_apart(models, batch, split, streams, shared=shared)
+                return steps.stacked(held, batch, split, streams, augment=False)
+            return steps.stacked(held, batch, split, streams, shared=shared)
+
+        plans = [self._loader.plans(seed, epoch) for seed in seeds]
+        for step in range(self.n_steps):
+            batch = self._gathered({s: torch.stack([p[s][step] for p in plans]) for s in plans[0]})
+            result = run(batch, "train", shared=False)
+            self._learn(rows, result, list(leaves.values()))
+            count_batch(scores["train"], result)
+        augments = bool(tensors.models[0].infer_aug_stack.batch_order)
+        with torch.no_grad():
+            for given in self._data.val_dataloader():
+                batch = sessions_of(given)
+                is_shared = not augments or stacked == MODEL
+                if not is_shared:  # an augmentation may write into it
+                    batch = {s: _repeated(own, n_members) for s, own in batch.items()}
+                count_batch(scores["valid"], run(batch, "valid", shared=is_shared))
+        own = {split: found.members(n_members) for split, found in scores.items()}
+        return [
+            {"train": train, "valid": valid}
+            for train, valid in zip(own["train"], own["valid"], strict=True)
+        ]
+
+    def _member(self, k: int, epoch: int) -> Scores | None:
+        """Train one member by itself, as a run does."""
+        try:
+            return self._alone(k, epoch)
+        except Exception:
+            # With NaN for weights a part may well raise; that member is lost, not the others.
+            if self._tensors.weights[k].isfinite().all():
+                raise
+            return None
+
+    def _alone(self, k: int, epoch: int) -> Scores:
+        seed, model = int(self._tensors.seeds[k]), self._tensors.models[k]
+        weights = [model.get_parameter(name) for name in self._tensors.names]
+        scores: Scores = {"train": EpochScores(), "valid": EpochScores()}
+        plans = self._loader.plans(seed, epoch)
+        seed_all(seed, epoch)
+        for step in range(self.n_steps):
+            batch = self._gathered({s: plan[step] for s, plan in plans.items()})
+            result = alone(model, batch, "train")
+            self._learn(slice(k, k + 1), result, weights)
+            count_batch(scores["train"], result)
+        with torch.no_grad():
+            for given in self._data.val_dataloader():
+                count_batch(scores["valid"], alone(model, sessions_of(given), "valid"))
+        return scores
+
+    def _learn(self, rows: slice, result: BatchResult, weights: Sequence[Tensor]) -> None:
+        """Take a step of the optimiser; losses of members do not meet in any gradient."""
+        total = result.terms.total.sum()
+        found = torch.autograd.grad(total, weights, allow_unused=True)
+        self._optimiser.step(rows, found)
+
+    def _gathered(self, rows: Mapping[int, Tensor]) -> Sessions:
+        """Trials of the sessions by their rows, of any shape (...); arrays (..., T, N)."""
+        sessions = self._data.ready_tensors()
+        return {
+            s: SessionBatch(
+                **{
+                    name: array.unflatten(0, own.shape)
+                    for name, array in sessions[s]
+                    .batch(own.flatten(), "train")[0]
+                    ._asdict()
+                    .items()
+                    if array is not None
+                }
+            )
+            for s, own in rows.items()
+        }
+
+
+def even_chunks(n_members: int, most: int, workers: int) -> list[slice]:
+    """Cut members into chunks of at most `most`, as even as can be, for some threads."""
+    n_chunks = math.ceil(n_members / most)
+    n_chunks = min(n_members, math.ceil(n_chunks / workers) * workers)
+    ends = [n_members * i // n_chunks for i in range(n_chunks + 1)]
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def _in_threads(train: Any, chunks: Sequence[slice], templates: list[Any], stop: Event) -> Any:
+    """Train chunks in threads, each with its share of torch's threads."""
+    n_threads = torch.get_num_threads()
+    free = list(templates)
+
+    def task(rows: slice) -> Any:
+        template = free.pop()
+        try:
+            return train(rows, template)
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            free.append(template)
+
+    def begin() -> None:
+        torch.set_num_threads(max(1, n_threads // len(templates)))
+
+    try:
+        with ThreadPoolExecutor(len(templates), initializer=begin) as pool:
+            try:
+                futures: list[Future[Any]] = [pool.submit(task, rows) for rows in chunks]
+                return _results(futures)
+            except BaseException:  # an interrupt reaches this thread only
+                stop.set()
+                raise
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _results(futures: Sequence[Future[Any]]) -> list[Any]:
+    """Results in order, or the exception that made the others stop."""
+    raised = [future.exception() for future in futures]
+    for error in sorted(filter(None, raised), key=lambda e: isinstance(e, _StoppedError)):
+        raise error
+    return [future.result() for future in futures]
+
+
+def _repeated(batch: SessionBatch, n_members: int) -> SessionBatch:
+    return SessionBatch(
+        **{
+            name: array.unsqueeze(0).repeat(n_members, *[1] * array.ndim)
+            for name, array in batch._asdict().items()
+            if array is not None
+        }
+    )

@@ -1,0 +1,382 @@
+"""Many models of one structure trained at once, as one model with a leading axis of members."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import ConfigError, UserError, did_you_mean
+from ...model import LFADS
+from .capacity import fitting_chunk, step_bytes
+from .checkpoints import member_checkpoint
+from .epochs import Epochs, Scores
+from .optimiser import Optimiser
+from .steps import ALL, MODEL, NONE, can_augment_apart
+from .structure import check_structure
+from .tensors import MemberTensors, smoother
+
+Numbers = NDArray[Any]
+
+
+class Population:
+    """K models of one structure that train side by side and independently.
+
+    Member k, trained without exchange, draws what `models[k]` alone would draw in `run_model` with
+    the seed `seeds[k]`, and equals it within the tolerance of float32 (sums in another order).
+
+    The members' steps are one step, mapped by `torch.func.vmap`, in chunks that fit into memory; on
+    a CPU each thread has chunks of its own. What vmap cannot map (a user's part whose program
+    depends on its data, or that draws from NumPy) trains one member after another, with a warning
+    that names the part.
+
+    Parameters
+    ----------
+    models : sequence of LFADS
+        One structure; they may differ in parameters, in numbers kept as tensors (`tunables`), and
+        in the numbers of AdamW, schedule and ramps. They are copied.
+    datamodule : BasicDataModule
+    seeds : sequence of int
+        Run seed of every member: its draws and its order of trials.
+    gradient_clip_val : float
+        Largest norm of a member's gradient; 0 for no limit.
+    device : str or torch.device
+    chunk : int, optional
+        Members stacked at a time; by default as many as fit.
+
+    Attributes
+    ----------
+    n_members : int
+    epoch : int
+        The next epoch to train, from 0.
+    steps_per_epoch : int
+    names : tuple of str
+        Tunables by their path below ``model.``.
+    chunk : int
+    stacked : str
+        "all"; "model" where augmentations run one member after another; "none" where all does.
+
+    Raises
+    ------
+    ConfigError
+        Where the models differ in more than the above; numbers of models and seeds that do not
+        agree; a chunk out of range.
+    UserError
+        Where not even one member's step fits into memory.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[LFADS],
+        datamodule: Any,
+        seeds: Sequence[int],
+        *,
+        gradient_clip_val: float,
+        device: Any = "cpu",
+        chunk: int | None = None,
+    ) -> None:
+        if not models or len(models) != len(seeds):
+            raise ConfigError(
+                f"{len(models)} models and {len(seeds)} seeds; give one seed for each model, and "
+                "at least one model"
+            )
+        if chunk is not None and chunk < 1:
+            raise ConfigError(f"chunk is {chunk}; legal are whole numbers from 1 on")
+        check_structure(models)
+        device = torch.device(device)
+        datamodule.to(device)
+        self._data = datamodule
+        self._tensors = MemberTensors(models, seeds, device)
+        self._models[0].check_data(datamodule)
+        for model in self._models[1:]:
+            _take_data_facts(model, self._models[0])
+        self._optimiser = Optimiser(self._tensors, float(gradient_clip_val or 0.0))
+        self._epochs = Epochs(self._tensors, self._optimiser, datamodule)
+        self.names = tuple(self._tensors.tunables)
+        self.epoch = 0
+        self.steps_per_epoch = self._epochs.n_steps
+        self.stacked = ALL
+        self._metrics: dict[str, Tensor] = {}
+        #: Whether the plateau schedule has seen the last epoch.
+        self._settled = True
+        self._given_chunk = chunk
+        if chunk is None:
+            n_bytes = step_bytes(self._models[0], self._epochs.first_batch())
+            chunk = fitting_chunk(len(models), n_bytes, device)
+        self.chunk = chunk
+
+    @property
+    def _models(self) -> list[Any]:
+        return self._tensors.models
+
+    @property
+    def n_members(self) -> int:
+        """Number of members."""
+        return len(self._tensors)
+
+    @property
+    def alive(self) -> NDArray[np.bool_]:
+        """Whether a member's losses and weights have been finite, shape (K,)."""
+        return self._tensors.alive.numpy().copy()
+
+    # ---- tunables ------------------------------------------------------------------------------
+
+    @property
+    def values(self) -> dict[str, NDArray[np.float64]]:
+        """Tunables of all members, float64 arrays (K,) by name."""
+        return {
+            name: self._tensors.tunable(name).double().cpu().numpy().copy() for name in self.names
+        }
+
+    def set_values(self, values: Mapping[str, Any]) -> None:
+        """Change tunables.
+
+        A member whose `lr_init` changes goes on at that learning rate, whatever a plateau schedule
+        had made of the old one; one whose `lr_init` stays the same keeps its current rate.
+
+        Parameters
+        ----------
+        values : dict of str to array of shape (K,)
+            Tunables that are not named stay.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown name, a wrong length, or a value that is not finite.
+        """
+        found = {}
+        for name, given in values.items():
+            if name not in self.names:
+                raise ConfigError(f"no tunable {name!r}; {did_you_mean(name, self.names)}")
+            column = np.asarray(given, dtype=np.float64)
+            if column.shape != (self.n_members,) or not np.isfinite(column).all():
+                raise ConfigError(
+                    f"{name} is {given!r}; give one finite number for each of the "
+                    f"{self.n_members} members"
+                )
+            found[name] = torch.from_numpy(column)
+        for name, numbers in found.items():
+            own = self._tensors.tunable(name)
+            new = numbers.to(own.device, own.dtype)
+            if name == "lr_init":
+                changed = (new != own).cpu()
+                if changed.any():
+                    self._settle()
+                    self._tensors.lr[changed] = new.double().cpu()[changed]
+            own.copy_(new)
+
+    # ---- training ------------------------------------------------------------------------------
+
+    def train_epoch(self) -> dict[str, Numbers]:
+        """Train and validate all members for an epoch.
+
+        An epoch that ends in an exception leaves the population as it was before.
+
+        Returns
+        -------
+        dict of str to array, shape (K,)
+            What Lightning would log, by its name: train/loss, train/recon, ..., valid/recon_smth.
+        """
+        self._settle()
+        before = self._tensors.copied()
+        while True:
+            try:
+                found = self._epochs.run(self.epoch, self.stacked, self.chunk)
+                break
+            except BaseException as error:
+                self._tensors.write(before, self._all, self._all, seeds=True)
+                if not isinstance(error, Exception) or not self._can_go_on(error):
+                    raise
+        self._metrics = self._named(found)
+        smooth = smoother(self._tensors.smoothed)
+        smooth.update(self._metrics["valid/recon"])
+        self._tensors.smoothed = smooth.smoothed
+        self._metrics["valid/recon_smth"] = smooth.smoothed.double()
+        losses = torch.stack([self._metrics["train/loss"], self._metrics["valid/loss"]])
+        is_finite = self._tensors.weights.isfinite().all(1).cpu() & losses.isfinite().all(0)
+        self._tensors.alive &= is_finite
+        self._settled = False
+        self.epoch += 1
+        return {name: values.numpy().copy() for name, values in self._metrics.items()}
+
+    def _named(self, found: Sequence[Scores | None]) -> dict[str, Tensor]:
+        """What is logged of each member; NaN for one that could not be trained."""
+        rows: list[dict[str, float]] = [
+            {
+                f"{split}/{name}": float(value.float())
+                for split, own in (scores or {}).items()
+                for name, value in model.summary(own).items()
+            }
+            for model, scores in zip(self._models, found, strict=True)
+        ]
+        names = dict.fromkeys([*self._metrics, *(name for row in rows for name in row)])
+        return {
+            name: torch.tensor([row.get(name, np.nan) for row in rows], dtype=torch.float64)
+            for name in names
+        }
+
+    def _settle(self) -> None:
+        """Show the plateau schedule the last epoch; a checkpoint is of the time before."""
+        if not self._settled:
+            self._optimiser.end_epoch()
+        self._settled = True
+
+    def _can_go_on(self, error: Exception) -> bool:
+        """Find a way round an exception: smaller chunks, or less that is stacked."""
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            if self.chunk == 1 or self.stacked == NONE:
+                return False
+            self.chunk = self.chunk // 2
+            what, reason = f"{self.chunk} members are stacked at a time", "out of memory"
+        elif isinstance(error, UserError) or self.stacked == NONE:
+            return False
+        else:
+            part = self._epochs.part_that_failed(error)
+            is_apart = self.stacked == ALL and "aug_stack" in part
+            is_apart = is_apart and can_augment_apart(self._models[0])
+            self.stacked = MODEL if is_apart else NONE
+            what = f"{'augmentations run' if is_apart else 'members train'} one after another"
+            text = str(error).strip() or type(error).__name__
+            reason = f"{part} cannot be mapped over members: {text.splitlines()[0]}"
+        warnings.warn(f"{what} from here on ({reason})", stacklevel=3)
+        return True
+
+    # ---- members among one another -------------------------------------------------------------
+
+    @property
+    def _all(self) -> Tensor:
+        return torch.arange(self.n_members)
+
+    def exchange(self, parents: Any) -> None:
+        """Let members take over from others.
+
+        Parameters and optimiser state, tunables, smoothed loss, learning rate, plateau state and
+        `alive` are taken over; each keeps its own seed.
+
+        Parameters
+        ----------
+        parents : array of int, shape (K,)
+            Member k takes over from parents[k]; where that is k, it stays as it is.
+
+        Raises
+        ------
+        ConfigError
+            Where `parents` are not K members.
+        """
+        sources = torch.as_tensor(np.asarray(parents))
+        is_right = sources.shape == (self.n_members,) and not sources.is_floating_point()
+        if not is_right or not bool(((sources >= 0) & (sources < self.n_members)).all()):
+            raise ConfigError(
+                f"parents are {parents!r}; give one member from 0 to {self.n_members - 1} for each "
+                f"of the {self.n_members}"
+            )
+        members = (sources != self._all).nonzero().squeeze(1)
+        sources = sources[members].long()
+        self._tensors.write(self._tensors.state_dict(), members, sources, seeds=False)
+        for values in self._metrics.values():
+            values[members] = values[sources]
+
+    def adopt(self, k: int, state: Mapping[str, Any], source: int) -> None:
+        """Let member k take over from member `source` of another population's `state_dict`."""
+        members, sources = torch.tensor([k]), torch.tensor([source])
+        self._tensors.write(state["members"], members, sources, seeds=False)
+        for name, values in self._metrics.items():
+            values[k] = state["metrics"].get(name, torch.full_like(values, torch.nan))[source]
+
+    def keep(self, members: Any) -> None:
+        """Go on with some members only, numbered anew in the order given.
+
+        Raises
+        ------
+        ConfigError
+            Where `members` are none, or not members.
+        """
+        chosen = np.asarray(members)
+        if not chosen.size or chosen.dtype.kind not in "iu":
+            raise ConfigError(f"members to keep are {members!r}; give at least one, by its number")
+        if chosen.min() < 0 or chosen.max() >= self.n_members:
+            raise ConfigError(
+                f"members to keep are {members!r}; legal are 0 to {self.n_members - 1}"
+            )
+        self._tensors.keep(chosen.tolist())
+        self._metrics = {name: values[chosen] for name, values in self._metrics.items()}
+
+    # ---- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes while training: tensors on the CPU, and plain numbers."""
+        return {
+            "epoch": self.epoch,
+            "settled": self._settled,
+            "stacked": self.stacked,
+            "chunk": self.chunk,
+            "members": self._tensors.copied(torch.device("cpu")),
+            "metrics": {name: values.clone() for name, values in self._metrics.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore `state_dict`; training goes on with the same numbers, to the bit.
+
+        Raises
+        ------
+        ConfigError
+            Where the state is of another number of members, or of models of another shape.
+        """
+        theirs, own = state["members"]["weights"].shape, self._tensors.weights.shape
+        if theirs != own:
+            raise ConfigError(
+                f"the state is of {theirs[0]} members with {theirs[1]} parameters each, the "
+                f"population of {own[0]} with {own[1]}; go on with the same configuration"
+            )
+        self._tensors.write(state["members"], self._all, self._all, seeds=True)
+        self._metrics = {name: values.clone() for name, values in state["metrics"].items()}
+        self.epoch = int(state["epoch"])
+        self._settled = bool(state["settled"])
+        self.stacked = str(state["stacked"])
+        if self._given_chunk is None:
+            self.chunk = int(state["chunk"])
+
+    def member(self, k: int) -> LFADS:
+        """Member k as an ordinary model on the CPU, in evaluation mode."""
+        return self._tensors.detached(k)
+
+    def checkpoint(self, k: int) -> dict[str, Any]:
+        """Member k as the checkpoint that a run of it alone would have left of the last epoch.
+
+        In a run folder it can be sampled from, and trained further by ``lfads train --resume``.
+
+        Raises
+        ------
+        UserError
+            Before the first epoch.
+        """
+        if self.epoch == 0:
+            raise UserError("there is no epoch yet to make a checkpoint of; train one first")
+        metrics = {name: float(values[k]) for name, values in self._metrics.items()}
+        metrics |= {"hp_metric": metrics["valid/recon_smth"], "cur_epoch": float(self.epoch - 1)}
+        metrics |= {f"hp/{name}": float(values[k]) for name, values in self.values.items()}
+        if self._settled:
+            # A run that resumes would show the schedule this loss once more.
+            del metrics["valid/recon_smth"]
+        return member_checkpoint(
+            self._tensors,
+            k,
+            metrics,
+            epoch=self.epoch - 1,
+            steps_per_epoch=self.steps_per_epoch,
+            n_batches=len(self._data.val_dataloader()),
+        )
+
+
+def _take_data_facts(model: Any, checked: Any) -> None:
+    """Take over what a model learnt of the data when it was held against them."""
+    model.session_names = list(checked.session_names)
+    model.session_trials = dict(checked.session_trials)
+    for own, other in zip(model.recon, checked.recon, strict=True):
+        if hasattr(own, "data_checked"):
+            own.data_checked = other.data_checked

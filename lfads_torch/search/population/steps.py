@@ -1,0 +1,180 @@
+"""One batch through several members: all at once by vmap, or one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ...tuples import BatchResult, Scored, SessionBatch
+from .draws import StackedDraws, StackedEmpty, Streams, no_other_draws
+
+Sessions = Mapping[int, SessionBatch]
+Fields = dict[int, dict[str, Any]]
+
+ALL, MODEL, NONE = "all", "model", "none"
+"""What is stacked: the whole step, all but the augmentations, nothing."""
+
+
+class Steps:
+    """Runs batches through members.
+
+    Parameters
+    ----------
+    template : LFADS
+        Model of the members' structure; whose parameters it has does not matter.
+    """
+
+    def __init__(self, template: Any) -> None:
+        self._caller = _Caller(template)
+
+    def stacked(
+        self,
+        tensors: Mapping[str, Tensor],
+        batch: Sessions,
+        split: str,
+        streams: Streams,
+        *,
+        augment: bool = True,
+        shared: bool = False,
+    ) -> BatchResult:
+        """Run a batch through all members at once.
+
+        Parameters
+        ----------
+        tensors : dict of str to Tensor, shape (c, ...)
+            Parameters and buffers of c members, by their names in the model.
+        batch : dict of int to SessionBatch
+            Arrays (c, B, ...), or (B, ...) where `shared`.
+        split : str
+        streams : Streams
+            Of these members.
+        augment : bool
+            Whether augmentations are still to be applied.
+        shared : bool
+            Whether all members see the same batch.
+
+        Returns
+        -------
+        BatchResult
+            Numbers (c,) and arrays (c, ...).
+        """
+        sizes: dict[int, tuple[int, tuple[int, int]]] = {}
+
+        def one(own: dict[str, Tensor], fields: Fields) -> Any:
+            work = _augment_and_evaluate if augment else _evaluate
+            with StackedEmpty(next(iter(own.values()))):
+                result = self._call(work, own, _sessions(fields), split)
+            sizes.update({s: (found.n_trials, found.window) for s, found in result.scored.items()})
+            arrays = {s: _arrays(found) for s, found in result.scored.items()}
+            return result.terms, result.logged, arrays
+
+        mapped = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
+        self._caller.train(split == "train")
+        with no_other_draws(), StackedDraws(streams):
+            terms, logged, arrays = mapped(dict(tensors), _fields(batch))
+        scored = {s: Scored(arrays[s].pop("recon"), *sizes[s], **arrays[s]) for s in arrays}
+        return BatchResult(terms, logged, scored)
+
+    def _call(self, work: Callable[..., Any], tensors: Mapping[str, Tensor], *args: Any) -> Any:
+        named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        return functional_call(self._caller, named, (work, *args))
+
+
+def alone(model: Any, batch: Sessions, split: str) -> BatchResult:
+    """Run a batch (B, ...) through one model, as a run does."""
+    model.train(split == "train")
+    return _augment_and_evaluate(model, batch, split)
+
+
+def augmented_apart(
+    models: Sequence[Any], batch: Sessions, split: str, streams: Streams, *, shared: bool
+) -> Sessions:
+    """Augment each member's batch by itself; arrays (c, B, ...) come out."""
+    found = []
+    for k, model in enumerate(models):
+        own = {s: b if shared else _member(b, k) for s, b in batch.items()}
+        model.train(split == "train")
+        with streams.lent(k):
+            found.append(_fields(model.augmented(own, split)))
+    return _sessions(torch.utils._pytree.tree_map(lambda *rows: torch.stack(rows), *found))
+
+
+def can_augment_apart(model: Any) -> bool:
+    """Whether no augmentation can have a memory that its part in the loss reads.
+
+    One of this package leaves what the loss needs in the batch. Another, with a part in both batch
+    and loss, may keep it as an attribute, which holds one member's only.
+    """
+    room = __package__.partition(".")[0]
+    return all(
+        type(transform).__module__.partition(".")[0] == room
+        or not hasattr(transform, "process_losses")
+        for stack in (model.train_aug_stack, model.infer_aug_stack)
+        for transform in stack.transforms
+    )
+
+
+def part_that_failed(models: Sequence[Any], error: BaseException) -> str:
+    """Name the innermost part of one of these models in which an exception was raised."""
+    parts = {
+        id(part): f"{name} ({type(part).__name__})"
+        for model in models
+        for name, part in _parts(model)
+    }
+    found, trace = "the model", error.__traceback__
+    while trace is not None:
+        found = parts.get(id(trace.tb_frame.f_locals.get("self")), found)
+        trace = trace.tb_next
+    return found
+
+
+def _parts(model: Any) -> Iterator[tuple[str, Any]]:
+    yield from ((name, part) for name, part in model.parts().items())
+    for name in ("train_aug_stack", "infer_aug_stack"):
+        transforms = getattr(model, name).transforms
+        yield from ((f"{name}.transforms.{i}", part) for i, part in enumerate(transforms))
+    for name in ("readin", "readout", "recon"):
+        yield from ((f"{name}.{i}", part) for i, part in enumerate(getattr(model, name)))
+
+
+class _Caller(nn.Module):
+    """Lets `functional_call` reach any method of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, work: Callable[..., Any], *args: Any) -> Any:
+        return work(self.model, *args)
+
+
+def _augment_and_evaluate(model: Any, batch: Sessions, split: str) -> BatchResult:
+    return model.evaluated(model.augmented(batch, split), split)
+
+
+def _evaluate(model: Any, batch: Sessions, split: str) -> BatchResult:
+    return model.evaluated(batch, split)
+
+
+def _fields(batch: Sessions) -> Fields:
+    """A batch as nested dicts of tensors, which vmap can map."""
+    return {
+        s: {k: v for k, v in own._asdict().items() if v is not None} for s, own in batch.items()
+    }
+
+
+def _sessions(fields: Fields) -> dict[int, SessionBatch]:
+    return {s: SessionBatch(**own) for s, own in fields.items()}
+
+
+def _member(batch: SessionBatch, k: int) -> SessionBatch:
+    return SessionBatch(**{n: v[k] for n, v in batch._asdict().items() if v is not None})
+
+
+def _arrays(scored: Scored) -> dict[str, Tensor]:
+    return {name: x for name, x in scored._asdict().items() if isinstance(x, Tensor)}
