@@ -22,6 +22,8 @@ COMMANDS = (
     "search",
     "sample",
     "evaluate",
+    "report",
+    "compare",
     "nlb-submit",
     "check",
     "merge",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lfads_torch.data._files import list_some
+from lfads_torch.data._validate import SPLITS
 from lfads_torch.data.merging import leaking_windows
 from lfads_torch.data.sources.recording import Recording, SpikeTimes
 from lfads_torch.data.splits import Labels
@@ -37,21 +39,29 @@ def implausible_rates(recording: Recording) -> list[str]:
     ]
 
 
-def leaks(windows: Windows, labels: Labels) -> list[str]:
-    """Say how many validation windows share time with a training window."""
+def overlapping(windows: Windows, labels: Labels) -> NDArray[np.bool_]:
+    """Which windows share time with one of a later split, of train, valid and test."""
     # Whole microseconds, so that windows that adjoin do not overlap by rounding.
     starts = np.round(windows.starts * 1e6).astype(np.int64)
     length = round(windows.n_bins * windows.bin_s * 1e6)
-    train, valid = starts[labels == 0], starts[labels == 1]
-    if not len(train) or not len(valid):
-        return []
-    shared = leaking_windows({"train": train, "valid": valid}, length)
-    if not shared.any():
+    shared = np.zeros(len(starts), dtype=bool)
+    for number in range(len(SPLITS) - 1):
+        later = starts[labels > number]
+        own = labels == number
+        if later.size and own.any():
+            shared[own] = leaking_windows({"train": later, "valid": starts[own]}, length)
+    return shared
+
+
+def leaks(windows: Windows, labels: Labels) -> list[str]:
+    """Say how many windows share time with a window of another split."""
+    shared = np.flatnonzero(overlapping(windows, labels)).tolist()
+    if not shared:
         return []
     return [
-        f"{int(shared.sum())} of {len(valid)} validation windows overlap a training window in "
-        f"time (windows {list_some(np.flatnonzero(shared).tolist())}), so validation scores "
-        "flatter: take shorter windows, or --split blocks"
+        f"{len(shared)} of {len(labels)} windows overlap one of another split in time (windows "
+        f"{list_some(shared)}, counted from 0), so validation scores flatter: take shorter "
+        "windows, or --split blocks"
     ]
 
 

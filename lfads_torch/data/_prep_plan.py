@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfads_torch.data._files import list_some
-from lfads_torch.data._prep_checks import leaks
+from lfads_torch.data._prep_checks import leaks, overlapping
 from lfads_torch.data._validate import SPLITS
 from lfads_torch.data.binning import first_bin
 from lfads_torch.data.chop import find_segments, plan_chops
@@ -88,6 +89,7 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
         found, strata = conditions_of(columns, options.conditions, rows)
         plan.per_window["cond_idx"] = strata
         plan.notes.append(f"conditions: {len(found)} by {', '.join(options.conditions)}")
+        plan.attrs["conditions"] = json.dumps(found)
     plan.labels = _labels(recording, options, windows, strata, plan.notes)
     plan.warnings += leaks(windows, plan.labels)
     if (plan.labels == UNUSED).any():
@@ -121,6 +123,13 @@ def _labels(
         labels = draw_splits(n, strata=strata, **fractions)
     elif how == "blocks":
         labels[order] = draw_splits(n, block=options.block, **fractions)
+        shared = overlapping(windows, labels)
+        labels[shared] = UNUSED
+        if shared.any():
+            notes.append(
+                f"{int(shared.sum())} trials at the borders of blocks are in no split: their "
+                "windows overlap one of another split"
+            )
     else:
         column = find(recording.trials, how, "column of the trials")
         labels = labels_from_column(column, how)[windows.trials]

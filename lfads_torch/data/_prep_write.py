@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -159,35 +160,49 @@ def _plain(number: float) -> float:
     return float(f"{number:.12g}")
 
 
-def source_attributes(recording: Recording, options: Any, progress: Progress) -> dict[str, Any]:
+def source_attributes(
+    recording: Recording, options: Any, notes: Sequence[str], progress: Progress
+) -> dict[str, Any]:
     """Attributes that tell how a file was made: from what, with which options, by what version.
 
     Parameters
     ----------
     recording : Recording
     options : dataclass
-        Those that differ from their defaults are recorded.
+        All of them are recorded but those that do not change the data.
+    notes : sequence of str
+        What was assumed and done on the way.
     progress : callable
     """
-    given = {
-        f.name: value
-        for f in fields(options)
-        if (value := getattr(options, f.name)) != f.default and f.name not in ("compress", "strict")
-    }
+    given = {f.name: _plain_option(getattr(options, f.name)) for f in fields(options)}
+    files = {"source": recording.path}
+    if options.trials and Path(options.trials).is_file():  # a table beside the source
+        files["trials"] = Path(options.trials)
+        given["trials"] = files["trials"].name
     found: dict[str, Any] = {
         "prep_version": __version__,
-        "prep_options": json.dumps(given, sort_keys=True, default=_jsonable),
-        "prep_notes": "; ".join(recording.notes),
+        "prep_options": json.dumps(
+            {k: v for k, v in given.items() if k not in ("compress", "strict")}, sort_keys=True
+        ),
+        "prep_notes": "\n".join(notes),
         "source": recording.path.name,
         "source_format": recording.kind,
         "source_bytes": recording.path.stat().st_size,
     }
-    if (digest := source_hash(recording.path, progress)) is not None:
-        found["source_sha256"] = digest
+    for name, path in files.items():
+        if (digest := file_hash(path, progress)) is not None:
+            found[f"{name}_sha256"] = digest
     return found
 
 
-def source_hash(path: Path, progress: Progress) -> str | None:
+def _plain_option(value: Any) -> Any:
+    """10 and 10.0, a list and a tuple are the same option."""
+    if isinstance(value, tuple | list):
+        return [_plain_option(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def file_hash(path: Path, progress: Progress) -> str | None:
     """SHA-256 of a file of up to 4 GiB."""
     size = path.stat().st_size
     if size > _HASHED:
@@ -198,7 +213,3 @@ def source_hash(path: Path, progress: Progress) -> str | None:
             digest.update(block)
             progress("identifying the source, MB", file.tell() >> 20, size >> 20)
     return digest.hexdigest()
-
-
-def _jsonable(value: Any) -> Any:
-    return asdict(value) if hasattr(value, "__dataclass_fields__") else list(value)

@@ -31,6 +31,8 @@ PENALTIES = tuple(10.0**k for k in range(-6, 3))
 
 WEIGHINGS = ("channel", "session", "trial")
 
+_POOR_R2 = 0.1
+
 
 class Trials(NamedTuple):
     """Training trials of one session.
@@ -170,10 +172,10 @@ def align_sessions(
     components, explained = _components(folded, n_components, weigh_by)
     aligned = [_regress(own, components, penalties) for own in folded]
     for own in aligned:
-        if own.penalty == max(penalties):
+        if not own.r2 >= _POOR_R2:
             notes.append(
-                f"{own.name}: the strongest penalty was chosen and the read-in gives R2 "
-                f"{own.r2:.2f} on held-out trials; this session has little of what the others share"
+                f"{own.name}: its channels give the shared components of held-out trials with an "
+                f"R2 of only {own.r2:.2f}; it has little of what others share, or too few trials"
             )
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
@@ -346,7 +348,7 @@ def _components(
             f"{data.shape[1]} channels in all; legal are 1 to {most}"
         )
     scores, power = principal_components(data, n_components)
-    if not power[0] > 0:
+    if not power[0] > 1e-12 * np.nansum(data**2):
         raise DataError("the condition averages do not vary, so there is nothing to align by")
     scale = scores[:, 0].std()
     return (scores / scale).reshape(*shape, -1), power[:n_components] / power.sum()

@@ -197,7 +197,8 @@ def _conditions(
     found: NDArray[Any], n_trials: int, path: Path, name: str
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Condition of each trial, and whether it has one."""
-    if found.dtype.kind == "O" and len(found) and isinstance(found.flat[0], np.ndarray):
+    ragged = found.dtype.kind == "O" and len(found) and isinstance(found.flat[0], np.ndarray)
+    if ragged or (found.ndim == 2 and found.dtype.kind in "ui"):
         listed = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in found])
         if len(listed) and not 0 <= listed.min() <= listed.max() < n_trials:
             raise DataError(

@@ -196,9 +196,6 @@ def _count_times(
             ascending = is_sorted(times) and not (len(times) and times[0] < last)
             if not ascending:
                 unsorted.append(unit)
-            if not np.isfinite(times).all():
-                bad = int((~np.isfinite(times)).sum())
-                raise DataError(f"unit {unit}: {bad} spike times are NaN or infinite; drop them.")
             ordered = times if ascending else np.sort(times)
             again = ordered[1:] == ordered[:-1]
             if again.any():

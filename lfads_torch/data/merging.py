@@ -83,7 +83,8 @@ def merge_chops(chops: ArrayLike, starts: ArrayLike, n_bins: int) -> Array:
         later = merge_weights(overlap)[1].reshape(-1, *[1] * (part.ndim - 1))
         known, new = merged[start : start + overlap], part[:overlap]
         # This form, not a sum of two products, leaves values that agree as they are.
-        mixed = known + later.astype(merged.dtype) * (new - known)
+        with np.errstate(invalid="ignore"):
+            mixed = known + later.astype(merged.dtype) * (new - known)
         mixed = np.where((known == new) | np.isnan(new), known, mixed)
         merged[start : start + overlap] = np.where(np.isnan(known), new, mixed)
         merged[start + overlap : start + window] = part[overlap:]

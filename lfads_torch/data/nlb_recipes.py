@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from lfads_torch.data._files import absolute_pattern, list_some
@@ -86,15 +87,19 @@ def prepare_nlb(
     check_output(train.path, path, overwrite)
     session = NLBSession(recipe, train, bin_ms / 1000)
     warnings = [*train.warnings, *session.warnings, *_unlike(name, session)]
+    notes = [f"{name} of the Neural Latents Benchmark, bins of {bin_ms:g} ms: {train.path.name}"]
     path.parent.mkdir(parents=True, exist_ok=True)
     counted = count(train, session.windows, path.parent, progress=progress)
-    with counted.store:
+    with ExitStack() as stores:
+        stores.enter_context(counted.store)
         warnings += counted.warnings
         _, largest = sum_units(counted, session.labels == 0, pairs=False)
         tested = None
         if test is not None:
             tested, more = test_contents(session, test, path.parent, progress)
             warnings += more
+        if tested is not None:
+            stores.enter_context(tested.counted.store)
         raise_if_strict(warnings, strict)
         contents = Contents(
             counted,
@@ -105,11 +110,10 @@ def prepare_nlb(
             {},
             session.per_window(progress),
         )
-        attrs = source_attributes(train, PrepOptions(bin_ms=bin_ms), progress) | {"nlb": name}
+        options = PrepOptions(bin_ms=bin_ms)
+        attrs = source_attributes(train, options, [*notes, *warnings], progress) | {"nlb": name}
         extra = session.averages(progress)
         write_contents(path, contents, attrs, compress, progress, extra=extra, test=tested)
-    if tested is not None:
-        tested.counted.store.close()
     trials = count_splits(session.labels)
     if tested is not None:
         trials["test"] = len(tested.labels)
@@ -120,7 +124,7 @@ def prepare_nlb(
         session.windows.n_bins,
         session.n_read_units,
         len(session.units),
-        [f"{name} of the Neural Latents Benchmark, bins of {bin_ms:g} ms: {train.path.name}"],
+        notes,
         warnings,
     )
 

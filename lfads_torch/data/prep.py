@@ -126,7 +126,7 @@ def prepare(
     )
     with counted.store:
         sums, largest = sum_units(counted, plan.labels == 0, options.max_correlation is not None)
-        kept, dropped, notes = choose_units(recording, options, sums, bin_s / fine)
+        kept, dropped, chosen = choose_units(recording, options, sums, bin_s / fine)
         warnings += counted.warnings + dropped
         if flags is None and options.hold_out:
             flags = np.zeros(recording.n_units, dtype=bool)
@@ -148,7 +148,8 @@ def prepare(
             },
             plan.per_window,
         )
-        attrs = source_attributes(recording, options, progress) | plan.attrs
+        notes = [*recording.notes, *plan.notes, *chosen]
+        attrs = source_attributes(recording, options, [*notes, *warnings], progress) | plan.attrs
         write_contents(path, contents, attrs, options.compress, progress)
     return Prepared(
         path,
@@ -157,7 +158,7 @@ def prepare(
         plan.windows.n_bins,
         len(read),
         len(kept),
-        [*recording.notes, *plan.notes, *notes],
+        notes,
         warnings,
     )
 

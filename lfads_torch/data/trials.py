@@ -16,6 +16,7 @@ from lfads_torch.data.binning import first_bin
 from lfads_torch.data.sources.recording import (
     BinnedSpikes,
     Recording,
+    SpikeTimes,
     find,
     numeric_columns,
 )
@@ -261,10 +262,14 @@ def in_recording(recording: Recording, windows: Windows, slack_s: float = 1e-6) 
     ndarray of bool
     """
     starts, stops = windows.starts, windows.starts + windows.n_bins * windows.bin_s
-    if recording.observed is None and not isinstance(recording.spikes, BinnedSpikes):
-        # The file does not say when recording began and ended, only when spikes did.
+    spikes = recording.spikes
+    if recording.observed is None and isinstance(spikes, SpikeTimes):
+        # The file does not say when recording began and ended, only when spikes did. No gap of
+        # ten mean intervals between spikes of all units stands at an end by chance.
         first, last = recording.span()
-        return (stops > first) & (starts <= last)
+        total = sum(spikes.count(unit) for unit in range(spikes.n_units))
+        slack_s = 10 * (last - first) / total
+        return (starts >= first - slack_s) & (stops <= last + slack_s)
     observed = recording.observed
     stretches: Any = np.array([recording.span()]) if observed is None else observed
     place = np.searchsorted(stretches[:, 0], starts + slack_s, side="right") - 1

@@ -1,18 +1,43 @@
-"""Names of hyper-parameter searches that existing YAML and scripts use."""
+"""Names of hyper-parameter searches that existing YAML and scripts use.
+
+`BinaryTournamentPBT`, `ImprovementRatioStopper` and `train_trial` are for Tune scripts of one's own
+(docs/clusters.md) and need Ray, which is imported when they are first used.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 
 from lfads_torch.errors import ConfigError
+from lfads_torch.search.ray import require_ray
 from lfads_torch.search.space import HyperParam
 from lfads_torch.search.tables import as_frame, read_population
 
+if TYPE_CHECKING:
+    from lfads_torch.search.ray.reporting import train_trial as train_trial
+    from lfads_torch.search.ray.stopper import ImprovementRatioStopper as ImprovementRatioStopper
+    from lfads_torch.search.ray.tournament import BinaryTournamentPBT as BinaryTournamentPBT
+
 __all__ = ["EarlyStoppingWithBurnInPeriod", "HyperParam", "read_pbt_fitlog"]
+
+#: What needs Ray, and the module of `lfads_torch.search.ray` that has it.
+_OVER_RAY = {
+    "BinaryTournamentPBT": "tournament",
+    "ImprovementRatioStopper": "stopper",
+    "train_trial": "reporting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OVER_RAY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_ray(name)
+    return getattr(import_module(f"lfads_torch.search.ray.{_OVER_RAY[name]}"), name)
 
 
 class EarlyStoppingWithBurnInPeriod(EarlyStopping):

@@ -37,21 +37,21 @@ class LinearMap(NamedTuple):
 
 
 class RidgeChoice(NamedTuple):
-    """A ridge regression whose penalty was chosen by cross-validation.
+    """A ridge regression whose penalties were chosen by cross-validation.
 
     Attributes
     ----------
     fit : LinearMap
         Fitted to all samples.
-    alpha : float
-        The penalty.
-    score : float
-        Mean over folds of the R2 in the fold left out, averaged over targets.
+    alpha : array, shape (targets,)
+        The penalties.
+    score : array, shape (targets,)
+        Mean over folds of the R2 in the fold left out.
     """
 
     fit: LinearMap
-    alpha: float
-    score: float
+    alpha: FloatArray
+    score: FloatArray
 
 
 def finite_rows(*arrays: ArrayLike) -> list[FloatArray]:
@@ -120,39 +120,45 @@ def _solve(gram: FloatArray, n_features: int, alphas: Sequence[float]) -> list[L
     return [LinearMap(w, means[n_features:] - means[:n_features] @ w) for w in weights]
 
 
-def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> float:
-    """Mean R2 of a linear map over the targets that vary."""
+def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> FloatArray:
+    """R2 of a linear map for each target; 0 where it does not vary."""
     n_targets = len(fit.bias)
     residual = np.concatenate([fit.bias[None], fit.weight, -np.eye(n_targets)])
     error = np.einsum("ik,ij,jk->k", residual, gram, residual, optimize=True)
     power = gram.diagonal()[-n_targets:]
     spread = power - gram[0, -n_targets:] ** 2 / gram[0, 0]
     varies = spread > 1e-12 * power
-    return float((1 - error[varies] / spread[varies]).sum()) / n_targets
+    return np.where(varies, 1 - error / np.where(varies, spread, 1.0), 0.0)
 
 
-def _choose(folds: Sequence[tuple[FloatArray, FloatArray]], alphas: Sequence[float]) -> RidgeChoice:
-    """Choose a penalty over folds, each (x, y) of finite rows, and fit to all of them."""
+def _choose(
+    folds: Sequence[tuple[FloatArray, FloatArray]], alphas: Sequence[float], per_target: bool
+) -> RidgeChoice:
+    """Choose penalties over folds, each (x, y) of finite rows, and fit to all of them."""
     n = sum(len(x) for x, _ in folds)
     # Centred, the sums of products lose no digits to the means.
     x_mean = np.sum([x.sum(axis=0) for x, _ in folds], axis=0) / n
     y_mean = np.sum([y.sum(axis=0) for _, y in folds], axis=0) / n
     grams = [_gram(x - x_mean, y - y_mean) for x, y in folds]
     total, n_features = np.sum(grams, axis=0), len(x_mean)
-    scores = np.zeros(len(alphas))
+    scores = np.zeros((len(alphas), len(y_mean)))
     for gram in grams if len(grams) > 1 else ():
-        fits = _solve(total - gram, n_features, alphas)
-        scores += [_r2_from_gram(gram, fit) / len(grams) for fit in fits]
-    best = int(np.argmax(scores))
-    [(weight, bias)] = _solve(total, n_features, [alphas[best]])
-    fit = LinearMap(weight, y_mean + bias - x_mean @ weight)
-    return RidgeChoice(fit, float(alphas[best]), float(scores[best]))
+        for own, fit in zip(scores, _solve(total - gram, n_features, alphas), strict=True):
+            own += _r2_from_gram(gram, fit) / len(grams)
+    judged = scores if per_target else np.broadcast_to(scores.mean(1, keepdims=True), scores.shape)
+    best = judged.argmax(axis=0)
+    fits = _solve(total, n_features, [alphas[k] for k in best])
+    weight = np.stack([fit.weight[:, k] for k, fit in enumerate(fits)], axis=1)
+    bias = np.array([fit.bias[k] for k, fit in enumerate(fits)])
+    alpha = np.array([float(alphas[k]) for k in best])
+    found = LinearMap(weight, y_mean + bias - x_mean @ weight)
+    return RidgeChoice(found, alpha, np.take_along_axis(scores, best[None], axis=0)[0])
 
 
 def ridge_by_trials(
     x: ArrayLike, y: ArrayLike, alphas: Sequence[float], n_folds: int = 5
 ) -> RidgeChoice:
-    """Ridge regression; the penalty is chosen by cross-validation that never parts a trial.
+    """Ridge regression; each target's penalty is chosen by cross-validation that parts no trial.
 
     Parameters
     ----------
@@ -166,7 +172,7 @@ def ridge_by_trials(
     Returns
     -------
     RidgeChoice
-        With a single trial there is no cross-validation: the first penalty, and a score of 0.
+        With a single trial there is no cross-validation: the first penalty, and scores of 0.
 
     Raises
     ------
@@ -181,7 +187,7 @@ def ridge_by_trials(
     if not trials.size:
         raise UserError("no sample is finite in both x and y, so there is nothing to fit")
     folds = np.array_split(trials, min(n_folds, len(trials)))
-    return _choose([(x[f][usable[f]], y[f][usable[f]]) for f in folds], alphas)
+    return _choose([(x[f][usable[f]], y[f][usable[f]]) for f in folds], alphas, per_target=True)
 
 
 def ridge_r2(
@@ -220,7 +226,7 @@ def ridge_r2(
     if not len(x):
         raise UserError("no training sample is finite in both x and y")
     folds = np.array_split(np.arange(len(x)), n_folds if len(grid) > 1 else 1)
-    fit = _choose([(x[f[0] : f[-1] + 1], y[f[0] : f[-1] + 1]) for f in folds], grid).fit
+    fit = _choose([(x[f[0] : f[-1] + 1], y[f[0] : f[-1] + 1]) for f in folds], grid, False).fit
     x, y = finite_rows(x_valid, y_valid)
     return column_r2(fit(x), y)
 

@@ -33,10 +33,18 @@ def to_spec(part: Any) -> dict[str, Any]:
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        value = _plain(known.get(name, getattr(part, name, _MISSING)))
+        own = getattr(part, name, _MISSING)
+        value = _plain(own if _was_changed(own, known.get(name)) else known.get(name, own))
         if value is not _MISSING:
             spec[name] = value
     return spec
+
+
+def _was_changed(own: Any, given: Any) -> bool:
+    """Whether a number kept as a tensor is no longer the one given, which it rounds to float32."""
+    if not (isinstance(own, Tensor) and own.ndim == 0 and isinstance(given, (int, float))):
+        return False
+    return bool(own != torch.tensor(given, dtype=own.dtype, device=own.device))
 
 
 def _plain(value: Any) -> Any:

@@ -100,9 +100,9 @@ def session_rates(
         )
     width = session.bin_ms or _width_in_name(session.name)
     if width not in _SUFFIXES:
-        found = "an unknown width" if width is None else f"{width:g} ms"
+        told = "an unknown width" if width is None else f"{width:g} ms"
         raise UserError(
-            f"{session.path} has bins of {found}; the benchmark takes 5 ms and 20 ms (--bin-ms "
+            f"{session.path} has bins of {told}; the benchmark takes 5 ms and 20 ms (--bin-ms "
             "tells the width where the file does not)"
         )
     scored = session.trials(split)

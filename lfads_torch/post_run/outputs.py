@@ -125,6 +125,10 @@ class Trials:
             self._arrays[name] = self._ordered(joined)
         return self._arrays[name]
 
+    def get(self, name: str) -> Array | None:
+        """The array of that name, None where there is none."""
+        return self[name] if name in self._names else None
+
     def __getattr__(self, name: str) -> Array:
         if name.startswith("_"):
             raise AttributeError(name)

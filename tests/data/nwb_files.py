@@ -46,7 +46,12 @@ def write_nwb(
                 when = {"timestamps": np.arange(len(data)) / 1000}
             module.add(pynwb.TimeSeries(name=name, data=data, unit="m/s", **when))
         place = SpatialSeries(
-            name="cursor", data=data, reference_frame="screen", conversion=0.01, offset=1.0, **when
+            name="cursor",
+            data=data[..., :2],
+            reference_frame="screen",
+            conversion=0.01,
+            offset=1.0,
+            **when,
         )
         module.add(Position(name="cursor_pos", spatial_series=place))
     with pynwb.NWBHDF5IO(path, "w") as io:

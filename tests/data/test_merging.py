@@ -58,7 +58,7 @@ def test_missing_values_do_not_spread() -> None:
     chops = np.array([[[1.0], [np.nan], [1.0], [np.nan]], [[3.0], [3.0], [np.nan], [3.0]]])
     merged = merge_chops(chops, np.array([0, 1]), 5)[:, 0]
     assert np.isnan(merged[3])  # in neither
-    np.testing.assert_array_equal(merged[[0, 1, 2, 4]], [1, 3, 3 - 2 * 3 / 4, 3])
+    np.testing.assert_array_equal(merged[[0, 1, 2, 4]], [1, 3, 1 + 2 / 4, 3])
 
 
 def test_infinite_values_that_agree() -> None:

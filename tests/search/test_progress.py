@@ -28,7 +28,7 @@ def test_a_line_has_generation_scores_copies_speed_and_time_left() -> None:
     own.add_time(2.0, 8)
     own.show(ROW, final=True)
     head, line = stream.getvalue().splitlines()
-    assert head.split() == "gen epoch best median copies diverged steps/s left".split()
+    assert " ".join(head.split()) == "gen epoch best median copies diverged steps/s left"
     assert line.split() == ["2", "30", "0.51235", "0.6", "4", "1", "20", "2:20"]
     assert len(head) == len(line) < 80
 

@@ -64,6 +64,10 @@ def spikes_name(path: Path, tree: Tree, options: SourceOptions) -> str:
     if options.spikes:
         node = find(tree, options.spikes, "array")
         return next(key for key, value in tree.items() if value is node)
+    if "train_encod_data" in tree:
+        raise UserError(
+            f"{path.name} is a data file already: train on it, or look it through with lfads check."
+        )
     candidates = {key: node for key, node in tree.items() if _could_be_spikes(node)}
     for name in SPIKES:
         found = [key for key in candidates if key.lower().rpartition(".")[2] == name]

@@ -41,7 +41,7 @@ def read_npz(path: Path, options: SourceOptions) -> Recording:
             if info.filename.endswith(".npy"):
                 key = info.filename.removesuffix(".npy").replace("/", ".")
                 member = Member(archive, info.filename)
-                small = member.dtype.hasobject or info.file_size <= _SMALL
+                small = member.dtype.hasobject or info.file_size <= _SMALL or not member.shape
                 tree[key] = held_tree({key: member.whole()})[key] if small else member
     except _FAULTS as err:
         raise DataError(damaged(path, err)) from err
@@ -82,7 +82,7 @@ class Member:
 
     def take(self, start: int, stop: int, axis: int = 0) -> Array:
         """Read entries `start` to `stop` (exclusive) along an axis."""
-        if axis or self.fortran or not self._shape:
+        if axis or self.fortran:
             return self.whole()[(*[slice(None)] * axis, slice(start, stop))]
         row = int(np.prod(self._shape[1:], dtype=np.int64)) * self.dtype.itemsize
         try:

@@ -113,17 +113,11 @@ class SpikeTimes:
                     "array that holds them with --spikes."
                 )
             times = self.clock.seconds(part)
-            latest = float(np.nanmax(np.abs(times))) if len(times) else 0.0
-            yield times, self.clock.tolerance(latest, array.dtype)
-
-    def ends(self, unit: int) -> tuple[float, float] | None:
-        """First and last spike as stored, in seconds; None without spikes."""
-        n = self.count(unit)
-        if n == 0:
-            return None
-        array = self.units[unit]
-        times = self.clock.seconds(np.concatenate([array.take(0, 1), array.take(n - 1, n)]))
-        return float(times[0]), float(times[1])
+            low, high = float(times.min()), float(times.max())
+            if not np.isfinite([low, high]).all():
+                bad = int((~np.isfinite(times)).sum())
+                raise DataError(f"unit {unit}: {bad} spike times are NaN or infinite; drop them.")
+            yield times, self.clock.tolerance(max(-low, high), array.dtype)
 
 
 @dataclass
@@ -282,6 +276,7 @@ class Recording:
     starts: Floats | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    _span: tuple[float, float] | None = None
 
     @property
     def n_units(self) -> int:
@@ -314,17 +309,22 @@ class Recording:
     def span(self) -> tuple[float, float]:
         """First and last moment of the recording in seconds, as far as the file says.
 
-        What was observed; else the bins, else from the first to the last spike.
+        What was observed; else the bins, else from the first to the last spike of all, which means
+        to read them.
         """
         if self.observed is not None and len(self.observed):
             return float(self.observed[:, 0].min()), float(self.observed[:, 1].max())
         if isinstance(self.spikes, BinnedSpikes):
             start = self.spikes.start
             return start, start + self.spikes.n_bins * self.spikes.bin_s
-        ends = [e for u in range(self.n_units) if (e := self.spikes.ends(u)) is not None]
-        if not ends:
-            raise DataError(f"{self.path}: none of the {self.n_units} units has a spike.")
-        return min(min(e) for e in ends), max(max(e) for e in ends)
+        if self._span is None:
+            spikes = self.spikes
+            parts = (t for unit in range(self.n_units) for t, _ in spikes.pieces(unit))
+            ends = [(float(times.min()), float(times.max())) for times in parts]
+            if not ends:
+                raise DataError(f"{self.path}: none of the {self.n_units} units has a spike.")
+            self._span = min(low for low, _ in ends), max(high for _, high in ends)
+        return self._span
 
 
 def numeric_columns(table: Mapping[str, Array]) -> list[str]:

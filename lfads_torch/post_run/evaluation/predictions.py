@@ -1,7 +1,7 @@
-"""What predicts rates and behaviour: the model, and the baselines that make its scores mean something.
+"""What predicts rates and behaviour: the model, and the baselines beside it.
 
-All baselines are fitted to the training trials alone; what there is to choose (a width, a penalty, a
-number of factors) is chosen by cross-validation within them.
+All baselines are fitted to the training trials alone; what there is to choose (a width, a penalty,
+a number of factors) is chosen by cross-validation within them.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Prediction:
         Expected data per bin.
     unseen_rates : array, shape of `rates`, or None
         Where they differ: rates for scoring on the very data, each inferred without its own bin.
-    features : list of functions that return (training, scored) arrays
+    features : dict of str to function that returns (training, scored) arrays
         Of shape (trials, bins, features), for linear maps to behaviour and latents; of several
-        the best is chosen by cross-validation.
+        the best is chosen by cross-validation, for each column mapped to.
     choices : dict
         What was chosen, in words or numbers.
     """
@@ -58,7 +58,7 @@ class Prediction:
     name: str
     rates: Array | None = None
     unseen_rates: Array | None = None
-    features: list[Features] = field(default_factory=list)
+    features: dict[str, Features] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,18 +68,18 @@ def model_predictions(recording: Recording) -> list[Prediction]:
     for name, source in (("lfads", "output_params"), ("lfads_factors", "factors")):
         train, scored = (recording.trials[kind][source] for kind in (TRAIN, SCORED))
         rates = scored if source == "output_params" else None
-        found.append(Prediction(name, rates, features=[_ready(train, scored)]))
+        found.append(Prediction(name, rates, features=_only(train, scored)))
     return found
 
 
-def true_rates(recording: Recording) -> Prediction | None:
+def true_rates(recording: Recording) -> list[Prediction]:
     """The rates that the data were drawn from, where the file has them: the ceiling."""
     if not recording.truth:
-        return None
+        return []
     train, scored = (recording.truth[kind] for kind in (TRAIN, SCORED))
     if not all(np.isfinite(array).all() for array in (train, scored)):
-        return None
-    return Prediction("truth", scored, features=[_ready(train, scored)])
+        return []
+    return [Prediction("truth", scored, features=_only(train, scored))]
 
 
 def baseline_predictions(recording: Recording) -> list[Prediction]:
@@ -154,10 +154,12 @@ def _smoothed(recording: Recording, read: dict[str, Array], smoother: Smoother) 
         parts = _regress(recording, own(read[TRAIN]), own(read[SCORED]), recording.n_channels)
         rates[..., recording.n_channels :] = parts
         unseen[..., recording.n_channels :] = parts
-    features = [
-        _smoothing_features(Smoother(width, _ALMOST_NONE, smoother.mean), read)
+    features = {
+        f"width {width:g} bins": _smoothing_features(
+            Smoother(width, _ALMOST_NONE, smoother.mean), read
+        )
         for width in _widths(recording.n_bins, WIDTHS)
-    ]
+    }
     return Prediction("smoothing", rates, unseen, features, choices)
 
 
@@ -197,8 +199,7 @@ def _psth(recording: Recording) -> Prediction:
         "conditions": len(recording.condition_names),
         "condition_key": recording.condition_key,
     }
-    ready = _ready(rates[TRAIN], rates[SCORED])
-    return Prediction("psth", rates[SCORED], features=[ready], choices=choices)
+    return Prediction("psth", rates[SCORED], None, _only(rates[TRAIN], rates[SCORED]), choices)
 
 
 def _averages(total: FloatArray, count: FloatArray, mean: FloatArray, width: float) -> FloatArray:
@@ -212,7 +213,7 @@ def _psth_loss(sums: FloatArray, mean: FloatArray, width: float, counts: bool) -
     whole = sums.sum(axis=0)
     loss = 0.0
     for fold in sums:
-        rates = _averages(*(whole - fold), mean, width)
+        rates = _averages(whole[0] - fold[0], whole[1] - fold[1], mean, width)
         if counts:
             rates = np.maximum(rates, 1e-9)
             loss += float((fold[1] * rates - fold[0] * np.log(rates)).sum())
@@ -250,8 +251,9 @@ def _factor_analysis(
     }
     rates = _regress(recording, latents[TRAIN], latents[SCORED], 0)
     choices = {"n_factors": n_factors, "width_bins": smoother.width}
-    ready = _ready(latents[TRAIN], latents[SCORED])
-    return Prediction("factor_analysis", rates, features=[ready], choices=choices)
+    return Prediction(
+        "factor_analysis", rates, None, _only(latents[TRAIN], latents[SCORED]), choices
+    )
 
 
 def fit_factors(data: Array, n_factors: int) -> Any:
@@ -314,14 +316,15 @@ def _fit(x: Array, y: Array, penalty: float, counts: bool) -> Callable[[Array], 
     if counts:
         log_linear = poisson_regression(x, y, penalty)
         return lambda features: np.exp(np.minimum(log_linear(features), 20.0))
-    return ridge_by_trials(x, y, [penalty * x.shape[0] * x.shape[1]], n_folds=1).fit
+    linear = ridge_by_trials(x, y, [penalty * x.shape[0] * x.shape[1]], n_folds=1).fit
+    return lambda features: linear(features)
 
 
 # ---- helpers -----------------------------------------------------------------------------------
 
 
-def _ready(train: Array, scored: Array) -> Features:
-    return lambda: (train, scored)
+def _only(train: Array, scored: Array) -> dict[str, Features]:
+    return {"": lambda: (train, scored)}
 
 
 def _padded(recording: Recording, kind: str) -> Array:

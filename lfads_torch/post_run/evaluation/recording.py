@@ -135,13 +135,12 @@ def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording
     recording.behavior = _pair(trials, keys.behavior, keys.behavior != Keys.behavior)
     recording.latents = _pair(trials, keys.latents, keys.latents != Keys.latents)
     recording.truth = _truth(session, trials)
-    recording.jitter = trials[SCORED]["jitter"] if "jitter" in trials[SCORED] else None
+    recording.jitter = trials[SCORED].get("jitter")
     if "psth" in session.keys and key == "cond_idx":
         recording.psth = np.asarray(session.read("psth"), dtype=np.float64)
-    masks = {
-        n: part["decode_mask"] if "decode_mask" in part else None for n, part in trials.items()
+    recording.sets = {
+        name: trial_sets(part.get("decode_mask"), part.n_trials) for name, part in trials.items()
     }
-    recording.sets = {name: trial_sets(masks[name], part.n_trials) for name, part in trials.items()}
     return recording
 
 

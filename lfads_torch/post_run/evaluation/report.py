@@ -192,8 +192,7 @@ def score_table(
     columns = [key for key in COLUMNS if any(key in own for own in scores.values())]
     table = [["", *(COLUMNS[key] for key in columns)]]
     for key, name in named.items():
-        if key in scores and scores[key]:
-            own = scores[key]
+        if own := scores.get(key):
             table.append([name, *(str(own[c]) if c in own else "" for c in columns)])
     return _lay_out(table, markdown)
 

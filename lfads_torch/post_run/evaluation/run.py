@@ -91,10 +91,8 @@ def evaluate_run(
         recording = read_recording(session, split, keys)
         predictions = model_predictions(recording)
         if baselines:
-            predictions += [
-                *baseline_predictions(recording),
-                *filter(None, [true_rates(recording)]),
-            ]
+            predictions += baseline_predictions(recording)
+            predictions += true_rates(recording)
         weights = np.concatenate(
             [
                 np.ones((1, recording.n_scored)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,14 @@ from ...data.smoothing import gaussian_smooth
 from ...errors import DataError
 from ...metrics.evaluation import PsthScore, SpeedScore
 from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
-from ...metrics.regression import RidgeChoice, ridge_by_trials
+from ...metrics.regression import LinearMap, ridge_by_trials
 from ...metrics.trialwise import CorrelationScore, ErrorScore, SpikeScore, TrialScore
 from .predictions import Features, Prediction, scale_of
 from .recording import SCORED, TRAIN, Recording
 
 Array = NDArray[Any]
 
-ALPHAS = tuple(float(a) for a in np.logspace(-3, 5, 9))
+ALPHAS = tuple(float(a) for a in np.logspace(-2, 7, 10))
 """Ridge penalties of linear maps, on weights of standardised features."""
 
 PSTH_SMOOTHING_MS = 50.0
@@ -88,7 +88,7 @@ def _psth_score(recording: Recording, rates: Array) -> dict[str, TrialScore]:
 
 
 def measured_psths(recording: Recording) -> tuple[Array, list[NDArray[np.int64]]]:
-    """Smoothed means of the scored trials' data over each condition, where the file has no PSTHs."""
+    """Smoothed means of the scored trials' data over each condition, for files without PSTHs."""
     bin_ms = recording.session.bin_ms
     width = PSTH_SMOOTHING_MS / bin_ms if bin_ms else 2.0
     members = [m for m in recording.members if m.size]
@@ -132,25 +132,34 @@ def _mapped(
         raise DataError("train_decode_mask and that of the scored trials differ in sets")
     preds, targets = [], []
     for in_train, in_scored in zip(sets[TRAIN], sets[SCORED], strict=True):
-        number, best = _best_map(prediction.features, y_train, in_train, n_bins)
+        chosen = _best_maps(prediction.features, y_train[:, :n_bins], in_train)
         if len(prediction.features) > 1:
-            prediction.choices.setdefault(f"{name}_candidate", []).append(number)
-        train, scored = prediction.features[number]()
-        scale = scale_of(train[in_train, :n_bins])
-        preds.append(best.fit(scored[:, :n_bins] / scale))
+            names = [source for source, _ in chosen]
+            prediction.choices.setdefault(f"{name}_from", []).append(names)
+        pred = np.empty(y.shape)
+        for column, (source, linear) in enumerate(chosen):
+            scored = prediction.features[source]()[1][:, :n_bins]
+            pred[..., column] = linear(scored)[..., column]
+        preds.append(pred)
         targets.append(np.where(in_scored[:, None, None], y, np.nan))
     return ErrorScore.of(np.concatenate(preds, axis=2), np.concatenate(targets, axis=2))
 
 
-def _best_map(
-    candidates: Sequence[Features], y: Array, members: NDArray[np.bool_], n_bins: int
-) -> tuple[int, RidgeChoice]:
-    found: list[RidgeChoice] = []
-    for features in candidates:
-        x = features()[0][members, :n_bins]
-        found.append(ridge_by_trials(x / scale_of(x), y[members], ALPHAS))
-    number = int(np.argmax([choice.score for choice in found]))
-    return number, found[number]
+def _best_maps(
+    candidates: Mapping[str, Features], y: Array, members: NDArray[np.bool_]
+) -> list[tuple[str, LinearMap]]:
+    """For each column of `y` the best of the candidates, and the map from it."""
+    found: list[tuple[str, LinearMap, Array]] = []
+    for name, features in candidates.items():
+        x = features()[0][members, : y.shape[1]]
+        each = scale_of(x)
+        # Which is better depends on whether weak channels are worth as much as strong ones.
+        for scale in (each, np.full_like(each, np.sqrt((each**2).mean()))):
+            choice = ridge_by_trials(x / scale, y[members], ALPHAS)
+            linear = LinearMap(choice.fit.weight / scale[:, None], choice.fit.bias)
+            found.append((name, linear, choice.score))
+    best = np.argmax([score for _, _, score in found], axis=0)
+    return [(found[k][0], found[k][1]) for k in best]
 
 
 def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:
@@ -169,10 +178,10 @@ def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:
         recording.data[SCORED],
         (recording.n_bins, recording.n_channels),
         train=train if decodes else None,
-        masks=tuple(
-            part["decode_mask"] if "decode_mask" in part else None
-            for part in (recording.trials[TRAIN], recording.trials[SCORED])
-        ),  # type: ignore[arg-type]
+        masks=(
+            recording.trials[TRAIN].get("decode_mask"),
+            recording.trials[SCORED].get("decode_mask"),
+        ),
         psth=recording.psth,
         cond_idx=session.read(key) if recording.psth is not None and key in session.keys else None,
         jitter=recording.jitter,

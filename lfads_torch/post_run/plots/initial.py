@@ -50,7 +50,7 @@ def initial_conditions(
     points = np.asarray(ic, dtype=np.float64)
     if points.ndim != 2 or not points.size:
         return empty_figure("no initial condition to draw")
-    finite: NDArray[np.bool_] = np.isfinite(points).all(axis=1)
+    finite: NDArray[np.bool_] = np.asarray(np.isfinite(points).all(axis=1))
     if not finite.any():
         return empty_figure("no finite initial condition")
     groups, n_all = by_condition(conditions, len(points), max_conditions)

@@ -12,10 +12,11 @@ from ...errors import UserError
 from ...running.folder import write_atomically
 from ..evaluation.report import COLUMNS, ROWS
 from ..plots.comparison import training_beside
-from .figures import Picture, session_pictures
 from .findings import find_all
 from .page import Press, render
+from .pictures import Picture
 from .record import RunRecord, Wanted, read_run
+from .session_figures import session_pictures
 from .single import Report, run_facts
 
 COMPARISON = "comparison.html"

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..plots.style import LOOKS, paper
-from .figures import Picture
+from .pictures import Picture
 
 DPI = 144
 """Two pixels for a point of the screen at the width at which figures are shown."""

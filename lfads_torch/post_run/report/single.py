@@ -13,10 +13,12 @@ from ...errors import UserError, did_you_mean
 from ...running.folder import write_atomically
 from ..evaluation.recording import Recording
 from ..evaluation.report import COLUMNS, NLB_NAMES, ROWS
-from .figures import run_pictures, score_picture, session_pictures
-from .findings import CHECKED, Finding, find_all
+from .finding import Finding
+from .findings import CHECKED, find_all
 from .page import FORMATS, Press, render
 from .record import RunRecord, Wanted, read_run
+from .run_figures import run_pictures, score_picture
+from .session_figures import session_pictures
 
 REPORT = "report.html"
 

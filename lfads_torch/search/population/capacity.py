@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -32,14 +33,17 @@ def step_bytes(model: Any, batch: Any) -> int:
     batch : dict of int to SessionBatch
         A training batch of one member.
     """
+    model = copy.deepcopy(model).train()  # whose buffers a step may change
     kept: dict[int, int] = {}
+    # Members hold these whether they train or not.
+    held = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in held:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    model.train()
     with global_generators(), saved_tensors_hooks(note, lambda tensor: tensor):
         result = model.evaluated(model.augmented(batch, "train"), "train")
     del result

@@ -15,6 +15,7 @@ from ...errors import ConfigError, UserError, did_you_mean
 from ...model import LFADS
 from .capacity import fitting_chunk, step_bytes
 from .checkpoints import member_checkpoint
+from .draws import OtherDrawsError
 from .epochs import Epochs, Scores
 from .optimiser import Optimiser
 from .steps import ALL, MODEL, NONE, can_augment_apart
@@ -237,8 +238,9 @@ class Population:
             return False
         else:
             part = self._epochs.part_that_failed(error)
-            is_apart = self.stacked == ALL and "aug_stack" in part
-            is_apart = is_apart and can_augment_apart(self._models[0])
+            # Who drew from NumPy shows only afterwards; most often it is an augmentation.
+            suspected = "aug_stack" in part or isinstance(error, OtherDrawsError)
+            is_apart = self.stacked == ALL and suspected and can_augment_apart(self._models[0])
             self.stacked = MODEL if is_apart else NONE
             what = f"{'augmentations run' if is_apart else 'members train'} one after another"
             text = str(error).strip() or type(error).__name__

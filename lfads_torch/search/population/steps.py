@@ -126,7 +126,7 @@ def part_that_failed(models: Sequence[Any], error: BaseException) -> str:
         for model in models
         for name, part in _parts(model)
     }
-    found, trace = "the model", error.__traceback__
+    found, trace = "a part of the model", error.__traceback__
     while trace is not None:
         found = parts.get(id(trace.tb_frame.f_locals.get("self")), found)
         trace = trace.tb_next

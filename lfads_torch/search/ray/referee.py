@@ -113,6 +113,10 @@ class Referee:
         self.history = History(folder)
         self._replay()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle nothing: Tune keeps what it is given, but a search goes on from its own files."""
+        return {}
+
     # ---- what is known ---------------------------------------------------------------------------
 
     def _replay(self) -> None:

@@ -118,6 +118,6 @@ class MemberTrial(tune.Trainable):
         """Write the chunk."""
         self.chunk.save(Path(checkpoint_dir))
 
-    def load_checkpoint(self, checkpoint_dir: str) -> None:  # type: ignore[override]
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Read the chunk; Tune gives what `save_checkpoint` wrote."""
         self.chunk.load(Path(checkpoint_dir))

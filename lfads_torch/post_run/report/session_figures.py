@@ -1,9 +1,9 @@
-"""Which figures a report shows, of the run and of each session, with what to see in them."""
+"""Which figures a report shows of each session, with what to see in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,31 +13,13 @@ from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
 from ...metrics.regression import ridge_by_trials
 from .. import plots
-from ..dynamics import FixedPoints, Generator, find_fixed_points
 from ..evaluation.predictions import WIDTHS, scale_of
 from ..evaluation.recording import SCORED, TRAIN, Recording
 from ..evaluation.scoring import ALPHAS
-from ..plots.scores import channel_scores, score_intervals
+from ..plots.scores import channel_scores
 from ..posterior import kl_by_dimension
+from .pictures import Picture
 from .record import RunRecord
-
-
-class Picture(NamedTuple):
-    """A figure that can be drawn.
-
-    Attributes
-    ----------
-    key : str
-        Short name, for files and anchors.
-    title, caption : str
-        What it is, and what to see in it.
-    draw : callable that returns a Figure
-    """
-
-    key: str
-    title: str
-    caption: str
-    draw: Callable[[], Figure]
 
 
 def session_pictures(record: RunRecord, recording: Recording) -> list[Picture]:
@@ -236,7 +218,8 @@ def event_bins(record: RunRecord, recording: Recording) -> tuple[NDArray[np.floa
         return None, ""
     if recording.session.bin_ms is None:
         raise UserError("the bin width is not known, so an event cannot be placed in ms: --bin-ms")
-    return np.full(len(trials), wanted.event_ms / recording.session.bin_ms), "event"
+    bins = np.full(len(trials), wanted.event_ms / recording.session.bin_ms)
+    return bins, f"{wanted.event_ms:g} ms"
 
 
 def _inputs(record: RunRecord, recording: Recording) -> Iterator[Picture]:
@@ -336,124 +319,3 @@ def _column_names(recording: Recording) -> list[str] | None:
     names = [name.strip() for name in text.split(",")] if isinstance(text, str) else []
     n_columns = recording.behavior[SCORED].shape[2]
     return names[:n_columns] if len(names) >= n_columns else None
-
-
-def run_pictures(record: RunRecord) -> list[Picture]:
-    """Figures of the run: training, the generator, the search.
-
-    Parameters
-    ----------
-    record : RunRecord
-
-    Returns
-    -------
-    list of Picture
-    """
-    found = []
-    if record.log:
-        caption = (
-            "Training terms are computed with dropout and masked inputs, validation terms without: "
-            "training loss above validation loss is no fault. Ramps are the weights of the KL and "
-            "L2 terms."
-        )
-        found.append(
-            Picture("training", "Training", caption, lambda: plots.training_curves(record.log_path))
-        )
-    if record.model is not None and record.recordings and not record.wanted.quick:
-        found += _dynamics(record)
-    if record.population is not None:
-        found += _search(record)
-    return found
-
-
-def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str, str]) -> Picture:
-    """Scores of the run beside the baselines'.
-
-    Parameters
-    ----------
-    scores : dict
-        As `lfads evaluate` writes them.
-    names, rows : dict of str to str
-        What scores and rows are called.
-
-    Returns
-    -------
-    Picture
-    """
-    titles = {key: title.replace("R2", "R²") for key, title in names.items()}
-    shown = {
-        rows.get(row, row): {
-            name: (e["value"], e["low"], e["high"]) for name, e in own.items() if e is not None
-        }
-        for row, own in scores["scores"].items()
-    }
-    level = (
-        f"{scores['level']:.0%} intervals over trials" if scores.get("n_draws") else "no intervals"
-    )
-    caption = f"Dots are scores, lines {level}."
-    highlight = [rows.get("lfads", "lfads"), rows.get("lfads_factors", "lfads_factors")]
-
-    def draw() -> Figure:
-        return score_intervals(shown, titles, highlight=highlight)
-
-    return Picture("scores", "Scores", caption, draw)
-
-
-def generator_points(record: RunRecord, n_starts: int = 64) -> FixedPoints:
-    """Fixed points of the generator near the states that trials visit, at their mean input.
-
-    Parameters
-    ----------
-    record : RunRecord
-        With a model and outputs.
-    n_starts : int
-        Starts of the minimisation.
-
-    Returns
-    -------
-    FixedPoints
-    """
-    states = np.concatenate([_flat(_trials(r)["gen_states"]) for r in record.recordings])
-    inputs = np.concatenate([_flat(_trials(r)["gen_inputs"]) for r in record.recordings])
-    mean = np.nan_to_num(inputs.mean(axis=0)) if inputs.shape[1] else np.zeros(0)
-    points = find_fixed_points(Generator.of_model(record.model), states, mean, n_starts=n_starts)
-    return points.near(1.0)
-
-
-def _flat(values: NDArray[Any]) -> NDArray[Any]:
-    return values.reshape(-1, values.shape[-1])
-
-
-def _dynamics(record: RunRecord) -> Iterator[Picture]:
-    states = _trials(record.recordings[0])["gen_states"]
-    points = generator_points(record)
-    caption = (
-        "Where the generator alone, at the mean of its inputs, stands still (fixed) or nearly so "
-        "(slow), among the states that validation trials visit; filled where small deviations "
-        "shrink. An eigenvalue's modulus says how fast a deviation fades, its angle how fast it "
-        "turns. Of a driven or short trial these may lie where the model hardly goes: numbers are "
-        "of the model, and of the brain only as far as the model is."
-    )
-
-    def draw() -> Figure:
-        return plots.fixed_points(points, states, bin_ms=record.recordings[0].session.bin_ms)
-
-    yield Picture("dynamics", "Fixed points of the generator", caption, draw)
-
-
-def _search(record: RunRecord) -> Iterator[Picture]:
-    from ..plots.search import hyperparameter_paths, score_history
-
-    table = record.population
-    yield Picture(
-        "search_scores",
-        "Scores over the search",
-        "Each member's validation loss, and who was copied onto whom.",
-        lambda: score_history(table),
-    )
-    yield Picture(
-        "search_paths",
-        "Hyper-parameters over the search",
-        "Values of every member; the line of the best final member stands out.",
-        lambda: hyperparameter_paths(table),
-    )

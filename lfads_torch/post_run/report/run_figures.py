@@ -1,0 +1,138 @@
+"""Which figures a report shows of the run: scores, training, the generator, the search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from .. import plots
+from ..dynamics import FixedPoints, Generator, find_fixed_points
+from ..evaluation.recording import SCORED
+from ..plots.scores import score_intervals
+from .pictures import Picture
+from .record import RunRecord
+
+
+def run_pictures(record: RunRecord) -> list[Picture]:
+    """Figures of the run: training, the generator, the search.
+
+    Parameters
+    ----------
+    record : RunRecord
+
+    Returns
+    -------
+    list of Picture
+    """
+    found = []
+    if record.log:
+        caption = (
+            "Training terms are computed with dropout and masked inputs, validation terms without: "
+            "training loss above validation loss is no fault. Ramps are the weights of the KL and "
+            "L2 terms."
+        )
+        found.append(
+            Picture("training", "Training", caption, lambda: plots.training_curves(record.log_path))
+        )
+    if record.model is not None and record.recordings and not record.wanted.quick:
+        found += _dynamics(record)
+    if record.population is not None:
+        found += _search(record)
+    return found
+
+
+def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str, str]) -> Picture:
+    """Scores of the run beside the baselines'.
+
+    Parameters
+    ----------
+    scores : dict
+        As `lfads evaluate` writes them.
+    names, rows : dict of str to str
+        What scores and rows are called.
+
+    Returns
+    -------
+    Picture
+    """
+    titles = {key: title.replace("R2", "R²") for key, title in names.items()}
+    shown = {
+        rows.get(row, row): {
+            name: (e["value"], e["low"], e["high"]) for name, e in own.items() if e is not None
+        }
+        for row, own in scores["scores"].items()
+    }
+    level = (
+        f"{scores['level']:.0%} intervals over trials" if scores.get("n_draws") else "no intervals"
+    )
+    caption = f"Dots are scores, lines {level}."
+    highlight = [rows.get("lfads", "lfads"), rows.get("lfads_factors", "lfads_factors")]
+
+    def draw() -> Figure:
+        return score_intervals(shown, titles, highlight=highlight)
+
+    return Picture("scores", "Scores", caption, draw)
+
+
+def generator_points(record: RunRecord, n_starts: int = 64) -> FixedPoints:
+    """Fixed points of the generator near the states that trials visit, at their mean input.
+
+    Parameters
+    ----------
+    record : RunRecord
+        With a model and outputs.
+    n_starts : int
+        Starts of the minimisation.
+
+    Returns
+    -------
+    FixedPoints
+    """
+    states = np.concatenate([_flat(r.trials[SCORED]["gen_states"]) for r in record.recordings])
+    inputs = np.concatenate([_flat(r.trials[SCORED]["gen_inputs"]) for r in record.recordings])
+    mean = np.nan_to_num(inputs.mean(axis=0)) if inputs.shape[1] else np.zeros(0)
+    points = find_fixed_points(Generator.of_model(record.model), states, mean, n_starts=n_starts)
+    return points.near(1.0)
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    return values.reshape(-1, values.shape[-1])
+
+
+def _dynamics(record: RunRecord) -> Iterator[Picture]:
+    states = record.recordings[0].trials[SCORED]["gen_states"]
+    points = generator_points(record)
+    caption = (
+        "Where the generator alone, at the mean of its inputs, stands still (fixed) or nearly so "
+        "(slow), among the states that validation trials visit; filled where small deviations "
+        "shrink. An eigenvalue's modulus says how fast a deviation fades, its angle how fast it "
+        "turns. Of a driven or short trial these may lie where the model hardly goes: numbers are "
+        "of the model, and of the brain only as far as the model is."
+    )
+
+    def draw() -> Figure:
+        return plots.fixed_points(points, states, bin_ms=record.recordings[0].session.bin_ms)
+
+    yield Picture("dynamics", "Fixed points of the generator", caption, draw)
+
+
+def _search(record: RunRecord) -> Iterator[Picture]:
+    from ..plots.search import hyperparameter_paths, score_history
+
+    table = record.population
+    yield Picture(
+        "search_scores",
+        "Scores over the search",
+        "Each member's validation loss, and who was copied onto whom.",
+        lambda: score_history(table),
+    )
+    yield Picture(
+        "search_paths",
+        "Hyper-parameters over the search",
+        "Values of every member; the line of the best final member stands out.",
+        lambda: hyperparameter_paths(table),
+    )

@@ -1,0 +1,189 @@
+"""Checks of a session: whether its rates and latents are to be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ...data.schema import shared_trials
+from ...metrics.trialwise import SpikeScore, score_value
+from ..evaluation.recording import SCORED, TRAIN, Recording
+from ..posterior import ACTIVE, active_share
+from .finding import Finding
+from .record import RunRecord
+
+GAP = 0.2
+"""Share of the training trials' bits per spike that validation trials lack, above which the model
+is said to overfit."""
+FLAT = 0.02
+"""Standard deviation of a channel's rate over its mean, below which the rate is called flat."""
+FEW = 20
+"""Validation trials below which scores are uncertain."""
+
+
+def _not_finite(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    for split in recording.session.splits:
+        rates = recording.session.trials(split)["output_params"]
+        n_bad = int((~np.isfinite(rates)).any(axis=(1, 2)).sum())
+        if n_bad:
+            yield Finding(
+                "problem",
+                "Rates are not finite",
+                f"{n_bad} of {len(rates)} {split} trials have NaN or infinite rates.",
+                "Look at these trials with lfads check; the model diverged or the data are broken.",
+            )
+
+
+def _gap(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    """Bits per spike of training and validation trials, both of posterior means."""
+    if not recording.counts or recording.session.splits[:2] != ("train", "valid"):
+        return
+    train, valid = (_bits(recording, kind) for kind in (TRAIN, SCORED))
+    if not (math.isfinite(train) and math.isfinite(valid)) or train <= 0:
+        return
+    gap = (train - valid) / train
+    if gap > GAP:
+        yield Finding(
+            "problem" if gap > 0.5 else "caution",
+            "Overfitting",
+            f"{train:.3f} bits per spike on training trials, {valid:.3f} on validation trials "
+            f"({gap:.0%} less).",
+            "More regularisation: coordinated dropout (cd_rate), dropout_rate, kl_ic_scale, "
+            "kl_co_scale, l2_gen_scale; a smaller generator; or more trials.",
+        )
+
+
+def _bits(recording: Recording, kind: str) -> float:
+    read = slice(recording.n_bins), slice(recording.n_channels)
+    rates = recording.trials[kind]["output_params"][:, read[0], read[1]]
+    score = SpikeScore.of(rates, recording.data[kind][:, read[0], read[1]])
+    return score_value(score, len(rates))
+
+
+def _collapse(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    trials = recording.trials[SCORED]
+    model = record.config.get("model", {})
+    if model.get("variational") is False or len(trials) < 2:
+        return
+    share = active_share(trials["ic_mean"], trials["ic_std"])
+    n_active = int((share > ACTIVE).sum())
+    if n_active == 0:
+        yield Finding(
+            "problem",
+            "The initial conditions have collapsed",
+            f"None of {len(share)} dimensions differs between trials by more than {ACTIVE:.0%} of "
+            "its variance: every trial starts alike.",
+            "Lower model.kl_ic_scale, or lengthen model.kl_increase_epoch.",
+        )
+    elif n_active < 0.25 * len(share):
+        yield Finding(
+            "note",
+            "Few initial-condition dimensions are used",
+            f"{n_active} of {len(share)} differ between trials.",
+            "model.ic_dim can be smaller, or model.kl_ic_scale lower.",
+        )
+    means, stds = trials["co_means"], trials["co_stds"]
+    if not means.size or not np.any(means):
+        return
+    share = active_share(means, stds)
+    n_active = int((share > ACTIVE).sum())
+    if n_active == 0:
+        yield Finding(
+            "caution",
+            "The inferred inputs have collapsed",
+            f"None of {len(share)} carries anything of a trial. That is right for dynamics that "
+            "run by themselves, and wrong if inputs were expected.",
+            "Lower model.kl_co_scale if inputs were expected; else leave the controller out "
+            "(model.con_dim=0).",
+        )
+    elif n_active < len(share):
+        yield Finding(
+            "note",
+            "Some inferred inputs are not used",
+            f"{len(share) - n_active} of {len(share)} carry nothing of a trial.",
+            "model.co_dim can be smaller.",
+        )
+
+
+def _channels(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    data = recording.data[TRAIN]
+    seen = np.isfinite(data)
+    silent = ~((data != 0) & seen).any(axis=(0, 1))
+    n_channels = data.shape[2]
+    if silent.any():
+        listed = ", ".join(map(str, np.flatnonzero(silent)[:20].tolist()))
+        more = ", ..." if silent.sum() > 20 else ""
+        yield Finding(
+            "caution" if silent.sum() > 0.2 * n_channels else "note",
+            "Silent channels",
+            f"{int(silent.sum())} of {n_channels} channels have no event in any training trial: "
+            f"{listed}{more} (counted from 0). Their rates mean nothing.",
+            "Leave them out of the data file.",
+        )
+    rates = recording.trials[SCORED]["output_params"].astype(np.float64)
+    mean = np.abs(rates.mean(axis=(0, 1)))
+    spread = rates.std(axis=(0, 1)) / np.maximum(mean, 1e-12)
+    flat = (spread < FLAT) & ~silent
+    if flat.sum() > 0.5 * (~silent).sum():
+        yield Finding(
+            "problem",
+            "Rates are flat",
+            f"The rates of {int(flat.sum())} of {int((~silent).sum())} channels that fire vary by "
+            f"less than {FLAT:.0%} of their mean.",
+            "The model has learnt little more than mean rates: train longer, raise model.lr_init, "
+            "lower the KL and L2 scales.",
+        )
+
+
+def _below_mean(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    sessions = {s["name"]: s for s in (record.scores or {}).get("sessions", [])}
+    own = sessions.get(recording.session.name, {}).get("by_channel", {}).get("lfads", {})
+    values = np.array([np.nan if v is None else v for v in own.get("bps", [])], dtype=np.float64)
+    below, scored = int((values < 0).sum()), int(np.isfinite(values).sum())
+    if scored and below > 0.1 * scored:
+        yield Finding(
+            "note",
+            "Some channels are predicted worse than by their mean",
+            f"{below} of {scored} channels have negative bits per spike. Often they hardly fire.",
+            "Leave channels with very few spikes out, or give the model more trials.",
+        )
+
+
+def _trials(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    if recording.n_scored < FEW:
+        yield Finding(
+            "note",
+            "Few validation trials",
+            f"There are {recording.n_scored}; scores are uncertain (see their intervals).",
+        )
+    pair = [_read(recording, kind) for kind in (TRAIN, SCORED)]
+    if recording.session.splits[:2] == ("train", "valid") and pair[0] is not None:
+        shared = shared_trials(*pair)
+        if len(shared):
+            yield Finding(
+                "problem",
+                "Validation trials are training trials",
+                f"{len(shared)} of {recording.n_scored} validation trials are, bit for bit, also "
+                "in training, so validation scores flatter.",
+                "Split the trials anew.",
+            )
+
+
+def _read(recording: Recording, kind: str) -> Any:
+    trials = recording.trials[kind]
+    if "encod_data" not in trials:
+        return None
+    return np.ascontiguousarray(trials["encod_data"], dtype=np.float32)
+
+
+SESSION_CHECKS: tuple[Callable[[RunRecord, Recording], Iterator[Finding]], ...] = (
+    _not_finite,
+    _gap,
+    _collapse,
+    _channels,
+    _below_mean,
+    _trials,
+)
