@@ -180,3 +180,29 @@ def test_the_packaged_configurations_read_and_score_what_prep_writes(
     scores = NLBEvaluation().evaluate(SimpleNamespace(datamodule=data), model)  # type: ignore[arg-type]
     assert set(scores) == SCORES[name]
     assert np.isfinite(list(scores.values())).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "commands"),
+    [
+        ("datasets/mc_maze-20ms-val.h5", ["lfads prep --nlb mc_maze 000128 --bin-ms 20 -o "]),
+        (
+            "datasets/mc_maze_*-05ms-val.h5",
+            [
+                f"lfads prep --nlb mc_maze_{n} 000{d} --bin-ms 5"
+                for n, d in (("large", 138), ("medium", 139), ("small", 140))
+            ],
+        ),
+    ],
+)
+def test_a_missing_benchmark_file_names_the_command(
+    tmp_path: Path, file: str, commands: list[str]
+) -> None:
+    from lfads_torch.data.schema import find_sessions
+    from lfads_torch.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        find_sessions(file)
+    for command in commands:
+        assert command in str(caught.value)
+    assert str(tmp_path / "datasets") in str(caught.value)

@@ -207,6 +207,14 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             partial.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make the folder that a file goes into; a `DataError` where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise DataError(_why_unwritable(path, err)) from err
+
+
 def add_to_file(
     file: h5py.File,
     arrays: Mapping[str, Any],

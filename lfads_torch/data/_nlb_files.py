@@ -51,10 +51,14 @@ def how_to_make(pattern: str) -> str | None:
         )
     if len(names) == 1:
         t_read, t_all, n_read, n_all = NLB_FILES[name][1]
+        keys = {
+            "mc_rtt": "{train,valid}_decode_mask",
+            "dmfc_rsg": "psth, {train,valid}_cond_idx, {train,valid}_jitter",
+        }.get(name, "psth, {train,valid}_cond_idx, {train,valid}_decode_mask")
         lines.append(
             f"It then holds {{train,valid}}_encod_data, trials x {t_read} bins x {n_read} channels "
             f"(in the published configuration), and {{train,valid}}_recon_data, trials x {t_all} "
-            f"bins x {n_all} channels, and what the benchmark's scores need."
+            f"bins x {n_all} channels; for the scores {{train,valid}}_behavior and {keys}."
         )
     return (
         "The Neural Latents Benchmark's recordings are not shipped. To make "

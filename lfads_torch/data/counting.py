@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,20 +54,35 @@ class CountStore:
         shape = (n_units, n_bins) if by_unit else (n_bins, n_units)
         self._data: Any
         self._temporary: Any = None
+        self._folder = folder
         if n_bins * n_units * dtype.itemsize <= IN_MEMORY:
             self._data = np.zeros(shape, dtype)
-        else:
+            return
+        with self._disk():
             self._temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".counts-")
             file = h5py.File(Path(self._temporary.name) / "counts.h5", "w")
             self._data = file.create_dataset("counts", shape, dtype)
 
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as err:
+            size = self.n_bins * self.n_units * self.dtype.itemsize / 1e9
+            raise DataError(
+                f"Cannot write a temporary file of {size:.3g} GB to {self._folder}: {err}. Free "
+                "some space there, or write to another disk (-o)."
+            ) from err
+
     def put_unit(self, unit: int, counts: Array) -> None:
         """Write a unit's counts in all bins."""
-        self._data[unit] = counts
+        with self._disk():
+            self._data[unit] = counts
 
     def put_bins(self, start: int, counts: Array) -> None:
         """Write counts of all units, shape (bins, units)."""
-        self._data[start : start + len(counts)] = counts
+        with self._disk():
+            self._data[start : start + len(counts)] = counts
 
     def read(self, start: int, stop: int) -> Array:
         """Read bins `start` to `stop` (exclusive), shape (bins, units)."""

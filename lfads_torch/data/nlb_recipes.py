@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from lfads_torch.data._files import absolute_pattern, list_some
+from lfads_torch.data._files import absolute_pattern, list_some, make_folder
 from lfads_torch.data._nlb_files import NLB_FILES, dandi_download
 from lfads_torch.data._nlb_recipe import BINS_MS, RECIPES
 from lfads_torch.data._nlb_session import NLBSession, test_contents
@@ -88,7 +88,7 @@ def prepare_nlb(
     session = NLBSession(recipe, train, bin_ms / 1000)
     warnings = [*train.warnings, *session.warnings, *_unlike(name, session)]
     notes = [f"{name} of the Neural Latents Benchmark, bins of {bin_ms:g} ms: {train.path.name}"]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     counted = count(train, session.windows, path.parent, progress=progress)
     with ExitStack() as stores:
         stores.enter_context(counted.store)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lfads_torch.data._files import absolute_pattern
+from lfads_torch.data._files import absolute_pattern, make_folder
 from lfads_torch.data._prep_checks import implausible_rates, raise_if_strict
 from lfads_torch.data._prep_plan import plan_windows
 from lfads_torch.data._prep_units import choose_units, heldout_flags, sum_units
@@ -111,11 +111,9 @@ def prepare(
         if names
     }
     warnings = [*recording.warnings, *implausible_rates(recording), *plan.warnings]
-    fine = 1
-    if options.max_correlation is not None and options.correlation_ms < bin_s * 1000:
-        fine = whole_bins(bin_s * 1000, options.correlation_ms, "A bin")
+    fine = _divisions(recording, options, bin_s)
     flags = heldout_flags(recording, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     counted = count(
         recording,
         plan.windows,
@@ -169,6 +167,18 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} is the source itself; name another file to write (-o).")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; name another file (-o), or add --overwrite.")
+
+
+def _divisions(recording: Recording, options: PrepOptions, bin_s: float) -> int:
+    """Parts of a bin in which units are correlated."""
+    if options.max_correlation is None:
+        return 1
+    if not (np.isfinite(options.correlation_ms) and options.correlation_ms > 0):
+        raise UserError(f"--correlation-ms {options.correlation_ms}; legal is a width above 0.")
+    width_ms = options.correlation_ms
+    if isinstance(recording.spikes, BinnedSpikes):  # it has no finer bins than these
+        width_ms = max(width_ms, recording.spikes.bin_s * 1000)
+    return whole_bins(bin_s * 1000, min(width_ms, bin_s * 1000), "A bin")
 
 
 def _bin_width(recording: Recording, options: PrepOptions) -> float:

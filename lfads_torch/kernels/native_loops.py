@@ -19,6 +19,10 @@ from .native import address, last_contiguous, library, strides
 from .signatures import DecoderInputs, DecoderStates, GRUStates
 
 _WEIGHTS = DecoderInputs._fields[4:]  # and noise and masks, in the order of the C struct
+_WRITTEN = (
+    *("con_x", "gen_x", "con_h0", "gen_h0", "factors", "co"),
+    *("con_reset", "gen_reset", "fac_in", "gen_in"),
+)
 _TURNED = tuple(name for name in _WEIGHTS if name.startswith("w_"))
 
 
@@ -70,13 +74,7 @@ class _Outside(_Addresses):
 class _Found(_Addresses):
     """The struct `found` of ``native_loops.c``."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in (
-            *("con_x", "gen_x", "con_h0", "gen_h0", "factors", "co"),
-            *("con_reset", "gen_reset", "fac_in", "gen_in"),
-        )
-    )
+    _fields_ = tuple((name, ctypes.c_void_p) for name in _WRITTEN)
 
 
 def _gru(
@@ -225,7 +223,7 @@ def decoder_backward(
         fac_in=factors[:, :-1] if p.fac_mask is None else make(factors[:, :-1].shape),
         gen_in=gen_states if p.gen_mask is None else make(gen_states.shape),
     )
-    written = {name: getattr(out, name) for name, _ in _Found._fields_}
+    written = {name: getattr(out, name) for name in _WRITTEN}
     if p.fac_mask is None:
         written["fac_in"] = None
     if p.gen_mask is None:

@@ -228,7 +228,8 @@ def find_fixed_points(
     visited = visited[np.isfinite(visited).all(axis=1)]
     drive = generator.drive(inputs)
     constant = np.zeros(generator.n_inputs) if inputs is None else np.ravel(np.asarray(inputs))
-    spread = float(np.sqrt(((visited - visited.mean(axis=0)) ** 2).sum(axis=1).mean())) or 1.0
+    spread = float(np.sqrt(visited.var(axis=0).sum())) if len(visited) else 0.0
+    spread = spread or 1.0
     rng = np.random.default_rng(seed)
     chosen = visited[rng.permutation(len(visited))[:n_starts]]
     jitter = rng.normal(size=chosen.shape) * noise * spread / np.sqrt(generator.n_states)

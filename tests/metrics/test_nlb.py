@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, poisson
@@ -117,7 +119,7 @@ def test_speed_agrees_with_the_published_definition() -> None:
         for trial in chosen:
             go = n_bins - jitter[trial]
             between = rates[trial, round(go - produced[trial] / bin_ms) : go]
-            steps = [np.sqrt(((b - a) ** 2).sum()) for a, b in zip(between, between[1:])]  # noqa: B905
+            steps = [np.sqrt(((b - a) ** 2).sum()) for a, b in pairwise(between)]
             speeds.append(np.mean(steps))
         correlations.append(pearsonr(speeds, produced[chosen])[0])
     scores = nlb_scores(

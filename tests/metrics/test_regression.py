@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import PoissonRegressor, Ridge
-from sklearn.model_selection import GridSearchCV, GroupKFold
+from sklearn.model_selection import GridSearchCV
 
 from lfads_torch.errors import UserError
 from lfads_torch.metrics.regression import poisson_regression, ridge_by_trials
@@ -22,7 +22,7 @@ class TestRidgeByTrials:
 
     def test_each_target_gets_the_penalty_that_sklearn_chooses(self):
         x, y = self.data()
-        alphas = np.logspace(-2, 4, 7)
+        alphas = tuple(np.logspace(-2, 4, 7).tolist())
         choice = ridge_by_trials(x, y, alphas)
         trials = np.repeat(np.arange(10), 6)
         # Contiguous folds of two trials each.
@@ -45,8 +45,6 @@ class TestRidgeByTrials:
         y = np.repeat(label, 8, axis=1)
         grouped = ridge_by_trials(x, y, (1e-3, 1e3))
         assert grouped.score[0] < 0.1
-        folds = GroupKFold(5).split(x.reshape(96, 40), groups=np.repeat(np.arange(12), 8))
-        assert len(list(folds)) == 5
 
     def test_missing_samples_and_trials_are_left_out(self):
         x, y = self.data(2)

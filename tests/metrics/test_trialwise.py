@@ -189,7 +189,7 @@ class TestBootstrap:
             resampled_trials(0, 5)
 
     def test_interval(self):
-        assert interval(np.arange(101.0), 0.9) == (5.0, 95.0)
+        assert interval(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
         assert interval([1.0, np.nan, 3.0], 0.5) == (1.5, 2.5)
         assert all(math.isnan(x) for x in interval([np.nan]))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import h5py
 
 from lfads_torch.data._files import absolute_pattern, list_some
+from lfads_torch.data.sources.clock import Clock
 from lfads_torch.data.sources.csv import read_csv, read_table
 from lfads_torch.data.sources.hdf5 import read_hdf5
 from lfads_torch.data.sources.mat import read_mat
@@ -21,7 +22,6 @@ from lfads_torch.data.sources.nwb import is_nwb, read_nwb
 from lfads_torch.data.sources.options import SourceOptions
 from lfads_torch.data.sources.recording import (
     BinnedSpikes,
-    Clock,
     Recording,
     Series,
     SpikeTimes,

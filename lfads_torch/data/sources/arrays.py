@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lfads_torch.data._files import list_some
+from lfads_torch.data.sources.clock import Clock
 from lfads_torch.data.sources.layout import SPIKES, TIMES, find_spikes, spikes_name
 from lfads_torch.data.sources.lazy import (
     LazyArray,
@@ -24,7 +25,6 @@ from lfads_torch.data.sources.lazy import (
 from lfads_torch.data.sources.options import SourceOptions
 from lfads_torch.data.sources.recording import (
     BinnedSpikes,
-    Clock,
     Recording,
     Series,
     SpikeTimes,
@@ -66,7 +66,8 @@ def recording_from_tree(
     recording.units = _table(rest, _UNITS, found.spikes.n_units)
     if len(found.names):
         recording.units = {"name": found.names, **recording.units}
-    recording.trials = _table(rest, (options.trials,) if options.trials else _TRIALS, None)
+    prefixes = (options.trials,) if options.trials else _TRIALS
+    recording.trials = _table(rest, prefixes, None, recording.warnings)
     if options.trials and not recording.trials:
         raise UserError(
             f"{path.name} has no table {options.trials!r}; a table is a group or struct of arrays "
@@ -99,7 +100,9 @@ def gather(tree: Tree) -> Tree:
     return result
 
 
-def _table(tree: Tree, prefixes: tuple[str, ...], n_rows: int | None) -> Table:
+def _table(
+    tree: Tree, prefixes: tuple[str, ...], n_rows: int | None, warnings: list[str] | None = None
+) -> Table:
     """Columns of one length under one of the prefixes (a group, a struct, a name's beginning)."""
     for prefix in prefixes:
         columns: Table = {}
@@ -111,8 +114,14 @@ def _table(tree: Tree, prefixes: tuple[str, ...], n_rows: int | None) -> Table:
                 columns[tail[1:]] = as_text(read_all(Vector(node)))
         sizes = [len(column) for column in columns.values()]
         size = n_rows if n_rows is not None else max(sizes, key=sizes.count, default=0)
+        other = [f"{k} ({len(column)})" for k, column in columns.items() if len(column) != size]
         columns = {name: column for name, column in columns.items() if len(column) == size}
         if columns:
+            if other and warnings is not None:
+                warnings.append(
+                    f"{prefix} has {size} rows; columns of another length are left out: "
+                    f"{list_some(other)}"
+                )
             return columns
     return {}
 

@@ -78,7 +78,7 @@ def spikes_name(path: Path, tree: Tree, options: SourceOptions) -> str:
         return likely[0]
     raise UserError(
         f"{path.name}: which array holds the spikes? Name it with --spikes. There is: "
-        f"{list_some([f'{key} ({describe(node)})' for key, node in tree.items()], 20)}."
+        f"{list_some([f'{k} ({describe(node)})' for k, node in tree.items()], 20) or 'nothing'}."
     )
 
 

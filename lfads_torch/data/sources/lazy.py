@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lfads_torch.errors import DataError
+
 Array = NDArray[Any]
 
 PIECE = 1 << 22
@@ -96,7 +98,13 @@ class Stored:
         """Read entries `start` to `stop` (exclusive) along an axis."""
         ndim = len(self.shape)
         place = ndim - 1 - axis if self.reverse else axis
-        part = np.asarray(self.data[(*[slice(None)] * place, slice(start, stop))])
+        try:
+            part = np.asarray(self.data[(*[slice(None)] * place, slice(start, stop))])
+        except (OSError, RuntimeError) as err:
+            raise DataError(
+                f"{self.data.file.filename}: {self.data.name} cannot be read; the file seems "
+                f"damaged or cut short: make or copy it again. ({err})"
+            ) from err
         return part.T if self.reverse else part
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lfads_torch.data.sources.recording import Clock, clock
+from lfads_torch.data.sources.clock import Clock, clock
 
 
 @dataclass(frozen=True)

@@ -196,11 +196,12 @@ def _draw(func: Any, args: list[Any], options: dict[str, Any], own: torch.Genera
         return drawn
 
 
-class StackedEmpty(TorchFunctionMode):
-    """Gives new memory inside vmap the members' axis, so that it can be filled at random.
+class StackedCalls(TorchFunctionMode):
+    """Makes calls inside vmap whose draws would be refused, or not be a model's own.
 
     ``torch.empty(...).normal_()`` is how `torch.distributions` draws; vmap refuses it, since the
-    memory has no axis for different numbers.
+    memory has no axis for different numbers, so it is given one. Dropout, which vmap draws in
+    another order of memory, is done as torch does it on a CPU.
 
     Parameters
     ----------
@@ -214,15 +215,32 @@ class StackedEmpty(TorchFunctionMode):
         self._level = _level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Pass on what makes no empty memory."""
+        """Pass on all other calls."""
         kwargs = kwargs or {}
-        is_plain = func is torch.empty and not kwargs.keys() & {"out", "memory_format"}
+        instead = _INSTEAD.get(func)
         # A kernel's own rule for vmap works below it, on memory without the axis.
-        if not is_plain or _level() != self._level:
+        if instead is None or _level() != self._level:
             return func(*args, **kwargs)
-        dtype = kwargs.pop("dtype", None) or torch.get_default_dtype()
-        device = kwargs.pop("device", None) or torch.get_default_device()
-        return self._like.new_empty(*args, **kwargs, dtype=dtype, device=device)
+        return instead(self._like, *args, **kwargs)
+
+
+def _empty(like: Tensor, *size: Any, **options: Any) -> Tensor:
+    if options.keys() & {"out", "memory_format"}:
+        return torch.empty(*size, **options)
+    dtype = options.pop("dtype", None) or torch.get_default_dtype()
+    device = options.pop("device", None) or torch.get_default_device()
+    return like.new_empty(*size, **options, dtype=dtype, device=device)
+
+
+def _dropout(
+    _: Tensor, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    if not 0 < p < 1 or not training or inplace:
+        return torch.nn.functional.dropout(x, p, training, inplace)
+    return x * torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
+
+
+_INSTEAD: dict[Any, Any] = {torch.empty: _empty, torch.nn.functional.dropout: _dropout}
 
 
 def _level() -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...tuples import BatchResult, Scored, SessionBatch
-from .draws import StackedDraws, StackedEmpty, Streams, no_other_draws
+from .draws import StackedCalls, StackedDraws, Streams, no_other_draws
 
 Sessions = Mapping[int, SessionBatch]
 Fields = dict[int, dict[str, Any]]
@@ -67,7 +67,7 @@ class Steps:
 
         def one(own: dict[str, Tensor], fields: Fields) -> Any:
             work = _augment_and_evaluate if augment else _evaluate
-            with StackedEmpty(next(iter(own.values()))):
+            with StackedCalls(next(iter(own.values()))):
                 result = self._call(work, own, _sessions(fields), split)
             sizes.update({s: (found.n_trials, found.window) for s, found in result.scored.items()})
             arrays = {s: _arrays(found) for s, found in result.scored.items()}
