@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modules": {"kernels", "tuples"},
     # These two take a `datafile_pattern` and read the sessions' sizes from the files.
     "modules.readin_readout": {"data"},
-    "modules.recons": {"data"},
+    "modules.recons": {"data", "kernels"},
     "model_checks": {"data", "modules"},
     # `LFADS.from_data` takes a data module, or a path that it makes one of.
     "model": {"kernels", "modules", "metrics", "tuples", "model_checks", "training", "datamodules"},
@@ -67,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": {"model", "datamodules", "metrics", "tuples", "post_run"},
     "search": set(),
     **SEARCH_RULES,
-    "search.population": MODEL | {"search.memory"},
+    "search.population": MODEL | {"kernels", "search.memory"},
     "search.members": MODEL | {"running"},
     "search.folder": {"checkpoint", "running"},
     "search.progress": {"callbacks"},
@@ -75,6 +75,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search.runner": RUN | {"run_model"},
     "running": RUN,
     "running.folder": set(),
+    # To fit the maps of a new session is a run like any other.
+    "running.add_session": RUN | {"run_model"},
     "run_model": RUN | {"search"},
     "search.ray": RUN | {"run_model"},
     "extensions": RUN | {"search", "run_model"},

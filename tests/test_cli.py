@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -75,7 +76,7 @@ def test_help_names_every_command_and_no_command_gives_help(
     assert cli.main([]) == 0
     text = capsys.readouterr().out
     for command in COMMANDS:
-        assert f"    {command} " in text
+        assert re.search(rf"^ {{4}}{command}\b", text, re.MULTILINE)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

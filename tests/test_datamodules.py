@@ -192,7 +192,10 @@ def test_split_loader_of_one_session(make: Make) -> None:
     assert [len(step) for step in numbers(loader, 1)] == [4, 4, 1]
 
 
-def test_training_passes_are_shuffled_and_repeat_by_seed_and_epoch(make: Make) -> None:
+def test_training_passes_are_shuffled_and_repeat_by_seed_and_epoch(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     pattern = make(session(20))
     first, again = quiet(pattern, batch_size=5), quiet(pattern, batch_size=5)
     passes = [numbers(first.train_dataloader()) for _ in range(3)]

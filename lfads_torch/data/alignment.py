@@ -32,6 +32,7 @@ PENALTIES = tuple(10.0**k for k in range(-6, 3))
 WEIGHINGS = ("channel", "session", "trial")
 
 _POOR_R2 = 0.1
+_MOST_SLOPE = 3.0  # of a channel that is nowhere negative: change per unit of the factors, in means
 
 
 class Trials(NamedTuple):
@@ -372,7 +373,11 @@ def _regress(
     weight, bias = ridge(scores, recon, [backward], intercept=True)[0]
     offset = ridge(scores, encod, [backward], intercept=True)[0][1]
     # Counts are nowhere negative, however far the origin of the factors lies from the data.
-    bias = np.maximum(bias, 0.0) if np.nanmin(recon) >= 0 else bias
+    if np.nanmin(recon) >= 0:
+        bias = np.maximum(bias, 0.0)
+        # A rare channel's slope is mostly noise, which a logarithmic link would blow up.
+        size = np.linalg.norm(weight, axis=0)
+        weight = weight * np.minimum(1.0, _MOST_SLOPE * bias / np.maximum(size, 1e-300))
     offset = np.maximum(offset, 0.0) if np.nanmin(encod) >= 0 else offset
     forward, r2 = choose_penalty(
         [

@@ -175,14 +175,14 @@ def test_finds_the_fixed_points_of_the_system_that_a_generator_was_trained_on():
     )
     readout = nn.Linear(4, 2)
     optimizer = torch.optim.Adam([*decoder.parameters(), *readout.parameters()], lr=0.02)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 700)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
     kernels, none = get_kernels("auto"), torch.zeros(n_trials, n_bins, 0)
 
     def decode():
         return decoder(truth[:, 0], None, none, sample=False, dropout_rate=None, kernels=kernels)
 
     weight_hh = decoder.rnn.cell.gen_cell.weight_hh
-    for _ in range(700):
+    for _ in range(500):
         optimizer.zero_grad()
         loss = (readout(decode().factors) - truth).square().mean()
         (loss + 1e-5 * weight_hh.square().sum()).backward()

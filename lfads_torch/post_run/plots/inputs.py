@@ -120,6 +120,8 @@ def aligned_inputs(
     edges, label = time_edges(cut.shape[1], bin_ms)
     edges = edges - edges[centre] if events is not None else edges
     rows = _trial_order(groups, zero)
+    if not rows:
+        return empty_figure("no trial has a condition")
 
     figure = Figure(figsize=(9.6, 1.9 * len(dims) + 1.3), layout="constrained")
     grid = figure.subplots(len(dims), 2, squeeze=False, sharex=True, width_ratios=(1, 1.15))
