@@ -69,6 +69,8 @@ def decode(candidates: Sequence[Array], behavior: Array, split: Array) -> Decodi
     -------
     Decoding
     """
+    if not all((split == number).any() for number in (TRAIN, VALID, TEST)):
+        raise UserError("there must be time to train, to validate and to test; see lfads prep")
     best, found = -np.inf, None
     for number, features in enumerate(candidates):
         for lag in LAGS:

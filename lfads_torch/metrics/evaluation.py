@@ -102,13 +102,9 @@ class PsthScore:
         ):
             own = weights[:, members]
             mass = own @ reached
-            mean = (own @ sums.reshape(len(members), -1).astype(np.float64)).reshape(
-                -1, *target.shape
-            )
             there = (mass > 0)[..., None]
-            mean /= np.maximum(mass, np.finfo(np.float64).tiny)[..., None]
+            error += _squared_error(own, mass, sums, reached, target)
             shifted = target - centre
-            error += np.where(there, (mean - target) ** 2, 0.0).sum(axis=1)
             n += there.sum(axis=1)
             seen = there[..., 0].astype(np.float64)
             total += seen @ shifted
@@ -117,6 +113,23 @@ class PsthScore:
         varies = spread > 1e-12 * power
         r2 = np.where(varies, 1 - error / np.where(varies, spread, 1.0), error == 0)
         return np.where(n > 0, r2, np.nan)
+
+
+def _squared_error(
+    weights: FloatArray, mass: FloatArray, sums: Any, reached: FloatArray, target: FloatArray
+) -> FloatArray:
+    """Squared error of weighted averages, summed over the bins that any drawn trial reached."""
+    n_trials, n_bins = reached.shape
+    if n_trials**2 <= 2 * n_bins and reached.all():
+        # Of few trials: the square of a sum by the products of its summands, of all draws at once.
+        apart = sums - target
+        products = np.einsum("itn,jtn->ijn", apart, apart).reshape(n_trials**2, -1)
+        pairs = (weights[:, :, None] * weights[:, None, :]).reshape(len(weights), -1)
+        drawn = mass[:, :1]
+        return np.where(drawn > 0, pairs @ products / np.maximum(drawn, 1e-300) ** 2, 0.0)
+    mean = (weights @ sums.reshape(n_trials, -1).astype(np.float64)).reshape(-1, *target.shape)
+    mean /= np.maximum(mass, np.finfo(np.float64).tiny)[..., None]
+    return np.asarray(np.where((mass > 0)[..., None], (mean - target) ** 2, 0.0).sum(axis=1))
 
 
 def psth_r2(

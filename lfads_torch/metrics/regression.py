@@ -132,7 +132,10 @@ def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> FloatArray:
 
 
 def _choose(
-    folds: Sequence[tuple[FloatArray, FloatArray]], alphas: Sequence[float], per_target: bool
+    folds: Sequence[tuple[FloatArray, FloatArray]],
+    alphas: Sequence[float],
+    per_target: bool,
+    scaled: bool = False,
 ) -> RidgeChoice:
     """Choose penalties over folds, each (x, y) of finite rows, and fit to all of them."""
     n = sum(len(x) for x, _ in folds)
@@ -141,22 +144,47 @@ def _choose(
     y_mean = np.sum([y.sum(axis=0) for _, y in folds], axis=0) / n
     grams = [_gram(x - x_mean, y - y_mean) for x, y in folds]
     total, n_features = np.sum(grams, axis=0), len(x_mean)
-    scores = np.zeros((len(alphas), len(y_mean)))
+    scales = _feature_scales(total, n_features) if scaled else [np.ones(n_features)]
+    options = [(scale, alpha) for scale in scales for alpha in alphas]
+    scores = np.zeros((len(options), len(y_mean)))
     for gram in grams if len(grams) > 1 else ():
-        for own, fit in zip(scores, _solve(total - gram, n_features, alphas), strict=True):
+        fits = [fit for scale in scales for fit in _solve_scaled(total - gram, scale, alphas)]
+        for own, fit in zip(scores, fits, strict=True):
             own += _r2_from_gram(gram, fit) / len(grams)
     judged = scores if per_target else np.broadcast_to(scores.mean(1, keepdims=True), scores.shape)
     best = judged.argmax(axis=0)
-    fits = _solve(total, n_features, [alphas[k] for k in best])
+    fits = [_solve_scaled(total, scale, [alpha])[0] for scale, alpha in (options[k] for k in best)]
     weight = np.stack([fit.weight[:, k] for k, fit in enumerate(fits)], axis=1)
     bias = np.array([fit.bias[k] for k, fit in enumerate(fits)])
-    alpha = np.array([float(alphas[k]) for k in best])
+    alpha = np.array([float(options[k][1]) for k in best])
     found = LinearMap(weight, y_mean + bias - x_mean @ weight)
     return RidgeChoice(found, alpha, np.take_along_axis(scores, best[None], axis=0)[0])
 
 
+def _feature_scales(gram: FloatArray, n_features: int) -> list[FloatArray]:
+    """Each feature's own spread, and one for all."""
+    n, rows = gram[0, 0], slice(1, n_features + 1)
+    variance = gram.diagonal()[rows] / n - (gram[0, rows] / n) ** 2
+    varies = variance > 1e-12 * gram.diagonal()[rows] / n
+    variance = np.where(varies, variance, 0.0)
+    mean = variance.sum() / max(int(varies.sum()), 1) or 1.0
+    return [np.sqrt(np.where(varies, variance, mean)), np.full(n_features, np.sqrt(mean))]
+
+
+def _solve_scaled(gram: FloatArray, scale: FloatArray, alphas: Sequence[float]) -> list[LinearMap]:
+    """Ridge regression with penalties on the weights of features divided by `scale`."""
+    factor = np.ones(len(gram))
+    factor[1 : len(scale) + 1] = 1 / scale
+    fits = _solve(gram * np.outer(factor, factor), len(scale), alphas)
+    return [LinearMap(fit.weight / scale[:, None], fit.bias) for fit in fits]
+
+
 def ridge_by_trials(
-    x: ArrayLike, y: ArrayLike, alphas: Sequence[float], n_folds: int = 5
+    x: ArrayLike,
+    y: ArrayLike,
+    alphas: Sequence[float],
+    n_folds: int = 5,
+    scaled: bool = False,
 ) -> RidgeChoice:
     """Ridge regression; each target's penalty is chosen by cross-validation that parts no trial.
 
@@ -168,6 +196,10 @@ def ridge_by_trials(
     alphas : sequence of float
     n_folds : int
         Contiguous folds of trials; fewer where there are fewer trials.
+    scaled : bool
+        Whether penalties are on weights of scaled features, so that they mean the same whatever the
+        features' units: divided each by its own spread, or all by a common one, whichever turns
+        out better. It depends on whether weak features are worth as much as strong ones.
 
     Returns
     -------
@@ -187,7 +219,7 @@ def ridge_by_trials(
     if not trials.size:
         raise UserError("no sample is finite in both x and y, so there is nothing to fit")
     folds = np.array_split(trials, min(n_folds, len(trials)))
-    return _choose([(x[f][usable[f]], y[f][usable[f]]) for f in folds], alphas, per_target=True)
+    return _choose([(x[f][usable[f]], y[f][usable[f]]) for f in folds], alphas, True, scaled)
 
 
 def ridge_r2(

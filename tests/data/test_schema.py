@@ -677,7 +677,8 @@ def test_wrist_recording(day: int, n_silent: int) -> None:
     assert report.ok
     silent, overlapping = report.warnings
     assert f"{n_silent} of 100 channels are silent" in silent
-    assert "100% of the validation windows begin with the last 6 bins of a training" in overlapping
+    share = {0: "100%", 95: "99%"}[day]
+    assert f"{share} of the validation windows begin with the last 6 bins of a" in overlapping
     session = schema.read_session(path, ["behavior"])
     assert session.bin_ms == 20
     assert np.shares_memory(session.pooled["encod_data"], session.pooled["recon_data"])

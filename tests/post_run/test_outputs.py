@@ -76,7 +76,7 @@ class TestUnits:
         outputs = load_outputs(write_run(tmp_path, known, bin_ms=None))
         assert outputs.bin_ms is None
         assert outputs.valid.time_ms is None
-        with pytest.raises(DataError, match="how wide its bins are.*bin_ms="):
+        with pytest.raises(DataError, match=r"how wide its bins are.*bin_ms="):
             _ = outputs.valid.rates
 
     @pytest.mark.parametrize("change", ["fractions", "negative data", "negative means"])
@@ -140,7 +140,7 @@ class TestMerging:
 
     def test_two_trials_at_one_position(self, tmp_path: Path, known: dict) -> None:
         known["valid_inds"] = known["train_inds"][:30]
-        with pytest.raises(DataError, match="position .* is that of 2 trials"):
+        with pytest.raises(DataError, match=r"position .* is that of 2 trials"):
             load_outputs(write_run(tmp_path, known)).merged()
 
     def test_positions_of_the_wrong_shape(self, tmp_path: Path, known: dict) -> None:
@@ -151,7 +151,7 @@ class TestMerging:
     def test_arrays_that_do_not_fit(self, tmp_path: Path, known: dict) -> None:
         known["test_output_params"] = known["test_output_params"][:, :4]
         with pytest.raises(DataError, match="cannot be merged: its shapes are train"):
-            _ = load_outputs(write_run(tmp_path, known)).merged().output_params
+            _ = load_outputs(write_run(tmp_path, known)).merged()["output_params"]
 
 
 class TestSessions:
@@ -189,7 +189,7 @@ class TestErrors:
             _ = outputs[0].test
 
     def test_no_outputs(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="no output file.*lfads sample"):
+        with pytest.raises(UserError, match=r"no output file.*lfads sample"):
             load_outputs(tmp_path)
         with pytest.raises(UserError, match="does not exist"):
             load_outputs(tmp_path / "nowhere")

@@ -27,11 +27,13 @@ _REGRESSION_WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _PRIORS = (0.25, 1.0, 2.0, 5.0, 10.0, 20.0)
 _ALMOST_NONE = 1e-6
 """Prior that only shows where no observed bin lies under the kernel."""
-_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+_PENALTIES = (1e-3, 1e-2, 1e-1)
 _RIDGE = tuple(float(a) for a in np.logspace(-1, 5, 7))
 _N_FACTORS = (2, 4, 8, 16, 32)
 # Enough to choose by; the final fits take all training trials.
-_TRIALS_TO_CHOOSE = 400
+_TRIALS_TO_CHOOSE = 300
+# Tighter ones change bits per spike by a few 1e-4 (MC_Maze shape) and take several times as long.
+_TOLERANCE, _TOLERANCE_TO_CHOOSE = 1e-5, 1e-4
 _FOLDS = 4
 
 Features = Callable[[], tuple[Array, Array]]
@@ -286,7 +288,7 @@ def _regress(recording: Recording, train: Array, scored: Array, first: int) -> A
             continue
         x, y = train[:, bins], data[:, bins]
         scale = scale_of(x)
-        penalty = _PENALTIES[1]
+        penalty = _PENALTIES[0]
         if len(x) > _FOLDS:
             few = _subset(x / scale), _subset(y)
             losses = [(_split_loss(*few, value, recording.counts), value) for value in _PENALTIES]
@@ -299,7 +301,7 @@ def _regress(recording: Recording, train: Array, scored: Array, first: int) -> A
 def _regression_loss(recording: Recording, features: Array, width: float) -> float:
     data = _subset(recording.data[TRAIN])[:, : recording.n_bins, recording.n_channels :]
     x = features[:, : recording.n_bins]
-    return _split_loss(x / scale_of(x), data, _PENALTIES[2], recording.counts)
+    return _split_loss(x / scale_of(x), data, _PENALTIES[1], recording.counts)
 
 
 def _split_loss(x: Array, y: Array, penalty: float, counts: bool) -> float:
@@ -309,12 +311,15 @@ def _split_loss(x: Array, y: Array, penalty: float, counts: bool) -> float:
     judge, rest = _judge_and_rest(len(x))
     if not np.isfinite(y[rest]).any():
         return 0.0
-    return _loss(_fit(x[rest], y[rest], penalty, counts)(x[judge]), y[judge], counts)
+    predict = _fit(x[rest], y[rest], penalty, counts, _TOLERANCE_TO_CHOOSE)
+    return _loss(predict(x[judge]), y[judge], counts)
 
 
-def _fit(x: Array, y: Array, penalty: float, counts: bool) -> Callable[[Array], Array]:
+def _fit(
+    x: Array, y: Array, penalty: float, counts: bool, tolerance: float = _TOLERANCE
+) -> Callable[[Array], Array]:
     if counts:
-        log_linear = poisson_regression(x, y, penalty)
+        log_linear = poisson_regression(x, y, penalty, tolerance)
         return lambda features: np.exp(np.minimum(log_linear(features), 20.0))
     linear = ridge_by_trials(x, y, [penalty * x.shape[0] * x.shape[1]], n_folds=1).fit
     return lambda features: linear(features)

@@ -14,13 +14,13 @@ from ...metrics.evaluation import PsthScore, SpeedScore
 from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
 from ...metrics.regression import LinearMap, ridge_by_trials
 from ...metrics.trialwise import CorrelationScore, ErrorScore, SpikeScore, TrialScore
-from .predictions import Features, Prediction, scale_of
+from .predictions import Features, Prediction
 from .recording import SCORED, TRAIN, Recording
 
 Array = NDArray[Any]
 
 ALPHAS = tuple(float(a) for a in np.logspace(-2, 7, 10))
-"""Ridge penalties of linear maps, on weights of standardised features."""
+"""Ridge penalties of linear maps, on weights of scaled features."""
 
 PSTH_SMOOTHING_MS = 50.0
 """Width of the Gaussian that smooths PSTHs measured here, where the file has none."""
@@ -149,17 +149,13 @@ def _best_maps(
     candidates: Mapping[str, Features], y: Array, members: NDArray[np.bool_]
 ) -> list[tuple[str, LinearMap]]:
     """For each column of `y` the best of the candidates, and the map from it."""
-    found: list[tuple[str, LinearMap, Array]] = []
-    for name, features in candidates.items():
-        x = features()[0][members, : y.shape[1]]
-        each = scale_of(x)
-        # Which is better depends on whether weak channels are worth as much as strong ones.
-        for scale in (each, np.full_like(each, np.sqrt((each**2).mean()))):
-            choice = ridge_by_trials(x / scale, y[members], ALPHAS)
-            linear = LinearMap(choice.fit.weight / scale[:, None], choice.fit.bias)
-            found.append((name, linear, choice.score))
-    best = np.argmax([score for _, _, score in found], axis=0)
-    return [(found[k][0], found[k][1]) for k in best]
+    found = {
+        name: ridge_by_trials(features()[0][members, : y.shape[1]], y[members], ALPHAS, scaled=True)
+        for name, features in candidates.items()
+    }
+    names = list(found)
+    best = np.argmax([choice.score for choice in found.values()], axis=0)
+    return [(names[k], found[names[k]].fit) for k in best]
 
 
 def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:
