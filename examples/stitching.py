@@ -24,11 +24,12 @@ import torch
 from example_tools import Array, format_table, read_arrays, run_script
 from heldout_bps import co_bps
 
-from lfads_torch import load_model, run_model
+from lfads_torch.checkpoint import load_model
 from lfads_torch.commands import quieten
 from lfads_torch.data.alignment_files import align_files
 from lfads_torch.data.schema import write_session
 from lfads_torch.errors import UserError
+from lfads_torch.run_model import run_model
 from lfads_torch.running.add_session import add_session
 
 N_SESSIONS = 4

@@ -23,7 +23,6 @@ import numpy as np
 from continuous_decoding import TEST, TRAIN, Decoding, decode, r2
 from example_tools import Array, format_table, read_arrays, run_script
 
-from lfads_torch import run_model
 from lfads_torch.commands import quieten
 from lfads_torch.data.alignment import Alignment, Trials, align_sessions
 from lfads_torch.data.alignment_files import write_alignment
@@ -33,6 +32,7 @@ from lfads_torch.data.schema import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import fit_linear, gaussian_smooth
 from lfads_torch.post_run.plots import shared_factors
+from lfads_torch.run_model import run_model
 from lfads_torch.running.add_session import add_session
 
 WINDOW, OVERLAP = 30, 6  # bins of 20 ms

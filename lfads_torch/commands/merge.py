@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from ..data.merging import merge_file
 
     place = Path(options.place).expanduser()
+    jobs: list[tuple[Path, Path | None]]
     if place.is_dir():
         found = {m[1]: p for p in sorted(place.iterdir()) if (m := _OUTPUT.fullmatch(p.name))}
         if not found:

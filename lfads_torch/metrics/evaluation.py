@@ -126,7 +126,7 @@ def _squared_error(
         products = np.einsum("itn,jtn->ijn", apart, apart).reshape(n_trials**2, -1)
         pairs = (weights[:, :, None] * weights[:, None, :]).reshape(len(weights), -1)
         drawn = mass[:, :1]
-        return np.where(drawn > 0, pairs @ products / np.maximum(drawn, 1e-300) ** 2, 0.0)
+        return np.where(drawn > 0, pairs @ products / np.maximum(drawn, 1.0) ** 2, 0.0)
     mean = (weights @ sums.reshape(n_trials, -1).astype(np.float64)).reshape(-1, *target.shape)
     mean /= np.maximum(mass, np.finfo(np.float64).tiny)[..., None]
     return np.asarray(np.where((mass > 0)[..., None], (mean - target) ** 2, 0.0).sum(axis=1))

@@ -110,7 +110,7 @@ class PopulationBased:
 
     def first_values(self, n: int) -> Values:
         """Start where the space says, else from a draw."""
-        return first_values(self.space, n, np.random.default_rng([_FIRST, self.seed]))
+        return first_values(self.space, n, np.random.default_rng([_FIRST, self.seed % 2**32]))
 
     def generation(self, epoch: int) -> int:
         """Return the number, from 0, of the generation of an epoch."""
@@ -141,7 +141,7 @@ class PopulationBased:
         return perturbed(self.space, values, members, self._rng(n_epochs, 1))
 
     def _rng(self, n_epochs: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([_EXCHANGE, self.seed, n_epochs, purpose])
+        return np.random.default_rng([_EXCHANGE, self.seed % 2**32, n_epochs, purpose])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best scores so far."""
@@ -189,7 +189,7 @@ class RandomSearch:
 
     def first_values(self, n: int) -> Values:
         """Draw every value."""
-        rng = np.random.default_rng([_FIRST, self.seed])
+        rng = np.random.default_rng([_FIRST, self.seed % 2**32])
         return first_values(self.space, n, rng, use_init=False)
 
     def generation(self, epoch: int) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "first_values",
     "parse_space",
     "perturbed",
+    "space_overrides",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -106,6 +107,23 @@ def parse_space(mapping: Mapping[str, Any]) -> Space:
             "model.lr_init: {min_samp: 1e-5, max_samp: 5e-3}"
         )
     return space
+
+
+def space_overrides(space: Mapping[str, HyperParam]) -> dict[str, Any]:
+    """Return a space as overrides of a configuration, in place of the packaged one.
+
+    Parameters
+    ----------
+    space : mapping of str to HyperParam
+        By name, with or without ``model.`` in front.
+
+    Returns
+    -------
+    dict
+        Keys such as ``"search.space.lr_init"``; None for what only the packaged space has.
+    """
+    own = {name.removeprefix(_PREFIX): dataclasses.asdict(hp) for name, hp in space.items()}
+    return {f"search.space.{name}": own.get(name) for name in {**DEFAULT_SPACE, **own}}
 
 
 def check_space(space: Mapping[str, HyperParam], tunables: Iterable[str]) -> None:

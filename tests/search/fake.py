@@ -64,6 +64,11 @@ class FakePopulation:
         self._values = {name: value[parents] for name, value in self._values.items()}
         self.weight, self.alive = self.weight[parents], self.alive[parents]
 
+    def adopt(self, k: int, state: Mapping[str, Any], source: int) -> None:
+        self.weight[k], self.alive[k] = state["weight"][source], state["alive"][source]
+        for name, value in state["values"].items():
+            self._values[name][k] = value[source]
+
     def keep(self, members: np.ndarray) -> None:
         self.models = [self.models[k] for k in members]
         self.seeds, self.weight = self.seeds[members], self.weight[members]

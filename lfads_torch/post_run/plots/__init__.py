@@ -9,11 +9,13 @@ as they go and are never an error.
 
 from lfads_torch.post_run.plots.activity import raster_panel
 from lfads_torch.post_run.plots.alignment import shared_factors
+from lfads_torch.post_run.plots.comparison import training_beside
 from lfads_torch.post_run.plots.decoding import decoded_behavior
 from lfads_torch.post_run.plots.generator import fixed_points
 from lfads_torch.post_run.plots.initial import initial_conditions
 from lfads_torch.post_run.plots.inputs import aligned_inputs, latent_usage
 from lfads_torch.post_run.plots.responses import psths, single_trials
+from lfads_torch.post_run.plots.scores import channel_scores, score_intervals
 from lfads_torch.post_run.plots.search import (
     hyperparameter_paths,
     score_history,
@@ -25,6 +27,7 @@ from lfads_torch.post_run.plots.trajectories import factors_3d, trajectories
 
 __all__ = [
     "aligned_inputs",
+    "channel_scores",
     "decoded_behavior",
     "factors_3d",
     "fixed_points",
@@ -36,9 +39,11 @@ __all__ = [
     "raster_panel",
     "read_csv_log",
     "score_history",
+    "score_intervals",
     "scores_by_value",
     "shared_factors",
     "single_trials",
+    "training_beside",
     "training_curves",
     "trajectories",
 ]

@@ -119,6 +119,11 @@ class RunRecord:
             self.absent.append(f"The history of the search cannot be read: {error}.")
             return None
 
+    def session_scores(self, recording: Recording) -> dict[str, Any]:
+        """Scores of one session, as far as there are any."""
+        sessions = {s["name"]: s for s in (self.scores or {}).get("sessions", [])}
+        return sessions.get(recording.session.name, {})
+
     def last(self, metric: str) -> float:
         """The last value of a metric that was logged, NaN where there is none."""
         series = self.log.get(metric)

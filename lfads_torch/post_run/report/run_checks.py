@@ -126,8 +126,10 @@ def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
 def _generator_clip(record: RunRecord) -> Iterator[Finding]:
     clip = float(record.config.get("model", {}).get("cell_clip") or math.inf)
     for recording in record.recordings:
-        states = recording.trials[SCORED]["gen_states"]
-        share = float((np.abs(states) >= 0.98 * clip).mean()) if states.size else 0.0
+        states = recording.trials[SCORED].get("gen_states")
+        if states is None or not states.size:
+            continue
+        share = float((np.abs(states) >= 0.98 * clip).mean())
         if share > 0.01:
             yield Finding(
                 "caution",

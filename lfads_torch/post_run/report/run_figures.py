@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from ..dynamics import FixedPoints, Generator, find_fixed_points
-from ..evaluation.recording import SCORED
+from ..evaluation.recording import SCORED, Recording
 from ..plots.scores import score_intervals
 from .pictures import Picture
 from .record import RunRecord
@@ -38,8 +38,12 @@ def run_pictures(record: RunRecord) -> list[Picture]:
         found.append(
             Picture("training", "Training", caption, lambda: plots.training_curves(record.log_path))
         )
-    if record.model is not None and record.recordings and not record.wanted.quick:
+    needed = {"gen_states", "gen_inputs"}
+    recorded = all(needed <= set(r.trials[SCORED].names) for r in record.recordings)
+    if record.recordings and recorded and not record.wanted.quick and record.model is not None:
         found += _dynamics(record)
+    if len(record.recordings) > 1:
+        found += _alignment(record)
     if record.population is not None:
         found += _search(record)
     return found
@@ -118,6 +122,47 @@ def _dynamics(record: RunRecord) -> Iterator[Picture]:
         return plots.fixed_points(points, states, bin_ms=record.recordings[0].session.bin_ms)
 
     yield Picture("dynamics", "Fixed points of the generator", caption, draw)
+
+
+def _alignment(record: RunRecord) -> Iterator[Picture]:
+    """Condition averages of the factors, session by session."""
+    if any("factors" not in r.trials[SCORED] for r in record.recordings):
+        return
+    names = list(dict.fromkeys(n for r in record.recordings for n in r.condition_names or [""]))
+    means = [_condition_means(recording, names) for recording in record.recordings]
+    caption = (
+        "Averages of validation trials over each condition, in the space of their first principal "
+        "components over all sessions. Where one model explains all sessions in the same way, a "
+        "row looks the same in every column."
+    )
+
+    def draw() -> Figure:
+        return plots.shared_factors(
+            _in_common_space(means),
+            [recording.session.name for recording in record.recordings],
+            conditions=names if any(names) else None,
+            bin_ms=record.recordings[0].session.bin_ms,
+        )
+
+    yield Picture("sessions", "Factors of all sessions", caption, draw)
+
+
+def _condition_means(recording: Recording, names: list[str]) -> NDArray[np.float64]:
+    factors = recording.trials[SCORED]["factors"].astype(np.float64)
+    means = np.full((len(names), *factors.shape[1:]), np.nan)
+    for number, name in enumerate(recording.condition_names or [""]):
+        own = factors[recording.labels[SCORED] == number]
+        if len(own):
+            means[names.index(name)] = own.mean(axis=0)
+    return means
+
+
+def _in_common_space(means: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    rows = np.concatenate([_flat(own) for own in means])
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    centre = rows.mean(axis=0) if len(rows) else 0.0
+    axes = np.linalg.svd(rows - centre, full_matrices=False)[2] if len(rows) else 1.0
+    return [(own - centre) @ np.transpose(axes) for own in means]
 
 
 def _search(record: RunRecord) -> Iterator[Picture]:

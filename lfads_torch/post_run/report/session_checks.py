@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...data.schema import shared_trials
 from ...metrics.trialwise import SpikeScore, score_value
@@ -68,7 +69,13 @@ def _collapse(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     model = record.config.get("model", {})
     if model.get("variational") is False or len(trials) < 2:
         return
-    share = active_share(trials["ic_mean"], trials["ic_std"])
+    if {"ic_mean", "ic_std"} <= set(trials.names):
+        yield from _collapsed_start(active_share(trials["ic_mean"], trials["ic_std"]))
+    if {"co_means", "co_stds"} <= set(trials.names) and np.any(trials["co_means"]):
+        yield from _collapsed_inputs(active_share(trials["co_means"], trials["co_stds"]))
+
+
+def _collapsed_start(share: NDArray[np.float64]) -> Iterator[Finding]:
     n_active = int((share > ACTIVE).sum())
     if n_active == 0:
         yield Finding(
@@ -85,10 +92,9 @@ def _collapse(record: RunRecord, recording: Recording) -> Iterator[Finding]:
             f"{n_active} of {len(share)} differ between trials.",
             "model.ic_dim can be smaller, or model.kl_ic_scale lower.",
         )
-    means, stds = trials["co_means"], trials["co_stds"]
-    if not means.size or not np.any(means):
-        return
-    share = active_share(means, stds)
+
+
+def _collapsed_inputs(share: NDArray[np.float64]) -> Iterator[Finding]:
     n_active = int((share > ACTIVE).sum())
     if n_active == 0:
         yield Finding(
@@ -139,8 +145,7 @@ def _channels(record: RunRecord, recording: Recording) -> Iterator[Finding]:
 
 
 def _below_mean(record: RunRecord, recording: Recording) -> Iterator[Finding]:
-    sessions = {s["name"]: s for s in (record.scores or {}).get("sessions", [])}
-    own = sessions.get(recording.session.name, {}).get("by_channel", {}).get("lfads", {})
+    own = record.session_scores(recording).get("by_channel", {}).get("lfads", {})
     values = np.array([np.nan if v is None else v for v in own.get("bps", [])], dtype=np.float64)
     below, scored = int((values < 0).sum()), int(np.isfinite(values).sum())
     if scored and below > 0.1 * scored:

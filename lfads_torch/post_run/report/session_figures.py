@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
-from ...metrics.regression import ridge_by_trials
 from .. import plots
-from ..evaluation.predictions import WIDTHS, scale_of
 from ..evaluation.recording import SCORED, TRAIN, Recording
-from ..evaluation.scoring import ALPHAS
 from ..plots.scores import channel_scores
 from ..posterior import kl_by_dimension
+from .behavior import behavior_pictures
 from .pictures import Picture
 from .record import RunRecord
 
@@ -35,11 +32,13 @@ def session_pictures(record: RunRecord, recording: Recording) -> list[Picture]:
     -------
     list of Picture
     """
-    makers = (_rates, _single_trials, _psths, _channels, _factors, _latents, _initial, _inputs)
-    found = [
-        picture for make in (*makers, _usage, _behavior) for picture in make(record, recording)
+    there = set(recording.trials[SCORED].names) & set(recording.trials[TRAIN].names)
+    return [
+        picture
+        for make, needed in MAKERS
+        if there.issuperset(needed)
+        for picture in make(record, recording)
     ]
-    return found
 
 
 def _trials(recording: Recording) -> Any:
@@ -60,7 +59,7 @@ def _labels(recording: Recording) -> NDArray[Any] | None:
 
 def _rates(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     trials, session = _trials(recording), recording.session
-    inputs = trials["co_means"]
+    inputs = trials.get("co_means")
     chosen = np.unique(np.linspace(0, len(trials) - 1, 3).astype(int))
 
     def draw() -> Figure:
@@ -69,7 +68,7 @@ def _rates(record: RunRecord, recording: Recording) -> Iterator[Picture]:
             recording.data[SCORED][chosen],
             trials["output_params"][chosen],
             None if truth is None else truth[chosen],
-            inputs[chosen] if np.any(inputs) else None,
+            inputs[chosen] if inputs is not None and np.any(inputs) else None,
             bin_ms=session.bin_ms,
             n_encod=recording.n_channels,
             encod_bins=recording.n_bins,
@@ -128,7 +127,7 @@ def _psths(record: RunRecord, recording: Recording) -> Iterator[Picture]:
 
 
 def _channels(record: RunRecord, recording: Recording) -> Iterator[Picture]:
-    by_channel = _session_scores(record, recording).get("by_channel", {})
+    by_channel = record.session_scores(recording).get("by_channel", {})
     own, other = (by_channel.get(row, {}) for row in ("lfads", "smoothing"))
     if not own.get("bps"):
         return
@@ -248,7 +247,7 @@ def _usage(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     trials = _trials(recording)
     ic = kl_by_dimension(record.model.ic_prior, trials["ic_mean"], trials["ic_std"])
     co = None
-    if np.any(trials["co_means"]):
+    if "co_stds" in trials and np.any(trials["co_means"]):
         co = kl_by_dimension(record.model.co_prior, trials["co_means"], trials["co_stds"])
     if ic is None and co is None:
         return
@@ -264,58 +263,16 @@ def _usage(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     )
 
 
-def _behavior(record: RunRecord, recording: Recording) -> Iterator[Picture]:
-    behavior = recording.behavior
-    if not behavior or behavior[SCORED].ndim != 3 or len(recording.sets[SCORED]) != 1:
-        return
-    names = _column_names(recording)
-
-    def draw() -> Figure:
-        own = (recording.trials[kind]["output_params"] for kind in (TRAIN, SCORED))
-        return plots.decoded_behavior(
-            behavior[SCORED],
-            _decode(recording, *own),
-            _from_smoothed(record, recording),
-            names=names,
-            bin_ms=recording.session.bin_ms,
-        )
-
-    caption = (
-        "Ridge regression from inferred rates of the same bin, fitted on training trials, shown on "
-        "validation trials. R² is over all validation bins."
-    )
-    yield Picture("behavior", "Behaviour decoded", caption, draw)
-
-
-def _decode(recording: Recording, train: NDArray[Any], scored: NDArray[Any]) -> NDArray[np.float64]:
-    target = recording.behavior[TRAIN].astype(np.float64)
-    n_bins = min(recording.n_bins, target.shape[1])
-    scale = scale_of(train[:, :n_bins])
-    fit = ridge_by_trials(train[:, :n_bins] / scale, target[:, :n_bins], ALPHAS).fit
-    return fit(scored[:, :n_bins] / scale)
-
-
-def _from_smoothed(record: RunRecord, recording: Recording) -> NDArray[np.float64] | None:
-    """Behaviour decoded from spikes, smoothed as `lfads evaluate` chose; None without scores."""
-    choices = _session_scores(record, recording).get("choices", {}).get("smoothing", {})
-    candidates = choices.get("behavior_candidate")
-    if not candidates or any("encod_data" not in part for part in recording.trials.values()):
-        return None
-    width = [width for width in WIDTHS if width <= recording.n_bins][candidates[0]]
-    return _decode(
-        recording,
-        *(gaussian_smooth(recording.trials[k]["encod_data"], width) for k in (TRAIN, SCORED)),
-    )
-
-
-def _session_scores(record: RunRecord, recording: Recording) -> dict[str, Any]:
-    sessions = {s["name"]: s for s in (record.scores or {}).get("sessions", [])}
-    return sessions.get(recording.session.name, {})
-
-
-def _column_names(recording: Recording) -> list[str] | None:
-    """Names of the behaviour's columns, from the attribute ``behavior`` of the file."""
-    text = recording.session.attrs.get("behavior")
-    names = [name.strip() for name in text.split(",")] if isinstance(text, str) else []
-    n_columns = recording.behavior[SCORED].shape[2]
-    return names[:n_columns] if len(names) >= n_columns else None
+MAKERS: tuple[tuple[Callable[[RunRecord, Recording], Iterator[Picture]], tuple[str, ...]], ...] = (
+    (_rates, ()),
+    (_single_trials, ()),
+    (_psths, ()),
+    (_channels, ()),
+    (_factors, ("factors",)),
+    (_latents, ("factors",)),
+    (_initial, ("ic_mean",)),
+    (_inputs, ("co_means",)),
+    (_usage, ("ic_mean", "ic_std")),
+    (behavior_pictures, ()),
+)
+"""What makes figures, and the arrays that it needs."""

@@ -1,0 +1,72 @@
+"""Behaviour as a straight line reads it from rates, for a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ...data.smoothing import gaussian_smooth
+from ...metrics.regression import ridge_by_trials
+from .. import plots
+from ..evaluation.predictions import WIDTHS, scale_of
+from ..evaluation.recording import SCORED, TRAIN, Recording
+from ..evaluation.scoring import ALPHAS
+from .pictures import Picture
+from .record import RunRecord
+
+
+def behavior_pictures(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    """Behaviour decoded from the inferred rates, where the file has behaviour."""
+    behavior = recording.behavior
+    if not behavior or behavior[SCORED].ndim != 3 or len(recording.sets[SCORED]) != 1:
+        return
+    names = _column_names(recording)
+
+    def draw() -> Figure:
+        own = (recording.trials[kind]["output_params"] for kind in (TRAIN, SCORED))
+        return plots.decoded_behavior(
+            behavior[SCORED],
+            _decode(recording, *own),
+            _from_smoothed(record, recording),
+            names=names,
+            bin_ms=recording.session.bin_ms,
+        )
+
+    caption = (
+        "Ridge regression from inferred rates of the same bin, fitted on training trials, shown on "
+        "validation trials. R² is over all validation bins."
+    )
+    yield Picture("behavior", "Behaviour decoded", caption, draw)
+
+
+def _decode(recording: Recording, train: NDArray[Any], scored: NDArray[Any]) -> NDArray[np.float64]:
+    target = recording.behavior[TRAIN].astype(np.float64)
+    n_bins = min(recording.n_bins, target.shape[1])
+    scale = scale_of(train[:, :n_bins])
+    fit = ridge_by_trials(train[:, :n_bins] / scale, target[:, :n_bins], ALPHAS).fit
+    return fit(scored[:, :n_bins] / scale)
+
+
+def _from_smoothed(record: RunRecord, recording: Recording) -> NDArray[np.float64] | None:
+    """Behaviour decoded from spikes, smoothed as `lfads evaluate` chose; None without scores."""
+    choices = record.session_scores(recording).get("choices", {}).get("smoothing", {})
+    candidates = choices.get("behavior_candidate")
+    if not candidates or any("encod_data" not in part for part in recording.trials.values()):
+        return None
+    width = [width for width in WIDTHS if width <= recording.n_bins][candidates[0]]
+    return _decode(
+        recording,
+        *(gaussian_smooth(recording.trials[k]["encod_data"], width) for k in (TRAIN, SCORED)),
+    )
+
+
+def _column_names(recording: Recording) -> list[str] | None:
+    """Names of the behaviour's columns, from the attribute ``behavior`` of the file."""
+    text = recording.session.attrs.get("behavior")
+    names = [name.strip() for name in text.split(",")] if isinstance(text, str) else []
+    n_columns = recording.behavior[SCORED].shape[2]
+    return names[:n_columns] if len(names) >= n_columns else None

@@ -1,0 +1,337 @@
+"""Reports: complete, self-contained, true to the run, and patient with whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from lfads_torch import cli
+from lfads_torch.data.schema import write_session
+from lfads_torch.errors import UserError
+from lfads_torch.post_run.evaluation.recording import Keys
+from lfads_torch.post_run.report import Wanted, compare_runs, read_run, report_run
+from lfads_torch.post_run.report.compare import differing_settings, distinct_names
+from lfads_torch.post_run.report.page import number
+from lfads_torch.run_model import run_model
+from tests.post_run.outputs_of import arrays, write_run
+from tests.post_run.pages import CHROMIUM, Page, in_browser, size_of
+
+SMALL: dict[str, Any] = {
+    "trainer": {"max_epochs": 2, "enable_progress_bar": False, "accelerator": "cpu"},
+    "model": {
+        **dict.fromkeys(("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim"), 6),
+        **{"fac_dim": 3, "co_dim": 2, "kl_increase_epoch": 1, "l2_increase_epoch": 1},
+    },
+    "callbacks": {"raster_plot": None, "trajectory_plot": None},
+    "posterior_sampling.fn.num_samples": 2,
+}
+DATA_KEYS = ("encod_data", "recon_data", "truth", "latents", "behavior", "cond_idx")
+
+
+def session_data(seed: int) -> dict[str, Any]:
+    found = arrays(seed=seed)
+    names = [key for key in found if key.partition("_")[2] in DATA_KEYS]
+    return {key: np.asarray(found[key]) for key in names}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two sessions, with all that a data file can hold."""
+    folder = tmp_path_factory.mktemp("trained")
+    for day in range(2):
+        write_session(folder / f"day{day}.h5", session_data(day), {"bin_ms": 10.0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        overrides = {"datamodule.datafile_pattern": str(folder / "day*.h5"), **SMALL}
+        run_model(overrides, config_path="multi.yaml", run_dir=folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def report(trained: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return report_run(trained, figures=trained / "talk").path
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Page:
+    return Page(report)
+
+
+class TestPage:
+    def test_is_well_formed(self, page: Page) -> None:
+        assert page.faults == []
+        assert len(page.ids) == len(set(page.ids))
+        anchors = [r[1:] for r in page.references if r.startswith("#")]
+        assert set(anchors) <= set(page.ids)
+        assert len(anchors) > 20
+        assert page.source.startswith("<!DOCTYPE html>")
+
+    def test_loads_nothing_and_runs_nothing(self, page: Page) -> None:
+        assert all(r.startswith(("#", "data:image/png;base64,")) for r in page.references)
+        assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+        assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+        assert "@import" not in page.source
+        assert "url(" not in page.source
+        policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+        assert policy.startswith("default-src 'none'")
+
+    def test_every_figure_is_there_for_light_and_dark(self, page: Page) -> None:
+        assert "could not be drawn" not in page.text
+        kinds = [kind for kind, _ in page.images]
+        assert kinds.count("light") == kinds.count("dark") > 20
+        sizes = [size_of(png) for _, png in page.images]
+        assert sizes[::2] == sizes[1::2], "the same figure twice"
+        assert all(
+            attrs["media"] == "screen and (prefers-color-scheme: dark)"
+            for tag, attrs in page.tags
+            if tag == "source"
+        )
+        assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+
+    def test_holds_scores_sessions_settings_and_commands(self, trained: Path, page: Page) -> None:
+        scores = json.loads((trained / "scores.json").read_text())
+        for row in ("lfads", "smoothing", "factor_analysis"):
+            for estimate in scores["scores"][row].values():
+                assert number(estimate["value"]) in page.text
+        for words in ("day0", "day1", "held out", "LFADS rates", "smoothed spikes", "co-bps"):
+            assert words in page.text
+        for heading in ("Spikes, rates and inferred inputs", "Responses by condition"):
+            assert page.text.count(heading) >= 2 * 2
+        assert (trained / "config.yaml").read_text() in page.text.replace("\xa0", " ") or all(
+            line.strip() in page.text for line in (trained / "config.yaml").read_text().splitlines()
+        )
+        environment = json.loads((trained / "status.json").read_text())["environment"]
+        assert environment["packages"]["torch"] in page.text
+        assert "lfads train --config config.yaml" in page.text
+
+    def test_figures_as_files(self, report: Path) -> None:
+        files = sorted(path.name for path in (report.parent / "talk").iterdir())
+        assert "day0_rates.png" in files
+        assert "training.png" in files
+        assert len(files) > 20
+
+    def test_scores_are_computed_once(self, trained: Path, report: Path) -> None:
+        stamp = (trained / "scores.json").stat().st_mtime_ns
+        assert read_run(trained).scores is not None
+        assert (trained / "scores.json").stat().st_mtime_ns == stamp
+
+    def test_the_command_that_it_gives_reproduces_the_run(
+        self, trained: Path, tmp_path: Path
+    ) -> None:
+        shutil.copy(trained / "config.yaml", tmp_path)
+        again = tmp_path / "again"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            command = ["train", "--config", str(tmp_path / "config.yaml"), "--run-dir", str(again)]
+            assert cli.main(command) == 0
+        first, second = (read_run(p, Wanted(quick=True)) for p in (trained, again))
+        for name in ("train/loss", "valid/recon_smth"):
+            assert np.array_equal(first.log[name][1], second.log[name][1])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page in")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_opens_in_a_browser_without_errors(report: Path, tmp_path: Path, dark: bool) -> None:
+    seen = in_browser(report, tmp_path, dark=dark, width=700 if dark else 1400)
+    assert seen["errors"] == "[]"
+    assert seen["console"] == ""
+    assert seen["broken"] == "0"
+    assert int(seen["images"]) > 20
+    assert seen["other"] == (seen["images"] if dark else "0"), "figures follow the reader's choice"
+    assert seen["wide"] == "0", "nothing runs out of the page to the right"
+
+
+class TestMissing:
+    """Whatever a folder lacks is said, and the rest is shown."""
+
+    def test_outputs_alone(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "<b>run</b>", arrays())
+        page = Page(report_run(run, wanted=Wanted(quick=True)).path)
+        assert page.faults == []
+        assert "<b>run</b>" in page.text, "names are escaped"
+        assert "The training log cannot be read" in page.text
+        assert "There is no config.yaml" in page.text
+        assert "could not be drawn" not in page.text
+        assert "Responses by condition" in page.text
+
+    def test_no_outputs_yet(self, trained: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(trained / "csv_logs", run / "csv_logs")
+        (run / "status.json").write_text('{"stage": "training", "stopped": "the loss is NaN"}')
+        report = report_run(run)
+        page = Page(report.path)
+        assert [f.title for f in report.findings][0] == "Training stopped"
+        assert "There are no outputs to look at" in page.text
+        assert "KL" in page.text
+
+    def test_broken_files(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run", arrays())
+        (run / "config.yaml").write_text("a: [1\n b")
+        (run / "scores.json").write_text("{")
+        (run / "lightning_checkpoints").mkdir()
+        (run / "lightning_checkpoints" / "last.ckpt").write_bytes(b"junk")
+        (run / "csv_logs").mkdir()
+        (run / "csv_logs" / "metrics.csv").write_text("no,epochs\n1,2\n")
+        page = Page(report_run(run, tmp_path / "page.html", Wanted(quick=True)).path)
+        assert "config.yaml cannot be read" in page.text
+        assert "The model cannot be loaded" in page.text
+        assert "no column 'epoch'" in page.text
+
+    def test_a_figure_that_fails_leaves_the_rest(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise ZeroDivisionError("as if")
+
+        monkeypatch.setattr("lfads_torch.post_run.plots.raster_panel", fail)
+        run = write_run(tmp_path / "run", arrays())
+        page = Page(report_run(run, wanted=Wanted(quick=True)).path)
+        assert "could not be drawn (ZeroDivisionError: as if)" in page.text
+        assert "Responses by condition" in page.text
+
+    def test_one_trial_one_unit_and_nan(self, tmp_path: Path) -> None:
+        data = {
+            f"{split}_{name}": np.full(shape, fill, np.float32)
+            for split in ("train", "valid")
+            for name, shape, fill in (
+                ("encod_data", (1, 4, 1), 0.0),
+                ("recon_data", (1, 4, 1), 0.0),
+                ("output_params", (1, 4, 1), np.nan),
+                ("factors", (1, 4, 1), 0.0),
+                ("ic_mean", (1, 2), 0.0),
+                ("ic_std", (1, 2), 1.0),
+                ("co_means", (1, 4, 1), 1.0),
+                ("co_stds", (1, 4, 1), 1.0),
+                ("gen_states", (1, 4, 2), 0.0),
+                ("behavior", (1, 4, 1), 0.0),
+            )
+        }
+        report = report_run(write_run(tmp_path / "run", data))
+        titles = {f.title for f in report.findings}
+        assert {"Rates are not finite", "Silent channels", "Few validation trials"} <= titles
+        assert "could not be drawn" not in Page(report.path).text
+
+    @pytest.mark.parametrize(
+        ("make", "message"),
+        [
+            (lambda path: path / "nowhere", "is no folder"),
+            (lambda path: path, "holds no run"),
+        ],
+    )
+    def test_no_run(self, tmp_path: Path, make: Any, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            report_run(make(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("wanted", "message"),
+        [
+            (Wanted(Keys(condition="targt")), "targt"),
+            (Wanted(event="go"), "has no 'go'"),
+            (Wanted(event="behavior"), "one bin for each"),
+        ],
+    )
+    def test_keys_that_are_not_there(self, tmp_path: Path, wanted: Wanted, message: str) -> None:
+        data = arrays() | {
+            f"{s}_co_means": np.ones((n, 15, 1)) for s, n in (("train", 60), ("valid", 30))
+        }
+        with pytest.raises(UserError, match=message):
+            report_run(write_run(tmp_path / "run", data), wanted=wanted)
+
+    def test_an_event_in_ms_needs_a_bin_width(self, tmp_path: Path) -> None:
+        data = arrays() | {
+            f"{s}_co_means": np.ones((n, 15, 1)) for s, n in (("train", 60), ("valid", 30))
+        }
+        run = write_run(tmp_path / "run", data, bin_ms=None)
+        with pytest.raises(UserError, match="--bin-ms"):
+            report_run(run, wanted=Wanted(event_ms=50, quick=True))
+
+    def test_an_unknown_format(self, trained: Path) -> None:
+        with pytest.raises(UserError, match="figure_format is 'pgn'; did you mean png"):
+            report_run(trained, figure_format="pgn")
+
+
+def with_setting(trained: Path, folder: Path, **model: Any) -> Path:
+    """A copy of a run with another configuration."""
+    shutil.copytree(trained, folder, ignore=shutil.ignore_patterns("talk", "*.html"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"].update(model)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+class TestCompare:
+    def test_page(self, trained: Path, report: Path, tmp_path: Path) -> None:
+        other = with_setting(trained, tmp_path / "run2", dropout_rate=0.123)
+        written = compare_runs([trained, other], tmp_path / "both.html")
+        page = Page(written.path)
+        assert page.faults == []
+        assert len(page.ids) == len(set(page.ids))
+        assert all(r.startswith(("#", "data:image/png")) for r in page.references)
+        assert "model.dropout_rate" in page.text
+        assert "0.123" in page.text
+        assert "model.gen_dim" not in page.text, "settings that agree are left out"
+        assert "do not compare" not in page.text
+        assert page.text.count("Validation trials: what was recorded") >= 2
+        if CHROMIUM is not None:
+            seen = in_browser(written.path, tmp_path)
+            assert (seen["errors"], seen["broken"], seen["wide"]) == ("[]", "0", "0")
+
+    def test_other_trials_are_told(self, tmp_path: Path) -> None:
+        one = write_run(tmp_path / "one", arrays())
+        two = write_run(tmp_path / "two", arrays(), arrays(seed=1))
+        wanted = Wanted(quick=True)
+        page = Page(compare_runs([one, two], tmp_path / "both.html", wanted).path)
+        assert "not scored on the same trials (one: 30 trials of day0; two:" in page.text
+
+    def test_settings_by_hand(self, tmp_path: Path) -> None:
+        records = [read_run(write_run(tmp_path / n, arrays()), Wanted(quick=True)) for n in "ab"]
+        records[0].config = {"x": 1, "list": [{"_target_": "A"}], "same": {"y": 2}}
+        records[1].config = {"x": 1.5, "list": [{"_target_": "B"}, {}], "same": {"y": 2}}
+        found = dict(differing_settings(["a", "b"], records))
+        assert found == {
+            "x": ["1", "1.5"],
+            "list.0._target_": ["A", "B"],
+            "list.1": ["\u2013", "{}"],
+        }
+
+    def test_names_tell_runs_apart(self) -> None:
+        paths = [Path("/r/one/best"), Path("/r/two/best")]
+        assert distinct_names(paths) == ["one/best", "two/best"]
+        assert distinct_names([Path("/r/one"), Path("/r/two")]) == ["one", "two"]
+
+    def test_mistakes(self, trained: Path) -> None:
+        with pytest.raises(UserError, match="two runs or more"):
+            compare_runs([trained])
+        with pytest.raises(UserError, match="named twice"):
+            compare_runs([trained, trained])
+
+
+class TestCommands:
+    def test_report(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = write_run(tmp_path / "run", arrays())
+        target = tmp_path / "page.html"
+        assert cli.main(["report", str(run), "--quick", "--output", str(target)]) == 0
+        out = capsys.readouterr().out
+        assert f"written: {target}" in out
+        assert not (run / "scores.json").exists(), "scores without baselines are not kept"
+        assert cli.main(["report", str(tmp_path)]) == 2
+        assert "holds no run" in capsys.readouterr().err
+
+    def test_compare(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        runs = [str(write_run(tmp_path / name, arrays())) for name in ("one", "two")]
+        target = tmp_path / "both.html"
+        assert cli.main(["compare", *runs, "--quick", "--output", str(target)]) == 0
+        assert "one" in Page(target).text
+        assert cli.main(["compare", runs[0]]) == 2
+        assert "two runs or more" in capsys.readouterr().err
