@@ -124,7 +124,7 @@ def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> FloatArray:
     """R2 of a linear map for each target; 0 where it does not vary."""
     n_targets = len(fit.bias)
     residual = np.concatenate([fit.bias[None], fit.weight, -np.eye(n_targets)])
-    error = np.einsum("ik,ij,jk->k", residual, gram, residual, optimize=True)
+    error = (residual * (gram @ residual)).sum(axis=0)
     power = gram.diagonal()[-n_targets:]
     spread = power - gram[0, -n_targets:] ** 2 / gram[0, 0]
     varies = spread > 1e-12 * power

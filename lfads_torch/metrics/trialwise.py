@@ -61,14 +61,31 @@ def resampled_trials(n_trials: int, n_draws: int, seed: int | Sequence[int] = 0)
     return rng.multinomial(n_trials, even, size=n_draws).astype(np.float64)
 
 
-def interval(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws; NaN where no draw is finite."""
-    values = np.asarray(draws, dtype=np.float64)
-    values = values[np.isfinite(values)]
-    if not values.size:
+def interval(value: float, draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap draws, moved so that their median is the value.
+
+    Drawing trials anew doubles the noise in averages over few trials, such as PSTHs: all draws then
+    score lower than the trials themselves, which says nothing of how sure the score is.
+
+    Parameters
+    ----------
+    value : float
+        The score of the trials as they are.
+    draws : array, shape (draws,)
+        Scores of drawn trials; those that are not finite are left out.
+    level : float
+
+    Returns
+    -------
+    low, high : float
+        NaN where the value, or every draw, is not finite.
+    """
+    scores = np.asarray(draws, dtype=np.float64)
+    scores = scores[np.isfinite(scores)]
+    if not scores.size or not math.isfinite(value):
         return math.nan, math.nan
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    low, middle, high = np.quantile(scores, [(1 - level) / 2, 0.5, (1 + level) / 2])
+    return float(value + low - middle), float(value + high - middle)
 
 
 def score_value(score: TrialScore, n_trials: int) -> float:

@@ -7,10 +7,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import UserError
 
@@ -93,14 +93,34 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     UserError
         If the disk is full or the folder may not be written to.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file to be written that takes its place when it is whole.
+
+    Parameters
+    ----------
+    path : Path
+        Its place.
+    flush : bool, default=True
+        Whether to wait until it is on the disk. A kill needs no such wait, a power cut does.
+
+    Raises
+    ------
+    UserError
+        If the disk is full or the folder may not be written to.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            yield file
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -27,7 +27,15 @@ from ..running.folder import (
 )
 from ..running.parts import pick_device
 from .finish import finish_search, now
-from .folder import BEST_CHECKPOINT, STATE, Best, all_diverged, load_state, member_path, save
+from .folder import (
+    BEST_CHECKPOINT,
+    Best,
+    all_diverged,
+    load_state,
+    member_path,
+    save,
+    save_state,
+)
 from .history import History
 from .members import Members, build_members, check_search, max_epochs_of
 from .methods import Verdict
@@ -36,6 +44,7 @@ from .progress import LiveTable, Row
 from .settings import SearchSettings
 
 BACKENDS = ("local", "ray")
+FLUSH_EVERY_S = 30.0
 
 
 def run_search(
@@ -127,6 +136,7 @@ class _Search:
         self.max_epochs = max_epochs_of(config)
         self.best = Best()
         self.ended = ""
+        self._flushed = -math.inf
         #: Last scores of members that finished before the search did.
         self.finished: dict[int, float] = {}
 
@@ -217,7 +227,7 @@ class _Search:
         if not alive.any() and not self.finished:
             raise all_diverged(self.folder, len(self.numbers), epoch, self.best)
         self._keep_best(epoch)
-        save(self.folder / STATE, self._state())
+        self._save_state()
         self.table.add_time(time.monotonic() - began, len(self.numbers))
 
     def _keep_best(self, epoch: int) -> None:
@@ -273,6 +283,15 @@ class _Search:
         self.table.show(row, final=method.ends(epoch) or is_last)
 
     # ---- state -----------------------------------------------------------------------------------
+
+    def _save_state(self) -> None:
+        # A kill needs no flush; a power cut may take half a minute. Flushing a large population can
+        # take longer than an epoch on a GPU.
+        now_ = time.monotonic()
+        is_due = now_ - self._flushed > FLUSH_EVERY_S
+        save_state(self.folder, self._state(), flush=is_due)
+        if is_due:
+            self._flushed = now_
 
     def _state(self) -> dict[str, Any]:
         return {

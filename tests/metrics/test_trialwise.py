@@ -189,9 +189,10 @@ class TestBootstrap:
             resampled_trials(0, 5)
 
     def test_interval(self):
-        assert interval(np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
-        assert interval([1.0, np.nan, 3.0], 0.5) == (1.5, 2.5)
-        assert all(math.isnan(x) for x in interval([np.nan]))
+        assert interval(50.0, np.arange(101.0), 0.9) == pytest.approx((5.0, 95.0))
+        assert interval(7.0, [1.0, np.nan, 3.0], 0.5) == (6.5, 7.5), "about the value"
+        assert all(math.isnan(x) for x in interval(1.0, [np.nan]))
+        assert all(math.isnan(x) for x in interval(math.nan, [1.0, 2.0]))
 
     def test_it_holds_what_it_promises(self):
         """Of a mean: the interval's width is that of theory, 2 * 1.96 standard errors."""
@@ -199,9 +200,10 @@ class TestBootstrap:
         targets = rng.normal(size=(200, 20, 1))
         preds = targets + rng.normal(size=targets.shape) * 0.5
         score = ErrorScore.of(preds, targets)
-        low, high = interval(ratio(*score.parts(resampled_trials(200, 2000))))
+        value = score_value(score, 200)
+        low, high = interval(value, ratio(*score.parts(resampled_trials(200, 2000))))
         # Var of the ratio error/spread of 4000 independent samples, to first order.
         e, s = ((preds - targets) ** 2).ravel(), (targets**2).ravel()
         deviation = (e - e.mean() / s.mean() * s) / s.mean()
         assert high - low == pytest.approx(2 * 1.96 * deviation.std() / math.sqrt(4000), rel=0.15)
-        assert low < score_value(score, 200) < high
+        assert low < value < high

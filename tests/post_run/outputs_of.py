@@ -20,6 +20,7 @@ def arrays(seed: int = 0, noise: float = 0.3, splits: tuple[str, ...] = ("train"
     rng = np.random.default_rng(seed)
     courses = gaussian_smooth(rng.normal(size=(N_CONDITIONS, ALL[0], 2)), 2.0) * 2
     loading = rng.normal(size=(2, ALL[1]))
+    mapping = rng.normal(size=(2, 2))
     total = sum(N_TRIALS[split] for split in splits)
     order = np.split(rng.permutation(total), np.cumsum([N_TRIALS[s] for s in splits])[:-1])
     found: dict[str, Any] = {}
@@ -40,7 +41,7 @@ def arrays(seed: int = 0, noise: float = 0.3, splits: tuple[str, ...] = ("train"
             f"{split}_co_means": np.zeros((n, ALL[0], 0), np.float32),
             f"{split}_truth": rates.astype(np.float32),
             f"{split}_latents": latents.astype(np.float32),
-            f"{split}_behavior": latents[:, : READ[0]] @ rng.normal(size=(2, 2)),
+            f"{split}_behavior": latents[:, : READ[0]] @ mapping,
             f"{split}_cond_idx": condition,
             f"{split}_inds": np.sort(inds),
         }

@@ -169,7 +169,7 @@ class TestMissing:
         (run / "status.json").write_text('{"stage": "training", "stopped": "the loss is NaN"}')
         report = report_run(run)
         page = Page(report.path)
-        assert [f.title for f in report.findings][0] == "Training stopped"
+        assert report.findings[0].title == "Training stopped"
         assert "There are no outputs to look at" in page.text
         assert "KL" in page.text
 

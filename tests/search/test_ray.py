@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ import pytest
 from lfads_torch import load_model
 from lfads_torch.data.schema import write_session
 from lfads_torch.data.synthetic import lorenz
-from lfads_torch.extensions.tune import read_pbt_fitlog
+from lfads_torch.extensions.tune import HyperParam, read_pbt_fitlog
 from lfads_torch.running.folder import read_status
 from lfads_torch.search.runner import run_search
 from lfads_torch.search.tables import read_exchanges, read_population
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lfads-torch[tune]'")
-scheduler = pytest.importorskip("lfads_torch.search.ray.scheduler")
+
+from lfads_torch.extensions.tune import BinaryTournamentPBT, ImprovementRatioStopper  # noqa: E402
+from lfads_torch.search.ray import scheduler  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::lfads_torch.data.schema.DataWarning", "ignore::UserWarning", "ignore::FutureWarning"
@@ -71,10 +75,6 @@ def search(data: str, folder: Path, overrides: Mapping[str, Any], **more: Any) -
     overrides = {"datamodule.datafile_pattern": data, **overrides}
     kind = "search" if more.get("method", "pbt") != "pbt" else "pbt"
     return run_search(overrides, f"../configs/{kind}.yaml", run_dir=folder, **more)
-
-
-def local(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(overrides)
 
 
 def by_epoch(folder: Path) -> dict[str, np.ndarray]:
@@ -130,7 +130,7 @@ def test_pbt_survives_a_killed_worker_and_is_the_search_of_one_process(
     assert load_model(tmp_path / "ray").hparams.gen_dim == 4
     assert len(read_pbt_fitlog(tmp_path / "ray")) == 4 * 8
 
-    search(data, tmp_path / "one", local(PBT))
+    search(data, tmp_path / "one", PBT)
     assert_same_search(tmp_path / "one", tmp_path / "ray")
 
 
@@ -155,3 +155,71 @@ def test_a_random_search_that_was_stopped_goes_on_where_it_was(
     run_search(run_dir=tmp_path / "ray", resume=True)
     search(data, tmp_path / "one", overrides, method="random")
     assert_same_search(tmp_path / "one", tmp_path / "ray")
+
+
+# ---- Tune scripts of one's own -------------------------------------------------------------------
+
+
+def decay(config: dict[str, Any]) -> None:
+    """Shrink a loss by a factor in each epoch, for ever; it is the checkpoint, too."""
+    from ray import tune
+
+    loss, checkpoint = 1.0, tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder, open(f"{folder}/loss") as file:
+            loss = float(file.read())
+    while True:
+        loss *= 1 - config["model.lr_init"]
+        with tempfile.TemporaryDirectory() as folder:
+            with open(f"{folder}/loss", "w") as file:
+                file.write(repr(loss))
+            tune.report(
+                {"valid/recon_smth": loss}, checkpoint=tune.Checkpoint.from_directory(folder)
+            )
+
+
+@pytest.mark.usefixtures("_ray")
+def test_the_scheduler_copies_winners_and_moves_hyper_parameters(tmp_path: Path) -> None:
+    from ray import cloudpickle, tune
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers need not import torch
+    schedule = {"perturbation_interval": 2, "burn_in_period": 3}
+    space = {"model.lr_init": HyperParam(1e-3, 1e-1, explore_wt=0.5)}
+    tuner = tune.Tuner(
+        tune.with_resources(decay, {"cpu": 0.5}),
+        param_space={"other": 1},
+        tune_config=tune.TuneConfig(
+            num_samples=3,
+            scheduler=BinaryTournamentPBT(**schedule, hyperparam_mutations=space),
+        ),
+        run_config=tune.RunConfig(
+            name="scripts",
+            storage_path=str(tmp_path),
+            stop=ImprovementRatioStopper(3, 2, 3, patience=1, min_improvement_ratio=0.5),
+            verbose=0,
+        ),
+    )
+    try:
+        results = tuner.fit()
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert not results.errors
+    folder = tmp_path / "scripts"
+    table, exchanges = read_population(folder), read_exchanges(folder)
+    assert table["epoch"].max() == 4  # generations end after 3 and 5 epochs
+    loss = {
+        (int(e), int(k)): (float(v), float(lr), int(p))
+        for e, k, v, lr, p in zip(
+            *(table[n] for n in ("epoch", "member", "valid/recon_smth", "hp/lr_init", "parent")),
+            strict=True,
+        )
+    }
+    assert len(loss) == 3 * 5
+    assert len(exchanges["member"]) == 1 and exchanges["epoch"].tolist() == [3]
+    assert exchanges["score"] > exchanges["parent_score"]
+    for (epoch, member), (value, lr, parent) in loss.items():
+        before = loss[epoch - 1, parent][0] if epoch else 1.0
+        assert value == pytest.approx(before * (1 - lr), rel=1e-9), (epoch, member)
+    copied = int(exchanges["member"][0])
+    assert loss[3, copied][2] == exchanges["parent"][0]
+    assert 0.001 <= abs(np.log(exchanges["new/lr_init"] / loss[2, loss[3, copied][2]][1])) < 0.41

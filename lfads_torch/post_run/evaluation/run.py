@@ -13,12 +13,8 @@ from ...data.schema import SPLITS
 from ...errors import UserError, did_you_mean
 from ...metrics.trialwise import TrialScore, interval, ratio, resampled_trials
 from ..outputs import RunOutputs, load_outputs
-from .predictions import (
-    Prediction,
-    baseline_predictions,
-    model_predictions,
-    true_rates,
-)
+from .baselines import baseline_predictions
+from .predictions import Prediction, model_predictions, true_rates
 from .recording import Keys, Recording, read_recording
 from .report import Estimate, Evaluation, Scores, SessionScores
 from .scoring import PSTH_SMOOTHING_MS, benchmark_scores, trial_scores
@@ -174,8 +170,8 @@ def _notes(recording: Recording, split: str, baselines: bool) -> list[str]:
         notes.append("these are training trials: the scores say nothing of trials never seen")
     if baselines and recording.counts:
         notes.append(
-            "bits/spike of channels that were read: LFADS and factor analysis have seen the bins "
-            "that they are scored on, smoothed spikes and PSTH have not; co-bps is free of this"
+            "bits/spike of channels that were read: LFADS has seen the bins that it is scored on, "
+            "which flatters it; the baselines have not. co-bps is free of this"
         )
     if recording.condition_names and recording.psth is None:
         bin_ms = recording.session.bin_ms
@@ -209,7 +205,7 @@ def pool(sessions: Sequence[dict[str, dict[str, Parts]]]) -> dict[str, dict[str,
 
 def estimate(values: FloatArray, level: float) -> Estimate:
     """A score and its interval: the first value, and those of the draws."""
-    return Estimate(float(values[0]), *interval(values[1:], level))
+    return Estimate(float(values[0]), *interval(float(values[0]), values[1:], level))
 
 
 def _differences(together: dict[str, dict[str, Parts]], level: float) -> Scores:

@@ -148,11 +148,6 @@ class Chunk:
         self._ended = bool(plan.ended)
         place = {int(number): k for k, number in enumerate(self.numbers)}
         own = {place[number]: parent for number, parent in plan.parents.items() if number in place}
-        parents = np.arange(len(self.numbers))
-        for k, parent in own.items():
-            parents[k] = place.get(parent, k)
-        if own:
-            self.population.exchange(parents)
         elsewhere = {k: parent for k, parent in own.items() if parent not in place}
         for source in sorted({plan.sources[parent] for parent in elsewhere.values()}):
             with open_folder(source) as folder:
@@ -160,6 +155,11 @@ class Chunk:
             for k, parent in elsewhere.items():
                 if plan.sources[parent] == source:
                     self.population.adopt(k, state["population"], state["held"].index(parent))
+        parents = np.arange(len(self.numbers))
+        for k, parent in own.items():
+            parents[k] = place.get(parent, k)
+        if len(elsewhere) < len(own):
+            self.population.exchange(parents)
         if own:
             values = self.population.values
             for name, column in plan.values.items():
