@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from ...data.smoothing import gaussian_smooth
 from ...metrics.regression import ridge_by_trials
 from .. import plots
-from ..evaluation.fitting import WIDTHS, scale_of
 from ..evaluation.recording import SCORED, TRAIN, Recording
 from ..evaluation.scoring import ALPHAS
 from .pictures import Picture
 from .record import RunRecord
+
+_WIDTH = re.compile(r"width ([\d.]+) bins$")
 
 
 def behavior_pictures(record: RunRecord, recording: Recording) -> Iterator[Picture]:
@@ -46,22 +48,27 @@ def behavior_pictures(record: RunRecord, recording: Recording) -> Iterator[Pictu
 def _decode(recording: Recording, train: NDArray[Any], scored: NDArray[Any]) -> NDArray[np.float64]:
     target = recording.behavior[TRAIN].astype(np.float64)
     n_bins = min(recording.n_bins, target.shape[1])
-    scale = scale_of(train[:, :n_bins])
-    fit = ridge_by_trials(train[:, :n_bins] / scale, target[:, :n_bins], ALPHAS).fit
-    return fit(scored[:, :n_bins] / scale)
+    fit = ridge_by_trials(train[:, :n_bins], target[:, :n_bins], ALPHAS, scaled=True).fit
+    return fit(scored[:, :n_bins])
 
 
 def _from_smoothed(record: RunRecord, recording: Recording) -> NDArray[np.float64] | None:
     """Behaviour decoded from spikes, smoothed as `lfads evaluate` chose; None without scores."""
     choices = record.session_scores(recording).get("choices", {}).get("smoothing", {})
-    candidates = choices.get("behavior_candidate")
-    if not candidates or any("encod_data" not in part for part in recording.trials.values()):
+    [sources, *_] = choices.get("behavior_from") or [[]]
+    widths = [_WIDTH.match(str(source)) for source in sources]
+    if not widths or any("encod_data" not in part for part in recording.trials.values()):
         return None
-    width = [width for width in WIDTHS if width <= recording.n_bins][candidates[0]]
-    return _decode(
-        recording,
-        *(gaussian_smooth(recording.trials[k]["encod_data"], width) for k in (TRAIN, SCORED)),
-    )
+    columns = []
+    for column, width in enumerate(widths):
+        if width is None:
+            return None
+        smooth = (
+            gaussian_smooth(recording.trials[kind]["encod_data"], float(width[1]))
+            for kind in (TRAIN, SCORED)
+        )
+        columns.append(_decode(recording, *smooth)[..., column])
+    return np.stack(columns, axis=-1)
 
 
 def _column_names(recording: Recording) -> list[str] | None:
