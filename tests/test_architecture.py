@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search.folder": {"checkpoint", "running"},
     "search.progress": {"callbacks"},
     "search.finish": RUN | {"run_model"},
+    "search.local": RUN | {"run_model"},
     "search.runner": RUN | {"run_model"},
     "running": RUN,
     "running.folder": set(),

@@ -268,6 +268,7 @@ def with_setting(trained: Path, folder: Path, **model: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 class TestCompare:
     def test_page(self, trained: Path, report: Path, tmp_path: Path) -> None:
         other = with_setting(trained, tmp_path / "run2", dropout_rate=0.123)

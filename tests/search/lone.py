@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -55,6 +55,42 @@ def train_alone(
     return model, epochs.logged
 
 
+class Lone(NamedTuple):
+    """Models trained alone: each as it ended, and what it logged in every epoch."""
+
+    models: list[LFADS]
+    logged: list[list[dict[str, float]]]
+
+
+def seeds_of(models: Sequence[LFADS]) -> list[int]:
+    """Run seeds of the members that these models become."""
+    return [11 + 3 * k for k in range(len(models))]
+
+
+def train_all_alone(folder: Path, models: Sequence[LFADS], data: Any, n_epochs: int) -> Lone:
+    """Train each model alone."""
+    seeds = seeds_of(models)
+    found = [
+        train_alone(folder, m, data, seed, n_epochs) for m, seed in zip(models, seeds, strict=True)
+    ]
+    return Lone([model for model, _ in found], [logged for _, logged in found])
+
+
+def assert_same(
+    population: Population, metrics: Sequence[Any], lone: Lone, k: int, at: int
+) -> None:
+    """Hold member k, and what it logged, against the model `at` that trained alone."""
+    for epoch, numbers in enumerate(lone.logged[at]):
+        expected = {n: v for n, v in numbers.items() if n.startswith(("train/", "valid/"))}
+        assert set(metrics[epoch]) == set(expected)
+        for name, value in expected.items():
+            message = f"{name}, epoch {epoch}"
+            np.testing.assert_allclose(metrics[epoch][name][k], value, **TOLERANCE, err_msg=message)
+    own = dict(population.member(k).named_parameters())
+    for name, parameter in lone.models[at].named_parameters():
+        torch.testing.assert_close(own[name], parameter, **TOLERANCE, msg=name)
+
+
 def assert_as_alone(
     folder: Path,
     models: Sequence[LFADS],
@@ -65,21 +101,12 @@ def assert_as_alone(
     stacked: str = "all",
     **options: Any,
 ) -> Population:
-    """Train models as a population and alone, and compare what is logged and the weights."""
-    seeds = [11 + 3 * k for k in range(len(models))]
+    """Train models as a population and (some) alone, and compare what is logged and the weights."""
+    seeds = seeds_of(models)
     population = Population(models, data, seeds, gradient_clip_val=CLIP, **options)
-    found = [population.train_epoch() for _ in range(n_epochs)]
+    metrics = [population.train_epoch() for _ in range(n_epochs)]
     assert population.stacked == stacked
     for k in range(len(models)) if members is None else members:
-        model, logged = train_alone(folder, models[k], data, seeds[k], n_epochs)
-        for epoch, numbers in enumerate(logged):
-            expected = {n: v for n, v in numbers.items() if n.startswith(("train/", "valid/"))}
-            assert set(found[epoch]) == set(expected)
-            for name, value in expected.items():
-                np.testing.assert_allclose(
-                    found[epoch][name][k], value, **TOLERANCE, err_msg=f"{name}, epoch {epoch}"
-                )
-        own = dict(population.member(k).named_parameters())
-        for name, parameter in model.named_parameters():
-            torch.testing.assert_close(own[name], parameter, **TOLERANCE, msg=name)
+        lone = Lone(*([x] for x in train_alone(folder, models[k], data, seeds[k], n_epochs)))
+        assert_same(population, metrics, lone, k, 0)
     return population

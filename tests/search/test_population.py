@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -29,7 +29,15 @@ from lfads_torch.modules.augmentations import (
 from lfads_torch.run_model import run_model
 from lfads_torch.running.folder import LAST
 from lfads_torch.search.population import Population, capacity, steps
-from tests.search.lone import CLIP, TOLERANCE, assert_as_alone
+from tests.search.lone import (
+    CLIP,
+    TOLERANCE,
+    Lone,
+    assert_as_alone,
+    assert_same,
+    seeds_of,
+    train_all_alone,
+)
 from tests.small import DIMS, arrays, datamodule, lfads, write
 
 pytestmark = [
@@ -102,22 +110,41 @@ def different_members(data: Any) -> list[LFADS]:
 # ---- as alone ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", [None, 2, 5])
-def test_members_equal_models_trained_alone(tmp_path: Path, data: Any, chunk: int | None) -> None:
-    """Each with its own hyper-parameters, whichever way they are cut into chunks."""
-    found = assert_as_alone(tmp_path, different_members(data), data, 4, chunk=chunk)
-    assert found.alive.all()
+class Different(NamedTuple):
+    """Models with hyper-parameters of their own, and what becomes of them alone."""
+
+    data: Any
+    models: list[LFADS]
+    lone: Lone
 
 
-def test_members_in_threads_equal_models_trained_alone(tmp_path: Path, data: Any) -> None:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+@pytest.fixture(scope="module")
+def different(tmp_path_factory: pytest.TempPathFactory) -> Different:
+    folder = tmp_path_factory.mktemp("different")
+    data = datamodule(write(folder, arrays(20, 7)), batch_size=8)
+    models = different_members(data)
+    return Different(data, models, train_all_alone(folder, models, data, 4))
+
+
+@pytest.mark.parametrize(("chunk", "n_threads"), [(None, 1), (2, 1), (5, 1), (None, 2)])
+def test_members_equal_models_trained_alone(
+    different: Different, chunk: int | None, n_threads: int
+) -> None:
+    """Each with its own hyper-parameters, whichever way they are cut into chunks and threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
     try:
-        found = assert_as_alone(tmp_path, different_members(data), data)
-        assert found.chunk == 3
-        assert torch.get_num_threads() == 2
+        data, models, lone = different
+        found = Population(models, data, seeds_of(models), gradient_clip_val=CLIP, chunk=chunk)
+        metrics = [found.train_epoch() for _ in range(4)]
+        assert torch.get_num_threads() == n_threads
     finally:
-        torch.set_num_threads(n_threads)
+        torch.set_num_threads(before)
+    assert found.chunk == chunk or (5 if n_threads == 1 else 3)
+    assert found.stacked == "all"
+    assert found.alive.all()
+    for k in range(5):
+        assert_same(found, metrics, lone, k, k)
 
 
 def test_members_equal_runs_of_run_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +276,7 @@ def test_every_part_of_the_package_is_stacked(tmp_path: Path, name: str) -> None
     data = datamodule(write(tmp_path, session), batch_size=6, **options.pop("_data", {}))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*one after another")
-        assert_as_alone(tmp_path, members(data, 2, **options), data, members=[1])
+        assert_as_alone(tmp_path, members(data, 2, **options), data, 1, members=[1])
 
 
 def test_jitter_runs_member_by_member_and_the_rest_is_stacked(tmp_path: Path, data: Any) -> None:
@@ -366,7 +393,7 @@ def test_ones_own_parts_are_stacked_without_being_told(
 ) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*one after another")
-        assert_as_alone(tmp_path, members(data, 2, **part), data)
+        assert_as_alone(tmp_path, members(data, 2, **part), data, members=[1])
 
 
 def test_a_part_that_cannot_be_mapped_trains_member_by_member(tmp_path: Path, data: Any) -> None:

@@ -134,6 +134,7 @@ def test_pbt_survives_a_killed_worker_and_is_the_search_of_one_process(
     assert_same_search(tmp_path / "one", tmp_path / "ray")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ray")
 def test_a_random_search_that_was_stopped_goes_on_where_it_was(
     data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -24,7 +24,7 @@ from lfads_torch.run_model import RunResult, run_model
 from lfads_torch.running.compose import compose_config
 from lfads_torch.running.folder import find_checkpoint, read_status
 from lfads_torch.running.sampling import sample_run
-from lfads_torch.search import finish, members, runner
+from lfads_torch.search import finish, local, members, runner
 from lfads_torch.search.folder import STATE
 from lfads_torch.search.runner import run_search
 from lfads_torch.search.tables import read_exchanges, read_population
@@ -70,7 +70,7 @@ def compose_once(path: Any, overrides: Any, *args: Any, **kwargs: Any) -> dict[s
 
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(runner, "Population", FakePopulation)
+    monkeypatch.setattr(local, "Population", FakePopulation)
     monkeypatch.setattr(runner, "compose_config", compose_once)
     monkeypatch.setattr(finish, "draw_search", lambda *_: [])
     if "sampled" not in request.fixturenames:
@@ -216,8 +216,8 @@ def test_an_epoch_limit_before_the_first_generation_is_told(data: Path, tmp_path
     ("kind", "owner", "name"),
     [
         *(("pbt", FakePopulation, name) for name in ("train_epoch", "exchange")),
-        *(("pbt", runner.History, name) for name in ("append", "exchange")),
-        *(("pbt", runner, name) for name in ("save", "finish_search")),
+        *(("pbt", local.History, name) for name in ("append", "exchange")),
+        *(("pbt", local, name) for name in ("save", "finish_search")),
         *(("random", FakePopulation, name) for name in ("train_epoch", "keep")),
         *(("halving", FakePopulation, name) for name in ("train_epoch", "keep")),
     ],
@@ -438,6 +438,9 @@ def test_a_folder_with_a_search_is_not_overwritten_unasked(data: Path, tmp_path:
     with pytest.raises(UserError, match=r"finished run.*lfads pbt --resume"):
         search(data, folder)
     (folder / "mine.txt").write_text("keep")
+    with pytest.raises(UserError, match="never logged"):
+        search(data, folder, {**PBT, "search.metric": "nothing"}, overwrite=True)
+    assert read_status(folder)["stage"] == "complete"
     search(data, folder, {**PBT, "search.num_workers": 2}, overwrite=True)
     assert len(read_population(folder)["epoch"]) == 2 * 11
     assert len(list((folder / "members").iterdir())) == 2

@@ -26,13 +26,15 @@ def behavior_pictures(record: RunRecord, recording: Recording) -> Iterator[Pictu
     behavior = recording.behavior
     if not behavior or behavior[SCORED].ndim != 3 or len(recording.sets[SCORED]) != 1:
         return
+    rates = [recording.trials[kind]["output_params"] for kind in (TRAIN, SCORED)]
+    if not all(np.isfinite(array).any() for array in (*rates, behavior[TRAIN], behavior[SCORED])):
+        return  # that rates are not finite is a finding of its own
     names = _column_names(recording)
 
     def draw() -> Figure:
-        own = (recording.trials[kind]["output_params"] for kind in (TRAIN, SCORED))
         return plots.decoded_behavior(
             behavior[SCORED],
-            _decode(recording, *own),
+            _decode(recording, *rates),
             _from_smoothed(record, recording),
             names=names,
             bin_ms=recording.session.bin_ms,
