@@ -35,8 +35,7 @@ def clipped_gru(
     two_way: bool = False,
 ) -> GRUStates:
     """See `lfads_torch.kernels.Kernels.clipped_gru`; loops in torch."""
-    keep = torch.is_grad_enabled()
-    return GRUStates(*_ClippedGRU.apply(x_proj, h0, w_hh, clip, two_way, keep, False)[:2])
+    return _gru(x_proj, h0, w_hh, clip, two_way, native_wanted=False)
 
 
 def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
@@ -49,14 +48,21 @@ def native_clipped_gru(
     x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool = False
 ) -> GRUStates:
     """See `lfads_torch.kernels.Kernels.clipped_gru`; loops in C where they can be."""
-    keep = torch.is_grad_enabled()
-    return GRUStates(*_ClippedGRU.apply(x_proj, h0, w_hh, clip, two_way, keep, True)[:2])
+    return _gru(x_proj, h0, w_hh, clip, two_way, native_wanted=True)
 
 
 def native_decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
     """See `lfads_torch.kernels.Kernels.decoder`; loops in C where they can be."""
     results = _Decoder.apply(*inputs, clip, torch.is_grad_enabled(), True)
     return DecoderStates(*results[:_N_STATES])
+
+
+def _gru(
+    x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool, *, native_wanted: bool
+) -> GRUStates:
+    # vmap folds its axis into the leading one, here without touching the axis of nets.
+    arguments = x_proj.unsqueeze(0), h0, w_hh, clip, two_way
+    return GRUStates(*_ClippedGRU.apply(*arguments, torch.is_grad_enabled(), native_wanted)[:2])
 
 
 def _loops_for(like: Tensor, native_wanted: bool) -> ModuleType:
@@ -107,11 +113,11 @@ class _ClippedGRU(_FoldedFunction):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, _, w_hh, clip, two_way, _, native_wanted = inputs
+        x_proj, _, w_hh, clip, two_way, _, native_wanted = inputs
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(w_hh, *output[2:])
-        ctx.options = clip, two_way, native_wanted
+        ctx.options = clip, two_way, x_proj.shape[0], native_wanted
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -120,11 +126,17 @@ class _ClippedGRU(_FoldedFunction):
 
 
 class _ClippedGRUBackward(_BackwardFunction):
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, *args: Any) -> Any:
+        *others, n_models, native_wanted = args
+        return super().vmap(info, in_dims, *others, n_models * info.batch_size, native_wanted)
+
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        grad_states, grad_last, w_hh, *saved, clip, two_way, native_wanted = args
+        grad_states, grad_last, w_hh, *saved, clip, two_way, n_models, native_wanted = args
         run = _loops_for(w_hh, native_wanted).gru_backward
-        return tuple(run(GRUStates(grad_states, grad_last), w_hh, clip, two_way, tuple(saved)))
+        grad = GRUStates(grad_states, grad_last)
+        return tuple(run(grad, w_hh, clip, two_way, n_models, tuple(saved)))
 
 
 class _Decoder(_FoldedFunction):

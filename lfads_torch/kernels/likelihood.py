@@ -139,7 +139,12 @@ class _SpikeSums(Function):
                 n = torch.full_like(spikes, counts[..., 0].numel())
                 return torch.stack([n, spikes, nll])
         observed = ~torch.isnan(counts)
-        counts = torch.nan_to_num(counts)
+        counts = torch.where(observed, counts, 0.0)
+        if native.fits(log_rates) and native.fits(counts) and counts.ndim == 3:
+            # A rate of exp(-80) per bin counts for nothing.
+            spikes, nll = native.spike_sums(log_rates.masked_fill(~observed, -80.0), counts)
+            if nll.isfinite().all():
+                return torch.stack([channel_sum(observed.to(counts.dtype)), spikes, nll])
         # A log rate of -inf is legal where there is no spike; clamped, 0 * -inf is no NaN.
         log_rates = log_rates.clamp(min=torch.finfo(log_rates.dtype).min)
         terms = torch.where(observed, log_rates.exp() - counts * log_rates, 0.0)

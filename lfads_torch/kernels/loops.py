@@ -17,7 +17,7 @@ from .signatures import DecoderInputs, DecoderStates, GRUStates
 
 
 class GRUGradients(NamedTuple):
-    """Gradients of a clipped GRU's arguments: x (K, T, B, 3H), h0 (K, B, H), w_hh (K, 3H, H)."""
+    """Gradients of a clipped GRU: x (M, K / M, T, B, 3H), h0 (K, B, H), w_hh (K, 3H, H)."""
 
     x: Tensor
     h0: Tensor
@@ -84,15 +84,15 @@ def recurrent_gradient(grad_x: Tensor, before: Tensor, reset: Tensor) -> Tensor:
     )
 
 
-def gate_buffers(x_proj: Tensor, n_bins: int, n_trials: int, keep: bool) -> tuple[Tensor, Tensor]:
-    """Room for gates (K, T, B, 2H) and candidates (K, T, B, H) of input products (K, ., ., 3H).
+def gate_buffers(h0: Tensor, n_bins: int, keep: bool) -> tuple[Tensor, Tensor]:
+    """Room for gates (K, T, B, 2H) and candidates (K, T, B, H) of nets with h0 (K, B, H).
 
     Without `keep`, for lack of a backward pass, all bins share one bin's.
     """
-    n_nets, n_units = x_proj.shape[0], x_proj.shape[-1] // 3
+    n_nets, n_trials, n_units = h0.shape
     kept = n_bins if keep else 1
-    gates = x_proj.new_empty(n_nets, kept, n_trials, 2 * n_units)
-    cand = x_proj.new_empty(n_nets, kept, n_trials, n_units)
+    gates = h0.new_empty(n_nets, kept, n_trials, 2 * n_units)
+    cand = h0.new_empty(n_nets, kept, n_trials, n_units)
     return gates.expand(-1, n_bins, -1, -1), cand.expand(-1, n_bins, -1, -1)
 
 
@@ -153,10 +153,21 @@ class _Cell:
 def gru_forward(
     x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool, keep: bool
 ) -> tuple[GRUStates, tuple[Tensor, ...]]:
-    """Run, as `lfads_torch.kernels.Kernels.clipped_gru` says; `keep` for a backward pass."""
-    n_bins, n_trials = x_proj.shape[1:3]
+    """Run, as `lfads_torch.kernels.Kernels.clipped_gru` says.
+
+    Parameters
+    ----------
+    x_proj : Tensor, shape (M, K / M, T, B, 3H)
+        Of M models, each with as many nets, whose products are one: to fold them would copy it.
+    h0, w_hh, clip, two_way
+        Of all K nets.
+    keep : bool
+        For a backward pass.
+    """
+    x_proj = x_proj.flatten(0, 1)
+    n_bins = x_proj.shape[1]
     states = from_initial(h0, n_bins)
-    gates, cand = gate_buffers(x_proj, n_bins, n_trials, keep)
+    gates, cand = gate_buffers(h0, n_bins, keep)
     cell, x = _Cell(w_hh, clip, states, gates, cand), turn_odd(x_proj, two_way)
     for t in range(n_bins):
         cell.forward(t, x[:, t])
@@ -165,7 +176,12 @@ def gru_forward(
 
 
 def gru_backward(
-    grad: GRUStates, w_hh: Tensor, clip: float, two_way: bool, saved: tuple[Tensor, ...]
+    grad: GRUStates,
+    w_hh: Tensor,
+    clip: float,
+    two_way: bool,
+    n_models: int,
+    saved: tuple[Tensor, ...],
 ) -> GRUGradients:
     """Run backward; entries of `grad` may be None."""
     cell = _Cell(w_hh, clip, *saved)
@@ -177,7 +193,7 @@ def gru_backward(
             grad_h = grad_h.add_(outside[:, t])
         grad_h = cell.backward(t, grad_h)
     return GRUGradients(
-        turn_odd(cell.grad_x, two_way),
+        turn_odd(cell.grad_x, two_way).unflatten(0, (n_models, -1)),
         grad_h,
         recurrent_gradient(cell.grad_x, cell.before, cell.reset),
     )
@@ -190,8 +206,8 @@ def decoder_forward(
     n_nets, n_bins, n_trials = p.con_proj.shape[:3]
     n_inputs = p.w_gen_u.shape[-1]
     con_states, gen_states = from_initial(p.con_h0, n_bins), from_initial(p.gen_h0, n_bins)
-    con_gates = gate_buffers(p.con_proj, n_bins, n_trials, keep)
-    gen_gates = gate_buffers(p.gen_proj, n_bins, n_trials, keep)
+    con_gates = gate_buffers(p.con_h0, n_bins, keep)
+    gen_gates = gate_buffers(p.gen_h0, n_bins, keep)
     con = _Cell(p.w_con_hh, clip, con_states, *con_gates)
     gen = _Cell(p.w_gen_hh, clip, gen_states, *gen_gates)
     make = p.con_h0.new_empty

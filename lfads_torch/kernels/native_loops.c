@@ -158,7 +158,14 @@ typedef struct {
     const float *w;
     float *states, *gates, *cand;
     int64_t gates_s[2], cand_s[2]; /* over K, T */
+    int each;                      /* nets of a model, see `net_at` */
 } gru;
+
+/* Where net k lies in an input product or its gradient, of strides over models, a model's nets, bins
+ * and trials: a model's nets come from one product, so that nets are not evenly spaced. */
+static int64_t net_at(const gru *a, int k, const int64_t *s) {
+    return k / a->each * s[0] + k % a->each * s[1];
+}
 
 void lfads_gru_forward(const gru *a, const float *x, const int64_t *x_s) {
     const int n = a->n, T = a->T, B = a->B;
@@ -175,8 +182,8 @@ void lfads_gru_forward(const gru *a, const float *x, const int64_t *x_s) {
             const float *h = back ? s + (int64_t)B * n : s - (int64_t)B * n;
             float *gates = a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n;
             float *cand = a->cand + k * a->cand_s[0] + t * a->cand_s[1] + (int64_t)b * n;
-            cell_forward(&c, rows, x + k * x_s[0] + t * x_s[1] + b * x_s[2], x_s[2], h, 0.0f, gates,
-                         cand, rh, s);
+            cell_forward(&c, rows, x + net_at(a, k, x_s) + t * x_s[2] + b * x_s[3], x_s[3], h, 0.0f,
+                         gates, cand, rh, s);
         }
         free(rh);
     }
@@ -208,7 +215,7 @@ void lfads_gru_backward(const gru *a, const float *grad_states, const float *gra
             cell_backward(&c, rows, h, s,
                           a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n,
                           a->cand + k * a->cand_s[0] + t * a->cand_s[1] + (int64_t)b * n, gh,
-                          grad_x + k * grad_s[0] + t * grad_s[1] + b * grad_s[2], grad_s[2],
+                          grad_x + net_at(a, k, grad_s) + t * grad_s[2] + b * grad_s[3], grad_s[3],
                           rh + at);
         }
     }

@@ -34,6 +34,7 @@ class _GRU(ctypes.Structure):
         ("clip", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("w", "states", "gates", "cand")),
         *((name, ctypes.c_int64 * 2) for name in ("gates_s", "cand_s")),
+        ("each", ctypes.c_int),
     )
 
 
@@ -77,14 +78,13 @@ class _Found(_Addresses):
     _fields_ = tuple((name, ctypes.c_void_p) for name in _WRITTEN)
 
 
-def _gru(
-    w_hh: Tensor, clip: float, two_way: bool, states: Tensor, gates: Tensor, cand: Tensor
-) -> _GRU:
+def _gru(*arrays: Tensor, clip: float, two_way: bool, each: int) -> _GRU:
+    w_hh, states, gates, cand = arrays
     n_nets, n_entries, n_trials, n_units = states.shape
     return _GRU(
         *(n_nets, n_entries - 2, n_trials, n_units, two_way, clip),
         *map(address, (w_hh, states, gates, cand)),
-        *(strides(gates, 2), strides(cand, 2)),
+        *(strides(gates, 2), strides(cand, 2), each),
     )
 
 
@@ -92,16 +92,16 @@ def gru_forward(
     x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool, keep: bool
 ) -> tuple[GRUStates, tuple[Tensor, ...]]:
     """As `lfads_torch.kernels.loops.gru_forward`."""
-    n_nets, n_bins, n_trials, _ = x_proj.shape
+    each, n_bins = x_proj.shape[1:3]
     x_proj, w_hh = last_contiguous(x_proj), w_hh.mT.contiguous()
     # The entries before the first and after the last bin hold the initial states of the nets that
     # run forward and backward.
-    states = h0.new_empty(n_nets, n_bins + 2, *h0.shape[1:])
+    states = h0.new_empty(h0.shape[0], n_bins + 2, *h0.shape[1:])
     for nets, before, _ in _directions(n_bins, two_way):
         states[nets, before.start if before.start == 0 else -1] = h0[nets]
-    gates, cand = gate_buffers(x_proj, n_bins, n_trials, keep)
-    call = _gru(w_hh, clip, two_way, states, gates, cand)
-    library().lfads_gru_forward(ctypes.byref(call), address(x_proj), strides(x_proj, 3))
+    gates, cand = gate_buffers(h0, n_bins, keep)
+    call = _gru(w_hh, states, gates, cand, clip=clip, two_way=two_way, each=each)
+    library().lfads_gru_forward(ctypes.byref(call), address(x_proj), strides(x_proj, 4))
     last = torch.empty_like(h0, memory_format=torch.contiguous_format)
     for nets, _, end in _directions(n_bins, two_way):
         last[nets] = states[nets, end]
@@ -117,7 +117,12 @@ def _directions(n_bins: int, two_way: bool) -> list[tuple[slice, slice, int]]:
 
 
 def gru_backward(
-    grad: GRUStates, w_hh: Tensor, clip: float, two_way: bool, saved: tuple[Tensor, ...]
+    grad: GRUStates,
+    w_hh: Tensor,
+    clip: float,
+    two_way: bool,
+    n_models: int,
+    saved: tuple[Tensor, ...],
 ) -> GRUGradients:
     """As `lfads_torch.kernels.loops.gru_backward`."""
     states, gates, cand = saved
@@ -125,22 +130,23 @@ def gru_backward(
     n_bins = n_entries - 2
     outside = [None if x is None else x.contiguous() for x in grad]
     w_hh = w_hh.contiguous()
-    grad_x = states.new_empty(n_nets, n_bins, n_trials, 3 * n_units)
-    if two_way and n_nets == 2:
-        # Both directions of one encoder come from one input product, whose gradient this is.
-        grad_x = states.new_empty(n_bins, n_trials, n_nets, 3 * n_units).permute(2, 0, 1, 3)
+    # A model's nets come from one input product, whose gradient this is.
+    each = n_nets // n_models
+    grad_x = states.new_empty(n_models, n_bins, n_trials, each, 3 * n_units)
+    grad_x = grad_x.permute(0, 3, 1, 2, 4)
     grad_h0 = states.new_empty(n_nets, n_trials, n_units)
     reset = states.new_empty(n_nets, n_bins, n_trials, n_units)
-    call = _gru(w_hh, clip, two_way, states, gates, cand)
+    call = _gru(w_hh, states, gates, cand, clip=clip, two_way=two_way, each=each)
     library().lfads_gru_backward(
         ctypes.byref(call),
         *map(address, outside),
-        *(address(grad_x), strides(grad_x, 3)),
+        *(address(grad_x), strides(grad_x, 4)),
         *map(address, (grad_h0, reset)),
     )
     grad_w = torch.empty_like(w_hh)
     for nets, before, _ in _directions(n_bins, two_way):
-        grad_w[nets] = recurrent_gradient(grad_x[nets], states[nets, before], reset[nets])
+        own = grad_x[:, nets].flatten(0, 1)
+        grad_w[nets] = recurrent_gradient(own, states[nets, before], reset[nets])
     return GRUGradients(grad_x, grad_h0, grad_w)
 
 
@@ -180,8 +186,8 @@ def decoder_forward(
     con_states, gen_states = from_initial(p.con_h0, n_bins), from_initial(p.gen_h0, n_bins)
     saved = (
         make(n_nets, n_bins + 1, n_trials, p.w_fac.shape[1]),
-        *(con_states, *gate_buffers(con_proj, n_bins, n_trials, keep)),
-        *(gen_states, *gate_buffers(gen_proj, n_bins, n_trials, keep)),
+        *(con_states, *gate_buffers(p.con_h0, n_bins, keep)),
+        *(gen_states, *gate_buffers(p.gen_h0, n_bins, keep)),
     )
     call, _alive = _decoder(p, clip, True, co_params, inputs, saved)
     library().lfads_decoder_forward(

@@ -11,7 +11,6 @@ from ..running.compose import Overrides, compose_config
 from ..running.folder import (
     CONFIG,
     cannot_write,
-    delete_run,
     is_write_failure,
     prepare,
     read_status,
@@ -88,9 +87,8 @@ def run_search(
         if backend == "ray":
             from .ray import run_ray_search
 
-            if overwrite:
-                delete_run(folder)
-            return run_ray_search(config, folder, kind=settings.method, resume=resume)
+            kind = settings.method
+            return run_ray_search(config, folder, kind=kind, resume=resume, overwrite=overwrite)
         return LocalSearch(config, settings, folder).run(resume=resume, overwrite=overwrite)
     except OSError as error:
         if is_write_failure(error):

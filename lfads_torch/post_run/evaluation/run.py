@@ -178,7 +178,8 @@ def _notes(recording: Recording, split: str, baselines: bool) -> list[str]:
         width = f"{PSTH_SMOOTHING_MS:g} ms" if bin_ms else "2 bins"
         notes.append(
             f"PSTH R2 is against the mean counts of the same {split} trials of each condition "
-            f"({recording.condition_key}), smoothed by {width}, since the file has no psth"
+            f"({recording.condition_key}), smoothed by {width}, since the file has no psth; "
+            "smoothed spikes hold those very counts, noise and all, and may exceed true rates"
         )
     if baselines and not recording.condition_names:
         notes.append("the file names no conditions, so the row PSTH is the mean over all trials")

@@ -48,6 +48,7 @@ def run_ray_search(
     *,
     kind: str,
     resume: bool = False,
+    overwrite: bool = False,
     options: RayOptions | None = None,
 ) -> RunResult:
     """Search for hyper-parameters over Ray Tune, and keep the best model.
@@ -66,6 +67,8 @@ def run_ray_search(
         What `search.method` must be.
     resume : bool, default=False
         Go on with the search that `folder` holds, from the last checkpoints of its trials.
+    overwrite : bool, default=False
+        Delete the run in the folder, once nothing is left to be wrong.
     options : RayOptions, optional
         By default those of ``search.ray``.
 
@@ -92,4 +95,5 @@ def run_ray_search(
         options = RayOptions.from_mapping(node.get("ray"))
     from .driver import search
 
-    return search(dict(config), Path(folder).absolute(), resume=resume, options=options)
+    own = Path(folder).absolute()
+    return search(dict(config), own, resume=resume, overwrite=overwrite, options=options)

@@ -19,7 +19,7 @@ from ... import __version__
 from ...errors import UserError
 from ...run_model import RunResult
 from ...running.compose import write_config
-from ...running.folder import CONFIG, write_status
+from ...running.folder import CONFIG, delete_run, write_status
 from ..finish import copy_whole, finish_search, now
 from ..folder import BEST_CHECKPOINT, Best, all_diverged, member_path
 from ..members import build_members, check_search, max_epochs_of
@@ -42,11 +42,14 @@ _ENVIRONMENT = {
 _OBJECT_STORE = 2**27
 
 
-def search(config: dict[str, Any], folder: Path, *, resume: bool, options: RayOptions) -> RunResult:
+def search(
+    config: dict[str, Any], folder: Path, *, resume: bool, overwrite: bool, options: RayOptions
+) -> RunResult:
     """Search over Ray Tune; see `run_ray_search`."""
     settings = check_search(config)
     with _cluster(options), _environment():
-        return _Session(config, settings, folder, options, resume=resume).run()
+        how = {"resume": resume, "overwrite": overwrite}
+        return _Session(config, settings, folder, options, **how).run()
 
 
 @contextmanager
@@ -116,6 +119,7 @@ class _Session:
         options: RayOptions,
         *,
         resume: bool,
+        overwrite: bool,
     ) -> None:
         self.config = config
         self.settings = settings
@@ -131,9 +135,11 @@ class _Session:
         chunks, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
         path = folder / STATE
         state = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
-        self.referee = self._referee(state.get("chunks", chunks), state)
+        self.referee = self._referee(state.get("chunks", chunks), state, overwrite=overwrite)
 
-    def _referee(self, chunks: list[list[int]], state: dict[str, Any]) -> Referee:
+    def _referee(
+        self, chunks: list[list[int]], state: dict[str, Any], *, overwrite: bool
+    ) -> Referee:
         n_members = sum(map(len, chunks))
         if n_members != self.settings.n_members:
             raise UserError(
@@ -143,6 +149,8 @@ class _Session:
         # The first member is built here too, so that every mistake is told before a trial starts.
         members = build_members(self.config, self.settings, [0])
         n_steps = len(members.datamodule.train_dataloader())
+        if overwrite:  # now that nothing is left to be wrong
+            delete_run(self.folder)
         method = members.method
         interval = math.ceil(self.settings.perturbation_interval / self.options.checkpoint_every)
         return Referee(
