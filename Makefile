@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 # One thread per worker: the small matrix products of the tests run slower on more.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Neighbours stay together, so that what a file's tests share is made once, until a worker is idle.
+PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pbt-demo test test-slow pytest bench lint types format clean
+.PHONY: help demo pbt-demo test test-slow pytest bench docs lint types format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,13 +32,16 @@ pbt-demo: $(STAMP)  ## the same with a population of models (PBT_DEMO_ARGS="--me
 test: lint types pytest  ## style, types and the fast tests
 
 pytest: $(STAMP)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -q
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -q
 
 test-slow: $(STAMP)  ## the tests that take minutes
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -q -m slow
+	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -q -m slow
 
 bench: $(STAMP)  ## speed and memory against a textbook LFADS (BENCH_ARGS="--shape mc_maze --what step")
 	$(BIN)/python benchmarks/speed.py $(BENCH_ARGS)
+
+docs: $(STAMP)  ## the documentation as a site, docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 lint: $(STAMP)  ## ruff: rules and format
 	$(BIN)/ruff check .

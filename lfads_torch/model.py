@@ -15,12 +15,18 @@ from torch import Tensor, nn
 from .errors import ConfigError
 from .kernels import get_kernels
 from .model_checks import check_arguments, check_data, check_parts
-from .modules.augmentations import AugmentationStack, LogFn, SelectiveBackpropThruTime
+from .modules.augmentations import OBSERVED, AugmentationStack, LogFn, with_observed
 from .modules.decoder import Decoder, Decoding
 from .modules.encoder import Encoder, Encoding
-from .modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal, Null
+from .modules.masks import bins_past
+from .modules.priors import (
+    AutoregressiveMultivariateNormal,
+    MultivariateNormal,
+    Null,
+    kl_over_bins,
+)
 from .modules.readin_readout import FanInLinear
-from .modules.recons import Poisson, recon_for_channels
+from .modules.recons import Poisson, observed_loss, recon_for_channels
 from .training import LossTerms, TrainingModule
 from .tuples import Batch, SessionBatch, SessionOutput, sessions_of
 
@@ -291,8 +297,8 @@ class LFADS(TrainingModule):
 
     def encode(self, batch: Mapping[int, SessionBatch]) -> Encoding:
         """Encode the trials of all sessions of a batch, one session after the other."""
-        data = [self.readin[s](batch[s].encod_data) for s in batch]
-        return self.encoder(_cat(data), self._dropout(), self.kernels)
+        data = [self.readin[s](_filled(own)) for s, own in batch.items()]
+        return self.encoder(_cat(data), self._dropout(), self.kernels, lengths_of(batch))
 
     def decode(
         self,
@@ -364,7 +370,7 @@ class LFADS(TrainingModule):
         decoding: Decoding,
         output_means: bool,
     ) -> dict[int, SessionOutput]:
-        """Split what was inferred by session and read it out."""
+        """Split what was inferred by session and read it out; past a trial's end too."""
         sizes = [b.encod_data.shape[0] for b in batch.values()]
         columns = {
             "ic_mean": encoding.ic_mean,
@@ -434,29 +440,35 @@ class LFADS(TrainingModule):
         """
         session_recon = {}
         for s, own in batch.items():
-            data = own.recon_data
-            observed = (own.masks or {}).get(SelectiveBackpropThruTime.MASK)
-            if observed is not None:
-                fill = getattr(self.recon[s], "fill_value", 0.0)
-                data = torch.where(observed, data, fill)
-            loss = self.recon[s].compute_loss(data, outputs[s].output_params)
+            own = with_observed(own)
+            observed = (own.masks or {}).get(OBSERVED)
+            loss = observed_loss(self.recon[s], own.recon_data, observed, outputs[s].output_params)
             loss = stack.process_losses(loss, own, log_fn, split)
-            if not self.hparams.recon_reduce_mean:
-                loss = loss.sum(dim=(1, 2))
-            session_recon[s] = loss.mean()
+            session_recon[s] = self._mean_loss(loss, own)
         weights = self.session_weights(batch)
         losses = torch.stack(list(session_recon.values()))
         recon = losses.mean() if weights is None else (losses * losses.new_tensor(weights)).sum()
         l2 = self.l2_penalty()
         sizes = [own.encod_data.shape[0] for own in batch.values()]
         kl_ic = self.kl_ic_scale * _weighted(
-            self.ic_prior, (encoding.ic_mean, encoding.ic_std), sizes, weights
+            self.ic_prior, (encoding.ic_mean, encoding.ic_std), None, sizes, weights
         )
+        lengths, n_bins = lengths_of(batch), decoding.co_means.shape[1]
+        within = None if lengths is None else ~bins_past(lengths, n_bins)
         kl_co = self.kl_co_scale * _weighted(
-            self.co_prior, (decoding.co_means, decoding.co_stds), sizes, weights
+            self.co_prior, (decoding.co_means, decoding.co_stds), within, sizes, weights
         )
         total = self.objective(recon, l2, kl_ic + kl_co)
         return LossTerms(total, recon, l2, kl_ic, kl_co, session_recon)
+
+    def _mean_loss(self, loss: Tensor, batch: SessionBatch) -> Tensor:
+        """Mean over observed entries, or over trials of the sum over observed entries."""
+        if not self.hparams.recon_reduce_mean:
+            return loss.sum(dim=(1, 2)).mean()
+        if batch.lengths is None:
+            return loss.mean()
+        n_observed = torch.count_nonzero((batch.masks or {})[OBSERVED])
+        return loss.sum() / n_observed.clamp_min(1)
 
     def session_weights(self, batch: Mapping[int, SessionBatch]) -> list[float] | None:
         """Shares of a batch's sessions in the objective; None where all weigh the same."""
@@ -481,14 +493,42 @@ def _cat(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
+def _filled(batch: SessionBatch) -> Tensor:
+    """What the encoders see of a batch: 0 where something is missing."""
+    return batch.encod_data if batch.lengths is None else batch.encod_data.nan_to_num(nan=0.0)
+
+
+def lengths_of(batch: Mapping[int, SessionBatch]) -> Tensor | None:
+    """Lengths of all trials of a batch, session after session; None where nothing is missing."""
+    if all(own.lengths is None for own in batch.values()):
+        return None
+    return _cat(
+        [
+            own.recon_data.new_full(
+                (own.recon_data.shape[0],), own.recon_data.shape[1], dtype=torch.long
+            )
+            if own.lengths is None
+            else own.lengths
+            for own in batch.values()
+        ]
+    )
+
+
 def _weighted(
-    prior: Any, posterior: tuple[Tensor, Tensor], sizes: list[int], weights: list[float] | None
+    prior: Any,
+    posterior: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    sizes: list[int],
+    weights: list[float] | None,
 ) -> Tensor:
     """KL averaged over all trials, or over the sessions' means with weights."""
     if weights is None:
-        return prior(*posterior)
-    parts = zip(*(tensor.split(sizes) for tensor in posterior), strict=True)
-    return torch.stack([w * prior(*own) for w, own in zip(weights, parts, strict=True)]).sum()
+        return kl_over_bins(prior, *posterior, mask)
+    masks = [None] * len(sizes) if mask is None else mask.split(sizes)
+    parts = zip(*(tensor.split(sizes) for tensor in posterior), masks, strict=True)
+    return torch.stack(
+        [w * kl_over_bins(prior, *own) for w, own in zip(weights, parts, strict=True)]
+    ).sum()
 
 
 def _as_list(module: nn.Module) -> nn.ModuleList:

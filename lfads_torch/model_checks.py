@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data.schema import SPLITS
+from .data.schema import SPLITS, StoredArray, blocks
 from .errors import ConfigError, DataError
-from .modules.augmentations import SelectiveBackpropThruTime
 
 if TYPE_CHECKING:
     from .model import LFADS
@@ -156,19 +156,6 @@ def check_data(model: LFADS, data: Any) -> None:
         check_session(model, number, session, size)
 
 
-def allows_missing(model: LFADS) -> bool:
-    """Whether NaN may mark missing bins: both augmentation stacks must know of it."""
-    return all(
-        any(
-            isinstance(transform, SelectiveBackpropThruTime)
-            and i in stack.batch_order
-            and i in stack.loss_order
-            for i, transform in enumerate(stack.transforms)
-        )
-        for stack in (model.train_aug_stack, model.infer_aug_stack)
-    )
-
-
 def check_session(model: LFADS, number: int, session: Any, size: Any) -> None:
     """Hold one session's sizes and numbers against the model.
 
@@ -188,20 +175,27 @@ def check_session(model: LFADS, number: int, session: Any, size: Any) -> None:
     _check_sizes(model, number, session.path, size)
     recon: Any = model.recon[number]
     check = getattr(recon, "check_data", None)
-    allow_nan = allows_missing(model)
     for split in (name for name in SPLITS if name in session.splits):
         arrays, where = session.splits[split], f"{session.path}: {split}_"
         if check is not None and arrays.has_recon:
-            check(torch.from_numpy(arrays.recon_data), where + "recon_data", allow_nan)
-        encod = torch.from_numpy(arrays.encod_data)
-        bad = encod.isinf() if allow_nan else ~encod.isfinite()
-        if bad.any():
+            for block in _pieces(arrays.recon_data):
+                check(block, where + "recon_data", True)
+        n_bad = sum(int(block.isinf().sum()) for block in _pieces(arrays.encod_data))
+        if n_bad:
             raise DataError(
-                f"{where}encod_data: {int(bad.sum())} values are NaN or infinite; NaN is "
-                "legal only with SelectiveBackpropThruTime in both augmentation stacks"
+                f"{where}encod_data: {n_bad} values are infinite; legal are numbers, and "
+                "NaN where something is missing"
             )
     if hasattr(recon, "data_checked"):
         recon.data_checked = True
+
+
+def _pieces(array: Any) -> Iterator[torch.Tensor]:
+    """Whole where it lies in memory, block by block where it stays in its file."""
+    if isinstance(array, StoredArray):
+        yield from (torch.from_numpy(block) for _, block in blocks(array))
+    else:
+        yield torch.from_numpy(array)
 
 
 def _check_sizes(model: LFADS, number: int, path: Any, size: Any) -> None:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .errors import ConfigError
 from .metrics import ExpSmoothedMetric
 from .metrics.epoch import EpochScores
-from .modules.augmentations import AugmentationStack, LogFn
+from .modules.augmentations import OBSERVED, AugmentationStack, LogFn, with_observed
 from .modules.decoder import Decoding
 from .modules.encoder import Encoding
 from .modules.spec import to_spec
@@ -132,6 +132,7 @@ class TrainingModule(pl.LightningModule):
 
     def evaluated(self, batch: Mapping[int, SessionBatch], split: str) -> BatchResult:
         """Objective and what is scored of an augmented batch; nothing is kept of it."""
+        batch = {s: with_observed(own) for s, own in batch.items()}
         encoding, decoding = self.infer(batch, self.hparams.variational)
         outputs = self.outputs(batch, encoding, decoding, output_means=False)
         logged: dict[str, list[Tensor]] = {}
@@ -150,8 +151,14 @@ class TrainingModule(pl.LightningModule):
                 found: dict[str, Tensor] = {}
                 if getattr(self.recon[s], "for_counts", False):
                     found |= {"counts": own.recon_data, "log_rates": params[..., 0]}
+                observed = (own.masks or {}).get(OBSERVED)
                 if own.truth.numel():
-                    found |= {"truth": own.truth, "means": self.recon[s].compute_means(params)}
+                    truth = own.truth
+                    if observed is not None:
+                        truth = torch.where(observed, truth, torch.nan)
+                    found |= {"truth": truth, "means": self.recon[s].compute_means(params)}
+                if observed is not None and self.hparams.recon_reduce_mean:
+                    found["weight"] = torch.count_nonzero(observed)
                 recon = terms.session_recon[s].detach()
                 scored[s] = Scored(recon, n_trials, (n_bins, n_read), **found)
         return BatchResult(terms, logged, scored)
@@ -179,9 +186,13 @@ class TrainingModule(pl.LightningModule):
     def predict_step(
         self, batch: Batch, batch_idx: int, sample_posteriors: bool = True
     ) -> dict[int, SessionOutput]:
-        """Infer one posterior sample (or the posterior means) for a dataloader's batch."""
+        """Infer one posterior sample (or the posterior means) for a dataloader's batch.
+
+        Bins past a trial's end are NaN.
+        """
         own = {s: self.infer_aug_stack.process_batch(b) for s, b in sessions_of(batch).items()}
-        return self(own, sample_posteriors=sample_posteriors and self.hparams.variational)
+        found = self(own, sample_posteriors=sample_posteriors and self.hparams.variational)
+        return {s: output.ended(own[s].lengths) for s, output in found.items()}
 
     def configure_optimizers(self) -> Any:
         """AdamW and, where `lr_scheduler` is set, `ReduceLROnPlateau`."""
@@ -325,7 +336,7 @@ def count_batch(scores: EpochScores, result: BatchResult) -> None:
     terms = result.terms
     scores.add_terms({"wt_l2": terms.l2, "wt_kl/ic": terms.kl_ic, "wt_kl/co": terms.kl_co}, n_total)
     for s, own in result.scored.items():
-        scores.add_session(s, own.recon, own.n_trials)
+        scores.add_session(s, own.recon, own.n_trials if own.weight is None else own.weight)
         if own.log_rates is not None and own.counts is not None:
             n_bins, n_read = own.window
             scores.add_log_rates(s, own.log_rates, own.counts, n_read, n_bins)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -18,10 +19,11 @@ class SessionBatch(NamedTuple):
     Attributes
     ----------
     encod_data : Tensor, shape (B, T_e, N_e)
-        What the encoders read; for spikes, counts per bin. NaN marks a missing bin where
-        `SelectiveBackpropThruTime` is used.
+        What the encoders read; for spikes, counts per bin. NaN marks missing entries, where
+        `lengths` are given.
     recon_data : Tensor, shape (B, T_r, N_r)
-        What is reconstructed. The first N_e channels are those of `encod_data`.
+        What is reconstructed, NaN where missing. The first N_e channels are those of
+        `encod_data`.
     ext_input : Tensor, shape (B, T, E)
         External inputs of the generator; E = 0 where there are none.
     truth : Tensor, shape (B, T_r, N_r) or (B, 0, 0)
@@ -31,6 +33,10 @@ class SessionBatch(NamedTuple):
     masks : dict of str to Tensor, optional
         Masks that augmentations leave for the loss, by the augmentation's key. They travel with
         the batch, so that no augmentation needs a memory of its own.
+    lengths : Tensor of int, shape (B,), optional
+        Bins of each trial, 1 to T_r; what follows them is padding. None where nothing is missing:
+        all trials have T_r bins, and no entry is NaN. Known of a session once, so that nobody has
+        to look through a batch for NaN.
     """
 
     encod_data: Tensor
@@ -39,6 +45,7 @@ class SessionBatch(NamedTuple):
     truth: Tensor
     sv_mask: Tensor
     masks: dict[str, Tensor] | None = None
+    lengths: Tensor | None = None
 
 
 class SessionOutput(NamedTuple):
@@ -72,6 +79,30 @@ class SessionOutput(NamedTuple):
     gen_inputs: Tensor
     con_states: Tensor
 
+    def ended(self, lengths: Tensor | None) -> SessionOutput:
+        """Set the bins past each trial's end to NaN."""
+        if lengths is None:
+            return self
+        bins = torch.arange(self.factors.shape[1], device=lengths.device)
+        past = bins >= lengths.unsqueeze(1)
+        return self._replace(**{name: _where_bins(past, getattr(self, name)) for name in _BY_BIN})
+
+
+_BY_BIN = (
+    "output_params",
+    "factors",
+    "co_means",
+    "co_stds",
+    "gen_states",
+    "gen_inputs",
+    "con_states",
+)
+
+
+def _where_bins(past: Tensor, values: Tensor) -> Tensor:
+    """NaN where bins (B, T) are past the end, in values (B, T, ...)."""
+    return values.masked_fill(past.view(*past.shape, *[1] * (values.ndim - 2)), torch.nan)
+
 
 class LossTerms(NamedTuple):
     """Named terms of the objective, scalars; `session_recon` by session, `recon` their mean."""
@@ -98,6 +129,9 @@ class Scored(NamedTuple):
         Spikes and logarithms of their expected number, where the data are spikes.
     truth, means : Tensor, shape (B, T_r, N_r), optional
         True rates and inferred ones, where the file has true ones.
+    weight : Tensor, optional
+        What `recon` is a mean over: observed entries, where some are missing and losses are
+        averaged; trials otherwise.
     """
 
     recon: Tensor
@@ -107,6 +141,7 @@ class Scored(NamedTuple):
     log_rates: Tensor | None = None
     truth: Tensor | None = None
     means: Tensor | None = None
+    weight: Tensor | None = None
 
 
 class BatchResult(NamedTuple):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # These two take a `datafile_pattern` and read the sessions' sizes from the files.
     "modules.readin_readout": {"data"},
     "modules.recons": {"data", "kernels"},
+    "modules.initial_readout": {"data"},
     "model_checks": {"data", "modules"},
     # `LFADS.from_data` takes a data module, or a path that it makes one of.
     "model": {"kernels", "modules", "metrics", "tuples", "model_checks", "training", "datamodules"},
@@ -57,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "post_run.ensemble": MODEL,
     # Scores of output files need no model, only files and arrays.
     "post_run.outputs": {"data"},
+    "post_run.writing": {"data", "tuples"},
     "post_run.nlb_submission": {"data"},
     "post_run.evaluation": {"data", "metrics", "running.folder"},
     "post_run.posterior": {"modules"},
@@ -68,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": set(),
     **SEARCH_RULES,
     "search.population": MODEL | {"kernels", "search.memory"},
+    "search.memory": {"data"},
     "search.members": MODEL | {"running"},
     "search.folder": {"checkpoint", "running"},
     "search.progress": {"callbacks"},
@@ -94,8 +98,13 @@ HYDRA = {"hydra", "omegaconf"}
 HYDRA_USERS = ("lfads_torch.run_model", "lfads_torch.running")
 
 
-def imports(name: str, *, top_level_only: bool = False) -> Iterator[tuple[str, int]]:
+@functools.cache
+def imports(name: str, *, top_level_only: bool = False) -> list[tuple[str, int]]:
     """Modules that `name` imports, anywhere or when it is itself imported, with line numbers."""
+    return list(read_imports(name, top_level_only))
+
+
+def read_imports(name: str, top_level_only: bool) -> Iterator[tuple[str, int]]:
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
@@ -152,36 +161,37 @@ NUMPY_ONLY = [
 ]
 
 
-@pytest.mark.parametrize("name", NUMPY_ONLY)
-def test_data_and_search_rules_need_no_torch(name: str) -> None:
+def importers(
+    names: Iterable[str], packages: set[str], **options: bool
+) -> dict[str, list[tuple[str, int]]]:
+    """Which of these modules import something of these packages, and on which lines."""
+    found = {
+        name: [(m, line) for m, line in imports(name, **options) if m.partition(".")[0] in packages]
+        for name in names
+    }
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def test_data_and_search_rules_need_no_torch() -> None:
     heavy = {"torch", "pytorch_lightning", "torchmetrics", "lightning"}
-    found = [(m, line) for m, line in imports(name) if m.partition(".")[0] in heavy]
-    assert not found, f"{name} imports {found}"
+    assert importers(NUMPY_ONLY, heavy) == {}
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if n not in OVER_RAY])
-def test_ray_and_wandb_are_never_needed_to_import(name: str) -> None:
-    found = [
-        (m, line)
-        for m, line in imports(name, top_level_only=True)
-        if m.partition(".")[0] in {"ray", "wandb"}
-    ]
-    assert not found, (
-        f"{name} imports {found} at top level; import inside the function that uses it"
-    )
+def test_ray_and_wandb_are_never_needed_to_import() -> None:
+    """They are imported inside the functions that use them."""
+    others = [name for name in MODULES if name not in OVER_RAY]
+    assert importers(others, {"ray", "wandb"}, top_level_only=True) == {}
 
 
 def test_ray_is_imported_only_by_its_back_end() -> None:
     assert set(MODULES) >= OVER_RAY
-    for name in MODULES:
-        found = [line for module, line in imports(name) if inside(module, "ray")]
-        assert not found or name in OVER_RAY or name == "lfads_torch.search.ray", (name, found)
+    assert set(importers(MODULES, {"ray"})) <= {*OVER_RAY, "lfads_torch.search.ray"}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_only_the_runner_knows_hydra(name: str) -> None:
-    found = [(m, line) for m, line in imports(name) if m.partition(".")[0] in HYDRA]
-    assert not found or any(inside(name, user) for user in HYDRA_USERS), f"{name} imports {found}"
+def test_only_the_runner_knows_hydra() -> None:
+    others = [name for name in MODULES if not any(inside(name, user) for user in HYDRA_USERS)]
+    assert importers(others, HYDRA) == {}
+    assert importers(MODULES, HYDRA)
 
 
 def test_errors_imports_nothing_of_ours() -> None:

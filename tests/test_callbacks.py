@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch import nn
@@ -101,8 +102,7 @@ class TestFigures:
         plot = RasterPlot(split="train", n_samples=50)
         drawn = []
         plot.draw = lambda batch, output, bin_ms, counts: (
-            drawn.append((batch, output, bin_ms, counts))
-            or RasterPlot.draw(plot, batch, output, bin_ms, counts)
+            drawn.append((batch, output, bin_ms, counts)) or Figure()
         )
         fit(LFADS.from_data(data, **SIZES), data, [plot], tmp_path, epochs=1)
         [(batch, output, bin_ms, counts)] = drawn
@@ -116,7 +116,7 @@ class TestFigures:
         for callbacks in ([], [RasterPlot(log_every_n_epochs=1), TrajectoryPlot(1)]):
             pl.seed_everything(0, verbose=False)
             model = LFADS.from_data(data, **SIZES)
-            fit(model, data, callbacks, tmp_path)
+            fit(model, data, callbacks, tmp_path, epochs=2)
             weights.append(model.readout[0].weight.detach())
         assert torch.equal(*weights)
 

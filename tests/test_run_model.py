@@ -330,7 +330,10 @@ def test_callbacks_and_loggers_of_lightning_are_taken_as_they_are(
 ) -> None:
     timer = {"_target_": "pytorch_lightning.callbacks.Timer", "duration": "00:01:00:00"}
     config = {
-        "callbacks": {"model_checkpoint": None, "early_stopping": None, "timer": timer},
+        "callbacks": {
+            **SMALL["callbacks"],
+            **{"model_checkpoint": None, "early_stopping": None, "timer": timer},
+        },
         "trainer": {**SMALL["trainer"], "max_epochs": 1},
         "logger": {"tensorboard": None},
     }

@@ -26,6 +26,7 @@ COMMANDS = (
     "compare",
     "nlb-submit",
     "check",
+    "repack",
     "merge",
     "align-init",
     "add-session",

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("bins and windows").add_argument
     add("--bin-ms", type=float, metavar="MS", help="bin width (that of binned recordings)")
     add("--align", metavar="EVENT:START:STOP", help="window around an event of each trial, in ms")
+    add("--until", metavar="EVENT", help="where a trial ends, if that is within its window")
     add("--forward-ms", type=float, metavar="MS", help="time after it that is only predicted (0)")
     add(
         "--select",

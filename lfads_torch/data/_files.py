@@ -7,7 +7,7 @@ import errno
 import glob
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ import numpy as np
 
 from lfads_torch.data._nlb_files import how_to_make
 from lfads_torch.errors import DataError, UserError
+
+# Bytes of compressed data that are worth a chunk of their own; HDF5 allows less than 4 GiB.
+_LEAST_CHUNK, _MOST_CHUNK = 1 << 14, 1 << 31
 
 Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -172,7 +175,7 @@ def write_session(
     """
     with new_file(path) as file:
         if copy_from is not None:
-            _copy_rest(Path(copy_from), file, set(arrays))
+            copy_rest(Path(copy_from), file, set(arrays))
         add_to_file(file, arrays, attrs, compression=compression)
     return Path(absolute_pattern(path))
 
@@ -229,12 +232,24 @@ def add_to_file(
         _write_attr(file, key, value)
 
 
-def _copy_rest(source: Path, file: h5py.File, skip: set[str]) -> None:
+def copy_rest(source: Path, file: h5py.File, skip: Collection[str]) -> None:
+    """Copy another file's data sets, those not in `skip`, and attributes as they are."""
     with open_h5(source) as old:
         for key in old:
             if key not in skip:
                 old.copy(key, file)
         file.attrs.update(old.attrs)
+
+
+def trial_chunks(shape: Sequence[int], dtype: Any) -> tuple[int, ...] | None:
+    """Chunks of whole trials, so that each can be read by itself; None where there are no trials.
+
+    Short trials share a chunk, for which HDF5 would need more room than for their data otherwise.
+    """
+    row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    if len(shape) < 2 or not shape[0] or not 0 < row <= _MOST_CHUNK:
+        return None
+    return (min(shape[0], max(1, _LEAST_CHUNK // row)), *shape[1:])
 
 
 def _write_array(file: h5py.File, key: str, value: Any, compression: str | None) -> None:
@@ -243,7 +258,9 @@ def _write_array(file: h5py.File, key: str, value: Any, compression: str | None)
     except ValueError:  # rows of different lengths
         array = np.empty(len(value), dtype=object)
         array[:] = [np.asarray(row) for row in value]
-    options = {"compression": compression} if compression and array.ndim else {}
+    options: dict[str, Any] = {"compression": compression} if compression and array.ndim else {}
+    if options and array.dtype.kind in "buif":
+        options["chunks"] = trial_chunks(array.shape, array.dtype)
     try:
         if array.dtype.kind == "U":
             file.create_dataset(key, data=array.astype(h5py.string_dtype()), **options)

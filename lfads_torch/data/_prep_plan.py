@@ -55,6 +55,11 @@ def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Pl
         Where options do not fit the recording, or a split has no window.
     """
     if options.chop_ms is not None:
+        if options.until is not None:
+            raise UserError(
+                f"--until {options.until} says where trials end, but --chop-ms cuts windows that "
+                "are no trials; leave one of them out."
+            )
         plan = _chopped(recording, options, bin_s)
     else:
         plan = _trials(recording, options, bin_s)
@@ -76,9 +81,14 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
         windows = windows.keep(chosen[windows.trials])
         if not len(windows.trials):
             raise UserError(f"No trial is left of those that {list_some(options.select)} selects.")
+    lengths = None
+    if options.until is not None:
+        windows, lengths = _ending(recording, windows, options.until, warnings)
     rows = windows.trials
     plan = Plan(windows, np.zeros(len(rows), np.int64), warnings=warnings)
     plan.per_window = {"trial": rows, "window_start": windows.starts}
+    if lengths is not None:
+        plan.per_window["lengths"] = lengths
     names = [*options.conditions, *options.keep]
     for name in dict.fromkeys(names):
         column = find(recording.trials, name, "column of the trials")
@@ -95,6 +105,26 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     if (plan.labels == UNUSED).any():
         plan.notes.append(f"{int((plan.labels == UNUSED).sum())} trials are in no split")
     return plan
+
+
+def _ending(
+    recording: Recording, windows: Windows, until: str, warnings: list[str]
+) -> tuple[Windows, NDArray[np.int64]]:
+    """Whole bins of each window before an event; windows of none are left out."""
+    ends = recording.event_times(until)[windows.trials]
+    found = np.floor((ends - windows.starts) / windows.bin_s + 1e-6)
+    chosen = found >= 1
+    if not chosen.any():
+        raise UserError(
+            f"--until {until}: no trial has a bin before it; it is to come after the window's "
+            "beginning (--align)."
+        )
+    if left_out := int((~chosen).sum()):
+        warnings.append(
+            f"{left_out} trials have no {until!r}, or no whole bin before it (trials "
+            f"{list_some(windows.trials[~chosen].tolist())}, counted from 0); they are left out"
+        )
+    return windows.keep(chosen), found[chosen].clip(max=windows.n_bins).astype(np.int64)
 
 
 def _labels(

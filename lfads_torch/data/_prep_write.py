@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfads_torch import __version__
-from lfads_torch.data._files import add_to_file, new_file
+from lfads_torch.data._files import add_to_file, new_file, trial_chunks
 from lfads_torch.data._validate import SPLITS
 from lfads_torch.data.counting import Counted, Progress
 from lfads_torch.data.sampling import Sampler
@@ -109,18 +109,18 @@ def _write_windows(
     if recon:
         shapes["recon_data"] = (windows.n_bins, len(contents.units))
     data: dict[str, h5py.Dataset] = {}
-    options = {"compression": compression} if compression else {}
     for split, size in sizes.items():
         if not size:
             continue
         for name, shape in shapes.items():
             key = f"{split}_{name}"
-            data[key] = file.create_dataset(key, (size, *shape), dtype, **options)
+            data[key] = _dataset(file, key, (size, *shape), dtype, compression)
         for name, (parts, _) in contents.series.items():
             n_bins = windows.n_bins if name == "ext_input" else windows.n_read
             width = sum(part.series.n_channels for part in parts)
-            data[f"{split}_{name}"] = file.create_dataset(
-                f"{split}_{name}", (size, n_bins, width), np.float32, **options
+            key = f"{split}_{name}"
+            data[key] = _dataset(
+                file, key, (size, n_bins, width), np.dtype(np.float32), compression
             )
     done = dict.fromkeys(SPLITS, 0)
     for first, counts in counted.blocks(contents.units):
@@ -147,6 +147,19 @@ def _write_windows(
             chosen = contents.labels == number
             rows_of = {f"{split}_{k}": v[chosen] for k, v in contents.per_window.items()}
             add_to_file(file, rows_of, compression=compression)
+
+
+def _dataset(
+    file: h5py.File,
+    key: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    compression: str | None,
+) -> h5py.Dataset:
+    if not compression:
+        return file.create_dataset(key, shape, dtype)
+    chunks = trial_chunks(shape, dtype)
+    return file.create_dataset(key, shape, dtype, compression=compression, chunks=chunks)
 
 
 def _dtype(contents: Contents) -> np.dtype[Any]:

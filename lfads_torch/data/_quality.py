@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfads_torch.data._files import list_some
+from lfads_torch.data._stored import BLOCK_ENTRIES, blocks, same_numbers, window
 from lfads_torch.data._validate import REQUIRED_KEYS, SCHEMA_KEYS
 from lfads_torch.data._windows import shared_ends
 
@@ -17,7 +18,6 @@ Array = NDArray[Any]
 
 # Data of which at least this fraction are counts are taken to be spikes with faults in them.
 _MOSTLY_COUNTS = 0.99
-_CHUNK_ENTRIES = 1 << 20
 
 
 def data_warnings(arrays: Mapping[str, Array], keys: Sequence[str]) -> list[str]:
@@ -52,11 +52,9 @@ def misspelt_keys(keys: Sequence[str]) -> list[str]:
     ]
 
 
-def _chunks(array: Array) -> Iterator[Array]:
+def _chunks(array: Any) -> Iterator[Array]:
     # Whole-array temporaries would double the memory of large recordings.
-    step = max(1, _CHUNK_ENTRIES // max(1, array[0].size))
-    for start in range(0, len(array), step):
-        yield array[start : start + step]
+    return (block for _, block in blocks(array))
 
 
 def _active(array: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -70,12 +68,34 @@ def _active(array: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     return channels, np.concatenate(trials)
 
 
+def _observed(array: Array) -> NDArray[np.bool_]:
+    """Which channels hold anything but NaN."""
+    channels = np.zeros(array.shape[2], bool)
+    for chunk in _chunks(array):
+        channels |= ~np.isnan(chunk).all(axis=(0, 1))
+        if channels.all():
+            break
+    return channels
+
+
 def silent_channels(arrays: Mapping[str, Array]) -> list[str]:
-    """Name channels of `recon_data` without a single spike in train; numbers count from 0."""
+    """Name channels of `recon_data` without a single spike in train; numbers count from 0.
+
+    Channels of which train has no observed entry are named apart.
+    """
     train, valid = arrays.get("train_recon_data"), arrays.get("valid_recon_data")
     if train is None:
         return []
     active, messages = _active(train)[0], []
+    observed = _observed(train)
+    if missing := np.flatnonzero(~observed).tolist():
+        messages.append(
+            f"{len(missing)} of {len(active)} channels are missing (NaN) in every training trial: "
+            f"{list_some(missing, 30)} (counted from 0). Nothing is learnt of them: their rates in "
+            f"the output mean nothing."
+        )
+        if observed.any():
+            active = active | ~observed
     if silent := np.flatnonzero(~active).tolist():
         messages.append(
             f"{len(silent)} of {len(active)} channels are silent in every training trial: "
@@ -84,8 +104,8 @@ def silent_channels(arrays: Mapping[str, Array]) -> list[str]:
         if valid is not None and valid.shape[2] == len(active):
             late = np.flatnonzero(~active & _active(valid)[0]).tolist()
             if late:
-                messages[0] += f"; of these, {list_some(late)} fire in valid, with rates unlearnt"
-        messages[0] += "."
+                messages[-1] += f"; of these, {list_some(late)} fire in valid, with rates unlearnt"
+        messages[-1] += "."
     return messages
 
 
@@ -145,19 +165,11 @@ def shared_trials(train: Array, valid: Array) -> NDArray[np.intp]:
     place = np.searchsorted(train_hash[order], valid_hash)
     match = order[np.minimum(place, len(order) - 1)]
     candidates = np.flatnonzero((train_hash[match] == valid_hash) & _active(valid)[1])
-    same = (
-        [
-            (left.view(np.uint32) == right.view(np.uint32)).all(axis=(1, 2))
-            for left, right in zip(
-                _chunks(np.ascontiguousarray(valid[candidates])),
-                _chunks(np.ascontiguousarray(train[match[candidates]])),
-                strict=True,
-            )
-        ]
-        if len(candidates)
-        else []
-    )
-    return candidates[np.concatenate(same)] if same else candidates
+    same = np.zeros(len(candidates), bool)
+    for rows, asked in blocks(candidates, BLOCK_ENTRIES // valid[0].size):
+        left, right = np.ascontiguousarray(valid[asked]), np.ascontiguousarray(train[match[asked]])
+        same[rows] = (left.view(np.uint32) == right.view(np.uint32)).all(axis=(1, 2))
+    return candidates[same]
 
 
 def _repeated(arrays: Mapping[str, Array]) -> list[str]:
@@ -193,8 +205,8 @@ def _misaligned(arrays: Mapping[str, Array]) -> list[str]:
         encod, recon = arrays.get(f"{split}_encod_data"), arrays.get(f"{split}_recon_data")
         if encod is None or recon is None or len(encod) != len(recon):
             continue
-        read = recon[:, : encod.shape[1], : encod.shape[2]]
-        if read.shape == encod.shape and not np.array_equal(encod, read, equal_nan=True):
+        read = window(recon, *encod.shape[1:])
+        if read.shape == encod.shape and not same_numbers(encod, read):
             messages.append(
                 f"'{split}_encod_data' is not the first {encod.shape[1]} bins and "
                 f"{encod.shape[2]} channels of '{split}_recon_data'; channels are matched by "
@@ -254,11 +266,6 @@ def count_faults(key: str, array: Array) -> tuple[list[str], list[str]]:
         warnings.append(
             f"{key!r} does not hold spike counts ({_entries(negative, 'negative')}, "
             f"{_entries(fractional, 'fractional')}): Poisson will refuse it; use {fits}."
-        )
-    if missing.any():
-        warnings.append(
-            f"{key!r} holds {_entries(missing, 'NaN')}: legal only with the augmentation "
-            f"SelectiveBackpropThruTime, which takes NaN as a missing bin."
         )
     return errors, warnings
 

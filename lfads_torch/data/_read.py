@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lfads_torch.data._files import absolute_pattern, list_some, open_h5
+from lfads_torch.data._missing import Lengths, given_lengths, settle_split
+from lfads_torch.data._stored import StoredArray, blocks, part, same_numbers, store, window
 from lfads_torch.data._validate import (
     MODEL_INPUTS,
     SPLITS,
@@ -34,8 +36,8 @@ class SplitData:
     Attributes
     ----------
     encod_data : ndarray of float32, shape (n, T_e, N_e)
-        What the encoders read. Where it equals the first bins and channels of `recon_data` it is
-        a view of it.
+        What the encoders read; NaN where missing. Where it equals the first bins and channels of
+        `recon_data` it is a view of it.
     recon_data : ndarray of float32, shape (n, T_r, N_r)
         What is reconstructed. A test split may come without: then `has_recon` is False and
         `recon_data` is `encod_data` with NaN for the held-out bins and channels.
@@ -47,6 +49,8 @@ class SplitData:
         are float32. A test split that lacks one holds NaN (-1 for integers, False for bools).
     has_recon : bool
         Whether the file holds this split's `recon_data`.
+    lengths : ndarray of int, shape (n,), or None
+        Bins of each trial; None where nothing is missing in the session.
     """
 
     encod_data: Array
@@ -55,6 +59,7 @@ class SplitData:
     truth: Array | None = None
     extras: dict[str, Array] = field(default_factory=dict)
     has_recon: bool = True
+    lengths: Lengths | None = None
 
     @property
     def n_trials(self) -> int:
@@ -76,6 +81,8 @@ class SessionData:
     pooled : dict of str to ndarray
         The same arrays ("encod_data", "recon_data", "ext_input", "truth", batch keys) with the
         splits one after another along the first axis.
+    lengths : ndarray of int, shape (n,), or None
+        Bins of each trial, splits one after another; None where nothing is missing.
     conversion_factor : float
         What the file's truth was divided by.
     readin_weight : ndarray, shape (N_e, fac), or None
@@ -102,6 +109,7 @@ class SessionData:
     attrs: dict[str, Any] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
+    lengths: Lengths | None = None
 
     @property
     def bin_ms(self) -> float | None:
@@ -128,6 +136,8 @@ def read_session(
     path: str | os.PathLike[str],
     batch_keys: Iterable[str] = (),
     attr_keys: Iterable[str] = (),
+    *,
+    in_memory: bool = True,
 ) -> SessionData:
     """Read one session's data file.
 
@@ -138,6 +148,9 @@ def read_session(
         Extra per-trial arrays to read, without their split: "behavior" for ``train_behavior``.
     attr_keys : iterable of str
         Further arrays to read as they are, by their full key.
+    in_memory : bool
+        Otherwise the arrays of trials are looked through block by block and stay in the file: they
+        are `StoredArray`, of which one takes rows. Batch keys of one number per trial are read.
 
     Returns
     -------
@@ -156,11 +169,65 @@ def read_session(
         problems = find_problems(file, batch_keys, attr_keys)
         if problems:
             raise DataError(join_problems(path, problems))
-        return _read(file, path, batch_keys, attr_keys)
+        return _read(file, path, batch_keys, attr_keys, in_memory)
+
+
+def bytes_in_memory(
+    path: str | os.PathLike[str], batch_keys: Iterable[str] = (), *, masked: bool = False
+) -> int:
+    """Memory that a session's arrays of trials take once they are read, from the file's header.
+
+    Parameters
+    ----------
+    path : str or path
+    batch_keys : iterable of str
+        As of `read_session`.
+    masked : bool
+        Whether a mask of `encod_data` lies beside them, a byte per entry.
+
+    Returns
+    -------
+    int
+        Bytes, before it is known whether `encod_data` are a part of `recon_data`.
+    """
+    names = [*MODEL_INPUTS, *batch_keys]
+    with open_h5(Path(path)) as file:
+        found = {
+            (name, split): file[key]
+            for name in names
+            for split in SPLITS
+            if isinstance(file.get(key := f"{split}_{name}"), h5py.Dataset)
+        }
+        total = 0
+        for (name, _), data in found.items():
+            total += (data.size or 0) * (4 if name in MODEL_INPUTS or data.dtype.kind == "f" else 8)
+            total += (data.size or 0) if masked and name == "encod_data" else 0
+    return total
+
+
+def slow_reads(session: SessionData) -> str | None:
+    """Say that trials of a session that stays in its file take long to read, and what helps."""
+    slow: dict[str, int] = {}
+    for array in session.pooled.values():
+        if isinstance(array, StoredArray):
+            slow |= array.slow_keys
+    if not slow:
+        return None
+    key, n = max(slow.items(), key=lambda item: item[1])
+    return (
+        f"{session.path.name}: the session stays in its file, where {len(slow)} data sets hold "
+        f"many trials in one chunk (of {key!r} {n}), all of which are read to have one of them: "
+        f"batches come slowly. `lfads repack {session.path.name} -o NEW.h5` writes them trial by "
+        f"trial."
+    )
 
 
 def _read(
-    file: h5py.File, path: Path, batch_keys: Sequence[str], attr_keys: Sequence[str]
+    file: h5py.File,
+    path: Path,
+    batch_keys: Sequence[str],
+    attr_keys: Sequence[str],
+    in_memory: bool,
 ) -> SessionData:
     splits = [split for split in SPLITS if f"{split}_encod_data" in file]
     ends = np.cumsum([file[f"{split}_encod_data"].shape[0] for split in splits]).tolist()
@@ -168,42 +235,58 @@ def _read(
     has = {name: [s for s in splits if f"{s}_{name}" in file] for name in MODEL_INPUTS}
 
     factor = float(np.ravel(file["conversion_factor"][()])[0]) if "conversion_factor" in file else 1
-    pooled = {
-        name: pool(file, name, rows, np.dtype(np.float32)) for name in MODEL_INPUTS if has[name]
-    }
-    if "truth" in pooled and factor != 1:
-        pooled["truth"] /= np.float32(factor)
+    pooled: dict[str, Any] = {}
+    for name in (name for name in MODEL_INPUTS if has[name]):
+        scale = factor if name == "truth" else 1
+        if in_memory:
+            pooled[name] = pool(file, name, rows, np.dtype(np.float32))
+            if scale != 1:
+                pooled[name] /= np.float32(scale)
+        else:
+            pooled[name] = _store(file, path, name, rows, scale)
     problems = [fault for name in pooled for fault in _infinities(name, pooled[name], rows)]
+    lengths, faults = _settle(file, pooled, rows, has)
+    problems += faults
     if problems:
         raise DataError(join_problems(path, problems))
 
     encod, recon = pooled["encod_data"], pooled["recon_data"]
-    read_part = recon[:, : encod.shape[1], : encod.shape[2]]
+    read_part = window(recon, *encod.shape[1:])
     if "test" in splits and "test" not in has["recon_data"]:
-        read_part[rows["test"]] = encod[rows["test"]]
-    if np.array_equal(encod, read_part, equal_nan=True):
+        if in_memory:
+            read_part[rows["test"]] = encod[rows["test"]]
+        elif lengths is not None:
+            part(recon, rows["test"]).end_at(lengths[rows["test"]], np.nan)
+    if same_numbers(encod, read_part):
         pooled["encod_data"] = read_part
     for name in batch_keys:
-        pooled[name] = pool(file, name, rows, None)
+        by_trial = all(file[f"{split}_{name}"].ndim == 1 for split in ("train", "valid"))
+        pooled[name] = (
+            pool(file, name, rows, None)
+            if in_memory or by_trial
+            else _store(file, path, name, rows)
+        )
 
     def of(split: str, name: str) -> Array | None:
-        return pooled[name][rows[split]] if split in has[name] else None
+        return part(pooled[name], rows[split]) if split in has[name] else None
 
     return SessionData(
         path=path,
         name=path.stem,
         splits={
             split: SplitData(
-                encod_data=pooled["encod_data"][rows[split]],
-                recon_data=recon[rows[split]],
+                encod_data=part(pooled["encod_data"], rows[split]),
+                recon_data=part(recon, rows[split]),
                 ext_input=of(split, "ext_input"),
                 truth=of(split, "truth"),
-                extras={name: pooled[name][rows[split]] for name in batch_keys},
+                extras={name: part(pooled[name], rows[split]) for name in batch_keys},
                 has_recon=split in has["recon_data"],
+                lengths=None if lengths is None else lengths[rows[split]],
             )
             for split in splits
         },
         pooled=pooled,
+        lengths=lengths,
         conversion_factor=factor,
         readin_weight=_optional(file, "readin_weight"),
         readin_offset=_optional(file, "readin_offset"),
@@ -213,6 +296,29 @@ def _read(
         keys=list_keys(file),
         arrays={key: file[key][()] for key in attr_keys},
     )
+
+
+def _settle(
+    file: h5py.File,
+    pooled: Mapping[str, Array],
+    rows: Mapping[str, slice],
+    has: Mapping[str, Sequence[str]],
+) -> tuple[Lengths | None, list[str]]:
+    """Lengths of all trials (None where nothing is missing), and what speaks against the data."""
+    found: dict[str, Lengths | None] = {}
+    problems: list[str] = []
+    for split, where in rows.items():
+        own = {name: part(pooled[name], where) for name in pooled if split in has[name]}
+        found[split], faults = settle_split(split, own, given_lengths(file, split))
+        problems += faults
+    if all(lengths is None for lengths in found.values()):
+        return None, problems
+    n_bins = pooled["recon_data"].shape[1]
+    lengths = np.full(len(pooled["recon_data"]), n_bins, np.int64)
+    for split, own_lengths in found.items():
+        if own_lengths is not None:
+            lengths[rows[split]] = np.where(own_lengths < 0, n_bins, own_lengths)
+    return lengths, problems
 
 
 def _optional(file: h5py.File, key: str) -> Array | None:
@@ -240,9 +346,7 @@ def pool(
 ) -> Array:
     """Read ``{split}_{name}`` of all splits into one array; a split without it stays unknown."""
     found = [file[f"{split}_{name}"] for split in rows if f"{split}_{name}" in file]
-    if dtype is None:
-        kinds = {data.dtype.kind for data in found}
-        dtype = np.dtype(np.bool_ if kinds == {"b"} else np.float32 if "f" in kinds else np.int64)
+    dtype = _kind_of(found) if dtype is None else dtype
     unknown = {"f": np.nan, "i": -1, "b": False}[dtype.kind]
     array = np.empty((max(r.stop for r in rows.values()), *found[0].shape[1:]), dtype)
     for split, where in rows.items():
@@ -252,12 +356,34 @@ def pool(
     return array
 
 
-def _infinities(name: str, array: Array, rows: Mapping[str, slice]) -> list[str]:
+def _kind_of(found: Sequence[h5py.Dataset]) -> np.dtype[Any]:
+    kinds = {data.dtype.kind for data in found}
+    return np.dtype(np.bool_ if kinds == {"b"} else np.float32 if "f" in kinds else np.int64)
+
+
+def _store(
+    file: h5py.File, path: Path, name: str, rows: Mapping[str, slice], divisor: float = 1
+) -> StoredArray:
+    """Describe what `pool` reads, to be read later."""
+    keys: list[tuple[str | None, int]] = []
+    for split, where in rows.items():
+        key = f"{split}_{name}"
+        if key not in file and name == "recon_data":
+            key = f"{split}_encod_data"  # what is read of it is known
+        keys.append((key if key in file else None, where.stop - where.start))
+    is_input = name in MODEL_INPUTS
+    kind = np.dtype(np.float32) if is_input else _kind_of([file[k] for k, _ in keys if k])
+    return store(file, path, keys, kind, divisor=divisor)
+
+
+def _infinities(name: str, array: Any, rows: Mapping[str, slice]) -> list[str]:
     problems = []
     for split, where in rows.items():
-        bad = np.isinf(array[where])
+        bad = np.zeros(array.shape[2], np.int64)
+        for _, block in blocks(part(array, where)):
+            bad += np.isinf(block).sum(axis=(0, 1))
         if bad.any():
-            channels = np.flatnonzero(bad.any(axis=(0, 1))).tolist()
+            channels = np.flatnonzero(bad).tolist()
             problems.append(
                 f"'{split}_{name}' holds {int(bad.sum())} infinite values (or values beyond "
                 f"float32), in channels {list_some(channels)} (counted from 0); legal are finite "

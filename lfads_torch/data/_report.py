@@ -13,8 +13,15 @@ import h5py
 import numpy as np
 
 from lfads_torch.data._files import absolute_pattern, open_h5
+from lfads_torch.data._missing import (
+    Lengths,
+    describe_missing,
+    given_lengths,
+    settle_split,
+)
 from lfads_torch.data._quality import Array, count_faults, data_warnings
 from lfads_torch.data._read import SessionData, bin_width_ms, read_attrs
+from lfads_torch.data._stored import blocks, store
 from lfads_torch.data._validate import (
     MODEL_INPUTS,
     SCHEMA_KEYS,
@@ -23,6 +30,7 @@ from lfads_torch.data._validate import (
     list_keys,
     show_shape,
 )
+from lfads_torch.data.memory import default_bound
 from lfads_torch.errors import DataError
 
 _TEXT_WIDTH = 100
@@ -85,6 +93,8 @@ class FileReport:
         What is legal but deserves a second look.
     attrs : dict
         The file's attributes.
+    missing : list of str
+        What is missing, a line for each split of which something is.
     """
 
     path: Path
@@ -92,6 +102,7 @@ class FileReport:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     attrs: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -108,6 +119,8 @@ class FileReport:
         others = [f"  {key} = {value}" for key, value in self.attrs.items()]
         if others:
             blocks.append("\n".join(["Attributes", *others]))
+        if self.missing:
+            blocks.append("\n".join(["Missing", *map(_bullet, self.missing)]))
         for what, items in (("error", self.errors), ("warning", self.warnings)):
             if items:
                 count = f"{len(items)} {what}{'s' if len(items) > 1 else ''}"
@@ -135,7 +148,7 @@ class FileReport:
         return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def check_file(path: str | os.PathLike[str]) -> FileReport:
+def check_file(path: str | os.PathLike[str], max_bytes: float | None = None) -> FileReport:
     """Look through a data file and report all that is in it and all that is wrong with it.
 
     Never stops at the first fault and never raises for what a file holds: a file that cannot be
@@ -144,6 +157,9 @@ def check_file(path: str | os.PathLike[str]) -> FileReport:
     Parameters
     ----------
     path : str or path
+    max_bytes : float, optional
+        Arrays that would take more together are looked through block by block; by default half of
+        the available memory.
 
     Returns
     -------
@@ -152,13 +168,13 @@ def check_file(path: str | os.PathLike[str]) -> FileReport:
     report = FileReport(Path(absolute_pattern(path)))
     try:
         with open_h5(report.path) as file:
-            _fill(report, file)
+            _fill(report, file, default_bound() if max_bytes is None else max_bytes)
     except DataError as err:
         report.errors.append(str(err))
     return report
 
 
-def _fill(report: FileReport, file: h5py.File) -> None:
+def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
     report.attrs = read_attrs(file)
     keys = list_keys(file)
     trials = {
@@ -167,18 +183,17 @@ def _fill(report: FileReport, file: h5py.File) -> None:
         for name in _DATA_NAMES
         if f"{split}_{name}" in keys
     }
-    report.errors += find_problems(file)
-    arrays: dict[str, Array] = {}
+    problems = find_problems(file)
+    report.errors += problems
+    arrays = _model_inputs(report.path, file, keys, max_bytes)
+    if not problems:
+        _fill_missing(report, file, arrays)
     for key in sorted(keys, key=_schema_order):
         data, rate = file[key], None
-        kind = data.dtype.kind
-        if data.ndim == 3 and data.size and kind in "buif":
-            if key in SCHEMA_KEYS:
-                with np.errstate(over="ignore"):
-                    arrays[key] = data[()].astype(np.float32)
-                rate = mean_of(arrays[key])
-            elif kind != "f":
-                rate = mean_of(data[()])
+        if key in arrays:
+            rate = mean_of(arrays[key])
+        elif data.ndim == 3 and data.size and data.dtype.kind in "bui":
+            rate = mean_of(data)
         width_ms = bin_width_ms(data.attrs) or bin_width_ms(report.attrs)
         is_spikes = key.endswith((*_DATA_NAMES, "truth", "spikes"))
         report.rows.append(
@@ -199,10 +214,46 @@ def _fill(report: FileReport, file: h5py.File) -> None:
     report.warnings += data_warnings(arrays, keys)
 
 
-def mean_of(array: Array) -> float | None:
-    """Mean over all entries that are not NaN; None where there are none."""
-    observed = array if array.dtype.kind != "f" else array[~np.isnan(array)]
-    return float(observed.mean(dtype=np.float64)) if observed.size else None
+def _fill_missing(report: FileReport, file: h5py.File, arrays: Mapping[str, Array]) -> None:
+    lengths: dict[str, Lengths] = {}
+    for split in SPLITS:
+        own = {n: arrays[k] for n in MODEL_INPUTS if (k := f"{split}_{n}") in arrays}
+        if own:
+            given = given_lengths(file, split)
+            report.errors += settle_split(split, own, given)[1]
+            if given is not None:
+                lengths[split] = given
+    data = {key: array for key, array in arrays.items() if key.endswith(_DATA_NAMES)}
+    report.missing += describe_missing(data, lengths)
+
+
+def _model_inputs(
+    path: Path, file: h5py.File, keys: Sequence[str], max_bytes: float
+) -> dict[str, Any]:
+    """Arrays of the schema as float32, in memory or where they are."""
+    found = [
+        key
+        for key in keys
+        if key in SCHEMA_KEYS
+        and file[key].ndim == 3
+        and file[key].size
+        and file[key].dtype.kind in "buif"
+    ]
+    kind = np.dtype(np.float32)
+    if kind.itemsize * sum(file[key].size for key in found) > max_bytes:
+        return {key: store(file, path, [(key, len(file[key]))], kind) for key in found}
+    with np.errstate(over="ignore"):
+        return {key: file[key][()].astype(kind) for key in found}
+
+
+def mean_of(array: Any) -> float | None:
+    """Mean over all entries of an array or data set that are not NaN; None where all are."""
+    total, count = 0.0, 0
+    for _, block in blocks(array):
+        observed = block if block.dtype.kind != "f" else block[~np.isnan(block)]
+        total += float(observed.sum(dtype=np.float64))
+        count += observed.size
+    return total / count if count else None
 
 
 def _bullet(text: str) -> str:
@@ -237,7 +288,7 @@ def _note(key: str, shape: Sequence[int] | None, trials: Mapping[str, tuple[int,
                 strict=True,
             )
         )
-        return meanings.get(name, "")
+        return "bins of each trial" if name == "lengths" else meanings.get(name, "")
     if split in trials and shape and tuple(shape[:1]) == trials[split][:1]:
         return f"per trial (batch key {name!r})"
     return "your own (attribute key)"

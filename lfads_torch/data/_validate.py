@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from lfads_torch.data._files import list_some
+from lfads_torch.data._missing import length_faults
 
 SPLITS = ("train", "valid", "test")
 REQUIRED_KEYS = tuple(f"{s}_{k}" for s in ("train", "valid") for k in ("encod_data", "recon_data"))
@@ -21,6 +22,7 @@ SCHEMA_KEYS = (
     "readin_offset",
     "readout_weight",
     "readout_bias",
+    *(f"{split}_lengths" for split in SPLITS),
 )
 
 
@@ -66,6 +68,7 @@ def find_problems(
     for split in SPLITS:
         problems += _split_faults(split, shapes, keys)
     problems += _disagreements(shapes)
+    problems += length_faults(file, keys, shapes)
     problems += _scalar_and_pcr_faults(file, keys, shapes)
     for name in batch_keys:
         problems += _batch_key_faults(name, file, keys, shapes)

@@ -20,6 +20,9 @@ class PrepOptions(SourceOptions):
     align : str or Align, optional
         Window around an event of each trial, ``EVENT:START:STOP`` in ms. Trials of one length may
         go without.
+    until : str, optional
+        Column of the trials: the time at which each ends, where that is within its window. It
+        becomes ``{split}_lengths``, and bins past it count as missing.
     forward_ms : float
         Time after the window that is only predicted: `recon_data` has so many bins more.
     select, units : sequence of str
@@ -68,6 +71,7 @@ class PrepOptions(SourceOptions):
 
     bin_ms: float | None = None
     align: str | Align | None = None
+    until: str | None = None
     forward_ms: float = 0.0
     select: Sequence[str] = ()
     units: Sequence[str] = ()

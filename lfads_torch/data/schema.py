@@ -9,6 +9,7 @@ A file holds one session. Arrays are n_samples x n_timesteps x n_channels, any n
 ``test_{encod,recon}_data``     optional: trials that are only used after training
 ``{split}_ext_input``           optional, in all splits or none: external inputs
 ``{split}_truth``               optional: true rates per bin, times ``conversion_factor``
+``{split}_lengths``             optional, in all splits or none: bins of each trial
 ``conversion_factor``           optional scalar, 1 where absent
 ``readin_weight``               optional, N_s x factors: read-in of a multi-session model, and
 ``readout_bias``                optional, N_s: mean per bin where all factors are zero
@@ -18,13 +19,33 @@ A file holds one session. Arrays are n_samples x n_timesteps x n_channels, any n
                                 default the pseudo-inverse of `readin_weight`
 ==============================  ==========================================================
 
+NaN in ``encod_data`` and ``recon_data`` marks missing entries; a trial ends after its last observed
+bin, or where ``{split}_lengths`` says, past which everything counts as missing (docs/missing.md).
+
 Further keys are the user's own: ``{split}_<name>`` with a row per trial can travel with the
 batches, all are carried into the output file. The attribute ``bin_ms`` gives the bin width.
 """
 
-from lfads_torch.data._files import absolute_pattern, find_sessions, open_h5, write_session
+from lfads_torch.data._files import (
+    absolute_pattern,
+    add_to_file,
+    copy_rest,
+    find_sessions,
+    list_some,
+    new_file,
+    open_h5,
+    write_session,
+)
+from lfads_torch.data._missing import observed_extent
 from lfads_torch.data._quality import shared_trials
-from lfads_torch.data._read import SessionData, SplitData, bin_width_ms, read_session
+from lfads_torch.data._read import (
+    SessionData,
+    SplitData,
+    bin_width_ms,
+    bytes_in_memory,
+    read_session,
+    slow_reads,
+)
 from lfads_torch.data._report import (
     DataWarning,
     FileReport,
@@ -32,6 +53,7 @@ from lfads_torch.data._report import (
     check_file,
     warnings_for,
 )
+from lfads_torch.data._stored import StoredArray, blocks, shares, write_rows
 from lfads_torch.data._validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS, find_problems
 
 __all__ = [
@@ -43,14 +65,25 @@ __all__ = [
     "ReportRow",
     "SessionData",
     "SplitData",
+    "StoredArray",
     "absolute_pattern",
+    "add_to_file",
     "bin_width_ms",
+    "blocks",
+    "bytes_in_memory",
     "check_file",
+    "copy_rest",
     "find_problems",
     "find_sessions",
+    "list_some",
+    "new_file",
+    "observed_extent",
     "open_h5",
     "read_session",
     "shared_trials",
+    "shares",
+    "slow_reads",
     "warnings_for",
+    "write_rows",
     "write_session",
 ]

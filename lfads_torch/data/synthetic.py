@@ -33,10 +33,10 @@ def lorenz(
     """Draw spikes of units whose log rates follow a Lorenz system.
 
     The latent state obeys dx = sigma (y - x), dy = x (rho - z) - y, dz = x y - beta z with
-    sigma = 10, rho = 28, beta = 8/3 [1]_, integrated by RK4 from an initial condition on the
-    attractor that is random per condition; the trials of a condition share the trajectory. Each
+    sigma = 10, rho = 28, beta = 8/3 (Lorenz 1963), integrated by RK4 from an initial condition on
+    the attractor that is random per condition; the trials of a condition share the trajectory. Each
     unit's log rate is a random projection of the standardised state, with standard deviation
-    `log_rate_std`, offset so that its mean rate is `mean_rate`; spike counts are Poisson [2]_.
+    `log_rate_std`, offset so that its mean rate is `mean_rate`; spike counts are Poisson.
 
     Parameters
     ----------
@@ -73,8 +73,7 @@ def lorenz(
 
     References
     ----------
-    .. [1] Lorenz 1963, J. Atmos. Sci. 20.
-    .. [2] Sussillo et al. 2016, arXiv:1608.06315, as a test of LFADS.
+    Lorenz 1963, J. Atmos. Sci. 20. Sussillo et al. 2016, arXiv:1608.06315, as a test of LFADS.
     """
     _check_at_least(1, n_conditions=n_conditions, n_trials=n_trials, n_units=n_units)
     _check_at_least(2, n_bins=n_bins)

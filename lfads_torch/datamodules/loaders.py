@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lfads_torch.data.schema import SessionData
 from lfads_torch.datamodules.preparation import Indices, seeded_generator
+from lfads_torch.datamodules.streaming import Wanted, draw
 from lfads_torch.tuples import SessionBatch
 
 if TYPE_CHECKING:
@@ -59,11 +60,13 @@ class TrainLoader:
     def _batches(self, seed: int, epoch: int) -> Iterator[Batch]:
         sessions = self._module.ready_tensors()
         plans = self.plans(seed, epoch)
-        for step in range(self._steps):
-            yield {
-                number: sessions[number].batch(plan[step], "train")
-                for number, plan in plans.items()
-            }
+        yield from draw(
+            sessions,
+            (
+                ({number: plan[step] for number, plan in plans.items()}, "train")
+                for step in range(self._steps)
+            ),
+        )
 
     def plans(self, seed: int, epoch: int) -> dict[int, Tensor]:
         """Rows of each session that make up the batches of an epoch, shape (steps, trials)."""
@@ -72,7 +75,7 @@ class TrainLoader:
         return {
             number: self._plan(
                 number, seeded_generator(seed, epoch, number), all_rows[number]["train"]
-            ).to(sessions[number].recon.device)
+            ).to(sessions[number].row_device)
             for number in self._numbers
         }
 
@@ -124,18 +127,23 @@ class OrderedLoader:
     def _steps(self, rows: dict[int, Indices]) -> int:
         return math.ceil(max(map(len, rows.values()), default=0) / self._share)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
+        return draw(self._module.ready_tensors(), self._wanted())
+
+    def _wanted(self) -> Iterator[Wanted]:
         sessions = self._module.ready_tensors()
-        device = self._module.device
         for split, rows in self._parts:
             for start in range(0, self._steps(rows) * self._share, self._share):
-                yield {
-                    number: sessions[number].batch(
-                        torch.from_numpy(row[start : start + self._share]).to(device), split
-                    )
-                    for number, row in rows.items()
-                    if start < len(row)
-                }
+                yield (
+                    {
+                        number: torch.from_numpy(row[start : start + self._share]).to(
+                            sessions[number].row_device
+                        )
+                        for number, row in rows.items()
+                        if start < len(row)
+                    },
+                    split,
+                )
 
 
 class SessionTensors:
@@ -161,16 +169,28 @@ class SessionTensors:
         self._truth = arrays.get("truth")
         self._mask = mask
         self._extras = tuple(arrays[name] for name in batch_keys)
+        lengths = data.lengths
+        self._lengths = None if lengths is None else torch.from_numpy(lengths)
         self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
+
+    @property
+    def device(self) -> torch.device:
+        """Device that holds the arrays."""
+        return self.recon.device
+
+    @property
+    def row_device(self) -> torch.device:
+        """Device on which rows have to be given."""
+        return self.recon.device
 
     def to(self, device: torch.device) -> None:
         """Move all arrays to a device."""
         if device == self.recon.device:
             return
         self.recon = self.recon.to(device)
-        self._encod, self._ext, self._truth, self._mask = (
+        self._encod, self._ext, self._truth, self._mask, self._lengths = (
             None if tensor is None else tensor.to(device)
-            for tensor in (self._encod, self._ext, self._truth, self._mask)
+            for tensor in (self._encod, self._ext, self._truth, self._mask, self._lengths)
         )
         self._extras = tuple(tensor.to(device) for tensor in self._extras)
 
@@ -193,4 +213,5 @@ class SessionTensors:
                 else none
             ),
             sv_mask=none.bool() if self._mask is None else self._mask.index_select(0, rows),
+            lengths=None if self._lengths is None else self._lengths.index_select(0, rows),
         ), tuple(tensor.index_select(0, rows) for tensor in self._extras)

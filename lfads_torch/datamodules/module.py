@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
 
+from lfads_torch.data.memory import default_bound
 from lfads_torch.data.schema import (
     SPLITS,
     DataWarning,
@@ -17,6 +18,7 @@ from lfads_torch.data.schema import (
     absolute_pattern,
     find_sessions,
     read_session,
+    slow_reads,
     warnings_for,
 )
 from lfads_torch.datamodules.loaders import (
@@ -34,6 +36,7 @@ from lfads_torch.datamodules.preparation import (
     sv_mask,
     whole_number,
 )
+from lfads_torch.datamodules.streaming import PackedMask, StreamedSession, plan_memory
 from lfads_torch.errors import UserError
 
 
@@ -81,6 +84,11 @@ class BasicDataModule(pl.LightningDataModule):
     fit_sessions : sequence of str, optional
         Names of the sessions that are trained and validated on; by default all. Sampling still
         covers all.
+    max_memory_gb : float, optional
+        Memory in 10^9 bytes that the arrays of all sessions may take; by default half of what is
+        available when they are read. The smallest sessions are held, those beyond are streamed:
+        their trials are read from the file batch by batch, which must stay as it is. Batches are
+        the same either way. 0 streams all.
 
     Raises
     ------
@@ -102,6 +110,7 @@ class BasicDataModule(pl.LightningDataModule):
         sv_seed: int = 0,
         dm_ic_enc_seq_len: int = 0,
         fit_sessions: Sequence[str] | None = None,
+        max_memory_gb: float | None = None,
     ) -> None:
         super().__init__()
         # Absolute from here on, whatever becomes of the working directory.
@@ -119,6 +128,7 @@ class BasicDataModule(pl.LightningDataModule):
         self.sv_seed = whole_number("sv_seed", sv_seed)
         self.dm_ic_enc_seq_len = whole_number("dm_ic_enc_seq_len", dm_ic_enc_seq_len)
         self.fit_sessions = None if fit_sessions is None else _names(fit_sessions)
+        self.max_memory_gb = None if max_memory_gb is None else float(max_memory_gb)
         self._check_arguments()
         # For callbacks and checkpoints; the loggers record the composed configuration instead.
         self.save_hyperparameters(
@@ -133,11 +143,12 @@ class BasicDataModule(pl.LightningDataModule):
                 "sv_seed": self.sv_seed,
                 "dm_ic_enc_seq_len": self.dm_ic_enc_seq_len,
                 "fit_sessions": self.fit_sessions and list(self.fit_sessions),
+                "max_memory_gb": self.max_memory_gb,
             },
             logger=False,
         )
         self._sessions: list[SessionData] = []
-        self._tensors: list[SessionTensors] = []
+        self._tensors: list[SessionTensors | StreamedSession] = []
         self._file_rows: list[dict[str, Indices]] = []
         self._rows: list[dict[str, Indices]] = []
         self._passes = 0
@@ -145,6 +156,11 @@ class BasicDataModule(pl.LightningDataModule):
     def _check_arguments(self) -> None:
         if not 0 <= self.sv_rate < 1:
             raise UserError(f"sv_rate={self.sv_rate}; legal is at least 0 and below 1.")
+        if self.max_memory_gb is not None and not self.max_memory_gb >= 0:
+            raise UserError(
+                f"max_memory_gb={self.max_memory_gb}; legal is a number of at least 0, or nothing "
+                f"for half of the available memory."
+            )
         if self.reshuffle_tv_ratio is not None:
             if self.reshuffle_tv_seed is None:
                 raise UserError(
@@ -187,7 +203,13 @@ class BasicDataModule(pl.LightningDataModule):
                 f"{', '.join(self.datafile_patterns)}; each step takes at least one trial of each "
                 f"session: raise batch_size to {len(paths)} or more."
             )
-        sessions = [read_session(path, self.batch_keys, self.attr_keys) for path in paths]
+        gb = self.max_memory_gb
+        bound = default_bound() if gb is None else gb * 1e9
+        held = plan_memory(paths, self.batch_keys, self.sv_rate, bound)
+        sessions = [
+            read_session(path, self.batch_keys, self.attr_keys, in_memory=in_memory)
+            for path, in_memory in zip(paths, held, strict=True)
+        ]
         check_together(sessions)
         encod_len = sessions[0].pooled["encod_data"].shape[1]
         if self.dm_ic_enc_seq_len > encod_len:
@@ -205,17 +227,27 @@ class BasicDataModule(pl.LightningDataModule):
                 )
             ]
         self._set_attributes(sessions)
-        masks = [
-            sv_mask(session, self.sv_rate, [self.sv_seed, number], self.dm_ic_enc_seq_len)
-            for number, session in enumerate(sessions)
-        ]
         self._tensors = [
-            SessionTensors(session, self.batch_keys, mask)
-            for session, mask in zip(sessions, masks, strict=True)
+            self._ready(number, session, in_memory)
+            for number, (session, in_memory) in enumerate(zip(sessions, held, strict=True))
         ]
         self._sessions = sessions
-        for message in [text for session in sessions for text in warnings_for(session)]:
+        for message in [
+            text
+            for session in sessions
+            for text in (*warnings_for(session), slow_reads(session))
+            if text
+        ]:
             warnings.warn(message, DataWarning, stacklevel=2)
+
+    def _ready(
+        self, number: int, session: SessionData, in_memory: bool
+    ) -> SessionTensors | StreamedSession:
+        mask = (self.sv_rate, [self.sv_seed, number], self.dm_ic_enc_seq_len)
+        if in_memory:
+            return SessionTensors(session, self.batch_keys, sv_mask(session, *mask))
+        packed = PackedMask(session, *mask) if self.sv_rate else None
+        return StreamedSession(session, self.batch_keys, packed)
 
     def _set_attributes(self, sessions: Sequence[SessionData]) -> None:
         for key in self.attr_keys:
@@ -386,9 +418,9 @@ class BasicDataModule(pl.LightningDataModule):
 
     @property
     def device(self) -> torch.device:
-        """Device that holds the data."""
+        """Device that batches are on."""
         self.setup()
-        return self._tensors[0].recon.device
+        return self._tensors[0].device
 
     def to(self, device: torch.device | str) -> BasicDataModule:
         """Move the data to a device; with a Trainer this happens by itself."""
@@ -397,7 +429,13 @@ class BasicDataModule(pl.LightningDataModule):
             tensors.to(torch.device(device))
         return self
 
-    def ready_tensors(self) -> list[SessionTensors]:
+    @property
+    def streamed(self) -> list[bool]:
+        """For each session, whether its trials are read from the file batch by batch."""
+        self.setup()
+        return [isinstance(tensors, StreamedSession) for tensors in self._tensors]
+
+    def ready_tensors(self) -> list[SessionTensors | StreamedSession]:
         """The sessions' tensors, on the Trainer's device where there is a Trainer."""
         self.setup()
         if self.trainer is not None:

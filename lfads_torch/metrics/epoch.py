@@ -36,9 +36,9 @@ class EpochScores:
         for name, value in terms.items():
             self.terms.add(name, value, n_trials)
 
-    def add_session(self, session: int, recon: Tensor, n_trials: int) -> None:
-        """Count the reconstruction loss of one session's trials."""
-        self.sessions.add(f"recon/sess{session}", recon, n_trials)
+    def add_session(self, session: int, recon: Tensor, weight: Tensor | int) -> None:
+        """Count the mean loss of one session's trials; `weight`: trials, or observed entries."""
+        self.sessions.add(f"recon/sess{session}", recon, weight)
 
     def add_log_rates(
         self, session: int, log_rates: Tensor, counts: Tensor, n_read: int, n_bins_read: int

@@ -56,6 +56,10 @@ class PsthScore:
             )
         shifts = np.zeros(len(rates), dtype=int) if jitter is None else np.asarray(jitter, int)
         found = cls([], [], [], [])
+        # A trial may end before the last bin. One without any rate is no such trial.
+        nothing = np.isnan(rates).all(axis=2)
+        past = np.logical_and.accumulate(nothing[:, ::-1], axis=1)[:, ::-1]
+        past &= ~nothing.all(axis=1, keepdims=True)
         for condition, listed in zip(psth, cond_idx, strict=True):
             members = np.asarray(listed, dtype=np.int64)
             if not members.size:
@@ -63,6 +67,7 @@ class PsthScore:
             # Averages skip the bins that a trial's own window did not reach.
             source = np.arange(len(condition)) - shifts[members, None]
             inside = (source >= 0) & (source < rates.shape[1])
+            inside &= ~past[members[:, None], source.clip(0, rates.shape[1] - 1)]
             keep = np.isfinite(condition).all(axis=1) & inside.any(axis=0)
             aligned = rates[members[:, None], source.clip(0, rates.shape[1] - 1)[:, keep]]
             inside = inside[:, keep]

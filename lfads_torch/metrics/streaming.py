@@ -207,15 +207,25 @@ class WeightedMeans:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, float]] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor | float]] = {}
 
-    def add(self, name: str, value: Tensor | float | int, weight: float | int = 1) -> None:
-        """Count `value` (a scalar) with `weight`, usually the number of trials behind it."""
-        total = wide(torch.as_tensor(value).detach()) * weight
+    def add(self, name: str, value: Tensor | float | int, weight: Tensor | float | int = 1) -> None:
+        """Count `value` (a scalar) with `weight`, usually the number of trials behind it.
+
+        A weight that is a tensor, such as a number of observed entries, stays on its device. A
+        value of weight 0 counts for nothing.
+        """
+        value = wide(torch.as_tensor(value).detach())
+        if isinstance(weight, Tensor):
+            weight = wide(weight)
+            value = torch.where(weight > 0, value, 0.0)
+        else:
+            weight = float(weight)
+        total = value * weight
         if name in self._sums:
             total = total + self._sums[name][0]
             weight = weight + self._sums[name][1]
-        self._sums[name] = (total, float(weight))
+        self._sums[name] = (total, weight)
 
     def totals(self) -> dict[str, Tensor]:
         """Return the weighted sums so far, which turn non-finite with the first such value."""
@@ -224,7 +234,9 @@ class WeightedMeans:
     def compute(self) -> dict[str, Tensor]:
         """Return the mean of every name seen; NaN where all weights were zero."""
         return {
-            name: total / weight if weight else torch.full_like(total, math.nan)
+            name: total / weight
+            if isinstance(weight, Tensor) or weight
+            else torch.full_like(total, math.nan)
             for name, (total, weight) in self._sums.items()
         }
 

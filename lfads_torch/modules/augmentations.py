@@ -3,6 +3,10 @@
 An own augmentation is a class with ``process_batch(batch) -> batch`` and/or
 ``process_losses(recon_loss, batch, log_fn, data_split) -> recon_loss``. What the loss needs to know
 of the batch travels in ``batch.masks``.
+
+Where data are missing (``batch.lengths`` is not None), ``process_batch`` sees NaN there, and the
+model takes care of it afterwards. ``process_losses`` then sees a loss of 0, and the mask of
+observed entries in ``batch.masks["observed"]``.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from ..tuples import SessionBatch
 from .masks import coordinated_masks, random_mask, scaled_gradient
 
 LogFn = Callable[[str, Tensor], None]
+
+OBSERVED = "observed"
+"""Mask of the entries of `recon_data` that are not missing."""
 
 
 class AugmentationStack(nn.Module):
@@ -204,9 +211,13 @@ class SampleValidation(nn.Module):
         kept = self._kept(batch)
         (_, n_bins, n_read), segment = batch.encod_data.shape, self.ic_enc_seq_len
         read = recon_loss[:, segment:n_bins, :n_read].detach()
-        held_out = torch.where(kept, 0.0, read)
+        scored = ~kept
+        observed = (batch.masks or {}).get(OBSERVED)
+        if observed is not None:
+            scored = scored & observed[:, segment:n_bins, :n_read]
+        held_out = torch.where(scored, read, 0.0)
         if self.recon_reduce_mean:
-            score = held_out.sum() / (~kept).sum().clamp_min(1)
+            score = held_out.sum() / scored.sum().clamp_min(1)
         else:
             score = held_out.sum(dim=(1, 2)).mean()
         log_fn(f"{data_split}/recon/sv", score)
@@ -216,33 +227,39 @@ class SampleValidation(nn.Module):
 
 
 class SelectiveBackpropThruTime(nn.Module):
-    """Learn from data with missing bins, marked by NaN (SBTT, Zhu et al. 2021).
+    """Learn from data with missing entries, marked by NaN (SBTT, Zhu et al. 2021).
 
-    The encoder sees 0 there, and the loss is the mean over observed entries only.
+    The encoder sees 0 there, and the loss is the mean over observed entries only. The model does so
+    by itself for data that a data module has found to be incomplete (``batch.lengths``); there this
+    changes nothing but where it stands before transforms of one's own that cannot take NaN, which
+    then see 0 in the encoder's data.
     """
 
-    MASK = "observed"
+    MASK = OBSERVED
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
         """Zero the missing bins at the encoder; leave the mask of observed entries in the batch."""
-        return batch._replace(
-            encod_data=batch.encod_data.nan_to_num(nan=0.0),
-            masks={self.MASK: ~batch.recon_data.isnan()},
-        )
+        batch = batch._replace(encod_data=batch.encod_data.nan_to_num(nan=0.0))
+        if batch.lengths is not None:
+            return batch
+        return batch._replace(masks={self.MASK: ~batch.recon_data.isnan()})
 
     def process_losses(
         self, recon_loss: Tensor, batch: SessionBatch, log_fn: LogFn, data_split: str
     ) -> Tensor:
         """Leave missing entries out, so that the mean over all is the mean over observed ones."""
+        if batch.lengths is not None:
+            return recon_loss
         observed = (batch.masks or {})[self.MASK]
         fraction = observed.to(recon_loss.dtype).mean().clamp_min(1 / observed.numel())
         return torch.where(observed, recon_loss, 0.0) / fraction
 
 
 class TemporalShift(nn.Module):
-    """Shift each channel of each trial by a few bins, edges repeated.
+    """Shift each channel of each trial by a few bins, the trial's edges repeated.
 
-    Drawn independently for the encoder's data and the target (EMG, Wimalasena et al. 2022).
+    Missing bins inside a trial move along. Drawn independently for the encoder's data and the
+    target (EMG, Wimalasena et al. 2022).
 
     Parameters
     ----------
@@ -262,21 +279,29 @@ class TemporalShift(nn.Module):
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
         """Shift both arrays of the batch."""
         return batch._replace(
-            encod_data=self._shifted(batch.encod_data), recon_data=self._shifted(batch.recon_data)
+            encod_data=self._shifted(batch.encod_data, batch.lengths),
+            recon_data=self._shifted(batch.recon_data, batch.lengths),
         )
 
-    def _shifted(self, data: Float[Tensor, "B T N"]) -> Float[Tensor, "B T N"]:
+    def _shifted(
+        self, data: Float[Tensor, "B T N"], lengths: Tensor | None
+    ) -> Float[Tensor, "B T N"]:
         n_trials, n_bins, n_channels = data.shape
         shift = torch.randn(n_trials, 1, n_channels, device=data.device) * self.std
         shift = shift.round().clamp(-self.max_shift, self.max_shift).long()
         bins = torch.arange(n_bins, device=data.device).view(1, -1, 1)
-        return data.gather(1, (bins - shift).clamp(0, n_bins - 1))
+        if lengths is None:
+            return data.gather(1, (bins - shift).clamp(0, n_bins - 1))
+        last = lengths.clamp(max=n_bins).view(-1, 1, 1) - 1
+        moved = data.gather(1, torch.minimum((bins - shift).clamp_min(0), last))
+        return moved.masked_fill(bins > last, torch.nan)
 
 
 class SpikeJitter(nn.Module):
     """Move each spike by a few bins; at the trial's ends it is reflected, none is lost.
 
-    Drawn independently for the encoder's data and the target.
+    A spike that would move into a missing bin stays where it is. Drawn independently for the
+    encoder's data and the target.
 
     Parameters
     ----------
@@ -293,22 +318,40 @@ class SpikeJitter(nn.Module):
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
         """Jitter both arrays of the batch."""
         return batch._replace(
-            encod_data=self._jittered(batch.encod_data),
-            recon_data=self._jittered(batch.recon_data),
+            encod_data=self._jittered(batch.encod_data, batch.lengths),
+            recon_data=self._jittered(batch.recon_data, batch.lengths),
         )
 
-    def _jittered(self, counts: Float[Tensor, "B T N"]) -> Float[Tensor, "B T N"]:
+    def _jittered(
+        self, counts: Float[Tensor, "B T N"], lengths: Tensor | None
+    ) -> Float[Tensor, "B T N"]:
         n_bins, width = counts.shape[1], self.width
+        ends: Any = n_bins if lengths is None else lengths.clamp(max=n_bins).view(-1, 1, 1)
+        missing = counts.isnan()
         bins = torch.arange(n_bins, device=counts.device).view(1, -1, 1)
         moved = torch.zeros_like(counts)
         # The k-th spike of every bin moves at once; few bins hold more than a handful.
         for k in range(int(counts.nan_to_num().max()) if counts.numel() else 0):
             offset = torch.randint(-width, width + 1, counts.shape, device=counts.device)
-            moved.scatter_add_(1, _reflected(bins + offset, n_bins), (counts > k).to(counts.dtype))
-        return torch.where(counts.isnan(), counts, moved)
+            target = _reflected(bins + offset, ends)
+            if lengths is not None:
+                target = torch.where(missing.gather(1, target), bins, target)
+            moved.scatter_add_(1, target, (counts > k).to(counts.dtype))
+        return torch.where(missing, counts, moved)
 
 
-def _reflected(index: Tensor, size: int) -> Tensor:
-    """Reflect indices about the outer edges of [0, size)."""
+def with_observed(batch: SessionBatch) -> SessionBatch:
+    """Add the mask of observed entries, where something may be missing and it is not there yet.
+
+    To be called after all that moves data, missing ones among them.
+    """
+    masks = batch.masks or {}
+    if batch.lengths is None or OBSERVED in masks:
+        return batch
+    return batch._replace(masks={**masks, OBSERVED: ~batch.recon_data.isnan()})
+
+
+def _reflected(index: Tensor, size: Any) -> Tensor:
+    """Reflect indices about the outer edges of [0, size), a number or one for each."""
     index = index.remainder(2 * size)
     return torch.where(index < size, index, 2 * size - 1 - index)

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..kernels import Kernels
-from .masks import dropout_mask
+from .masks import bins_past, dropout_mask
 from .readin_readout import FanInLinear
 from .recurrent import BidirectionalClippedGRU
 
@@ -69,17 +69,33 @@ class Encoder(nn.Module):
             self.ci_enc = BidirectionalClippedGRU(encod_data_dim, ci_enc_dim, cell_clip)
 
     def forward(
-        self, data: Float[Tensor, "B T N"], dropout_rate: Tensor | None, kernels: Kernels
+        self,
+        data: Float[Tensor, "B T N"],
+        dropout_rate: Tensor | None,
+        kernels: Kernels,
+        lengths: Int[Tensor, " B"] | None = None,
     ) -> Encoding:
-        """Encode a batch; `dropout_rate` is None where nothing is dropped (evaluation)."""
+        """Encode a batch.
+
+        Parameters
+        ----------
+        data : Tensor, shape (B, T_e, N)
+        dropout_rate : Tensor, optional
+            None where nothing is dropped (evaluation).
+        kernels : Kernels
+        lengths : Tensor of int, shape (B,), optional
+            Bins of each trial; the encoders do not see what follows, so that it may be anything.
+            None where all trials are whole.
+        """
         if dropout_rate is not None:
             data = data * dropout_mask(data.shape, dropout_rate)
         # Contiguous once, not for each encoder.
         x = data.transpose(0, 1).contiguous()
         n_bins, segment = x.shape[0], self.ic_enc_seq_len
+        padded = None if lengths is None else bins_past(lengths, n_bins).T
 
-        x_ic = x[:segment] if segment > 0 else x
-        last = self.ic_enc(x_ic, self.ic_enc_h0, kernels).last
+        x_ic, padded_ic = (x, padded) if segment == 0 else (x[:segment], _bins(padded, 0, segment))
+        last = self.ic_enc(x_ic, self.ic_enc_h0, kernels, padded_ic).last
         summary = torch.cat([last[0], last[1]], dim=-1)
         if dropout_rate is not None:
             summary = summary * dropout_mask(summary.shape, dropout_rate)
@@ -88,9 +104,18 @@ class Encoder(nn.Module):
         if not self.use_con:
             return Encoding(ic_mean, ic_std, None)
 
-        forward, backward = self.ci_enc(x[segment:], self.ci_enc_h0, kernels).states
+        padded_ci = _bins(padded, segment, n_bins)
+        states = self.ci_enc(x[segment:], self.ci_enc_h0, kernels, padded_ci).states
+        if padded_ci is not None:
+            # A lag reaches past the end of a trial as it does past that of the window.
+            states = states.masked_fill(padded_ci.unsqueeze(-1), 0.0)
+        forward, backward = states
         lag, behind = min(self.ci_lag, n_bins - segment), self.recon_seq_len - n_bins
         kept = n_bins - segment - lag
         forward = pad(forward[:kept], (0, 0, 0, 0, segment + lag, behind))
         backward = pad(backward[lag:], (0, 0, 0, 0, segment, behind + lag))
         return Encoding(ic_mean, ic_std, torch.cat([forward, backward], dim=-1))
+
+
+def _bins(padded: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if padded is None else padded[start:stop]

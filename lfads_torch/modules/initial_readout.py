@@ -12,6 +12,7 @@ mean, and the others as they were drawn.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import singledispatch
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.schema import blocks
 from .recons import MSE, Gamma, Gaussian, Poisson, ZeroInflatedGamma
 
 # Far below any real rate. A silent channel has no logarithm.
@@ -58,24 +60,30 @@ class ChannelStats(NamedTuple):
 
     @classmethod
     def of(cls, data: np.ndarray) -> ChannelStats:
-        """Compute them from data of shape (trials, bins, channels); NaN is left out."""
-        flat = data.reshape(-1, data.shape[-1])
-        there = np.isfinite(flat)
-        return cls(
-            *_moments(flat, there), *_share(flat, there), *_moments(flat, there & (flat != 0))
-        )
+        """Compute them from data of shape (trials, bins, channels); NaN is left out.
+
+        The data may be a `StoredArray`: they are gone through twice, block by block.
+        """
+        n, n_events = (np.zeros(data.shape[-1]) for _ in range(2))
+        total, events = (np.zeros(data.shape[-1]) for _ in range(2))
+        for flat in _flat_blocks(data):
+            there = np.isfinite(flat)
+            n += there.sum(axis=0)
+            n_events += (there & (flat != 0)).sum(axis=0)
+            total += np.where(there, flat, 0.0).sum(axis=0, dtype=np.float64)
+        count, event_count = np.maximum(n, 1), np.maximum(n_events, 1)
+        mean, event_mean = total / count, total / event_count
+        spread = np.zeros_like(mean)
+        for flat in _flat_blocks(data):
+            there = np.isfinite(flat)
+            spread += (np.where(there, flat - mean, 0.0) ** 2).sum(axis=0)
+            chosen = there & (flat != 0)
+            events += (np.where(chosen, flat - event_mean, 0.0) ** 2).sum(axis=0)
+        return cls(mean, spread / count, n_events / count, event_mean, events / event_count)
 
 
-def _moments(flat: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    count = np.maximum(chosen.sum(axis=0), 1)
-    mean = np.where(chosen, flat, 0.0).sum(axis=0, dtype=np.float64) / count
-    spread = np.where(chosen, flat - mean, 0.0) ** 2
-    return mean, spread.sum(axis=0, dtype=np.float64) / count
-
-
-def _share(flat: np.ndarray, there: np.ndarray) -> tuple[np.ndarray]:
-    count = np.maximum(there.sum(axis=0), 1)
-    return ((there & (flat != 0)).sum(axis=0) / count,)
+def _flat_blocks(data: Any) -> Iterator[np.ndarray]:
+    return (block.reshape(-1, data.shape[-1]) for _, block in blocks(data))
 
 
 Blocks = list[Line | None]

@@ -1,7 +1,7 @@
-"""Random masks, drawn in bulk.
+"""Masks: of the bins past a trial's end, and random ones, drawn in bulk.
 
-Each entry takes 16 random bits: drawing a float for each would be the larger part of the work.
-A rate is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that every member of a
+Each random entry takes 16 random bits: drawing a float for each would be the larger part of the
+work. A rate is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that every member of a
 population may have its own. Masks are numbers, not truth values: torch multiplies by a float mask
 several times faster than it selects by a bool one.
 """
@@ -20,6 +20,11 @@ from ..kernels import native
 
 _LEVELS = 2**16
 _PER_WORD = 4  # 16-bit numbers in one of 64 bits
+
+
+def bins_past(lengths: Tensor, n_bins: int) -> Tensor:
+    """Mark the bins past the end of each trial: lengths (B,), a mask (B, n_bins)."""
+    return torch.arange(n_bins, device=lengths.device) >= lengths.unsqueeze(1)
 
 
 def dropout_mask(shape: Sequence[int], rate: Tensor) -> Tensor:

@@ -175,7 +175,8 @@ class MultisessionReadout(nn.ModuleList):
 
 
 def _read_sessions(datafile_pattern: str) -> list[Any]:
-    return [read_session(path) for path in find_sessions(datafile_pattern)]
+    # Of the trials only sizes and sums over them are needed.
+    return [read_session(path, in_memory=False) for path in find_sessions(datafile_pattern)]
 
 
 def _check_agree(sessions: Sequence[Any]) -> None:

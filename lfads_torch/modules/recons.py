@@ -3,15 +3,18 @@
 An own observation model is a module with four members: ``n_params`` (parameters per channel),
 ``reshape_output_params``, ``compute_loss(data, output_params)`` (one number per trial, bin and
 channel) and ``compute_means(output_params)``. `Reconstruction` gives all but the two equations.
+``compute_loss`` never sees missing data: `observed_loss` fills them with ``fill_value``, a legal
+number (0 where an own model does not say), and leaves their loss out.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..data.schema import find_sessions, read_session
@@ -74,6 +77,16 @@ class Reconstruction(nn.Module):
         """The equation of the loss, for legal data."""
         raise NotImplementedError
 
+    def observed_loss(
+        self,
+        data: Float[Tensor, "B T N"],
+        observed: Bool[Tensor, "B T N"],
+        output_params: Float[Tensor, "B T N k"],
+    ) -> Float[Tensor, "B T N"]:
+        """As `compute_loss`, of data of which some are missing; 0 there."""
+        loss = self.compute_loss(torch.where(observed, data, self.fill_value), output_params)
+        return torch.where(observed, loss, 0.0)
+
     def compute_means(self, output_params: Float[Tensor, "B T N k"]) -> Float[Tensor, "B T N"]:
         """Mean of the data; for spikes, the rate per bin."""
         raise NotImplementedError
@@ -101,9 +114,9 @@ class Reconstruction(nn.Module):
         missing = data.isnan()
         if not allow_nan and missing.any():
             raise DataError(
-                f"{where}: {_count(missing)} are NaN. NaN marks missing bins and is legal only "
-                "with SelectiveBackpropThruTime in both augmentation stacks (train_aug_stack and "
-                "infer_aug_stack); add it, or replace the NaN"
+                f"{where}: {_count(missing)} are NaN, which marks missing entries. Of these there "
+                "is no loss: give observed_loss the mask of observed entries, or a SessionBatch "
+                "its lengths"
             )
         bad = ~missing & ~(data.isfinite() & self.is_legal(data))
         if bad.any():
@@ -150,12 +163,25 @@ class PoissonBPS(Poisson):
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
         """Poisson loss relative to the channel's mean rate in this batch, in bits per spike."""
-        rate = data.mean(dim=(0, 1))
-        null = rate - torch.special.xlogy(data, rate)
-        log_rate = output_params[..., 0]
-        model = log_rate.exp() - data * log_rate
-        # A batch without spikes has no bits per spike; the floor keeps its loss finite.
-        return (model - null) / (math.log(2) * data.mean().clamp_min(1e-6))
+        return _bits_lost(data, output_params[..., 0], data.mean(dim=(0, 1)), data.mean())
+
+    def observed_loss(self, data: Tensor, observed: Tensor, output_params: Tensor) -> Tensor:
+        """As `element_loss`; mean rates are those of the observed entries."""
+        data = torch.where(observed, data, 0.0)
+        if not self.data_checked:
+            self.check_data(data, "data")
+        seen = observed.to(data.dtype).sum(dim=(0, 1))
+        rate = data.sum(dim=(0, 1)) / seen.clamp_min(1)
+        mean = data.sum() / seen.sum().clamp_min(1)
+        return torch.where(observed, _bits_lost(data, output_params[..., 0], rate, mean), 0.0)
+
+
+def _bits_lost(data: Tensor, log_rate: Tensor, rate: Tensor, mean: Tensor) -> Tensor:
+    """Bits that a model loses to the channels' mean rates (N,), per spike of a mean count."""
+    null = rate - torch.special.xlogy(data, rate)
+    model = log_rate.exp() - data * log_rate
+    # A batch without spikes has no bits per spike; the floor keeps its loss finite.
+    return (model - null) / (math.log(2) * mean.clamp_min(1e-6))
 
 
 class MSE(Reconstruction):
@@ -302,10 +328,32 @@ class MultisessionReconstruction(nn.ModuleList):
     """
 
     def __init__(self, datafile_pattern: str, recon: nn.Module) -> None:
-        sessions = [read_session(path) for path in find_sessions(datafile_pattern)]
+        paths = find_sessions(datafile_pattern)
+        sessions = [read_session(path, in_memory=False) for path in paths]
         super().__init__(
             recon_for_channels(recon, s.splits["train"].recon_data.shape[2]) for s in sessions
         )
+
+
+def observed_loss(
+    recon: Any, data: Tensor, observed: Tensor | None, output_params: Tensor
+) -> Tensor:
+    """Loss per entry under an observation model, one's own included; 0 where missing.
+
+    Parameters
+    ----------
+    recon : Module
+    data : Tensor, shape (B, T, N)
+    observed : Tensor of bool, shape (B, T, N), optional
+        None where nothing is missing.
+    output_params : Tensor, shape (B, T, N, k)
+    """
+    if observed is None:
+        return recon.compute_loss(data, output_params)
+    if hasattr(recon, "observed_loss"):
+        return recon.observed_loss(data, observed, output_params)
+    filled = torch.where(observed, data, getattr(recon, "fill_value", 0.0))
+    return torch.where(observed, recon.compute_loss(filled, output_params), 0.0)
 
 
 def recon_for_channels(recon: nn.Module, n_channels: int) -> nn.Module:

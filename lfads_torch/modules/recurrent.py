@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..kernels import GRUStates, Kernels
+
+# Input products that hold a state, whatever the state adds to them: an update gate of exactly 1,
+# and a reset gate of next to 0 (not less: denormal numbers are slow), so that with no input the
+# candidate is next to 0, too, which z h + (1 - z) n, written as n + z (h - n), rounds away.
+_UPDATE, _RESET = 1e4, -50.0
 
 
 class ClippedGRUCell(nn.Module):
@@ -78,6 +83,7 @@ class BidirectionalClippedGRU(nn.Module):
         x: Float[Tensor, "T B N"],
         h0: Float[Tensor, "2 1 H"],
         kernels: Kernels,
+        padded: Bool[Tensor, "T B"] | None = None,
     ) -> GRUStates:
         """Return the states of both directions.
 
@@ -86,11 +92,32 @@ class BidirectionalClippedGRU(nn.Module):
         x : Tensor, shape (T, B, N)
         h0 : Tensor, shape (2, 1, H)
         kernels : Kernels
+        padded : Tensor of bool, shape (T, B), optional
+            Bins past a trial's end. The state passes them unchanged, and so does its gradient:
+            the last states are those of the trial alone. (An initial state beyond the clip, which
+            training would have to bring about, is clipped by them.)
         """
         cells = self.cells
         weight_ih = torch.cat([cell.weight_ih for cell in cells])
         weight_hh = torch.stack([cell.weight_hh for cell in cells])
         bias = torch.cat([cell.bias for cell in cells])
-        x_proj = linear(x, weight_ih, bias).unflatten(-1, (2, -1)).movedim(2, 0)
+        # The bias as the weight of an input that is 1: its gradient then takes no sum of its own.
+        extra = [x.new_ones(1).expand(*x.shape[:2], 1)]
+        columns = [bias.unsqueeze(1)]
+        if padded is not None:
+            # One more input, which is 1 past the end: cheaper than to write over the products.
+            past = padded.unsqueeze(-1)
+            x = x.masked_fill(past, 0.0)
+            extra.append(past.to(x.dtype))
+            columns.append(self._hold(bias))
+        x = torch.cat([x, *extra], dim=-1)
+        x_proj = linear(x, torch.cat([weight_ih, *columns], dim=1))
+        x_proj = x_proj.unflatten(-1, (2, -1)).movedim(2, 0)
         h0 = h0.expand(-1, x.shape[1], -1)
         return kernels.clipped_gru(x_proj, h0, weight_hh, self.clip, two_way=True)
+
+    def _hold(self, bias: Float[Tensor, " H6"]) -> Float[Tensor, "H6 1"]:
+        """Weights of an input that holds the state of both directions."""
+        cand = bias.unflatten(0, (2, 3, -1))[:, 2]
+        gates = [torch.full_like(cand, value) for value in (_UPDATE, _RESET)]
+        return torch.stack([*gates, -cand], dim=1).flatten().unsqueeze(1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.schema import SPLITS, write_session
+from ..data.schema import list_some, observed_extent
 from ..datamodules import BasicDataModule
 from ..errors import UserError
 from ..model import LFADS
-from ..model_checks import allows_missing, check_session
+from ..model_checks import check_session
 from ..modules.encoder import Encoding
 from ..tuples import SessionBatch, SessionOutput
+from .writing import computing, output_file
 
 MAX_BYTES = 512 * 2**20
 """Default bound of the memory that sampling takes at a time."""
@@ -56,7 +59,7 @@ def sample_posterior(
     SessionOutput, or dict of int to SessionOutput
         By session number where there are several; sessions without the split are left out.
         Tensors on the CPU, trials in the order of the file; `output_params` are mean rates (or
-        other means) per bin, shape (trials, T_r, N_r).
+        other means) per bin, shape (trials, T_r, N_r). Bins past a trial's end are NaN.
 
     Raises
     ------
@@ -72,7 +75,10 @@ def sample_posterior(
     # Refuses a split that no session has; one that only some have is sampled for these.
     datamodule.split_loader(split)
     outputs = {
-        number: sample_session(model, datamodule, number, own, split, num_samples, seed, max_bytes)
+        number: _joined(
+            partial(sample_session, model, datamodule, number, own, split),
+            (num_samples, seed, max_bytes),
+        )
         for number, own in enumerate(numbers)
         if split in datamodule.sessions[number].splits
     }
@@ -94,7 +100,9 @@ def run_posterior_sampling(
 
     A file holds every key of the session's data file and, for each split and each field of
     `SessionOutput`, ``{split}_{field}`` in the order of the file's trials; ``output_params`` are
-    mean rates (or other means) per bin. It appears under its name only when complete.
+    mean rates (or other means) per bin. Where trials end before the last bin, what follows is NaN,
+    and ``{split}_lengths`` says how many bins each trial has. The file appears under its name only
+    when complete.
 
     Parameters
     ----------
@@ -124,13 +132,6 @@ def run_posterior_sampling(
     paths = []
     for number, own in enumerate(match_sessions(model, data)):
         session = data.sessions[number]
-        arrays: dict[str, Any] = {}
-        for split in (name for name in SPLITS if name in session.splits):
-            output = sample_session(
-                model, data, number, own, split, num_samples, seed, max_bytes, as_in_file=True
-            )
-            for field, tensor in output._asdict().items():
-                arrays[f"{split}_{field}"] = tensor.numpy()
         attributes: dict[str, Any] = {
             "session_name": data.session_names[number],
             "model_session_names": list(model.session_names) or [data.session_names[number]],
@@ -141,7 +142,13 @@ def run_posterior_sampling(
             if value is not None:
                 attributes[name] = str(value)
         path = target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
-        paths.append(write_session(path, arrays, attributes, copy_from=session.path))
+        with output_file(path, session) as out:
+            for split in session.splits:
+                asked = (model, data, number, own, split, num_samples, seed, max_bytes)
+                with computing():
+                    sample_session(*asked, as_in_file=True, keep=out.rows(split).add)
+            out.finish(attributes)
+        paths.append(path)
     return paths
 
 
@@ -197,21 +204,34 @@ def _sample_array(
         raise UserError("the model has external inputs, which an array lacks; give a data file")
     if len(encod) == 0:
         raise UserError("data is an array without trials; give at least one")
-    bad = encod.isinf() if allows_missing(model) else ~encod.isfinite()
-    if bad.any():
+    if encod.isinf().any():
         raise UserError(
-            f"data is an array with {int(bad.sum())} values that are NaN or infinite; NaN is legal "
-            "only for a model with SelectiveBackpropThruTime in both augmentation stacks"
+            f"data is an array with {int(encod.isinf().sum())} infinite values; legal are numbers, "
+            "and NaN where something is missing"
         )
+    lengths = _lengths(encod, model.hparams["recon_seq_len"])
     none = encod.new_empty(len(encod), 0, 0)
 
     def batch(rows: slice) -> SessionBatch:
-        own = none[rows]
-        return SessionBatch(encod[rows], encod[rows], own, own, own.bool())
+        own, ends = none[rows], None if lengths is None else lengths[rows]
+        return SessionBatch(encod[rows], encod[rows], own, own, own.bool(), lengths=ends)
 
     share = _trials_at_once(model, num_samples, max_bytes)
     batches = (batch(slice(i, i + share)) for i in range(0, len(encod), share))
-    return _average(model, 0, batches, num_samples, seed, max_bytes)
+    return _joined(partial(_average, model, 0, batches), (num_samples, seed, max_bytes))
+
+
+def _lengths(encod: Tensor, n_bins: int) -> Tensor | None:
+    """Bins of each trial of an array, None where nothing is missing in it."""
+    extent = observed_extent(encod.cpu().numpy(), None)
+    if (extent.lengths == 0).any():
+        none = np.flatnonzero(extent.lengths == 0).tolist()
+        raise UserError(
+            f"trials {list_some(none)} of the array (counted from 0) hold nothing but NaN; leave "
+            "them out"
+        )
+    lengths = torch.from_numpy(np.where(extent.lengths < 0, n_bins, extent.lengths))
+    return None if extent.complete else lengths.to(encod.device)
 
 
 def sample_session(
@@ -223,27 +243,38 @@ def sample_session(
     num_samples: int,
     seed: int,
     max_bytes: int,
+    *,
     as_in_file: bool = False,
-) -> SessionOutput:
-    """Infer a split of session `number` of the data, which is session `own` of the model."""
+    keep: Callable[[SessionOutput], None],
+) -> None:
+    """Infer a split of session `number` of the data, which is session `own` of the model.
+
+    `keep` is given some trials after another, in order.
+    """
     share = _trials_at_once(model, num_samples, max_bytes)
     data.to(model.device)
     loader = data.split_loader(split, batch_size=share, session=number, as_in_file=as_in_file)
-    batches = (step[number][0] for step in loader)
-    return _average(model, own, batches, num_samples, seed, max_bytes)
+    with closing(iter(loader)) as steps:
+        batches = (step[number][0] for step in steps)
+        _average(model, own, batches, num_samples, seed, max_bytes, keep)
 
 
 @torch.no_grad()
 def _average(
-    model: LFADS, session: int, batches: Any, num_samples: int, seed: int, max_bytes: int
-) -> SessionOutput:
+    model: LFADS,
+    session: int,
+    batches: Any,
+    num_samples: int,
+    seed: int,
+    max_bytes: int,
+    keep: Callable[[SessionOutput], None],
+) -> None:
     """Average over samples, batch by batch; the model's mode and the generators are restored."""
     sample = bool(model.hparams["variational"])
     num_samples = num_samples if sample else 1
     at_once = max(1, max_bytes // _bytes_per_row(model))
     was_training = model.training
     devices = [model.device] if model.device.type == "cuda" else []
-    parts: list[SessionOutput] = []
     try:
         model.eval()
         with torch.random.fork_rng(devices=devices):
@@ -259,9 +290,16 @@ def _average(
                     means = _sum_of_samples(model, session, encoding, batch, sample, n_now)
                     sums = [a.add_(b) for a, b in zip(sums, means, strict=True)] if sums else means
                 averaged = [(x / num_samples).cpu() for x in sums]
-                parts.append(_output(averaged, encoding))
+                ends = None if batch.lengths is None else batch.lengths.cpu()
+                keep(_output(averaged, encoding).ended(ends))
     finally:
         model.train(was_training)
+
+
+def _joined(infer: Callable[..., None], options: tuple[int, int, int]) -> SessionOutput:
+    """All that `infer` gives to its `keep`."""
+    parts: list[SessionOutput] = []
+    infer(*options, keep=parts.append)
     return SessionOutput(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 

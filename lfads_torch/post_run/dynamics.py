@@ -1,9 +1,9 @@
 """Fixed points of a trained generator, and the linear dynamics around them.
 
 At a constant input u the generator is a map g -> F(g, u) from one bin to the next. Its fixed
-points, and the points where it is slow, are the minima of the speed q(g) = |F(g) - g|^2 / 2; the
-eigenvalues of the Jacobian of F there say what becomes of small deviations (Sussillo & Barak 2013,
-Neural Computation 25; for speed with whole batches of starts: Golub & Sussillo 2018, JOSS 3).
+points, and the points where it is slow, are the minima of the speed ``q(g) = |F(g) - g|^2 / 2``;
+the eigenvalues of the Jacobian of F there say what becomes of small deviations (Sussillo & Barak
+2013, Neural Computation 25; for speed with whole batches of starts: Golub & Sussillo 2018, JOSS 3).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class FixedPoints(NamedTuple):
     ----------
     states : ndarray, shape (points, states)
     speeds : ndarray, shape (points,)
-        q = |F(g) - g|^2 / 2.
+        ``q = |F(g) - g|^2 / 2``.
     is_fixed : ndarray of bool, shape (points,)
         Whether the speed is zero within the tolerance; the others are slow points.
     eigenvalues : ndarray of complex, shape (points, states)

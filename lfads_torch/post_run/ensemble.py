@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ..data.schema import SPLITS, write_session
 from ..datamodules import BasicDataModule
 from ..errors import UserError
 from ..model import LFADS
 from .analysis import MAX_BYTES, match_sessions, sample_session
+from .writing import OutputFile, RowWriter, computing, output_file
 
 
 def run_ensemble_sampling(
@@ -58,39 +57,47 @@ def run_ensemble_sampling(
     UserError
         Where there is no model, the data do not fit one, or a file cannot be written.
     """
-    sums: dict[tuple[int, str], Tensor] = {}
+    target = Path(filename)
+    sessions = datamodule.sessions
+    paths = [
+        target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
+        for number in range(len(sessions))
+    ]
     n_models = 0
     names: list[str] = []
-    for n_models, model in enumerate(models, start=1):
-        names = names or list(model.session_names)
-        for number, own in enumerate(match_sessions(model, datamodule)):
-            for split in (name for name in SPLITS if name in datamodule.sessions[number].splits):
-                rates = sample_session(
-                    *(model, datamodule, number, own, split, num_samples, seed + n_models - 1),
-                    max_bytes,
-                    as_in_file=True,
-                ).output_params
-                key = (number, split)
-                sums[key] = sums[key].add_(rates) if key in sums else rates
-    if not n_models:
-        raise UserError("an ensemble needs at least one model")
-    target = Path(filename)
-    paths = []
-    for number, session in enumerate(datamodule.sessions):
-        arrays = {
-            f"{split}_output_params": (total / n_models).numpy()
-            for (own, split), total in sums.items()
-            if own == number
-        }
-        attributes: dict[str, Any] = {
-            "session_name": datamodule.session_names[number],
-            "model_session_names": names or [datamodule.session_names[number]],
-            "num_samples": num_samples,
-            "sampling_seed": seed,
-            "num_models": n_models,
-        }
-        if run is not None:
-            attributes["run"] = str(run)
-        path = target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
-        paths.append(write_session(path, arrays, attributes, copy_from=session.path))
+    with ExitStack() as stack:
+        files: list[OutputFile] = []
+        sums: dict[tuple[int, str], RowWriter] = {}
+        for n_models, model in enumerate(models, start=1):
+            numbers = match_sessions(model, datamodule)
+            if not files:
+                names = list(model.session_names)
+                for path, session in zip(paths, sessions, strict=True):
+                    files.append(stack.enter_context(output_file(path, session)))
+                sums = {
+                    (number, split): files[number].rows(split, ["output_params"])
+                    for number, session in enumerate(sessions)
+                    for split in session.splits
+                }
+            for (number, split), total in sums.items():
+                asked = (model, datamodule, number, numbers[number], split, num_samples)
+                with computing():
+                    sample_session(
+                        *(*asked, seed + n_models - 1, max_bytes), as_in_file=True, keep=total.add
+                    )
+        if not n_models:
+            raise UserError("an ensemble needs at least one model")
+        for total in sums.values():
+            total.divide(n_models)
+        for number, file in enumerate(files):
+            attributes: dict[str, Any] = {
+                "session_name": datamodule.session_names[number],
+                "model_session_names": names or [datamodule.session_names[number]],
+                "num_samples": num_samples,
+                "sampling_seed": seed,
+                "num_models": n_models,
+            }
+            if run is not None:
+                attributes["run"] = str(run)
+            file.finish(attributes)
     return paths

@@ -108,6 +108,13 @@ class Trials:
         n_bins = self["output_params"].shape[1]
         return None if self.bin_ms is None else np.arange(n_bins) * self.bin_ms
 
+    @property
+    def past_end(self) -> Array | None:
+        """Bins past each trial's end, (trials, bins) of bool; None where all trials are whole."""
+        if "lengths" not in self:
+            return None
+        return np.arange(self["output_params"].shape[1]) >= self["lengths"][:, None]
+
     def __getitem__(self, name: str) -> Array:
         if name not in self._names:
             raise DataError(

@@ -35,8 +35,9 @@ def kl_by_dimension(prior: Any, mean: ArrayLike, std: ArrayLike) -> FloatArray |
     -------
     ndarray, shape of `mean`, or None
         Nats, in expectation over the posterior; None for a prior that says nothing (`Null`) or
-        that is not known here. Summed over all axes but the first, the mean over trials is what
-        the model's KL term estimates, before its scale.
+        that is not known here. 0 past a trial's end, where mean and std are NaN. Summed over all
+        axes but the first, the mean over trials is what the model's KL term estimates, before its
+        scale.
 
     Notes
     -----
@@ -44,6 +45,11 @@ def kl_by_dimension(prior: Any, mean: ArrayLike, std: ArrayLike) -> FloatArray |
     of Student's t is a Gauss-Hermite quadrature.
     """
     m, s = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    nats = _nats(prior, m, s)
+    return None if nats is None else np.where(np.isnan(m) & np.isnan(s), 0.0, nats)
+
+
+def _nats(prior: Any, m: FloatArray, s: FloatArray) -> FloatArray | None:
     if isinstance(prior, MultivariateNormal):
         logvar = _array(prior.logvar)
         ratio = (s**2 + (m - _array(prior.mean)) ** 2) / np.exp(logvar)

@@ -373,7 +373,7 @@ class TestComparison:
 FILLS = st.sampled_from([None, 0.0, np.nan, -1.0])
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     n_trials=st.integers(0, 3),
     n_bins=st.integers(1, 3),

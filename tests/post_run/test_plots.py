@@ -98,7 +98,7 @@ class TestRasterPanel:
         raster_panel(*population())
         assert dict(mpl.rcParams) == before
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         n_trials=st.integers(0, 2),
         n_bins=st.integers(1, 3),
@@ -162,7 +162,7 @@ class TestTrajectories:
         full = np.linalg.norm(np.diff(factors[:7], axis=1), axis=2).ravel()
         assert np.allclose(steps, full, atol=0.2)
 
-    @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
         n_trials=st.integers(0, 2),
         n_bins=st.integers(1, 3),

@@ -21,7 +21,7 @@ from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.extensions import tune
 from lfads_torch.run_model import RunResult
 from lfads_torch.running.compose import compose_config
-from lfads_torch.search import finish, runner
+from lfads_torch.search import finish, local, runner
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
 from lfads_torch.search.progress import LiveTable
 from lfads_torch.search.ray import RayOptions, chunk, run_ray_search
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "Population", FakePopulation)
+    monkeypatch.setattr(local, "Population", FakePopulation)
     monkeypatch.setattr(chunk, "Population", FakePopulation)
     monkeypatch.setattr(FakePopulation, "loss", staticmethod(some_stall))
     monkeypatch.setattr(finish, "draw_search", lambda *_: [])

@@ -212,6 +212,12 @@ def test_an_epoch_limit_before_the_first_generation_is_told(data: Path, tmp_path
         search(data, tmp_path / "run", {"search.num_workers": 2})
 
 
+@pytest.fixture(scope="module")
+def wholes() -> dict[str, dict[str, str]]:
+    """Contents of the unbroken searches, by kind."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("kind", "owner", "name"),
     [
@@ -226,6 +232,7 @@ def test_a_search_that_is_broken_off_ends_as_an_unbroken_one(
     kind: str,
     owner: Any,
     name: str,
+    wholes: dict[str, dict[str, str]],
     data: Path,
     tmp_path: Path,
     loss: Callable[[Loss], None],
@@ -242,7 +249,8 @@ def test_a_search_that_is_broken_off_ends_as_an_unbroken_one(
         "halving": {**HALVING, "search.num_samples": 4},
     }[kind]
     settings["trainer.max_epochs"] = 8
-    whole = contents_of_whole(data, tmp_path / "whole", settings)
+    if kind not in wholes:
+        wholes[kind] = contents_of_whole(data, tmp_path / "whole", settings)
     broken = tmp_path / "broken"
     real = getattr(owner, name)
     # Break it off again and again, a little later each time, before the act or after it.
@@ -268,7 +276,7 @@ def test_a_search_that_is_broken_off_ends_as_an_unbroken_one(
             except KeyboardInterrupt:
                 pass
     search(data, broken, settings, resume=True)
-    assert contents(broken) == whole
+    assert contents(broken) == wholes[kind]
 
 
 def contents_of_whole(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, str]:

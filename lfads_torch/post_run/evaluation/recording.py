@@ -146,10 +146,20 @@ def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording
 
 def _pair(trials: dict[str, Trials], name: str, named: bool) -> dict[str, Array]:
     """The array of both kinds of trials; nothing where one lacks it and nobody asked for it."""
-    if named:
-        return {kind: part[name] for kind, part in trials.items()}
-    there = all(name in part for part in trials.values())
-    return {kind: part[name] for kind, part in trials.items()} if there else {}
+    if not named and not all(name in part for part in trials.values()):
+        return {}
+    return {kind: _ended(part, part[name]) for kind, part in trials.items()}
+
+
+def _ended(trials: Trials, array: Array) -> Array:
+    """The array with NaN past the ends of trials, where nothing was inferred."""
+    past = trials.past_end
+    if past is None or array.ndim != 3 or array.dtype.kind not in "buif":
+        return array
+    past = past[:, : array.shape[1]]
+    values = array.astype(np.result_type(array.dtype, np.float32))
+    values[:, : past.shape[1]][past] = np.nan
+    return values
 
 
 def _truth(session: SessionOutputs, trials: dict[str, Trials]) -> dict[str, Array]:

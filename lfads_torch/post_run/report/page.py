@@ -88,6 +88,7 @@ class Press:
         assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.{self.file_format}"
+        figure.set_layout_engine("none")  # it has been laid out for the page
         figure.savefig(path, dpi=2 * DPI)
         self.files.append(path)
 

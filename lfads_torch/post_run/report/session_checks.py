@@ -27,8 +27,10 @@ FEW = 20
 
 def _not_finite(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     for split in recording.session.splits:
-        rates = recording.session.trials(split)["output_params"]
-        n_bad = int((~np.isfinite(rates)).any(axis=(1, 2)).sum())
+        trials = recording.session.trials(split)
+        rates, past = trials["output_params"], trials.past_end
+        bad = np.any(~np.isfinite(rates), axis=2)
+        n_bad = int(np.any(bad if past is None else bad & ~past, axis=1).sum())
         if n_bad:
             yield Finding(
                 "problem",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from threading import Event
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...datamodules.streaming import ahead
 from ...metrics.epoch import EpochScores
 from ...seeds import seed_all
 from ...training import count_batch
@@ -114,11 +117,15 @@ class Epochs:
             return steps.stacked(held, batch, split, streams, shared=shared)
 
         plans = [self._loader.plans(seed, epoch) for seed in seeds]
-        for step in range(self.n_steps):
-            batch = self._gathered({s: torch.stack([p[s][step] for p in plans]) for s in plans[0]})
-            result = run(batch, "train", shared=False)
-            self._learn(rows, result, list(leaves.values()))
-            count_batch(scores["train"], result)
+        steps_rows = (
+            {s: torch.stack([p[s][step] for p in plans]) for s in plans[0]}
+            for step in range(self.n_steps)
+        )
+        with closing(self._batches(steps_rows)) as batches:
+            for batch in batches:
+                result = run(batch, "train", shared=False)
+                self._learn(rows, result, list(leaves.values()))
+                count_batch(scores["train"], result)
         augments = bool(tensors.models[0].infer_aug_stack.batch_order)
         with torch.no_grad():
             for given in self._data.val_dataloader():
@@ -149,11 +156,12 @@ class Epochs:
         scores: Scores = {"train": EpochScores(), "valid": EpochScores()}
         plans = self._loader.plans(seed, epoch)
         seed_all(seed, epoch)
-        for step in range(self.n_steps):
-            batch = self._gathered({s: plan[step] for s, plan in plans.items()})
-            result = alone(model, batch, "train")
-            self._learn(slice(k, k + 1), result, weights)
-            count_batch(scores["train"], result)
+        steps_rows = ({s: p[step] for s, p in plans.items()} for step in range(self.n_steps))
+        with closing(self._batches(steps_rows)) as batches:
+            for batch in batches:
+                result = alone(model, batch, "train")
+                self._learn(slice(k, k + 1), result, weights)
+                count_batch(scores["train"], result)
         with torch.no_grad():
             for given in self._data.val_dataloader():
                 count_batch(scores["valid"], alone(model, sessions_of(given), "valid"))
@@ -164,6 +172,14 @@ class Epochs:
         total = result.terms.total.sum()
         found = torch.autograd.grad(total, weights, allow_unused=True)
         self._optimiser.step(rows, found)
+
+    def _batches(self, wanted: Iterable[Mapping[int, Tensor]]) -> Generator[Sessions]:
+        """Batches of some steps; read ahead where trials stay in their file."""
+        jobs = (partial(self._gathered, rows) for rows in wanted)
+        if any(self._data.streamed):
+            yield from ahead(jobs)
+        else:
+            yield from (job() for job in jobs)
 
     def _gathered(self, rows: Mapping[int, Tensor]) -> Sessions:
         """Trials of the sessions by their rows, of any shape (...); arrays (..., T, N)."""

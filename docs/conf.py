@@ -1,0 +1,45 @@
+"""Settings of the documentation site; `make docs` builds it into docs/_build/html, offline."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+
+import lfads_torch  # noqa: E402
+
+project = "lfads-torch"
+author = "The lfads-torch contributors"
+copyright = author
+version = release = lfads_torch.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "offline_math",
+]
+exclude_patterns = ["_build", "_ext"]
+
+# Code is executed by tests/docs, where it counts as tested, not while the site is built.
+nb_execution_mode = "off"
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # numpydoc says the types, with shapes
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"lfads-torch {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+html_math_renderer = "mathml"
+pygments_style = "default"
+pygments_dark_style = "github-dark"

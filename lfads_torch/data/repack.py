@@ -1,0 +1,80 @@
+"""Writing a data file anew so that each trial can be read by itself: `lfads repack`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lfads_torch.data._files import absolute_pattern, new_file, open_h5, trial_chunks
+from lfads_torch.data._validate import list_keys
+from lfads_torch.data.prep import check_output
+
+_BLOCK_BYTES = 1 << 26
+
+
+def repack(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    compress: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Copy an HDF5 file trial by trial: same keys, types, numbers and attributes.
+
+    Arrays of numbers with a row per trial become contiguous, or compressed by whole trials. The
+    file may be larger than memory.
+
+    Parameters
+    ----------
+    source, output : str or path
+    compress : bool
+        Compress with gzip. Smaller, and slower to read than without.
+    overwrite : bool
+        Whether `output` may be replaced.
+
+    Returns
+    -------
+    Path
+        The new file.
+
+    Raises
+    ------
+    UserError
+        If `output` is there, or is the source.
+    DataError
+        If a file cannot be read or written.
+    """
+    old_path, new_path = Path(absolute_pattern(source)), Path(absolute_pattern(output))
+    check_output(old_path, new_path, overwrite)
+    with open_h5(old_path) as old, new_file(new_path) as new:
+        for key in list_keys(old):
+            _copy(old, new, key, compress)
+        for name in list(old):
+            if name not in new:
+                old.copy(name, new)
+            elif isinstance(old[name], h5py.Group):
+                new[name].attrs.update(old[name].attrs)
+        new.attrs.update(old.attrs)
+    return new_path
+
+
+def _copy(old: h5py.File, new: h5py.File, key: str, compress: bool) -> None:
+    data = old[key]
+    chunks = trial_chunks(data.shape, data.dtype) if data.shape else None
+    if chunks is None or data.dtype.kind not in "buif":
+        old.copy(data, new, name=key)
+        return
+    options: dict[str, Any] = {"compression": "gzip", "chunks": chunks} if compress else {}
+    made = new.create_dataset(key, data.shape, data.dtype, **options)
+    made.attrs.update(data.attrs)
+    width = data.dtype.itemsize * int(np.prod(data.shape[1:]))
+    together = data.chunks[0] if data.chunks else 1
+    # Whole chunks of the old file, as many as go into a block, so that each is unpacked once.
+    step = max(1, _BLOCK_BYTES // width)
+    step = step // together * together or step
+    for start in range(0, len(data), step):
+        made[start : start + step] = data[start : start + step]
