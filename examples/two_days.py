@@ -202,8 +202,10 @@ def main() -> None:
         common |= {f"model.{key}": 8 for key in tiny}
         common["posterior_sampling.fn.num_samples"] = 2
 
-    def train(name: str, files: list[Path], model: str) -> Path:
-        pattern = {"datamodule.datafile_pattern": [str(path) for path in files]}
+    few = {"datamodule.batch_size": 16}  # more than one step an epoch on the second day
+
+    def train(name: str, files: list[Path], model: str, **more: Any) -> Path:
+        pattern = {"datamodule.datafile_pattern": [str(path) for path in files], **more}
         run_model(
             {"model": model, **common, **pattern},
             config_path="multi.yaml",
@@ -212,12 +214,14 @@ def main() -> None:
         )
         return folder / name
 
-    alone = train("day95_alone", paths[1:], "default")
+    alone = train("day95_alone", paths[1:], "default", **few)
     both = train("both", paths, "multisession_aligned")
     day0 = train("day0", paths[:1], "multisession_aligned")
-    add_session(day0, paths[1], folder / "added", epochs=epochs, overwrite=True)
+    changed = [f"{key}={value}" for key, value in few.items()]
+    added = folder / "added"
+    add_session(day0, paths[1], added, epochs=epochs, overrides=changed, overwrite=True)
 
-    days = {name: merged(run, 1) for name, run in (("both", both), ("added", folder / "added"))}
+    days = {name: merged(run, 1) for name, run in (("both", both), ("added", added))}
     spikes = merged(alone, 0)
     seconds = [(spikes["split"] == k).sum() * 0.02 for k in range(3)]
     print("day 95: {:.0f} s to train, {:.0f} s to validate, {:.0f} s to test\n".format(*seconds))
@@ -235,7 +239,7 @@ def main() -> None:
         (
             "LFADS of day 0, day 95 added",
             "day 0",
-            across_days(merged(folder / "added", 0), days["added"]),
+            across_days(merged(added, 0), days["added"]),
         ),
     ]
     table = [

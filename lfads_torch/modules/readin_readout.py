@@ -80,7 +80,7 @@ class MultisessionReadin(nn.ModuleList):
         for session in sessions:
             n_channels = session.splits["train"].encod_data.shape[2]
             if pcr_init:
-                weight, offset = _readin_of(session, n_channels)
+                weight, offset = readin_of(session, n_channels)
                 out = _agreed(out_features, weight.shape[1], "out_features", session)
                 layer = FanInLinear(weight.shape[0], out)
                 _set(layer.weight, weight.T)
@@ -203,7 +203,7 @@ def _needed(session: Any, *keys: str) -> list[np.ndarray]:
     return [np.asarray(array, dtype=np.float64) for array in found]
 
 
-def _readin_of(session: Any, n_channels: int) -> tuple[np.ndarray, np.ndarray]:
+def readin_of(session: Any, n_channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Weight (N_e, factors) and offset (N_e,) of a session's read-in."""
     weight, bias = _needed(session, "readin_weight", "readout_bias")
     if weight.shape[0] != n_channels:

@@ -82,9 +82,9 @@ def add_session(
     epochs, all_epochs : int
         Epochs for the new maps alone, and for everything after that.
     conditions : str, optional
-        Per-trial key of conditions that all sessions know: the new maps then start from a
-        regression on condition averages of what the model infers for the other sessions, instead
-        of at random.
+        Per-trial key of conditions that all sessions know: the new read-in then starts from a
+        regression on condition averages of what the other sessions' read-ins give; without, from
+        the `readin_weight` of the file (`lfads align-init`), and at random where there is none.
     data : str, path or sequence of these, optional
         The files of the other sessions; by default where the run found them.
     overrides : sequence of str
@@ -126,8 +126,7 @@ def add_session(
     everything = build({**settings, "fit_sessions": None}, "datamodule")
     everything.setup("fit")
     extended = extend_model(model, everything, name)
-    if conditions is not None:
-        start_maps(extended, everything, name, conditions)
+    start_maps(extended, everything, name, conditions)
     before = _losses(extended, everything, config)
 
     number = extended.session_names.index(name)

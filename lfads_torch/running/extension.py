@@ -20,7 +20,7 @@ from ..datamodules import BasicDataModule
 from ..errors import UserError
 from ..model import LFADS
 from ..modules.initial_readout import ChannelStats, Line, initial_blocks, set_blocks
-from ..modules.readin_readout import FanInLinear
+from ..modules.readin_readout import FanInLinear, readin_of
 from ..modules.recons import recon_for_channels
 from ..tuples import SessionBatch
 
@@ -75,13 +75,19 @@ def extend_model(model: LFADS, data: BasicDataModule, name: str) -> LFADS:
 
 
 def start_maps(
-    model: LFADS, data: BasicDataModule, name: str, condition_key: str, smooth_bins: float = 3.0
-) -> float:
-    """Start a session's maps from what the model infers for the other sessions.
+    model: LFADS,
+    data: BasicDataModule,
+    name: str,
+    condition_key: str | None = None,
+    smooth_bins: float = 3.0,
+) -> None:
+    """Start a session's maps from what the model infers.
 
-    The read-in is a regression, on condition averages, from the new session's channels to what
-    the other sessions' read-ins give (pooled over their trials). The read-out is one from the
-    factors that the model then infers for the new session's single trials to its smoothed data.
+    Where there are conditions, the read-in is a regression, on condition averages, from the new
+    session's channels to what the other sessions' read-ins give (pooled over their trials). Else
+    it is the file's `readin_weight` (`lfads align-init`), if that has the model's components, and
+    stays random if not. The read-out is a regression from the factors that the model then infers
+    for the new session's single trials to its smoothed data.
 
     Parameters
     ----------
@@ -90,15 +96,10 @@ def start_maps(
     data : BasicDataModule
     name : str
         Of the new session.
-    condition_key : str
+    condition_key : str, optional
         Per-trial key that tells the condition, without its split.
     smooth_bins : float
         Standard deviation in bins of the Gaussian that data are smoothed with.
-
-    Returns
-    -------
-    float
-        R2 of the read-in on averages of held-out trials.
 
     Raises
     ------
@@ -106,16 +107,22 @@ def start_maps(
         If a file does not tell conditions, or the new session shares none.
     """
     number = data.session_names.index(name)
-    labels, goal = _read_in_averages(model, data, number, condition_key)
-    goal = gaussian_smooth(goal, smooth_bins)
-    mean = goal.mean(axis=(0, 1))
-    trials = read_trials(data.sessions[number].path, condition_key)
-    into = align_to(trials, goal - mean, labels, smooth_bins=smooth_bins)
+    session = data.sessions[number]
     readin: Any = model.readin[number]
-    with torch.no_grad():
-        readin.weight.copy_(torch.from_numpy(into.readin_weight.T.copy()))
-        readin.bias.copy_(torch.from_numpy(mean - into.readin_offset @ into.readin_weight))
+    into: tuple[Any, Any] | None = None
+    if condition_key is not None:
+        into = _regressed_readin(model, data, number, condition_key, smooth_bins)
+    elif session.readin_weight is not None:
+        weight, offset = readin_of(session, readin.in_features)
+        if weight.shape[1] == readin.out_features:
+            into = weight, -offset @ weight
+    if into is not None:
+        with torch.no_grad():
+            readin.weight.copy_(torch.from_numpy(into[0].T.copy()))
+            readin.bias.copy_(torch.from_numpy(into[1]))
     factors, recon_data = _infer(model, data, number)
+    if not np.isfinite(recon_data).all():
+        return  # smoothing would spread what is missing
     # About their mean: what is linearised is far from straight where the factors are zero.
     mean = factors.mean(axis=(0, 1))
     line = _line(factors - mean, gaussian_smooth(recon_data, smooth_bins))
@@ -123,7 +130,18 @@ def start_maps(
     readout: Any = model.readout[number]
     shifted = [block and block._replace(bias=block.bias - block.weight @ mean) for block in blocks]
     set_blocks(readout, shifted)
-    return into.r2
+
+
+def _regressed_readin(
+    model: LFADS, data: BasicDataModule, number: int, condition_key: str, smooth_bins: float
+) -> tuple[Any, Any]:
+    """Weight and bias of a read-in by regression on condition averages."""
+    labels, goal = _read_in_averages(model, data, number, condition_key)
+    goal = gaussian_smooth(goal, smooth_bins)
+    mean = goal.mean(axis=(0, 1))
+    trials = read_trials(data.sessions[number].path, condition_key)
+    into = align_to(trials, goal - mean, labels, smooth_bins=smooth_bins)
+    return into.readin_weight, mean - into.readin_offset @ into.readin_weight
 
 
 @torch.no_grad()

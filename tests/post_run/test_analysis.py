@@ -213,15 +213,15 @@ def test_arrays_that_do_not_fit(pattern: str, tmp_path: Path) -> None:
         sample_posterior(model, trials)
     with pytest.raises(UserError, match="without trials"):
         sample_posterior(model, np.ones((0, 6, 3)))
-    with pytest.raises(UserError, match="1 values that are NaN"):
-        sample_posterior(model, np.where(np.arange(18).reshape(1, 6, 3) == 4, np.nan, 1.0))
+    with pytest.raises(UserError, match="1 infinite values"):
+        sample_posterior(model, np.where(np.arange(18).reshape(1, 6, 3) == 4, np.inf, 1.0))
     with pytest.raises(UserError, match="num_samples is 0"):
         sample_posterior(model, trials, num_samples=0)
 
 
 def test_missing_bins(tmp_path: Path) -> None:
     session = arrays()
-    session["valid_recon_data"][0, 3:] = np.nan
+    session["valid_recon_data"][0, 3:5] = np.nan
     session["valid_encod_data"] = session["valid_recon_data"]
     pattern = write(tmp_path, session)
     stacks = [AugmentationStack([SelectiveBackpropThruTime()], [0], [0]) for _ in range(2)]

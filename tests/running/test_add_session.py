@@ -69,7 +69,7 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_only_the_new_maps_are_trained(folder: Path) -> None:
-    added = add_session(folder / "run", folder / "b.h5", folder / "plus", epochs=2)
+    added = add_session(folder / "run", folder / "b.h5", folder / "plus", epochs=20)
     assert added.name == "b"
     model = load_model(folder / "plus")
     assert model.session_names == ["a", "b", "c"]
@@ -128,14 +128,46 @@ def test_then_all(folder: Path) -> None:
     assert {n for n, p in last.named_parameters() if not p.requires_grad} == frozen
 
 
-def test_conditions_give_a_better_start(folder: Path) -> None:
-    losses = [
-        add_session(
-            folder / "run", folder / "b.h5", folder / f"start{key}", epochs=1, conditions=key
-        ).losses["b"][0]
-        for key in (None, "cond_idx")
-    ]
-    assert losses[1] < losses[0]
+def test_what_the_maps_start_from(folder: Path) -> None:
+    data = datamodule(folder / "[abc].h5")
+    model = extend_model(load_model(folder / "run"), data, "b")
+
+    def averages(number: int) -> np.ndarray:
+        read = []
+        for batch in data.split_loader("train", session=number, as_in_file=True):
+            read.append(model.readin[number](batch[number][0].encod_data).detach().numpy())
+        conditions = arrays_of(folder / f"{'abc'[number]}.h5")["train_cond_idx"]
+        return np.stack([np.concatenate(read)[conditions == c].mean(0) for c in range(4)])
+
+    def likeness() -> float:
+        return float(np.corrcoef(averages(1).ravel(), averages(0).ravel())[0, 1])
+
+    drawn = model.readin[1].weight.clone()
+    start_maps(model, data, "b")
+    assert torch.equal(model.readin[1].weight, drawn)  # nothing to start from
+    before = likeness()
+    start_maps(model, data, "b", "cond_idx")
+    assert likeness() > max(0.4, before + 0.2)
+    # The read-out, in any case: about the mean of each channel.
+    batch = next(iter(data.split_loader("train", session=1)))[1][0]
+    means = model({1: batch})[1].output_params.detach().mean(dim=(0, 1))
+    np.testing.assert_allclose(means, batch.recon_data.mean(dim=(0, 1)), rtol=0.3)
+
+
+def test_an_aligned_file_says_where_its_read_in_starts(folder: Path, tmp_path: Path) -> None:
+    for name in "abc":
+        shutil.copy(folder / f"{name}.h5", tmp_path)
+    rng = np.random.default_rng(0)
+    weight, offset = rng.normal(size=(8, 5)), rng.normal(size=8)
+    with h5py.File(tmp_path / "b.h5", "a") as file:
+        file["readin_weight"], file["readout_bias"], file["readin_offset"] = weight, offset, offset
+    data = datamodule(str(tmp_path / "*.h5"))
+    model = extend_model(load_model(folder / "run"), data, "b")
+    start_maps(model, data, "b")
+    x = torch.randn(3, 8)
+    np.testing.assert_allclose(
+        model.readin[1](x).detach(), (x.numpy() - offset) @ weight, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_single_session_can_be_extended(folder: Path) -> None:

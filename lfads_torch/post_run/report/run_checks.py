@@ -13,6 +13,8 @@ from .record import RunRecord
 
 RISE = 0.05
 """Share of the whole descent of the validation loss that it rose again after its best epoch."""
+LEAST_DESCENT = 0.002
+"""Share of itself by which the validation loss must fall for its course to mean anything."""
 LAST = 0.03
 """Share of the epochs that are the last ones: a best epoch among them, training was cut short."""
 
@@ -64,6 +66,15 @@ def _validation_loss(record: RunRecord) -> Iterator[Finding]:
             "The validation loss never fell",
             f"It was lowest in epoch {epochs[best]:.0f}, {values[best]:.4g}.",
             "Lower model.lr_init; look at the data with lfads check.",
+        )
+        return
+    if descent < LEAST_DESCENT * float(np.abs(values).max()):
+        yield Finding(
+            "problem",
+            "The validation loss hardly fell",
+            f"From {values[: best + 1].max():.5g} to {values[best]:.5g}: the model has learnt "
+            "next to nothing.",
+            "Raise model.lr_init, or train longer; look at the data with lfads check.",
         )
         return
     rise = float(values[-1] - values[best]) / descent

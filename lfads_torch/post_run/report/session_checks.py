@@ -19,6 +19,8 @@ from .record import RunRecord
 GAP = 0.2
 """Share of the training trials' bits per spike that validation trials lack, above which the model
 is said to overfit."""
+LEAST_GAP = 0.02
+"""Bits per spike; a smaller difference is no sign of overfitting, whatever its share."""
 FLAT = 0.02
 """Standard deviation of a channel's rate over its mean, below which the rate is called flat."""
 FEW = 20
@@ -48,7 +50,7 @@ def _gap(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     if not (math.isfinite(train) and math.isfinite(valid)) or train <= 0:
         return
     gap = (train - valid) / train
-    if gap > GAP:
+    if gap > GAP and train - valid > LEAST_GAP:
         yield Finding(
             "problem" if gap > 0.5 else "caution",
             "Overfitting",
@@ -132,8 +134,10 @@ def _channels(record: RunRecord, recording: Recording) -> Iterator[Finding]:
             "Leave them out of the data file.",
         )
     rates = recording.trials[SCORED]["output_params"].astype(np.float64)
-    mean = np.abs(rates.mean(axis=(0, 1)))
-    spread = rates.std(axis=(0, 1)) / np.maximum(mean, 1e-12)
+    rates = rates[np.isfinite(rates).all(axis=2)]  # bins x channels, past no trial's end
+    if not len(rates):
+        return
+    spread = rates.std(axis=0) / np.maximum(np.abs(rates.mean(axis=0)), 1e-12)
     flat = (spread < FLAT) & ~silent
     if flat.sum() > 0.5 * (~silent).sum():
         yield Finding(
@@ -150,7 +154,15 @@ def _below_mean(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     own = record.session_scores(recording).get("by_channel", {}).get("lfads", {})
     values = np.array([np.nan if v is None else v for v in own.get("bps", [])], dtype=np.float64)
     below, scored = int((values < 0).sum()), int(np.isfinite(values).sum())
-    if scored and below > 0.1 * scored:
+    if below > 0.5 * scored:
+        yield Finding(
+            "problem",
+            "Most channels are predicted worse than by their mean",
+            f"{below} of {scored} channels have negative bits per spike: the model has found "
+            "nothing that holds for trials it has not seen.",
+            "Train longer, or with another model.lr_init; look at the warnings beside this one.",
+        )
+    elif below > 0.1 * scored:
         yield Finding(
             "note",
             "Some channels are predicted worse than by their mean",
