@@ -55,6 +55,7 @@ from lfads_torch.data._report import (
 )
 from lfads_torch.data._stored import StoredArray, blocks, shares, write_rows
 from lfads_torch.data._validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS, find_problems
+from lfads_torch.data._windows import shared_ends
 
 __all__ = [
     "REQUIRED_KEYS",
@@ -80,6 +81,7 @@ __all__ = [
     "observed_extent",
     "open_h5",
     "read_session",
+    "shared_ends",
     "shared_trials",
     "shares",
     "slow_reads",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.schema import shared_trials
+from ...data.schema import shared_ends, shared_trials
 from ...metrics.trialwise import SpikeScore, score_value
 from ..evaluation.recording import SCORED, TRAIN, Recording
 from ..posterior import ACTIVE, active_share
@@ -188,6 +188,15 @@ def _trials(record: RunRecord, recording: Recording) -> Iterator[Finding]:
                 f"{len(shared)} of {recording.n_scored} validation trials are, bit for bit, also "
                 "in training, so validation scores flatter.",
                 "Split the trials anew.",
+            )
+        overlap, share = shared_ends(*pair)
+        if overlap:
+            yield Finding(
+                "caution",
+                "Validation windows overlap training windows",
+                f"{share:.0%} of them begin with the last {overlap} bins of a training window, so "
+                "validation scores flatter.",
+                "Split a continuous recording by blocks: lfads prep --chop-ms.",
             )
 
 
