@@ -251,7 +251,10 @@ def _hyper_param(name: str, entry: Any) -> HyperParam:
             raise ConfigError(f"{name}.{key} in the search space: {did_you_mean(key, fields)}")
     lacking = [key for key in ("min_samp", "max_samp") if key not in given]
     if lacking:
-        raise ConfigError(f"{name} in the search space lacks {' and '.join(lacking)}")
+        raise ConfigError(
+            f"{name} in the search space lacks {' and '.join(lacking)}: a new entry needs both "
+            "limits; to change one of those that are there, spell it as they are"
+        )
     try:
         return HyperParam(**given)
     except ConfigError as error:
