@@ -1,4 +1,4 @@
-"""What the example scripts share: reading a run's output, and printing a table."""
+"""What the example scripts share: settings of small models, outputs, and tables."""
 
 from __future__ import annotations
 
@@ -39,6 +39,37 @@ def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
         if missing:
             raise UserError(f"{path} lacks {', '.join(missing)}; it has {', '.join(file)}")
         return {key: np.asarray(file[key][()]) for key in keys}
+
+
+def small_model(n_factors: int, seed: int, epochs: int, *, quick: bool) -> dict[str, Any]:
+    """Configuration of the models of the examples with several sessions.
+
+    Parameters
+    ----------
+    n_factors, seed, epochs : int
+    quick : bool
+        Tiny networks, two epochs: only to see whether it runs.
+
+    Returns
+    -------
+    dict
+        Overrides for `lfads_torch.run_model`.
+    """
+    sizes = dict.fromkeys(("ic_enc_dim", "gen_dim"), 64)
+    sizes |= dict.fromkeys(("ci_enc_dim", "con_dim", "ic_dim"), 32)
+    ramps = ("l2_increase_epoch", "kl_increase_epoch")
+    if quick:
+        sizes = dict.fromkeys(sizes, 8)
+    numbers = {**sizes, "co_dim": 3, "fac_dim": n_factors, **dict.fromkeys(ramps, 20)}
+    found: dict[str, Any] = {
+        "seed": seed,
+        **{f"model.{key}": value for key, value in numbers.items()},
+        "trainer.max_epochs": 2 if quick else epochs,
+        "trainer.enable_progress_bar": False,
+        "callbacks.raster_plot": None,
+        "callbacks.trajectory_plot": None,
+    }
+    return found | ({"posterior_sampling.fn.num_samples": 2} if quick else {})
 
 
 def output_of(run: str | Path) -> Path:

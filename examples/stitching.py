@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from example_tools import Array, format_table, read_arrays, run_script
+from example_tools import Array, format_table, read_arrays, run_script, small_model
 from heldout_bps import co_bps
 
 from lfads_torch.checkpoint import load_model
@@ -34,18 +34,6 @@ from lfads_torch.running.add_session import add_session
 
 N_SESSIONS = 4
 N_FACTORS = 20
-SIZES: dict[str, Any] = {
-    "ic_enc_dim": 64,
-    "ci_enc_dim": 32,
-    "con_dim": 32,
-    "co_dim": 3,
-    "ic_dim": 32,
-    "gen_dim": 64,
-    "fac_dim": N_FACTORS,
-    "dropout_rate": 0.2,
-    "l2_increase_epoch": 20,
-    "kl_increase_epoch": 20,
-}
 
 
 def make_sessions(
@@ -167,19 +155,9 @@ def main() -> None:
             f"{len(file['test_target'])} test trials\n"
         )
 
-    epochs = 2 if options.quick else options.epochs
-    common: dict[str, Any] = {
-        "seed": options.seed,
-        **{f"model.{key}": value for key, value in SIZES.items()},
-        "trainer.max_epochs": epochs,
-        "trainer.enable_progress_bar": False,
-        "callbacks.raster_plot": None,
-        "callbacks.trajectory_plot": None,
-    }
-    if options.quick:
-        tiny = ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")
-        common |= {f"model.{key}": 8 for key in tiny}
-        common["posterior_sampling.fn.num_samples"] = 2
+    common = small_model(N_FACTORS, options.seed, options.epochs, quick=options.quick)
+    common["model.dropout_rate"] = 0.2
+    epochs = common["trainer.max_epochs"]
 
     def train(name: str, files: list[Path], model: str) -> Path:
         own: dict[str, Any] = {"model": model, **common}

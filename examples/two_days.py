@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from continuous_decoding import TEST, TRAIN, Decoding, decode, r2
-from example_tools import Array, format_table, read_arrays, run_script
+from example_tools import Array, format_table, read_arrays, run_script, small_model
 
 from lfads_torch.commands import quieten
 from lfads_torch.data.alignment import Alignment, Trials, align_sessions
@@ -40,17 +40,6 @@ N_FACTORS = 20
 WIDTHS = (2.0, 4.0, 8.0, 16.0)  # of the baseline's Gaussian, standard deviations in bins
 BEFORE, AFTER = 10, 30  # bins of the averages around the onset of a force
 REST, PUSH = 0.2, 0.35  # size of the force, normalised, below and above which it is called so
-SIZES: dict[str, Any] = {
-    "ic_enc_dim": 64,
-    "ci_enc_dim": 32,
-    "con_dim": 32,
-    "co_dim": 3,
-    "ic_dim": 32,
-    "gen_dim": 64,
-    "fac_dim": N_FACTORS,
-    "l2_increase_epoch": 20,
-    "kl_increase_epoch": 20,
-}
 
 
 def rechop(
@@ -187,20 +176,9 @@ def main() -> None:
         print(f"{own.name}: {own.n_trials.sum()} onsets in training time, R2 {own.r2:.3f}")
     draw(alignment, folder / "shared_factors.png")
 
-    epochs = 2 if options.quick else options.epochs
-    common: dict[str, Any] = {
-        "seed": options.seed,
-        **{f"model.{key}": value for key, value in SIZES.items()},
-        "trainer.max_epochs": epochs,
-        "trainer.enable_progress_bar": False,
-        "callbacks.raster_plot": None,
-        "callbacks.trajectory_plot": None,
-        "datamodule.batch_size": 128,
-    }
-    if options.quick:
-        tiny = ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")
-        common |= {f"model.{key}": 8 for key in tiny}
-        common["posterior_sampling.fn.num_samples"] = 2
+    common = small_model(N_FACTORS, options.seed, options.epochs, quick=options.quick)
+    common["datamodule.batch_size"] = 128
+    epochs = common["trainer.max_epochs"]
 
     few = {"datamodule.batch_size": 16}  # more than one step an epoch on the second day
 

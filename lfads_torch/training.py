@@ -21,12 +21,12 @@ from .modules.spec import to_spec
 from .tuples import (
     Batch,
     BatchResult,
+    LossTerms,
     Scored,
     SessionBatch,
     SessionOutput,
     sessions_of,
 )
-from .tuples import LossTerms as LossTerms
 
 TUNABLES = (
     "dropout_rate",

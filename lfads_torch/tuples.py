@@ -174,3 +174,19 @@ def sessions_of(batch: Batch) -> dict[int, SessionBatch]:
         own: Any = batch[session]
         found[session] = own if isinstance(own, SessionBatch) else own[0]
     return found
+
+
+def lengths_of(batch: Mapping[int, SessionBatch]) -> Tensor | None:
+    """Lengths of all trials of a batch, session after session; None where nothing is missing."""
+    if all(own.lengths is None for own in batch.values()):
+        return None
+    return torch.cat(
+        [
+            own.recon_data.new_full(
+                (own.recon_data.shape[0],), own.recon_data.shape[1], dtype=torch.long
+            )
+            if own.lengths is None
+            else own.lengths
+            for own in batch.values()
+        ]
+    )

@@ -19,7 +19,17 @@ MODULES = {
 
 # A name stands for the module and all below it; the longest match decides. Every module may
 # import `errors`, the package's version and its own room.
-MODEL = {"model", "model_checks", "training", "modules", "datamodules", "data", "metrics", "tuples"}
+MODEL = {
+    "model",
+    "model_checks",
+    "objective",
+    "training",
+    "modules",
+    "datamodules",
+    "data",
+    "metrics",
+    "tuples",
+}
 MODEL |= {"seeds"}
 RUN = MODEL | {"checkpoint", "post_run", "callbacks", "running"}
 # The rules of a search are functions over plain arrays; its history is kept like a run's log.
@@ -49,8 +59,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "modules.initial_readout": {"data"},
     "model_checks": {"data", "modules"},
     # `LFADS.from_data` takes a data module, or a path that it makes one of.
-    "model": {"kernels", "modules", "metrics", "tuples", "model_checks", "training", "datamodules"},
+    "model": {"kernels", "modules", "tuples", "model_checks", "objective", "datamodules"},
     "training": {"modules", "metrics", "tuples"},
+    "objective": {"training", "modules", "tuples"},
     "datamodules": {"data", "tuples"},
     # A run folder is where a checkpoint is looked for; it knows nothing of the rest of `running`.
     "checkpoint": MODEL | {"running.folder"},

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lfads_torch.kernels import IMPLEMENTATIONS
-from lfads_torch.model import LFADS, LossTerms
+from lfads_torch.model import LFADS
 from lfads_torch.modules import decoder, encoder, masks
 from lfads_torch.modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal
+from lfads_torch.tuples import LossTerms
 from tests import oracle
 from tests.golden_utils import (
     GOLDEN_NAMES,

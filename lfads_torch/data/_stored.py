@@ -264,9 +264,6 @@ class StoredArray:
         )
 
 
-AnyArray = Array | StoredArray
-
-
 def store(
     file: h5py.File,
     path: Path,
