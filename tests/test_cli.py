@@ -246,3 +246,24 @@ def test_demo_scores_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "already holds a finished run" in capsys.readouterr().err
     assert cli.main(["demo", "--units", "0", "--run-dir", str(tmp_path / "d")]) == 2
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "--resume"], ["sample"], ["train", "--run-dir", "new", "--config"]]
+)
+def test_a_damaged_configuration_is_told_without_a_traceback(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    (run / "lightning_checkpoints").mkdir(parents=True)
+    (run / "lightning_checkpoints" / "last.ckpt").touch()
+    (run / "status.json").write_text('{"stage": "training"}')
+    (run / "config.yaml").write_text("model: [1")
+    place = run / "config.yaml" if command[-1] == "--config" else run
+    assert cli.main([*command, str(place)]) == 2
+    told = capsys.readouterr().err
+    assert "is no YAML" in told and "line 1" in told

@@ -14,6 +14,7 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -193,6 +194,8 @@ def _compose(primary: Path, folders: Sequence[Path], overrides: Sequence[str]) -
                 f"To add it, write +{group[1]}=... (a resumed run keeps its groups)."
             ) from error
         raise ConfigError(f"{primary.name}: {_first_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(no_yaml(primary, error)) from error
     finally:
         GlobalHydra.instance().clear()
 
@@ -208,6 +211,12 @@ def _with_groups(
     ]
     absent = [name for name in groups if name not in own and name not in names.values()]
     return texts + [f"+{name}={groups[name]}" for name in absent]
+
+
+def no_yaml(path: Path, error: yaml.YAMLError) -> str:
+    """Say where a file, or one that it names, is no YAML."""
+    where = "; ".join(line.strip() for line in str(error).splitlines())
+    return f"{path} or a file that it names is no YAML: {where}. Mend it there"
 
 
 def _first_line(error: Exception) -> str:

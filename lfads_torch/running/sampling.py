@@ -155,10 +155,21 @@ def read_config(folder: Path) -> Mapping[str, Any]:
     Returns
     -------
     dict
+
+    Raises
+    ------
+    UserError
+        If it is damaged.
     """
+    import yaml
     from omegaconf import OmegaConf
 
-    config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    from .compose import no_yaml
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    except yaml.YAMLError as error:
+        raise UserError(no_yaml(folder / CONFIG, error)) from error
     if not isinstance(config, dict):
         raise UserError(f"{folder / CONFIG} holds no keys")
     return {str(key): value for key, value in config.items()}
