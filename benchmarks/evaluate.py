@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.smoothing import gaussian_smooth
 
 LFADS = str(Path(sys.executable).with_name("lfads"))

@@ -32,7 +32,7 @@ def median_seconds(command: list[str], runs: int = 5) -> float:
 
 def write_spikes(path: Path, n_train: int, n_valid: int, shape: list[int]) -> None:
     """Poisson counts of ``shape`` = [channels read, reconstructed, bins read, reconstructed]."""
-    from lfads_torch.data.schema import write_session
+    from lfads_torch.data import write_session
 
     n_read, n_recon, bins_read, bins_recon = shape
     rng = np.random.default_rng(0)

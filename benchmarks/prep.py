@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from timing import peak_bytes
 
-from lfads_torch.data import bin_spikes, bin_windows
+from lfads_torch.prep import bin_spikes, bin_windows
 
 SPIKES = 100_000_000
 UNIT_SPIKES = 1_000_000  # per unit

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from lfads_torch.commands import quieten
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.demo import read_arrays, score_rates
+from lfads_torch.folder import read_status
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.run_model import run_model
-from lfads_torch.running.folder import read_status
-from lfads_torch.running.sampling import sample_run
-from lfads_torch.search.runner import run_search
+from lfads_torch.runs.sampling import sample_run
+from lfads_torch.search.run import run_search
 from lfads_torch.search.tables import read_population
 
 SCORE = "valid/recon_smth"

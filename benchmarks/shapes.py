@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.datamodules import BasicDataModule
 from lfads_torch.model import LFADS
 from lfads_torch.modules.augmentations import AugmentationStack, CoordinatedDropout

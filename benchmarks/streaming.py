@@ -22,8 +22,8 @@ import torch
 from shapes import SHAPES, build_model
 from timing import median_ratio
 
+from lfads_torch.data import DataWarning
 from lfads_torch.data.repack import repack
-from lfads_torch.data.schema import DataWarning
 from lfads_torch.datamodules import BasicDataModule
 
 LAYOUTS = ("contiguous", "gzip by trials", "gzip of h5py")

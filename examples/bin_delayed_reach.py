@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from example_tools import Array, read_arrays, run_script
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from example_tools import Array, format_table, read_arrays, run_script
 
-from lfads_torch.data.schema import bin_width_ms, open_h5
+from lfads_torch.data import bin_width_ms, open_h5
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import fit_linear, gaussian_smooth
 
@@ -116,8 +116,8 @@ def draw(
     """Draw behaviour and decodings on some test blocks, and a unit's spikes and rates."""
     from matplotlib.figure import Figure
 
-    from lfads_torch.data.chop import find_segments
     from lfads_torch.post_run.plots.style import BLACK, BLUE, GREY, ORANGE, styled
+    from lfads_torch.prep.chop import find_segments
 
     blocks = find_segments((split == TEST) & np.isfinite(rates).all(axis=1))[:n_blocks]
     # The unit whose rate varies most, measured against the noise of counts.

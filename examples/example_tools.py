@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from lfads_torch.data.schema import open_h5
+from lfads_torch.data import open_h5
 from lfads_torch.errors import UserError
 
 Array = NDArray[Any]

@@ -26,11 +26,11 @@ from heldout_bps import co_bps
 
 from lfads_torch.checkpoint import load_model
 from lfads_torch.commands import quieten
-from lfads_torch.data.alignment_files import align_files
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.run_model import run_model
-from lfads_torch.running.add_session import add_session
+from lfads_torch.sessions.add import add_session
+from lfads_torch.sessions.align_files import align_files
 
 N_SESSIONS = 4
 N_FACTORS = 20

@@ -24,16 +24,16 @@ from continuous_decoding import TEST, TRAIN, Decoding, decode, r2
 from example_tools import Array, format_table, read_arrays, run_script, small_model
 
 from lfads_torch.commands import quieten
-from lfads_torch.data.alignment import Alignment, Trials, align_sessions
-from lfads_torch.data.alignment_files import write_alignment
-from lfads_torch.data.chop import chop_recording, find_segments
-from lfads_torch.data.merging import covered_bins, merge_chops, merge_file
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import fit_linear, gaussian_smooth
 from lfads_torch.post_run.plots import shared_factors
+from lfads_torch.prep.chop import chop_recording, find_segments
+from lfads_torch.prep.merging import covered_bins, merge_chops, merge_file
 from lfads_torch.run_model import run_model
-from lfads_torch.running.add_session import add_session
+from lfads_torch.sessions.add import add_session
+from lfads_torch.sessions.align import Alignment, Trials, align_sessions
+from lfads_torch.sessions.align_files import write_alignment
 
 WINDOW, OVERLAP = 30, 6  # bins of 20 ms
 N_FACTORS = 20

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, UserError
+from .folder import find_checkpoint
 from .model import LFADS
 from .modules import priors, recons
 from .modules.readin_readout import FanInLinear
 from .modules.spec import from_spec
-from .running.folder import find_checkpoint
 
 PARAMETER_GROUPS = ("readin", "encoder", "decoder", "readout", "recon", "ic_prior", "co_prior")
 """First parts of the names of an LFADS model's parameters; others in a state dict are not its."""

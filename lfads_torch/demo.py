@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError
-from .running.folder import BEST_MODEL, METRICS, delete_run, prepare
+from .folder import BEST_MODEL, METRICS, delete_run, prepare
 
 Array = NDArray[Any]
 
@@ -82,7 +82,7 @@ def run_demo(
     UserError
         For options out of range, or a folder that holds a run or cannot be written to.
     """
-    from .data.schema import write_session
+    from .data import write_session
     from .data.synthetic import lorenz
 
     if max_epochs is not None and max_epochs < 1:
@@ -128,8 +128,8 @@ def _train(folder: Path, overrides: dict[str, Any], population: int | None) -> l
         overrides = {"callbacks": "demo", **overrides}
         outputs = run_model(overrides, config_path="demo.yaml", run_dir=folder).outputs
     else:
-        from .running.sampling import sample_run
-        from .search.runner import run_search
+        from .runs.sampling import sample_run
+        from .search.run import run_search
 
         overrides = {**overrides, "search.num_workers": population}
         # The data are in the folder, and it was made ready before.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .data.schema import SPLITS, StoredArray, blocks
+from .data import SPLITS, StoredArray, blocks
 from .errors import ConfigError, DataError
 
 if TYPE_CHECKING:

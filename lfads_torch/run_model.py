@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import ConfigError, UserError
-from .running.compose import Overrides, compose_config, write_config
-from .running.config_check import arguments_of, check_config, find_target
-from .running.environment import environment
-from .running.folder import (
+from .folder import (
     CONFIG,
     LAST,
     METRICS,
@@ -33,12 +30,15 @@ from .running.folder import (
     rewind_metrics,
     write_status,
 )
-from .running.parts import (
+from .runs.build import (
     build,
     build_model,
     build_trainer,
     pick_device,
 )
+from .runs.check_config import arguments_of, check_config, find_target
+from .runs.compose import Overrides, compose_config, write_config
+from .runs.environment import environment
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -225,7 +225,7 @@ class _Run:
 
     def _train(self, model: LFADS, datamodule: Any) -> tuple[dict[str, Any], dict[str, float]]:
         from .checkpoint import load_weights, read_checkpoint
-        from .running.callbacks import RUN_KEY
+        from .runs.resume import RUN_KEY
 
         if self.overwrite:
             delete_run(self.folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lfads_torch.extensions.tune import HyperParam
-from lfads_torch.search.runner import run_search
+from lfads_torch.search.run import run_search
 from lfads_torch.search.space import space_overrides
 
 PROJECT_STR = "lfads-torch-example"

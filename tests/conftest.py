@@ -39,7 +39,7 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _packaged_configurations_are_read_once() -> Iterator[None]:
     """Keep what Hydra makes of the packaged files, the larger part of the time of a tiny run."""
-    from lfads_torch.running import compose
+    from lfads_torch.runs import compose
 
     real, known = compose._compose, {}
 

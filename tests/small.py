@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from lfads_torch.data.schema import DataWarning, write_session
+from lfads_torch.data import DataWarning, write_session
 from lfads_torch.datamodules import BasicDataModule
 from lfads_torch.model import LFADS
 from lfads_torch.tuples import SessionBatch

@@ -17,96 +17,58 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# A name stands for the module and all below it; the longest match decides. Every module may
-# import `errors`, the package's version and its own room.
-MODEL = {
-    "model",
-    "model_checks",
+# From the ground up. A module imports only from lines above its own, and from its own room. A name
+# stands for the module and all below it; the longest match decides.
+LAYERS = [
+    "errors seeds tuples files progress folder",
+    "arguments kernels data search.space search.rules search.settings search.history search.tables",
+    "modules metrics datamodules prep sessions.align sessions.align_files sessions.pcr",
+    "network",
     "objective",
-    "training",
-    "modules",
-    "datamodules",
-    "data",
-    "metrics",
-    "tuples",
+    "model training model_checks",
+    "checkpoint",
+    "post_run",
+    "callbacks",
+    "runs",
+    "run_model",
+    "search sessions",
+    "extensions testing demo",
+    "commands",
+    "cli",
+]
+LAYER = {name: level for level, line in enumerate(LAYERS) for name in line.split()}
+# Rooms on one line that may use one another, in this direction.
+NEIGHBOURS = {
+    ("files", "errors"),
+    ("folder", "errors"),
+    ("folder", "files"),
+    ("progress", "files"),
+    ("search", "search"),
+    ("modules", "data"),
+    ("prep", "data"),
+    ("search.history", "search.tables"),
+    ("search.settings", "search.space"),
+    ("search.rules", "search.space"),
+    ("search.rules", "search.settings"),
 }
-MODEL |= {"seeds"}
-RUN = MODEL | {"checkpoint", "post_run", "callbacks", "running"}
-# The rules of a search are functions over plain arrays; its history is kept like a run's log.
-SEARCH_RULES: dict[str, set[str]] = {
-    "search.hyperparam": set(),
-    "search.space": {"search.hyperparam"},
-    "search.tournament": set(),
-    "search.tables": set(),
-    "search.history": {"search.tables", "running.folder"},
-    "search.settings": {"search.space"},
-    "search.methods": {"search.settings", "search.space", "search.tournament"},
-}
-MAY_IMPORT: dict[str, set[str]] = {
-    "": set(),
-    "errors": set(),
-    "kernels": set(),
-    "data": set(),
-    "tuples": set(),
-    "seeds": set(),
-    "metrics": {"kernels"},
-    # Smoothing is of use to data tools too, which never import torch.
-    "metrics.evaluation": {"data.smoothing"},
-    "modules": {"kernels", "tuples"},
-    # These two take a `datafile_pattern` and read the sessions' sizes from the files.
-    "modules.readin_readout": {"data"},
-    "modules.recons": {"data", "kernels"},
-    "modules.initial_readout": {"data"},
-    "model_checks": {"data", "modules"},
-    # `LFADS.from_data` takes a data module, or a path that it makes one of.
-    "model": {"kernels", "modules", "tuples", "model_checks", "objective", "datamodules"},
-    "training": {"modules", "metrics", "tuples"},
-    "objective": {"training", "modules", "tuples"},
-    "datamodules": {"data", "tuples"},
-    # A run folder is where a checkpoint is looked for; it knows nothing of the rest of `running`.
-    "checkpoint": MODEL | {"running.folder"},
-    "post_run": {"model", "datamodules", "metrics"},
-    "post_run.analysis": MODEL | {"checkpoint"},
-    "post_run.ensemble": MODEL,
-    # Scores of output files need no model, only files and arrays.
-    "post_run.outputs": {"data"},
-    "post_run.writing": {"data", "tuples"},
-    "post_run.nlb_submission": {"data"},
-    "post_run.evaluation": {"data", "metrics", "running.folder"},
-    "post_run.posterior": {"modules"},
-    "post_run.dynamics": {"kernels"},
-    "post_run.report": {"metrics", "data", "checkpoint", "running.folder", "search.tables"},
-    "post_run.pbt": {"search.tables"},
-    "post_run.plots.search": {"search.tables"},
-    "callbacks": {"model", "datamodules", "metrics", "tuples", "post_run"},
-    "search": set(),
-    **SEARCH_RULES,
-    "search.population": MODEL | {"kernels", "search.memory"},
-    "search.memory": {"data"},
-    "search.members": MODEL | {"running"},
-    "search.folder": {"checkpoint", "running"},
-    "search.progress": {"callbacks"},
-    "search.finish": RUN | {"run_model"},
-    "search.local": RUN | {"run_model"},
-    "search.runner": RUN | {"run_model"},
-    "running": RUN,
-    "running.folder": set(),
-    # To fit the maps of a new session is a run like any other.
-    "running.add_session": RUN | {"run_model"},
-    "run_model": RUN | {"search"},
-    "search.ray": RUN | {"run_model"},
-    "extensions": RUN | {"search", "run_model"},
-    "demo": RUN | {"run_model", "search"},
-    "commands": RUN | {"search", "run_model", "extensions", "demo"},
-    "cli": {"commands"},
+# Arrows that still run up or sideways: to be taken out, never to be added to.
+DEBTS: set[tuple[str, str]] = {
+    ("model", "model_checks"),
+    ("model_checks", "model"),
+    ("objective", "training"),
+    ("search.space", "search.hyperparam"),
 }
 # The only modules that may import Ray; `lfads_torch.search.ray` imports them when it is asked to.
 OVER_RAY = {
-    f"lfads_torch.search.ray.{name}"
-    for name in ("driver", "reporting", "scheduler", "stopper", "tournament", "trial")
+    "lfads_torch.search.ray.driver",
+    "lfads_torch.search.ray.scheduler",
+    "lfads_torch.search.ray.trial",
+    "lfads_torch.extensions.tune_scheduler",
+    "lfads_torch.extensions.tune_stopper",
+    "lfads_torch.extensions.tune_trial",
 }
 HYDRA = {"hydra", "omegaconf"}
-HYDRA_USERS = ("lfads_torch.run_model", "lfads_torch.running")
+HYDRA_USERS = ("lfads_torch.run_model", "lfads_torch.runs", "lfads_torch.sessions.add")
 
 
 @functools.cache
@@ -132,7 +94,11 @@ def read_imports(name: str, top_level_only: bool) -> Iterator[tuple[str, int]]:
                     full if (full := f"{source}.{alias.name}") in MODULES else source,
                     node.lineno,
                 )
-        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        elif (
+            top_level_only
+            and isinstance(node, ast.If)
+            and ast.unparse(node.test) == "TYPE_CHECKING"
+        ):
             todo.extend(node.orelse)
         elif not (top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             todo.extend(ast.iter_child_nodes(node))
@@ -142,33 +108,53 @@ def inside(name: str, room: str) -> bool:
     return name == room or name.startswith(f"{room}.")
 
 
-def rule(name: str) -> str:
-    """Key of `MAY_IMPORT` for a module, named without the package."""
-    keys = [key for key in MAY_IMPORT if key and inside(name, key)]
-    return max(keys, key=len, default="")
+def place(name: str) -> str:
+    """The entry of `LAYERS` for a module, named without the package."""
+    return max((key for key in LAYER if inside(name, key)), key=len, default="")
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_each_module_imports_only_what_its_room_may(name: str) -> None:
-    own = name.removeprefix("lfads_torch").removeprefix(".")
-    key = rule(own)
-    assert key or not own, f"{name} is in no room: add it to MAY_IMPORT and docs/architecture.md"
-    # One module of a room may be held to less than the room.
-    alone = ("search.ray", "running.folder", *SEARCH_RULES)
-    room = own if own in alone else own.partition(".")[0]
-    allowed = MAY_IMPORT[key] | {"errors", "", room}
-    for imported, line in imports(name):
-        if inside(imported, "lfads_torch"):
-            other = imported.removeprefix("lfads_torch").removeprefix(".")
-            assert other in allowed or any(inside(other, room) for room in allowed if room), (
-                f"{MODULES[name].name}:{line}: {name} imports {imported}; "
-                f"it may import only {sorted(allowed)}"
-            )
+def arrows() -> Iterator[tuple[str, str, int]]:
+    """Imports between modules of the package, named without it."""
+    for name in MODULES:
+        for imported, line in imports(name):
+            if inside(imported, "lfads_torch") and imported != "lfads_torch":
+                yield name[len("lfads_torch.") :], imported[len("lfads_torch.") :], line
+
+
+def test_every_module_has_its_place() -> None:
+    lost = [name for name in MODULES if name != "lfads_torch" and not place(name[12:])]
+    assert not lost, f"add {lost} to LAYERS and docs/architecture.md"
+
+
+def test_imports_run_down() -> None:
+    wrong = set()
+    for name, imported, _ in arrows():
+        lower, upper = place(imported), place(name)
+        if LAYER[lower] >= LAYER[upper] and lower.split(".")[0] != upper.split(".")[0]:
+            if (upper, lower) not in NEIGHBOURS:
+                wrong.add((name, imported))
+        elif LAYER[lower] > LAYER[upper]:
+            wrong.add((name, imported))
+    assert wrong == DEBTS
+
+
+@pytest.mark.xfail(reason="three circles are left")
+def test_no_circle_of_modules() -> None:
+    below: dict[str, set[str]] = {name: set() for name in MODULES}
+    for name, imported, _ in arrows():
+        below[f"lfads_torch.{name}"].add(f"lfads_torch.{imported}")
+    while True:
+        free = {name for name, needs in below.items() if not needs & below.keys()}
+        if not free:
+            break
+        below = {name: needs for name, needs in below.items() if name not in free}
+    assert not below, f"these import one another: {sorted(below)}"
 
 
 NUMPY_ONLY = [
     *(n for n in MODULES if inside(n, "lfads_torch.data")),
-    *(f"lfads_torch.{name}" for name in SEARCH_RULES),
+    *(n for n in MODULES if inside(n, "lfads_torch.prep")),
+    *(f"lfads_torch.{n}" for line in LAYERS[1:2] for n in line.split() if n.startswith("search.")),
 ]
 
 

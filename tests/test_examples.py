@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from lfads_torch.data.schema import check_file, write_session
+from lfads_torch.data import check_file, write_session
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.run_model import run_model

@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from lfads_torch.data.chop import chop_recording
-from lfads_torch.data.merging import merge_file
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
+from lfads_torch.prep.chop import chop_recording
+from lfads_torch.prep.merging import merge_file
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECORDINGS = EXAMPLES.parents[1] / "shared" / "data"

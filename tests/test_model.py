@@ -24,7 +24,7 @@ from lfads_torch.tuples import SessionBatch, SessionOutput
 from tests.small import DIMS, arrays, batch_of, counts, datamodule, lfads, write
 
 # Files of a few trials, given by their path, make batches that are larger than the data.
-pytestmark = pytest.mark.filterwarnings("ignore::lfads_torch.data.schema.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::lfads_torch.data.DataWarning")
 
 SIZES = {"encod_data_dim": 3, "encod_seq_len": 6}
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfads_torch.running.compose import compose_config
-from lfads_torch.running.config_check import check_config
-from lfads_torch.search import runner
+from lfads_torch.runs.check_config import check_config
+from lfads_torch.runs.compose import compose_config
+from lfads_torch.search import run
 from lfads_torch.search.hyperparam import HyperParam
 from lfads_torch.search.settings import SearchSettings
 from lfads_torch.search.space import DEFAULT_SPACE, parse_space, space_overrides
@@ -30,7 +30,7 @@ def test_a_script_searches_the_space_at_its_top(
         asked.update(more, overrides=dict(overrides), config_path=config_path)
         return type("Result", (), {"outputs": []})
 
-    monkeypatch.setattr(runner, "run_search", run_search)
+    monkeypatch.setattr(run, "run_search", run_search)
     names = runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
     assert asked["backend"] == names["BACKEND"] == "local"
     assert asked["run_dir"] == names["RUN_DIR"]

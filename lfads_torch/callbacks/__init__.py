@@ -1,7 +1,7 @@
 """Lightning callbacks: figures while training, one progress bar, a guard against divergence."""
 
-from lfads_torch.callbacks.figures import RasterPlot, TrajectoryPlot
-from lfads_torch.callbacks.guard import NaNGuard
-from lfads_torch.callbacks.progress import EpochProgressBar
+from .bar import EpochProgressBar
+from .figures import RasterPlot, TrajectoryPlot
+from .guard import NaNGuard
 
 __all__ = ["EpochProgressBar", "NaNGuard", "RasterPlot", "TrajectoryPlot"]

@@ -15,8 +15,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from lfads_torch.errors import ConfigError
-from lfads_torch.tuples import SessionBatch, SessionOutput
+from ..errors import ConfigError
+from ..tuples import SessionBatch, SessionOutput
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +141,7 @@ class RasterPlot(_FigurePlot):
         self, batch: SessionBatch, output: SessionOutput, bin_ms: float | None, counts: bool
     ) -> Figure:
         """Return `raster_panel` of these trials."""
-        from lfads_torch.post_run.plots import raster_panel  # Matplotlib takes its time to load
+        from ..post_run.plots import raster_panel  # Matplotlib takes its time to load
 
         _, n_bins, n_read = batch.encod_data.shape
         return raster_panel(
@@ -175,7 +175,7 @@ class TrajectoryPlot(_FigurePlot):
         self, batch: SessionBatch, output: SessionOutput, bin_ms: float | None, counts: bool
     ) -> Figure:
         """Return `trajectories` of these trials' factors."""
-        from lfads_torch.post_run.plots import trajectories
+        from ..post_run.plots import trajectories
 
         return trajectories(_numpy(output.factors), bin_ms=bin_ms)
 

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from lfads_torch.errors import ConfigError, DivergedError
+from ..errors import ConfigError, DivergedError
 
 _ADVICE = (
     "lower model.lr_init or trainer.gradient_clip_val, and look for extreme values in the data "

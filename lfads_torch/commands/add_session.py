@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads add-session --help``."""
-    from ..running.add_session import add_session
+    from ..sessions.add import add_session
 
     given = options.run_dir or new_run_folder(f"add_{Path(options.new).stem}")
     folder = Path(given).expanduser().absolute()

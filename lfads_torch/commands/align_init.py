@@ -50,9 +50,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads align-init --help``."""
     import warnings
 
-    from ..data.alignment_files import align_files
-    from ..data.schema import DataWarning, bin_width_ms, open_h5
+    from ..data import DataWarning, bin_width_ms, open_h5
     from ..errors import DataError
+    from ..sessions.align_files import align_files
 
     settings = {} if options.smooth_bins is None else {"smooth_bins": options.smooth_bins}
     with warnings.catch_warnings():

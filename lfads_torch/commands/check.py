@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads check --help``."""
-    from ..data.schema import check_file
+    from ..data import check_file
 
     reports = [check_file(file) for file in options.files]
     print("\n\n".join(report.format() for report in reports))

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads merge --help``."""
-    from ..data.merging import merge_file
+    from ..prep.merging import merge_file
 
     place = Path(options.place).expanduser()
     jobs: list[tuple[Path, Path | None]]

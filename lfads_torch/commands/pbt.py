@@ -56,7 +56,7 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
             "--resume goes on in the search's own folder with its own configuration; it "
             "does not go with --run-dir, --config or --overwrite"
         )
-    from ..search.runner import run_search
+    from ..search.run import run_search
 
     name = f"{data_name(options.overrides)}_{command}"
     given = options.resume or options.run_dir or new_run_folder(name)

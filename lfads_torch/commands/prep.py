@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads prep --help``."""
-    from ..data.prep_options import PrepOptions
+    from ..prep.options import PrepOptions
 
     names = set(PrepOptions.__dataclass_fields__)
     told = {k: v for k, v in vars(options).items() if k in names}
@@ -101,14 +101,14 @@ def run(options: argparse.Namespace) -> int:
         )
     [source] = options.files
     if options.list:
-        from ..data.sources import SourceOptions, open_recording
-        from ..data.sources.listing import describe_recording
+        from ..prep.sources import SourceOptions, open_recording
+        from ..prep.sources.listing import describe_recording
 
         source_names = set(SourceOptions.__dataclass_fields__)
         reading = SourceOptions(**{k: v for k, v in given.items() if k in source_names})
         print(describe_recording(open_recording(source, reading)))
         return 0
-    from ..data.prep import prepare
+    from ..prep.prepare import prepare
 
     width = f"_{options.bin_ms:g}ms" if options.bin_ms else "_lfads"
     output = options.output or f"{Path(source).stem}{width}.h5"
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_nlb(options: argparse.Namespace, given: dict[str, Any]) -> int:
-    from ..data.nlb_recipes import prepare_nlb
+    from ..prep.nlb.recipes import prepare_nlb
 
     free = {"bin_ms", "compress", "strict"}
     if extra := sorted(set(given) - free):
@@ -147,7 +147,7 @@ def _run_nlb(options: argparse.Namespace, given: dict[str, Any]) -> int:
 def _report(done: Any) -> None:
     import warnings
 
-    from ..data.schema import DataWarning
+    from ..data import DataWarning
 
     for text in done.warnings:
         warnings.warn(text, DataWarning, stacklevel=1)

@@ -49,7 +49,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def wanted_of(options: argparse.Namespace) -> Wanted:
     """Read what `add_data_arguments` added."""
-    from ..post_run.evaluation.recording import Keys
+    from ..post_run.evaluation.behavior import Keys
     from ..post_run.report import Wanted
 
     return Wanted(

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads sample --help``."""
-    from ..running.sampling import sample_run
+    from ..runs.sampling import sample_run
 
     quieten()
     paths = sample_run(

@@ -1,33 +1,91 @@
-"""Data files: from recordings to LFADS data and back. NumPy and h5py only, never torch.
+"""The LFADS data file (HDF5): read, write, validate and describe it. NumPy and h5py only, no torch.
 
-Public names are imported when first used.
+A file holds one session. Arrays are n_samples x n_timesteps x n_channels, any numeric type:
+
+==============================  ==========================================================
+``{train,valid}_encod_data``    required: what the encoders read
+``{train,valid}_recon_data``    required: what is reconstructed; its first bins and channels
+                                are those of ``encod_data``, the others are held out
+``test_{encod,recon}_data``     optional: trials that are only used after training
+``{split}_ext_input``           optional, in all splits or none: external inputs
+``{split}_truth``               optional: true rates per bin, times ``conversion_factor``
+``{split}_lengths``             optional, in all splits or none: bins of each trial
+``conversion_factor``           optional scalar, 1 where absent
+``readin_weight``               optional, N_s x factors: read-in of a multi-session model, and
+``readout_bias``                optional, N_s: mean per bin where all factors are zero
+``readin_offset``               optional, N_s: what is taken off before the read-in; by default
+                                `readout_bias`
+``readout_weight``              optional, N_s x factors: mean per bin and unit of a factor; by
+                                default the pseudo-inverse of `readin_weight`
+==============================  ==========================================================
+
+NaN in ``encod_data`` and ``recon_data`` marks missing entries; a trial ends after its last observed
+bin, or where ``{split}_lengths`` says, past which everything counts as missing (docs/missing.md).
+
+Further keys are the user's own: ``{split}_<name>`` with a row per trial can travel with the
+batches, all are carried into the output file. The attribute ``bin_ms`` gives the bin width.
 """
 
-from importlib import import_module
-from typing import Any
+from .describe import (
+    DataWarning,
+    FileReport,
+    ReportRow,
+    check_file,
+    warnings_for,
+)
+from .find import (
+    absolute_pattern,
+    add_to_file,
+    copy_rest,
+    find_sessions,
+    list_some,
+    new_file,
+    open_h5,
+    write_session,
+)
+from .missing import observed_extent
+from .quality import shared_trials
+from .read import (
+    SessionData,
+    SplitData,
+    bin_width_ms,
+    bytes_in_memory,
+    read_session,
+    slow_reads,
+)
+from .stored import StoredArray, blocks, shares, write_rows
+from .validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS, find_problems
+from .windows import shared_ends
 
-_PUBLIC = {
-    "PrepOptions": "prep_options",
-    "Prepared": "prep",
-    "SourceOptions": "sources",
-    "bin_spikes": "binning",
-    "bin_windows": "binning",
-    "chop_recording": "chop",
-    "describe_recording": "sources.listing",
-    "merge_chops": "merging",
-    "open_recording": "sources",
-    "prepare": "prep",
-    "prepare_nlb": "nlb_recipes",
-}
-
-__all__ = [*_PUBLIC]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = [
+    "REQUIRED_KEYS",
+    "SCHEMA_KEYS",
+    "SPLITS",
+    "DataWarning",
+    "FileReport",
+    "ReportRow",
+    "SessionData",
+    "SplitData",
+    "StoredArray",
+    "absolute_pattern",
+    "add_to_file",
+    "bin_width_ms",
+    "blocks",
+    "bytes_in_memory",
+    "check_file",
+    "copy_rest",
+    "find_problems",
+    "find_sessions",
+    "list_some",
+    "new_file",
+    "observed_extent",
+    "open_h5",
+    "read_session",
+    "shared_ends",
+    "shared_trials",
+    "shares",
+    "slow_reads",
+    "warnings_for",
+    "write_rows",
+    "write_session",
+]

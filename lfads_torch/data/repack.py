@@ -9,9 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from lfads_torch.data._files import absolute_pattern, new_file, open_h5, trial_chunks
-from lfads_torch.data._validate import list_keys
-from lfads_torch.data.prep import check_output
+from .find import absolute_pattern, check_output, new_file, open_h5, trial_chunks
+from .validate import list_keys
 
 _BLOCK_BYTES = 1 << 26
 

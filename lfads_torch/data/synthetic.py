@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lfads_torch.errors import UserError
+from ..errors import UserError
 
 Array = NDArray[Any]
 
@@ -60,7 +60,7 @@ def lorenz(
     Returns
     -------
     dict of str to ndarray
-        In the schema of `lfads_torch.data.schema`, ready for `write_session`, for split in train
+        In the schema of `lfads_torch.data`, ready for `write_session`, for split in train
         and valid: ``{split}_encod_data`` and ``{split}_recon_data`` (spike counts, small unsigned
         integers), ``{split}_truth`` (float32, n x n_bins x n_units, rates per bin),
         ``{split}_latents`` (float32, n x n_bins x 3, zero mean and unit variance over all trials)

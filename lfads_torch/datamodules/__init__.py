@@ -1,7 +1,7 @@
 """HDF5 sessions as batches: read once, held once on the device, drawn by index."""
 
-from lfads_torch.datamodules.loaders import Batch, OrderedLoader, SessionTensors, TrainLoader
-from lfads_torch.datamodules.module import BasicDataModule, SessionSizes
+from .loaders import Batch, OrderedLoader, SessionTensors, TrainLoader
+from .module import BasicDataModule, SessionSizes
 
 __all__ = [
     "BasicDataModule",

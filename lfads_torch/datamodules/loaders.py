@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lfads_torch.data.schema import SessionData
-from lfads_torch.datamodules.preparation import Indices, seeded_generator
-from lfads_torch.datamodules.streaming import Wanted, draw
-from lfads_torch.tuples import SessionBatch
+from ..data import SessionData
+from ..tuples import SessionBatch
+from .batches import Wanted, draw
+from .rows import Indices, seeded_generator
 
 if TYPE_CHECKING:
-    from lfads_torch.datamodules.module import BasicDataModule
+    from .module import BasicDataModule
 
 Batch = dict[int, tuple[SessionBatch, tuple[Tensor, ...]]]
 

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from lfads_torch.data.memory import default_bound
-from lfads_torch.data.schema import (
+from ..data import (
     SPLITS,
     DataWarning,
     SessionData,
@@ -21,12 +20,15 @@ from lfads_torch.data.schema import (
     slow_reads,
     warnings_for,
 )
-from lfads_torch.datamodules.loaders import (
+from ..data.memory import default_bound
+from ..errors import UserError
+from .batches import PackedMask, StreamedSession, plan_memory
+from .loaders import (
     OrderedLoader,
     SessionTensors,
     TrainLoader,
 )
-from lfads_torch.datamodules.preparation import (
+from .rows import (
     Indices,
     check_together,
     ext_dim,
@@ -36,8 +38,6 @@ from lfads_torch.datamodules.preparation import (
     sv_mask,
     whole_number,
 )
-from lfads_torch.datamodules.streaming import PackedMask, StreamedSession, plan_memory
-from lfads_torch.errors import UserError
 
 
 class SessionSizes(NamedTuple):

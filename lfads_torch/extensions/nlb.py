@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning.callbacks import Callback
 
-from lfads_torch.callbacks.figures import inference
-from lfads_torch.errors import ConfigError
-from lfads_torch.metrics import (
+from ..callbacks.figures import inference
+from ..errors import ConfigError
+from ..metrics import (
     NLB_ALPHAS,
     BitsPerSpikeSums,
     ExpSmoothedMetric,
 )
-from lfads_torch.metrics.nlb import NLB_BIN_MS, NLB_SCORES, RatesAndBehavior, nlb_scores
-from lfads_torch.tuples import SessionBatch
+from ..metrics.nlb import NLB_BIN_MS, NLB_SCORES, RatesAndBehavior, nlb_scores
+from ..tuples import SessionBatch
 
 FIXED_ALPHA = 1e-2
 """Ridge penalty where none is searched for."""

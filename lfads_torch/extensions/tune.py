@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 
-from lfads_torch.errors import ConfigError
-from lfads_torch.search.ray import require_ray
-from lfads_torch.search.space import HyperParam
-from lfads_torch.search.tables import as_frame, read_population
+from ..errors import ConfigError
+from ..search.ray import require_ray
+from ..search.space import HyperParam
+from ..search.tables import as_frame, read_population
 
 if TYPE_CHECKING:
-    from lfads_torch.search.ray.reporting import train_trial as train_trial
-    from lfads_torch.search.ray.stopper import ImprovementRatioStopper as ImprovementRatioStopper
-    from lfads_torch.search.ray.tournament import BinaryTournamentPBT as BinaryTournamentPBT
+    from .tune_scheduler import BinaryTournamentPBT as BinaryTournamentPBT
+    from .tune_stopper import ImprovementRatioStopper as ImprovementRatioStopper
+    from .tune_trial import train_trial as train_trial
 
 __all__ = ["EarlyStoppingWithBurnInPeriod", "HyperParam", "read_pbt_fitlog"]
 
-#: What needs Ray, and the module of `lfads_torch.search.ray` that has it.
+#: What needs Ray, and the module of `lfads_torch.extensions` that has it.
 _OVER_RAY = {
-    "BinaryTournamentPBT": "tournament",
-    "ImprovementRatioStopper": "stopper",
-    "train_trial": "reporting",
+    "BinaryTournamentPBT": "tune_scheduler",
+    "ImprovementRatioStopper": "tune_stopper",
+    "train_trial": "tune_trial",
 }
 
 
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     if name not in _OVER_RAY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_ray(name)
-    return getattr(import_module(f"lfads_torch.search.ray.{_OVER_RAY[name]}"), name)
+    return getattr(import_module(f"lfads_torch.extensions.{_OVER_RAY[name]}"), name)
 
 
 class EarlyStoppingWithBurnInPeriod(EarlyStopping):

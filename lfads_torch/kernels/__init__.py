@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from . import explicit, reference
-from .signatures import DecoderInputs, DecoderStates, GRUStates
+from . import autograd, reference
+from .types import DecoderInputs, DecoderStates, GRUStates
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -55,8 +55,8 @@ class Kernels(NamedTuple):
 
 IMPLEMENTATIONS = {
     "reference": Kernels(reference.clipped_gru, reference.decoder),
-    "explicit": Kernels(explicit.clipped_gru, explicit.decoder),
-    "native": Kernels(explicit.native_clipped_gru, explicit.native_decoder),
+    "explicit": Kernels(autograd.clipped_gru, autograd.decoder),
+    "native": Kernels(autograd.native_clipped_gru, autograd.native_decoder),
 }
 
 

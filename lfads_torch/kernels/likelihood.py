@@ -14,7 +14,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from torch.autograd import Function
 
-from . import native
+from . import c_library
 
 
 def poisson_loss(
@@ -83,8 +83,8 @@ class _Elementwise(Function):
 class _PoissonLoss(_Elementwise):
     @staticmethod
     def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
-        if native.fits(log_rates) and native.fits(counts):
-            return native.poisson_loss(log_rates, counts)
+        if c_library.fits(log_rates) and c_library.fits(counts):
+            return c_library.poisson_loss(log_rates, counts)
         return log_rates.exp() - counts * log_rates + _log_factorial(counts)
 
     @staticmethod
@@ -101,8 +101,8 @@ class _PoissonGradient(_Elementwise):
 
     @staticmethod
     def forward(grad: Tensor, log_rates: Tensor, counts: Tensor) -> Tensor:
-        if native.fits(log_rates) and native.fits(counts):
-            return native.poisson_gradient(grad, log_rates, counts)
+        if c_library.fits(log_rates) and c_library.fits(counts):
+            return c_library.poisson_gradient(grad, log_rates, counts)
         return grad * (log_rates.exp() - counts)
 
     @staticmethod
@@ -130,8 +130,8 @@ class _SpikeSums(Function):
     def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
         if counts.device.type == "cpu":
             # Nearly all data are complete; to look for NaN only in the sums is quicker.
-            if native.fits(log_rates) and native.fits(counts) and counts.ndim == 3:
-                spikes, nll = native.spike_sums(log_rates, counts)
+            if c_library.fits(log_rates) and c_library.fits(counts) and counts.ndim == 3:
+                spikes, nll = c_library.spike_sums(log_rates, counts)
             else:
                 spikes = channel_sum(counts)
                 nll = channel_sum(log_rates.exp()) - channel_sum(counts * log_rates)
@@ -140,9 +140,9 @@ class _SpikeSums(Function):
                 return torch.stack([n, spikes, nll])
         observed = ~torch.isnan(counts)
         counts = torch.where(observed, counts, 0.0)
-        if native.fits(log_rates) and native.fits(counts) and counts.ndim == 3:
+        if c_library.fits(log_rates) and c_library.fits(counts) and counts.ndim == 3:
             # A rate of exp(-80) per bin counts for nothing.
-            spikes, nll = native.spike_sums(log_rates.masked_fill(~observed, -80.0), counts)
+            spikes, nll = c_library.spike_sums(log_rates.masked_fill(~observed, -80.0), counts)
             if nll.isfinite().all():
                 return torch.stack([channel_sum(observed.to(counts.dtype)), spikes, nll])
         # A log rate of -inf is legal where there is no spike; clamped, 0 * -inf is no NaN.

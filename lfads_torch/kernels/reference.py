@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .signatures import DecoderInputs, DecoderStates, GRUStates
+from .types import DecoderInputs, DecoderStates, GRUStates
 
 
 def clipped_gru_cell(

@@ -6,22 +6,22 @@ conditions and behaviour, `trialwise` those that are bootstrapped over trials, `
 that they need. Rates are per bin throughout.
 """
 
-from lfads_torch.metrics.evaluation import gaussian_smooth, psth_r2, speed_tp_correlation
-from lfads_torch.metrics.nlb import NLB_SCORES, nlb_scores
-from lfads_torch.metrics.regression import (
-    NLB_ALPHAS,
-    fit_linear,
-    linear_map_r2,
-    poisson_regression,
-    ridge_r2,
-)
-from lfads_torch.metrics.streaming import (
+from .accumulate import (
     BitsPerSpikeSums,
     ExpSmoothedMetric,
     R2Sums,
     WeightedMeans,
     bits_per_spike,
     r2_score,
+)
+from .evaluation import gaussian_smooth, psth_r2, speed_tp_correlation
+from .nlb import NLB_SCORES, nlb_scores
+from .regression import (
+    NLB_ALPHAS,
+    fit_linear,
+    linear_map_r2,
+    poisson_regression,
+    ridge_r2,
 )
 
 __all__ = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .streaming import BitsPerSpikeSums, R2Sums, WeightedMeans
+from .accumulate import BitsPerSpikeSums, R2Sums, WeightedMeans
 
 
 class EpochScores:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.schema import blocks
+from ..data import blocks
 from .recons import MSE, Gamma, Gaussian, Poisson, ZeroInflatedGamma
 
 # Far below any real rate. A silent channel has no logarithm.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..kernels import native
+from ..kernels import c_library
 
 _LEVELS = 2**16
 _PER_WORD = 4  # 16-bit numbers in one of 64 bits
@@ -48,7 +48,7 @@ def _masks(
 ) -> list[Tensor]:
     """The masks asked for, of the same draw."""
     wanted = [is_scaled for is_scaled, is_wanted in ((True, scaled), (False, dropped)) if is_wanted]
-    if native.fits(rate):
+    if c_library.fits(rate):
         # Entry by entry from a seed, so that the same seed gives masks of the same draw.
         seed = _draw(1, rate)
         return [_NativeMask.apply(seed, rate, tuple(shape), is_scaled) for is_scaled in wanted]
@@ -94,7 +94,7 @@ class _NativeMask(Function):
     def forward(seed: Tensor, rate: Tensor, shape: tuple[int, ...], is_scaled: bool) -> Tensor:
         out = torch.empty(shape, dtype=rate.dtype)
         kept, dropped = (float(1 / (1 - rate)), 0.0) if is_scaled else (0.0, 1.0)
-        native.fill_mask(out, int(seed), int(_threshold(rate)), kept, dropped)
+        c_library.fill_mask(out, int(seed), int(_threshold(rate)), kept, dropped)
         return out
 
     @staticmethod

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.schema import find_sessions, read_session
+from ..data import find_sessions, read_session
 from ..errors import ConfigError, DataError
 from .initial_readout import ChannelStats, Line, initial_blocks, log_line, set_blocks
 

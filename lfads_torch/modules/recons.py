@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..data.schema import find_sessions, read_session
+from ..data import find_sessions, read_session
 from ..errors import DataError
 from ..kernels.likelihood import poisson_loss
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.schema import list_some, observed_extent
+from ..data import list_some, observed_extent
 from ..datamodules import BasicDataModule
 from ..errors import UserError
 from ..model import LFADS

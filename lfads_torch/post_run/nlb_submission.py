@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data._nlb_files import NLB_FILES
-from ..data.schema import write_session
+from ..data import write_session
+from ..data.nlb_files import NLB_FILES
 from ..errors import DataError, UserError, did_you_mean
 from .outputs import RunOutputs, SessionOutputs, Trials, load_outputs
 

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.schema import SPLITS, bin_width_ms, open_h5
+from ..data import SPLITS, bin_width_ms, open_h5
 from ..errors import DataError, UserError, did_you_mean
 
 if TYPE_CHECKING:

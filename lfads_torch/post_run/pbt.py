@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lfads_torch.post_run.plots.search import hyperparameter_paths
-from lfads_torch.search.tables import as_frame, read_hyperparameters, read_population
+from ..search.tables import as_frame, read_hyperparameters, read_population
+from .plots.hyperparameters import hyperparameter_paths
 
 
 def read_pbt_hps(pbt_dir: str | Path) -> Any:

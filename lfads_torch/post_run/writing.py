@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..data.schema import (
+from ..data import (
     SessionData,
     StoredArray,
     add_to_file,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..running.folder import cannot_write, write_atomically
+from ..folder import cannot_write, write_atomically
 from .tables import EXCHANGES, HP, POPULATION, read_rows
 
 

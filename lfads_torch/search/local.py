@@ -13,12 +13,18 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import DivergedError, UserError
+from ..folder import CONFIG, delete_run, write_status
 from ..run_model import RunResult
-from ..running.compose import write_config
-from ..running.folder import CONFIG, delete_run, write_status
-from ..running.parts import pick_device
-from .finish import finish_search, now
-from .folder import (
+from ..runs.build import pick_device
+from ..runs.compose import write_config
+from .history import History
+from .live_table import LiveTable, Row
+from .members import Members, build_members, max_epochs_of
+from .methods import Verdict
+from .population import Population
+from .result import finish_search, now
+from .settings import SearchSettings
+from .state import (
     BEST_CHECKPOINT,
     Best,
     all_diverged,
@@ -27,12 +33,6 @@ from .folder import (
     save,
     save_state,
 )
-from .history import History
-from .members import Members, build_members, max_epochs_of
-from .methods import Verdict
-from .population import Population
-from .progress import LiveTable, Row
-from .settings import SearchSettings
 
 FLUSH_EVERY_S = 30.0
 

@@ -11,8 +11,8 @@ import torch
 
 from ..errors import ConfigError, UserError
 from ..model import LFADS
-from ..running.config_check import check_config
-from ..running.parts import build, build_model
+from ..runs.build import build, build_model
+from ..runs.check_config import check_config
 from .methods import Method, Values, build_method
 from .settings import SearchSettings
 from .space import Space

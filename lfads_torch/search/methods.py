@@ -13,9 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .settings import SearchSettings
-from .space import Space, first_values, perturbed
-from .tournament import (
+from .rules import (
     IntArray,
     Patience,
     Schedule,
@@ -23,6 +21,8 @@ from .tournament import (
     successive_halving,
     tournament,
 )
+from .settings import SearchSettings
+from .space import Space, first_values, perturbed
 
 Values = dict[str, NDArray[np.float64]]
 #: First words of the seeds of a search, so that no stream is that of a member.

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import search_quality
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
-from lfads_torch.running.folder import read_status
+from lfads_torch.folder import read_status
 
 SMALL = [
     *(f"model.{name}=4" for name in ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")),

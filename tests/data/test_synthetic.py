@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lfads_torch.data import schema
+from lfads_torch import data as schema
 from lfads_torch.data.synthetic import BETA, RHO, SIGMA, _advance, _flow, lorenz
 from lfads_torch.errors import UserError
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lfads_torch.data._windows import shared_ends
-from lfads_torch.data.chop import chop_recording
-from lfads_torch.data.schema import check_file, write_session
+from lfads_torch.data import check_file, write_session
+from lfads_torch.data.windows import shared_ends
+from lfads_torch.prep.chop import chop_recording
 from tests.small import arrays
 
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import yaml
 
 from lfads_torch.cli import build_parser, main
-from lfads_torch.running.compose import compose_config
+from lfads_torch.runs.compose import compose_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = {

@@ -14,7 +14,7 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.modules.recons import Poisson
 from tests.docs.pages import EXECUTED, NO_CODE, PAGES, Block, blocks, check_only, commands, execute

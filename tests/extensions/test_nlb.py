@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 
 from lfads_torch import LFADS, BasicDataModule
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError, DataError
 from lfads_torch.extensions.nlb import NLBEvaluation
 from lfads_torch.metrics import bits_per_spike, psth_r2

@@ -11,8 +11,8 @@ from lfads_torch.extensions.tune import (
     HyperParam,
     read_pbt_fitlog,
 )
+from lfads_torch.search.rules import Schedule
 from lfads_torch.search.space import DEFAULT_SPACE, parse_space
-from lfads_torch.search.tournament import Schedule
 from tests.search.synthetic import run_search
 
 

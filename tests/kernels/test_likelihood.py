@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from lfads_torch.kernels import native
+from lfads_torch.kernels import c_library
 from lfads_torch.kernels.likelihood import poisson_loss, spike_sums
 
 few_examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -20,10 +20,10 @@ size = st.integers(1, 40)
 
 @pytest.fixture(params=["native", "torch"])
 def made_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "native" and native.why_not():
-        pytest.skip(f"native kernels: {native.why_not()}")
+    if request.param == "native" and c_library.why_not():
+        pytest.skip(f"native kernels: {c_library.why_not()}")
     if request.param == "torch":
-        monkeypatch.setattr(native, "fits", lambda _: False)
+        monkeypatch.setattr(c_library, "fits", lambda _: False)
     return str(request.param)
 
 

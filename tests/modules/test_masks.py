@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from lfads_torch.kernels import native
+from lfads_torch.kernels import c_library
 from lfads_torch.modules.masks import (
     coordinated_masks,
     dropout_mask,
@@ -17,10 +17,10 @@ from lfads_torch.modules.masks import (
 
 @pytest.fixture(params=["native", "torch"])
 def draws(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "native" and native.why_not():
-        pytest.skip(f"native loops: {native.why_not()}")
+    if request.param == "native" and c_library.why_not():
+        pytest.skip(f"native loops: {c_library.why_not()}")
     if request.param == "torch":
-        monkeypatch.setattr(native, "fits", lambda _: False)
+        monkeypatch.setattr(c_library, "fits", lambda _: False)
     return str(request.param)
 
 

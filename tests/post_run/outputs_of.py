@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.smoothing import gaussian_smooth
 
 READ, ALL = (12, 5), (15, 7)  # bins, channels

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.model import LFADS
 from lfads_torch.modules import priors
@@ -23,7 +23,7 @@ from lfads_torch.tuples import SessionBatch, SessionOutput
 from tests.small import arrays, batch_of, datamodule, lfads, write
 
 # Files of a few trials, given by their path, make batches that are larger than the data.
-pytestmark = pytest.mark.filterwarnings("ignore::lfads_torch.data.schema.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::lfads_torch.data.DataWarning")
 
 IN_FILE: dict[str, Any] = {"n_test": 4, "bins": (5, 7), "channels": (3, 4), "ext": 1}
 

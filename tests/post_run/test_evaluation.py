@@ -22,9 +22,9 @@ from lfads_torch.post_run.evaluation.baselines import (
     choose_smoother,
     fit_factors,
 )
-from lfads_torch.post_run.evaluation.recording import Keys, read_recording
-from lfads_torch.post_run.evaluation.report import Estimate, score_table
+from lfads_torch.post_run.evaluation.behavior import Keys, read_recording
 from lfads_torch.post_run.evaluation.scoring import measured_psths
+from lfads_torch.post_run.evaluation.table import Estimate, score_table
 from lfads_torch.post_run.outputs import load_outputs
 from tests.post_run.outputs_of import ALL, N_CONDITIONS, READ, arrays, write_run
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lfads_torch
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.post_run.analysis import run_posterior_sampling
 from lfads_torch.post_run.outputs import INFERRED, load_outputs

@@ -3,7 +3,7 @@ import pytest
 
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.post_run.pbt import plot_pbt_hps, read_pbt_hps
-from lfads_torch.search.tournament import Schedule
+from lfads_torch.search.rules import Schedule
 from tests.search.synthetic import run_search
 
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from lfads_torch import cli
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
-from lfads_torch.post_run.evaluation.recording import Keys
+from lfads_torch.post_run.evaluation.behavior import Keys
 from lfads_torch.post_run.report import Wanted, compare_runs, read_run, report_run, session_figures
-from lfads_torch.post_run.report.compare import differing_settings, distinct_names
+from lfads_torch.post_run.report.comparison import differing_settings, distinct_names
 from lfads_torch.post_run.report.page import number
 from lfads_torch.post_run.report.session_figures import session_pictures
 from lfads_torch.run_model import run_model

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from lfads_torch.model import LFADS
-from lfads_torch.running.callbacks import EpochSeed
+from lfads_torch.runs.resume import EpochSeed
 from lfads_torch.search.population import Population
 from tests.small import trainer
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from lfads_torch.search.history import History
+from lfads_torch.search.rules import Schedule, tournament
 from lfads_torch.search.space import DEFAULT_SPACE, Space, first_values, perturbed
-from lfads_torch.search.tournament import Schedule, tournament
 
 
 def run_search(

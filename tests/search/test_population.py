@@ -16,6 +16,7 @@ from torch.distributions import Independent, Laplace, Normal
 
 from lfads_torch.checkpoint import load_model
 from lfads_torch.errors import ConfigError, DataError, UserError
+from lfads_torch.folder import LAST
 from lfads_torch.model import LFADS
 from lfads_torch.modules import priors, recons
 from lfads_torch.modules.augmentations import (
@@ -27,7 +28,6 @@ from lfads_torch.modules.augmentations import (
     TemporalShift,
 )
 from lfads_torch.run_model import run_model
-from lfads_torch.running.folder import LAST
 from lfads_torch.search.population import Population, capacity, steps
 from tests.search.lone import (
     CLIP,

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from lfads_torch import load_model
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.extensions.tune import HyperParam, read_pbt_fitlog
-from lfads_torch.running.folder import read_status
-from lfads_torch.search.runner import run_search
+from lfads_torch.folder import read_status
+from lfads_torch.search.run import run_search
 from lfads_torch.search.tables import read_exchanges, read_population
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lfads-torch[tune]'")
@@ -27,7 +27,7 @@ from lfads_torch.extensions.tune import BinaryTournamentPBT, ImprovementRatioSto
 from lfads_torch.search.ray import scheduler  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::lfads_torch.data.schema.DataWarning", "ignore::UserWarning", "ignore::FutureWarning"
+    "ignore::lfads_torch.data.DataWarning", "ignore::UserWarning", "ignore::FutureWarning"
 )
 
 SMALL: dict[str, Any] = {

@@ -15,18 +15,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.extensions import tune
 from lfads_torch.run_model import RunResult
-from lfads_torch.running.compose import compose_config
-from lfads_torch.search import finish, local, runner
+from lfads_torch.runs.compose import compose_config
+from lfads_torch.search import group, local, result, run
+from lfads_torch.search.coordinator import STATE, Referee
+from lfads_torch.search.group import ABOUT, BEST, Chunk, final_name
+from lfads_torch.search.live_table import LiveTable
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
-from lfads_torch.search.progress import LiveTable
-from lfads_torch.search.ray import RayOptions, chunk, run_ray_search
-from lfads_torch.search.ray.chunk import ABOUT, BEST, Chunk, final_name
-from lfads_torch.search.ray.referee import STATE, Referee
+from lfads_torch.search.ray import RayOptions, run_ray_search
 from lfads_torch.search.tables import read_exchanges, read_population
 
 from .fake import FakePopulation
@@ -57,10 +57,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "Population", FakePopulation)
-    monkeypatch.setattr(chunk, "Population", FakePopulation)
+    monkeypatch.setattr(group, "Population", FakePopulation)
     monkeypatch.setattr(FakePopulation, "loss", staticmethod(some_stall))
-    monkeypatch.setattr(finish, "draw_search", lambda *_: [])
-    monkeypatch.setattr(finish, "run_model", lambda *args, **kwargs: RunResult(Path()))
+    monkeypatch.setattr(result, "draw_search", lambda *_: [])
+    monkeypatch.setattr(result, "run_model", lambda *args, **kwargs: RunResult(Path()))
 
 
 def some_stall(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
@@ -75,7 +75,7 @@ def one_process(data: str, method: str) -> Path:
     folder = Path(data).with_name(method)
     if not folder.exists():
         own = {"datamodule.datafile_pattern": data, **SMALL, **OF_METHOD[method]}
-        runner.run_search({**own, "search": method}, run_dir=folder, method=method)
+        run.run_search({**own, "search": method}, run_dir=folder, method=method)
     return folder
 
 

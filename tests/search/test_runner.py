@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 
 from lfads_torch.checkpoint import load_model, read_checkpoint
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, DivergedError, UserError
+from lfads_torch.folder import find_checkpoint, read_status
 from lfads_torch.run_model import RunResult, run_model
-from lfads_torch.running.compose import compose_config
-from lfads_torch.running.folder import find_checkpoint, read_status
-from lfads_torch.running.sampling import sample_run
-from lfads_torch.search import finish, local, members, runner
-from lfads_torch.search.folder import STATE
-from lfads_torch.search.runner import run_search
+from lfads_torch.runs.compose import compose_config
+from lfads_torch.runs.sampling import sample_run
+from lfads_torch.search import local, members, result, run
+from lfads_torch.search.run import run_search
+from lfads_torch.search.state import STATE
 from lfads_torch.search.tables import read_exchanges, read_population
 
 from .fake import FakePopulation
@@ -71,11 +71,11 @@ def compose_once(path: Any, overrides: Any, *args: Any, **kwargs: Any) -> dict[s
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(local, "Population", FakePopulation)
-    monkeypatch.setattr(runner, "compose_config", compose_once)
-    monkeypatch.setattr(finish, "draw_search", lambda *_: [])
+    monkeypatch.setattr(run, "compose_config", compose_once)
+    monkeypatch.setattr(result, "draw_search", lambda *_: [])
     if "sampled" not in request.fixturenames:
         nothing = RunResult(Path())
-        monkeypatch.setattr(finish, "run_model", lambda *args, **kwargs: nothing)
+        monkeypatch.setattr(result, "run_model", lambda *args, **kwargs: nothing)
 
 
 @pytest.fixture

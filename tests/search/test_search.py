@@ -18,14 +18,14 @@ import torch
 
 from lfads_torch import cli
 from lfads_torch.checkpoint import load_model, read_checkpoint
-from lfads_torch.data.schema import write_session
+from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
+from lfads_torch.folder import read_status
 from lfads_torch.post_run.plots import read_csv_log
 from lfads_torch.run_model import run_model
-from lfads_torch.running.folder import read_status
-from lfads_torch.search import finish
+from lfads_torch.search import result
 from lfads_torch.search.population import Population
-from lfads_torch.search.runner import run_search
+from lfads_torch.search.run import run_search
 from lfads_torch.search.space import DEFAULT_SPACE
 from lfads_torch.search.tables import read_exchanges, read_population
 
@@ -154,7 +154,7 @@ def test_an_interrupted_search_ends_as_the_uninterrupted_one(
         return real(self)
 
     folder = tmp_path / "run"
-    monkeypatch.setattr(finish, "draw_search", lambda *_: [])  # the pictures are not compared
+    monkeypatch.setattr(result, "draw_search", lambda *_: [])  # the pictures are not compared
     with monkeypatch.context() as patch:
         patch.setattr(Population, "train_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lfads_torch.errors import ConfigError
-from lfads_torch.running.compose import compose_config
+from lfads_torch.runs.compose import compose_config
 from lfads_torch.search.settings import SearchSettings
 from lfads_torch.search.space import DEFAULT_SPACE
 

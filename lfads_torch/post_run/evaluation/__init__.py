@@ -1,7 +1,7 @@
 """Is a trained model any good, and better than something simple? `evaluate_run`."""
 
-from .report import COLUMNS, NLB_NAMES, ROWS, Estimate, Evaluation, SessionScores, score_table
-from .run import evaluate_run
+from .score_run import evaluate_run
+from .table import COLUMNS, NLB_NAMES, ROWS, Estimate, Evaluation, SessionScores, score_table
 
 __all__ = [
     "COLUMNS",

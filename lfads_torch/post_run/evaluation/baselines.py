@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.smoothing import smoothing_sums
+from .behavior import SCORED, TRAIN, Recording
 from .fitting import (
     finite_mean,
     judge_and_rest,
@@ -24,7 +25,6 @@ from .fitting import (
     subset,
 )
 from .predictions import Features, Prediction, only
-from .recording import SCORED, TRAIN, Recording
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...metrics.regression import poisson_regression, ridge_by_trials
 from ...metrics.trialwise import ErrorScore, SpikeScore, score_value
-from .recording import TRAIN, Recording
+from .behavior import TRAIN, Recording
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]

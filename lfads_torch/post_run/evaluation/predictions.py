@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .recording import SCORED, TRAIN, Recording
+from .behavior import SCORED, TRAIN, Recording
 
 Array = NDArray[Any]
 

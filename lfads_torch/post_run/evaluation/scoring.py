@@ -14,8 +14,8 @@ from ...metrics.evaluation import PsthScore, SpeedScore
 from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
 from ...metrics.regression import LinearMap, ridge_by_trials
 from ...metrics.trialwise import CorrelationScore, ErrorScore, SpikeScore, TrialScore
+from .behavior import SCORED, TRAIN, Recording
 from .predictions import Features, Prediction
-from .recording import SCORED, TRAIN, Recording
 
 Array = NDArray[Any]
 

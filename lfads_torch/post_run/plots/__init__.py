@@ -7,23 +7,23 @@ colour-blind readers can tell apart. Few trials, one unit, NaN and silent channe
 as they go and are never an error.
 """
 
-from lfads_torch.post_run.plots.activity import raster_panel
-from lfads_torch.post_run.plots.alignment import shared_factors
-from lfads_torch.post_run.plots.comparison import training_beside
-from lfads_torch.post_run.plots.decoding import decoded_behavior
-from lfads_torch.post_run.plots.generator import fixed_points
-from lfads_torch.post_run.plots.initial import initial_conditions
-from lfads_torch.post_run.plots.inputs import aligned_inputs, latent_usage
-from lfads_torch.post_run.plots.responses import psths, single_trials
-from lfads_torch.post_run.plots.scores import channel_scores, score_intervals
-from lfads_torch.post_run.plots.search import (
+from .activity import raster_panel
+from .comparison import training_beside
+from .decoding import decoded_behavior
+from .generator import fixed_points
+from .hyperparameters import (
     hyperparameter_paths,
     score_history,
     scores_by_value,
 )
-from lfads_torch.post_run.plots.style import paper
-from lfads_torch.post_run.plots.training import read_csv_log, training_curves
-from lfads_torch.post_run.plots.trajectories import factors_3d, trajectories
+from .initial import initial_conditions
+from .inputs import aligned_inputs, latent_usage
+from .responses import psths, single_trials
+from .scores import channel_scores, score_intervals
+from .shared import shared_factors
+from .style import paper
+from .training import read_csv_log, training_curves
+from .trajectories import factors_3d, trajectories
 
 __all__ = [
     "aligned_inputs",

@@ -13,7 +13,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from lfads_torch.post_run.plots.style import (
+from .style import (
     FloatArray,
     as_trials,
     colour_limits,

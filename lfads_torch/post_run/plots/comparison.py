@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lfads_torch.post_run.plots.groups import colours_of
-from lfads_torch.post_run.plots.style import FloatArray, empty_figure, styled
+from .groups import colours_of
+from .style import FloatArray, empty_figure, styled
 
 Log = Mapping[str, tuple[FloatArray, FloatArray]]
 

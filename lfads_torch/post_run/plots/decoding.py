@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from lfads_torch.post_run.plots.style import (
+from .style import (
     FloatArray,
     as_trials,
     empty_figure,

@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from numpy.typing import ArrayLike
 
-from lfads_torch.post_run.plots.style import FloatArray, as_trials, empty_figure, look, styled
+from .style import FloatArray, as_trials, empty_figure, look, styled
 
 if TYPE_CHECKING:
-    from lfads_torch.post_run.dynamics import FixedPoints
+    from ..dynamics import FixedPoints
 
 _MAX_POINTS = 5
 _SHOWN = 0.5

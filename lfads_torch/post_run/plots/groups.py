@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from lfads_torch.post_run.plots.style import FloatArray, look
+from .style import FloatArray, look
 
 MAX_GROUPS = 8
 

@@ -11,8 +11,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from lfads_torch.post_run.plots.groups import MAX_GROUPS, Group, by_condition, condition_legend
-from lfads_torch.post_run.plots.style import FloatArray, empty_figure, look, styled
+from .groups import MAX_GROUPS, Group, by_condition, condition_legend
+from .style import FloatArray, empty_figure, look, styled
 
 _FOLDS = 5
 

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from lfads_torch.post_run.plots.groups import (
+from .groups import (
     MAX_GROUPS,
     Group,
     by_condition,
     condition_legend,
     mean_and_error,
 )
-from lfads_torch.post_run.plots.style import (
+from .style import (
     FloatArray,
     as_trials,
     empty_figure,

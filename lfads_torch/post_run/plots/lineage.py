@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lfads_torch.errors import UserError
-from lfads_torch.post_run.plots.style import FloatArray
+from ...errors import UserError
+from .style import FloatArray
 
 
 class Family(NamedTuple):

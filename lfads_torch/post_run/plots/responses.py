@@ -11,14 +11,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from lfads_torch.metrics import gaussian_smooth
-from lfads_torch.post_run.plots.groups import (
+from ...metrics import gaussian_smooth
+from .groups import (
     MAX_GROUPS,
     by_condition,
     condition_legend,
     mean_and_error,
 )
-from lfads_torch.post_run.plots.style import (
+from .style import (
     FloatArray,
     as_trials,
     empty_figure,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from lfads_torch.post_run.plots.style import empty_figure, look, styled
+from .style import empty_figure, look, styled
 
 Interval = Sequence[float | None]
 """A score and the ends of its interval; None or NaN where unknown."""

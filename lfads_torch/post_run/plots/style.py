@@ -16,7 +16,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from lfads_torch.errors import UserError
+from ...errors import UserError
 
 FloatArray = NDArray[np.float64]
 P = ParamSpec("P")

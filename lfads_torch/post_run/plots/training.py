@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from lfads_torch.errors import DataError
-from lfads_torch.post_run.plots.style import (
+from ...errors import DataError
+from .style import (
     FloatArray,
     empty_figure,
     look,

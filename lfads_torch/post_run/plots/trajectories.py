@@ -14,15 +14,15 @@ from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
 
-from lfads_torch.metrics import fit_linear, linear_map_r2
-from lfads_torch.post_run.plots.groups import (
+from ...metrics import fit_linear, linear_map_r2
+from .groups import (
     MAX_GROUPS,
     Group,
     by_condition,
     condition_legend,
     mean_and_error,
 )
-from lfads_torch.post_run.plots.style import (
+from .style import (
     FloatArray,
     as_trials,
     empty_figure,

@@ -1,6 +1,6 @@
 """Reports: all that is to be said of a run, or of several beside each other, in one HTML file."""
 
-from .compare import compare_runs
+from .comparison import compare_runs
 from .record import RunRecord, Wanted, read_run
 from .single import report_run
 

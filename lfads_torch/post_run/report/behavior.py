@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...data.smoothing import gaussian_smooth
 from ...metrics.regression import ridge_by_trials
 from .. import plots
-from ..evaluation.recording import SCORED, TRAIN, Recording
+from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..evaluation.scoring import ALPHAS
 from .pictures import Picture
 from .record import RunRecord

@@ -14,10 +14,10 @@ import yaml
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ...running.folder import BEST_MODEL, CONFIG, METRICS, holds_a_run, read_status
+from ...folder import BEST_MODEL, CONFIG, METRICS, holds_a_run, read_status
 from ...search.tables import POPULATION, read_population
 from ..evaluation import evaluate_run
-from ..evaluation.recording import Keys, Recording, read_recording
+from ..evaluation.behavior import Keys, Recording, read_recording
 from ..outputs import RunOutputs, load_outputs, output_files
 from ..plots.training import read_csv_log
 

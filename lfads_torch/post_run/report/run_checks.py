@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..evaluation.recording import SCORED
+from ..evaluation.behavior import SCORED
 from .finding import Finding
 from .record import RunRecord
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import plots
 from ..dynamics import FixedPoints, Generator, find_fixed_points
-from ..evaluation.recording import SCORED, Recording
+from ..evaluation.behavior import SCORED, Recording
 from ..plots.scores import score_intervals
 from .pictures import Picture
 from .record import RunRecord
@@ -166,7 +166,7 @@ def _in_common_space(means: list[NDArray[np.float64]]) -> list[NDArray[np.float6
 
 
 def _search(record: RunRecord) -> Iterator[Picture]:
-    from ..plots.search import hyperparameter_paths, score_history
+    from ..plots.hyperparameters import hyperparameter_paths, score_history
 
     table = record.population
     yield Picture(

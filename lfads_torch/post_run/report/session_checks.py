@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.schema import shared_ends, shared_trials
+from ...data import shared_ends, shared_trials
 from ...metrics.trialwise import SpikeScore, score_value
-from ..evaluation.recording import SCORED, TRAIN, Recording
+from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..posterior import ACTIVE, active_share
 from .finding import Finding
 from .record import RunRecord

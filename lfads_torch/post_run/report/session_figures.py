@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import UserError
 from .. import plots
-from ..evaluation.recording import SCORED, TRAIN, Recording
+from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..plots.scores import channel_scores
 from ..posterior import kl_by_dimension
 from .behavior import behavior_pictures

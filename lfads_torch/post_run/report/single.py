@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...errors import UserError, did_you_mean
-from ...running.folder import write_atomically
-from ..evaluation.recording import Recording
-from ..evaluation.report import COLUMNS, NLB_NAMES, ROWS
+from ...folder import write_atomically
+from ..evaluation.behavior import Recording
+from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
 from .finding import Finding
 from .findings import CHECKED, find_all
 from .page import FORMATS, Press, render

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...datamodules.streaming import ahead
+from ...datamodules.batches import ahead
 from ...metrics.epoch import EpochScores
 from ...seeds import seed_all
 from ...training import count_batch

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from ...kernels.likelihood import spike_sums
+from ...metrics.accumulate import R2Moments, r2_moments
 from ...metrics.epoch import EpochScores
-from ...metrics.streaming import R2Moments, r2_moments
 
 
 class StackedScores(EpochScores):

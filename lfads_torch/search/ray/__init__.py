@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
-from .options import RayOptions
+from .cluster import RayOptions
 
 if TYPE_CHECKING:
     from ...run_model import RunResult

@@ -17,17 +17,17 @@ from ray import tune
 
 from ... import __version__
 from ...errors import UserError
+from ...folder import CONFIG, delete_run, write_status
 from ...run_model import RunResult
-from ...running.compose import write_config
-from ...running.folder import CONFIG, delete_run, write_status
-from ..finish import copy_whole, finish_search, now
-from ..folder import BEST_CHECKPOINT, Best, all_diverged, member_path
+from ...runs.compose import write_config
+from ..coordinator import STATE, Referee
+from ..group import ABOUT, BEST, final_name
+from ..live_table import LiveTable
 from ..members import build_members, check_search, max_epochs_of
-from ..progress import LiveTable
+from ..result import copy_whole, finish_search, now
 from ..settings import SearchSettings
-from .chunk import ABOUT, BEST, final_name
-from .options import RayOptions
-from .referee import STATE, Referee
+from ..state import BEST_CHECKPOINT, Best, all_diverged, member_path
+from .cluster import RayOptions
 from .scheduler import ChunkScheduler, StopOnFailure, Watch
 from .trial import CHUNK, MEMBERS, NUMBER, START, Board, MemberTrial
 

@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.stopper import Stopper
 
 from ...errors import UserError
-from .referee import Referee
+from ..coordinator import Referee
 from .trial import CHUNK, EPOCHS, NUMBER, REPORT, WAITS
 
 #: Seconds after which a trial that waits makes room for one that should have had a place.

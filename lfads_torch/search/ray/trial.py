@@ -12,9 +12,9 @@ import numpy as np
 import ray
 from ray import tune
 
-from ...running.parts import pick_device
+from ...runs.build import pick_device
+from ..group import Chunk
 from ..settings import SearchSettings
-from .chunk import Chunk
 from .plan import Plan
 
 #: Keys of a trial's results, beside the searched metric.

@@ -1,0 +1,294 @@
+"""What is wrong, or doubtful, in a data file: the warnings before training and `lfads check`."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from ..errors import DataError
+from .find import absolute_pattern, open_h5
+from .memory import default_bound
+from .missing import (
+    Lengths,
+    describe_missing,
+    given_lengths,
+    settle_split,
+)
+from .quality import Array, count_faults, data_warnings
+from .read import SessionData, bin_width_ms, read_attrs
+from .stored import blocks, store
+from .validate import (
+    MODEL_INPUTS,
+    SCHEMA_KEYS,
+    SPLITS,
+    find_problems,
+    list_keys,
+    show_shape,
+)
+
+_TEXT_WIDTH = 100
+_DATA_NAMES = ("encod_data", "recon_data")
+
+
+class DataWarning(UserWarning):
+    """Something legal in the data that deserves a second look."""
+
+
+def warnings_for(session: SessionData) -> list[str]:
+    """List what is legal in a session's data but deserves a second look.
+
+    Silent channels, trials without spikes, trials that are both in train and valid, keys that
+    look misspelt, and arrays that do not line up; each with counts, each naming the file.
+    """
+    arrays: dict[str, Array] = {}
+    for split, data in session.splits.items():
+        arrays[f"{split}_encod_data"] = data.encod_data
+        if data.has_recon:
+            arrays[f"{split}_recon_data"] = data.recon_data
+        if data.ext_input is not None:
+            arrays[f"{split}_ext_input"] = data.ext_input
+    return [f"{session.path.name}: {text}" for text in data_warnings(arrays, session.keys)]
+
+
+class ReportRow(NamedTuple):
+    """One key of a data file.
+
+    Attributes
+    ----------
+    key, shape, dtype : str
+    mean_rate : float or None
+        Mean per bin, for arrays of trials x bins x channels; NaN entries are left out.
+    per_second : float or None
+        The same in spikes/s, where the bin width is known and the array holds rates or spikes.
+    note : str
+        What the key is for.
+    """
+
+    key: str
+    shape: str
+    dtype: str
+    mean_rate: float | None
+    per_second: float | None
+    note: str
+
+
+@dataclass
+class FileReport:
+    """All that `check_file` found.
+
+    Attributes
+    ----------
+    path : Path
+    rows : list of ReportRow
+    errors : list of str
+        Faults with which the file cannot be used as it is.
+    warnings : list of str
+        What is legal but deserves a second look.
+    attrs : dict
+        The file's attributes.
+    missing : list of str
+        What is missing, a line for each split of which something is.
+    """
+
+    path: Path
+    rows: list[ReportRow] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    attrs: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the file can be used as it is."""
+        return not self.errors
+
+    def format(self) -> str:
+        """Lay the report out as a plain-text table with the problems below it."""
+        width_ms = bin_width_ms(self.attrs)
+        title = str(self.path) + (f"  (bins of {width_ms:g} ms)" if width_ms else "")
+        blocks = [title]
+        if self.rows:
+            blocks.append(self._table())
+        others = [f"  {key} = {value}" for key, value in self.attrs.items()]
+        if others:
+            blocks.append("\n".join(["Attributes", *others]))
+        if self.missing:
+            blocks.append("\n".join(["Missing", *map(_bullet, self.missing)]))
+        for what, items in (("error", self.errors), ("warning", self.warnings)):
+            if items:
+                count = f"{len(items)} {what}{'s' if len(items) > 1 else ''}"
+                blocks.append("\n".join([count, *map(_bullet, items)]))
+        if not self.errors:
+            blocks.append("No errors." if self.warnings else "No problems found.")
+        return "\n\n".join(blocks)
+
+    def _table(self) -> str:
+        cells = [["key", "shape", "type", "mean/bin", "spikes/s", "note"]]
+        for row in self.rows:
+            rates = ["" if r is None else f"{r:.4g}" for r in (row.mean_rate, row.per_second)]
+            cells.append([row.key, row.shape, row.dtype, *rates, row.note])
+        if all(row.per_second is None for row in self.rows):
+            cells = [line[:4] + line[5:] for line in cells]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        numeric = range(3, len(widths) - 1)
+        lines = [
+            "  ".join(
+                text.rjust(w) if i in numeric else text.ljust(w)
+                for i, (text, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def check_file(path: str | os.PathLike[str], max_bytes: float | None = None) -> FileReport:
+    """Look through a data file and report all that is in it and all that is wrong with it.
+
+    Never stops at the first fault and never raises for what a file holds: a file that cannot be
+    read gives a report with that one error.
+
+    Parameters
+    ----------
+    path : str or path
+    max_bytes : float, optional
+        Arrays that would take more together are looked through block by block; by default half of
+        the available memory.
+
+    Returns
+    -------
+    FileReport
+    """
+    report = FileReport(Path(absolute_pattern(path)))
+    try:
+        with open_h5(report.path) as file:
+            _fill(report, file, default_bound() if max_bytes is None else max_bytes)
+    except DataError as err:
+        report.errors.append(str(err))
+    return report
+
+
+def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
+    report.attrs = read_attrs(file)
+    keys = list_keys(file)
+    trials = {
+        split: file[f"{split}_{name}"].shape or ()
+        for split in SPLITS
+        for name in _DATA_NAMES
+        if f"{split}_{name}" in keys
+    }
+    problems = find_problems(file)
+    report.errors += problems
+    arrays = _model_inputs(report.path, file, keys, max_bytes)
+    if not problems:
+        _fill_missing(report, file, arrays)
+    for key in sorted(keys, key=_schema_order):
+        data, rate = file[key], None
+        if key in arrays:
+            rate = mean_of(arrays[key])
+        elif data.ndim == 3 and data.size and data.dtype.kind in "bui":
+            rate = mean_of(data)
+        width_ms = bin_width_ms(data.attrs) or bin_width_ms(report.attrs)
+        is_spikes = key.endswith((*_DATA_NAMES, "truth", "spikes"))
+        report.rows.append(
+            ReportRow(
+                key=key,
+                shape=show_shape(data.shape),
+                dtype=_type_name(data.dtype),
+                mean_rate=rate,
+                per_second=rate * 1000 / width_ms if rate and width_ms and is_spikes else None,
+                note=_note(key, data.shape, trials),
+            )
+        )
+    for key, array in arrays.items():
+        if key.endswith(_DATA_NAMES):
+            errors, warnings = count_faults(key, array)
+            report.errors += errors
+            report.warnings += warnings
+    report.warnings += data_warnings(arrays, keys)
+
+
+def _fill_missing(report: FileReport, file: h5py.File, arrays: Mapping[str, Array]) -> None:
+    lengths: dict[str, Lengths] = {}
+    for split in SPLITS:
+        own = {n: arrays[k] for n in MODEL_INPUTS if (k := f"{split}_{n}") in arrays}
+        if own:
+            given = given_lengths(file, split)
+            report.errors += settle_split(split, own, given)[1]
+            if given is not None:
+                lengths[split] = given
+    data = {key: array for key, array in arrays.items() if key.endswith(_DATA_NAMES)}
+    report.missing += describe_missing(data, lengths)
+
+
+def _model_inputs(
+    path: Path, file: h5py.File, keys: Sequence[str], max_bytes: float
+) -> dict[str, Any]:
+    """Arrays of the schema as float32, in memory or where they are."""
+    found = [
+        key
+        for key in keys
+        if key in SCHEMA_KEYS
+        and file[key].ndim == 3
+        and file[key].size
+        and file[key].dtype.kind in "buif"
+    ]
+    kind = np.dtype(np.float32)
+    if kind.itemsize * sum(file[key].size for key in found) > max_bytes:
+        return {key: store(file, path, [(key, len(file[key]))], kind) for key in found}
+    with np.errstate(over="ignore"):
+        return {key: file[key][()].astype(kind) for key in found}
+
+
+def mean_of(array: Any) -> float | None:
+    """Mean over all entries of an array or data set that are not NaN; None where all are."""
+    total, count = 0.0, 0
+    for _, block in blocks(array):
+        observed = block if block.dtype.kind != "f" else block[~np.isnan(block)]
+        total += float(observed.sum(dtype=np.float64))
+        count += observed.size
+    return total / count if count else None
+
+
+def _bullet(text: str) -> str:
+    # Words are never broken, so that paths and keys can still be searched for and copied.
+    return textwrap.fill(
+        text,
+        width=_TEXT_WIDTH,
+        initial_indent="  - ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _schema_order(key: str) -> tuple[int, str]:
+    return (SCHEMA_KEYS.index(key) if key in SCHEMA_KEYS else len(SCHEMA_KEYS), key)
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    if inner := h5py.check_vlen_dtype(dtype):
+        return "text" if inner in (str, bytes) else f"lists of {np.dtype(inner)}"
+    return "text" if dtype.kind == "S" else str(dtype)
+
+
+def _note(key: str, shape: Sequence[int] | None, trials: Mapping[str, tuple[int, ...]]) -> str:
+    split, _, name = key.partition("_")
+    if key in SCHEMA_KEYS:
+        meanings = dict(
+            zip(
+                MODEL_INPUTS,
+                ("read by the encoders", "reconstructed", "external inputs", "true rates"),
+                strict=True,
+            )
+        )
+        return "bins of each trial" if name == "lengths" else meanings.get(name, "")
+    if split in trials and shape and tuple(shape[:1]) == trials[split][:1]:
+        return f"per trial (batch key {name!r})"
+    return "your own (attribute key)"

@@ -1,0 +1,311 @@
+"""Finding, opening and writing HDF5 files, with errors that say what to do."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import glob
+import os
+import uuid
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ..errors import DataError, UserError
+from .nlb_files import how_to_make
+
+# Bytes of compressed data that are worth a chunk of their own; HDF5 allows less than 4 GiB.
+_LEAST_CHUNK, _MOST_CHUNK = 1 << 14, 1 << 31
+
+Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+# What a file that is not HDF5 turns out to be, by its first bytes.
+_SIGNATURES = {
+    b"version https://git-lfs": "a Git LFS pointer: fetch the real file with `git lfs pull`",
+    b"MATLAB 5.0": "a MATLAB file older than v7.3: read it with scipy.io.loadmat",
+    b"\x93NUMPY": "a NumPy .npy file",
+    b"PK\x03\x04": "a zip archive, perhaps a NumPy .npz file",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+}
+
+
+def absolute_pattern(pattern: str | os.PathLike[str]) -> str:
+    """Expand ``~`` and make `pattern` absolute against the working directory."""
+    return os.path.abspath(os.path.expanduser(os.fspath(pattern)))
+
+
+def find_sessions(pattern: Pattern) -> list[Path]:
+    """Find the data files that a pattern names, one per session.
+
+    Parameters
+    ----------
+    pattern : str, path or sequence of these
+        Path or glob pattern (``**`` included). ``~`` is expanded, relative patterns start at the
+        working directory. A path that exists is taken literally, whatever characters it holds.
+
+    Returns
+    -------
+    list of Path
+        Absolute paths, each once, in sorted order: sessions are numbered in this order.
+
+    Raises
+    ------
+    UserError
+        If a pattern matches no file; the message says where was looked and what is there.
+    """
+    patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern)
+    if not patterns:
+        raise UserError("The list of data files is empty: name at least one HDF5 file.")
+    found: set[Path] = set()
+    for one in patterns:
+        full = absolute_pattern(one)
+        matches = [full] if os.path.isfile(full) else glob.glob(full, recursive=True)
+        files = {Path(match) for match in matches if os.path.isfile(match)}
+        if not files:
+            raise UserError(_nothing_found(os.fspath(one), Path(full)))
+        found |= files
+    return sorted(found)
+
+
+def _nothing_found(pattern: str, full: Path) -> str:
+    message = f"No data file matches {pattern!r} (looked for {full})."
+    folder = full.parent
+    if full.is_dir():
+        return f"{message} That is a folder; to use all its files write '{pattern}/*.h5'."
+    if glob.has_magic(str(folder)):
+        pass
+    elif not folder.is_dir():
+        message += f" The folder {folder} does not exist."
+    else:
+        names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+        names = [n for n in names if n.endswith((".h5", ".hdf5", ".nwb", ".mat"))]
+        if near := difflib.get_close_matches(full.name, names, n=3, cutoff=0.5):
+            message += " Did you mean " + " or ".join(repr(n) for n in near) + "?"
+        elif names:
+            message += f" The folder holds {list_some(names)}."
+        else:
+            message += " The folder holds no HDF5 files."
+    advice = how_to_make(str(full))
+    return f"{message}\n{advice}" if advice else message
+
+
+def list_some(items: Sequence[Any], most: int = 12) -> str:
+    """Join `items` with commas, naming at most `most` of them and the count of the rest."""
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+@contextmanager
+def open_h5(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; whatever goes wrong meanwhile is a `DataError`."""
+    try:
+        # Best effort: shared and read-only file systems often cannot lock.
+        with h5py.File(path, "r", locking="best-effort") as file:
+            yield file
+    except (OSError, RuntimeError) as err:
+        raise DataError(_why_unreadable(path, err)) from err
+
+
+def _why_unreadable(path: Path, err: Exception) -> str:
+    if isinstance(err, FileNotFoundError) or not path.exists():
+        return f"{path} does not exist."
+    if path.is_dir():
+        return f"{path} is a folder, not an HDF5 file."
+    if isinstance(err, PermissionError):
+        return f"{path} may not be read by this user: check its permissions."
+    with suppress(OSError):
+        size = path.stat().st_size
+        if size == 0:
+            return f"{path} is empty (0 bytes): make or copy it again."
+        if not h5py.is_hdf5(path):
+            with path.open("rb") as file:
+                head = file.read(32)
+            kind = next((k for s, k in _SIGNATURES.items() if head.startswith(s)), None)
+            return f"{path} is not an HDF5 file" + (f" but {kind}." if kind else ".")
+        if "truncated" in str(err):
+            return (
+                f"{path} is cut short: it holds {size} bytes, fewer than its header says. "
+                f"The copy or the program that wrote it did not finish; make or copy it again."
+            )
+    if "lock" in str(err):
+        return f"{path} is being written by another program: close it there. ({err})"
+    return f"{path} cannot be read; it seems damaged or cut short. (HDF5 says: {err})"
+
+
+def write_session(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Any],
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    copy_from: str | os.PathLike[str] | None = None,
+    compression: str | None = None,
+) -> Path:
+    """Write an HDF5 file so that it is either complete or not there.
+
+    Everything goes into a hidden ``*.partial`` file in the same folder, is synced to the disk and
+    renamed at the end. When anything fails, the partial file is removed and an earlier file of
+    the same name stays as it was. Missing folders are made.
+
+    Parameters
+    ----------
+    path : str or path
+    arrays : mapping of str to array
+        Data sets by key. A list or object array of arrays of different lengths becomes a
+        variable-length data set.
+    attrs : mapping, optional
+        File attributes: numbers, text or small arrays, such as ``bin_ms``.
+    copy_from : str or path, optional
+        Another HDF5 file whose data sets (those not in `arrays`) and attributes (those not in
+        `attrs`) are copied as they are.
+    compression : str, optional
+        HDF5 filter, such as ``"gzip"``; default none.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be written, the disk is full, or HDF5 cannot hold a value.
+    """
+    with new_file(path) as file:
+        if copy_from is not None:
+            copy_rest(Path(copy_from), file, set(arrays))
+        add_to_file(file, arrays, attrs, compression=compression)
+    return Path(absolute_pattern(path))
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    """Write an HDF5 file piece by piece, so that it is either complete or not there.
+
+    What `write_session` says of partial files and errors holds here too.
+
+    Parameters
+    ----------
+    path : str or path
+
+    Yields
+    ------
+    h5py.File
+    """
+    path = Path(absolute_pattern(path))
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(partial, "x") as file:
+            yield file
+        with partial.open("rb+") as done:
+            os.fsync(done.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as err:
+        raise DataError(_why_unwritable(path, err)) from err
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a file goes into; a `DataError` where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise DataError(_why_unwritable(path, err)) from err
+
+
+def add_to_file(
+    file: h5py.File,
+    arrays: Mapping[str, Any],
+    attrs: Mapping[str, Any] | None = None,
+    *,
+    compression: str | None = None,
+) -> None:
+    """Add data sets and attributes to an open file; the arguments are those of `write_session`."""
+    for key, value in arrays.items():
+        _write_array(file, key, value, compression)
+    for key, value in (attrs or {}).items():
+        _write_attr(file, key, value)
+
+
+def copy_rest(source: Path, file: h5py.File, skip: Collection[str]) -> None:
+    """Copy another file's data sets, those not in `skip`, and attributes as they are."""
+    with open_h5(source) as old:
+        for key in old:
+            if key not in skip:
+                old.copy(key, file)
+        file.attrs.update(old.attrs)
+
+
+def trial_chunks(shape: Sequence[int], dtype: Any) -> tuple[int, ...] | None:
+    """Chunks of whole trials, so that each can be read by itself; None where there are no trials.
+
+    Short trials share a chunk, for which HDF5 would need more room than for their data otherwise.
+    """
+    row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    if len(shape) < 2 or not shape[0] or not 0 < row <= _MOST_CHUNK:
+        return None
+    return (min(shape[0], max(1, _LEAST_CHUNK // row)), *shape[1:])
+
+
+def _write_array(file: h5py.File, key: str, value: Any, compression: str | None) -> None:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        array = np.empty(len(value), dtype=object)
+        array[:] = [np.asarray(row) for row in value]
+    options: dict[str, Any] = {"compression": compression} if compression and array.ndim else {}
+    if options and array.dtype.kind in "buif":
+        options["chunks"] = trial_chunks(array.shape, array.dtype)
+    try:
+        if array.dtype.kind == "U":
+            file.create_dataset(key, data=array.astype(h5py.string_dtype()), **options)
+        elif array.dtype.kind == "O" and all(isinstance(row, np.ndarray) for row in array.flat):
+            row_type = np.result_type(*array.flat) if array.size else np.dtype(np.int64)
+            file.create_dataset(key, data=array, dtype=h5py.vlen_dtype(row_type), **options)
+        else:
+            file.create_dataset(key, data=array, **options)
+    except TypeError as err:
+        raise DataError(
+            f"HDF5 cannot hold {key!r} of type {array.dtype} (from {type(value).__name__}); "
+            f"legal are arrays of numbers, bools or text. ({err})"
+        ) from err
+
+
+def _write_attr(file: h5py.File, key: str, value: Any) -> None:
+    try:
+        file.attrs[key] = str(value) if isinstance(value, os.PathLike) else value
+    except TypeError as err:
+        raise DataError(
+            f"HDF5 cannot hold the attribute {key!r} of type {type(value).__name__}; legal are "
+            f"numbers, text and small arrays. ({err})"
+        ) from err
+
+
+def _why_unwritable(path: Path, err: Exception) -> str:
+    number, text = getattr(err, "errno", None), str(err)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        part in text for part in ("No space left", "File too large", "quota", "errno = 28")
+    ):
+        why = "the disk is full, or a quota or size limit is reached: free some space"
+    elif number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
+        why = f"the folder {path.parent} is not writable: choose another or change permissions"
+    elif isinstance(err, FileExistsError | NotADirectoryError) or number == errno.ENOTDIR:
+        why = f"{path.parent} is not a folder, or lies below a file"
+    elif path.is_dir():
+        why = "there is a folder of that name"
+    else:
+        why = text
+    return f"Cannot write {path}: {why}. Nothing was written. ({type(err).__name__}: {err})"
+
+
+def check_output(source: Path, output: Path, overwrite: bool) -> None:
+    """Refuse to write over the source, or over a file without being told to."""
+    if output == source:
+        raise UserError(f"{output} is the source itself; name another file to write (-o).")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists; name another file (-o), or add --overwrite.")

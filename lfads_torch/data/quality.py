@@ -1,0 +1,278 @@
+"""Checks of the numbers in a data file: silence, repeated trials, values that are not counts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .find import list_some
+from .stored import BLOCK_ENTRIES, blocks, same_numbers, window
+from .validate import REQUIRED_KEYS, SCHEMA_KEYS
+from .windows import shared_ends
+
+Array = NDArray[Any]
+
+# Data of which at least this fraction are counts are taken to be spikes with faults in them.
+_MOSTLY_COUNTS = 0.99
+
+
+def data_warnings(arrays: Mapping[str, Array], keys: Sequence[str]) -> list[str]:
+    """List doubtful things in a session's arrays, given by key; `keys` are all of the file's."""
+    arrays = {key: array for key, array in arrays.items() if array.ndim == 3 and array.size}
+    return [
+        *misspelt_keys(keys),
+        *silent_channels(arrays),
+        *trials_without_spikes(arrays),
+        *_repeated(arrays),
+        *_overlapping(arrays),
+        *_misaligned(arrays),
+    ]
+
+
+def misspelt_keys(keys: Sequence[str]) -> list[str]:
+    """Name keys that look like a misspelt optional key of the schema that is absent.
+
+    Required keys that are absent are errors, and named as such.
+    """
+    absent = [key for key in SCHEMA_KEYS if key not in keys and key not in REQUIRED_KEYS]
+    near = {
+        key: match[0]
+        for key in keys
+        if key not in SCHEMA_KEYS
+        and (match := difflib.get_close_matches(key, absent, n=1, cutoff=0.85))
+    }
+    return [
+        f"{key!r} is none of the keys that the model reads and is only carried along; did you "
+        f"mean {meant!r}?"
+        for key, meant in near.items()
+    ]
+
+
+def _chunks(array: Any) -> Iterator[Array]:
+    # Whole-array temporaries would double the memory of large recordings.
+    return (block for _, block in blocks(array))
+
+
+def _active(array: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which channels and which trials hold anything but 0 and NaN."""
+    channels = np.zeros(array.shape[2], bool)
+    trials = []
+    for chunk in _chunks(array):
+        per_trial = np.any((chunk != 0) & ~np.isnan(chunk), axis=1)
+        channels |= per_trial.any(axis=0)
+        trials.append(per_trial.any(axis=1))
+    return channels, np.concatenate(trials)
+
+
+def _observed(array: Array) -> NDArray[np.bool_]:
+    """Which channels hold anything but NaN."""
+    channels = np.zeros(array.shape[2], bool)
+    for chunk in _chunks(array):
+        channels |= ~np.isnan(chunk).all(axis=(0, 1))
+        if channels.all():
+            break
+    return channels
+
+
+def silent_channels(arrays: Mapping[str, Array]) -> list[str]:
+    """Name channels of `recon_data` without a single spike in train; numbers count from 0.
+
+    Channels of which train has no observed entry are named apart.
+    """
+    train, valid = arrays.get("train_recon_data"), arrays.get("valid_recon_data")
+    if train is None:
+        return []
+    active, messages = _active(train)[0], []
+    observed = _observed(train)
+    if missing := np.flatnonzero(~observed).tolist():
+        messages.append(
+            f"{len(missing)} of {len(active)} channels are missing (NaN) in every training trial: "
+            f"{list_some(missing, 30)} (counted from 0). Nothing is learnt of them: their rates in "
+            f"the output mean nothing."
+        )
+        if observed.any():
+            active = active | ~observed
+    if silent := np.flatnonzero(~active).tolist():
+        messages.append(
+            f"{len(silent)} of {len(active)} channels are silent in every training trial: "
+            f"{list_some(silent, 30)} (counted from 0)"
+        )
+        if valid is not None and valid.shape[2] == len(active):
+            late = np.flatnonzero(~active & _active(valid)[0]).tolist()
+            if late:
+                messages[-1] += f"; of these, {list_some(late)} fire in valid, with rates unlearnt"
+        messages[-1] += "."
+    return messages
+
+
+def trials_without_spikes(arrays: Mapping[str, Array]) -> list[str]:
+    """Count, per split, the trials in which `encod_data` holds no spike at all."""
+    messages = []
+    for key, array in arrays.items():
+        if key.endswith("_encod_data"):
+            empty = np.flatnonzero(~_active(array)[1]).tolist()
+            if empty:
+                messages.append(
+                    f"{len(empty)} of {len(array)} trials of {key!r} hold no spikes: trials "
+                    f"{list_some(empty)} (counted from 0)."
+                )
+    return messages
+
+
+def hash_rows(array: Array) -> NDArray[np.uint64]:
+    """Hash each trial's bits to 64 bits (a multilinear hash with fixed random multipliers).
+
+    Parameters
+    ----------
+    array : ndarray of float32, shape (n, ...)
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
+    """
+    size = int(np.prod(array.shape[1:]))
+    random = np.random.default_rng(0x1FAD5)
+    multipliers = random.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
+    hashes = []
+    for chunk in _chunks(array):
+        words = np.ascontiguousarray(chunk).reshape(len(chunk), size).view(np.uint32)
+        hashes.append((words * multipliers).sum(axis=1, dtype=np.uint64))
+    return np.concatenate(hashes)
+
+
+def shared_trials(train: Array, valid: Array) -> NDArray[np.intp]:
+    """Find the trials of `valid` that are also, bit for bit, in `train`.
+
+    Trials without spikes are left out: they are alike by necessity.
+
+    Parameters
+    ----------
+    train, valid : ndarray of float32, shape (n, T, N)
+
+    Returns
+    -------
+    ndarray of int
+        Indices into `valid`.
+    """
+    if train.shape[1:] != valid.shape[1:]:
+        return np.empty(0, np.intp)
+    train_hash, valid_hash = hash_rows(train), hash_rows(valid)
+    order = np.argsort(train_hash, kind="stable")
+    place = np.searchsorted(train_hash[order], valid_hash)
+    match = order[np.minimum(place, len(order) - 1)]
+    candidates = np.flatnonzero((train_hash[match] == valid_hash) & _active(valid)[1])
+    same = np.zeros(len(candidates), bool)
+    for rows, asked in blocks(candidates, BLOCK_ENTRIES // valid[0].size):
+        left, right = np.ascontiguousarray(valid[asked]), np.ascontiguousarray(train[match[asked]])
+        same[rows] = (left.view(np.uint32) == right.view(np.uint32)).all(axis=(1, 2))
+    return candidates[same]
+
+
+def _repeated(arrays: Mapping[str, Array]) -> list[str]:
+    train, valid = arrays.get("train_encod_data"), arrays.get("valid_encod_data")
+    if train is None or valid is None:
+        return []
+    shared = shared_trials(train, valid).tolist()
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} of {len(valid)} validation trials are identical to a training trial, so "
+        f"validation scores flatter: valid trials {list_some(shared)} (counted from 0)."
+    ]
+
+
+def _overlapping(arrays: Mapping[str, Array]) -> list[str]:
+    train, valid = arrays.get("train_encod_data"), arrays.get("valid_encod_data")
+    if train is None or valid is None:
+        return []
+    overlap, share = shared_ends(train, valid)
+    if not overlap:
+        return []
+    return [
+        f"{share:.0%} of the validation windows begin with the last {overlap} bins of a training "
+        f"window: they overlap, and validation scores flatter. Split a continuous recording by "
+        f"blocks (lfads prep, lfads_torch.prep.chop.chop_recording)."
+    ]
+
+
+def _misaligned(arrays: Mapping[str, Array]) -> list[str]:
+    messages = []
+    for split in ("train", "valid", "test"):
+        encod, recon = arrays.get(f"{split}_encod_data"), arrays.get(f"{split}_recon_data")
+        if encod is None or recon is None or len(encod) != len(recon):
+            continue
+        read = window(recon, *encod.shape[1:])
+        if read.shape == encod.shape and not same_numbers(encod, read):
+            messages.append(
+                f"'{split}_encod_data' is not the first {encod.shape[1]} bins and "
+                f"{encod.shape[2]} channels of '{split}_recon_data'; channels are matched by "
+                f"their order, so held-out ones must come last."
+            )
+        ext = arrays.get(f"{split}_ext_input")
+        if ext is not None and ext.shape[1] > recon.shape[1]:
+            messages.append(
+                f"'{split}_ext_input' has {ext.shape[1]} bins, '{split}_recon_data' "
+                f"{recon.shape[1]}; the bins beyond are not used."
+            )
+    return messages
+
+
+def count_faults(key: str, array: Array) -> tuple[list[str], list[str]]:
+    """Tell faulty spike counts from data that never were counts.
+
+    Parameters
+    ----------
+    key : str
+    array : ndarray of float32, shape (n, T, N)
+
+    Returns
+    -------
+    errors, warnings : list of str
+        Negative, fractional or infinite entries are errors in what otherwise are counts. Data
+        that mostly are not counts get a warning with the reconstructions that fit them.
+    """
+    errors, warnings = [], []
+    negative = np.zeros(array.shape[2], np.int64)
+    fractional, infinite, missing, zero = (np.zeros_like(negative) for _ in range(4))
+    for chunk in _chunks(array):
+        finite = np.isfinite(chunk)
+        missing += np.isnan(chunk).sum(axis=(0, 1))
+        infinite += np.isinf(chunk).sum(axis=(0, 1))
+        negative += (finite & (chunk < 0)).sum(axis=(0, 1))
+        zero += (chunk == 0).sum(axis=(0, 1))
+        fractional += (finite & (np.floor(chunk) != chunk) & (chunk > 0)).sum(axis=(0, 1))
+    bad, observed = int((negative + fractional).sum()), array.size - int(missing.sum())
+    if infinite.any():
+        errors.append(f"{key!r} holds {_entries(infinite, 'infinite')}; make them finite or NaN.")
+    if bad and bad <= (1 - _MOSTLY_COUNTS) * observed:
+        for faulty, what in ((negative, "negative"), (fractional, "fractional")):
+            if faulty.any():
+                errors.append(
+                    f"{key!r} holds {_entries(faulty, what)} among spike counts; Poisson needs "
+                    f"whole numbers >= 0. Mend them, or mark them missing with NaN."
+                )
+    elif bad:
+        fits = "Gaussian or MSE"
+        if not negative.any():
+            fits += (
+                f", ZeroInflatedGamma, or Gamma once the {int(zero.sum())} zeros are made positive"
+                if zero.any()
+                else " or Gamma"
+            )
+        warnings.append(
+            f"{key!r} does not hold spike counts ({_entries(negative, 'negative')}, "
+            f"{_entries(fractional, 'fractional')}): Poisson will refuse it; use {fits}."
+        )
+    return errors, warnings
+
+
+def _entries(per_channel: NDArray[np.int64], what: str) -> str:
+    channels = np.flatnonzero(per_channel).tolist()
+    if not channels:
+        return f"no {what} values"
+    where = f" in channels {list_some(channels)}" if len(channels) < len(per_channel) else ""
+    return f"{int(per_channel.sum())} {what} values{where}"

@@ -1,0 +1,261 @@
+"""What a data file must look like: its keys, and the structural faults it can have."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from .find import list_some
+from .missing import length_faults
+
+SPLITS = ("train", "valid", "test")
+REQUIRED_KEYS = tuple(f"{s}_{k}" for s in ("train", "valid") for k in ("encod_data", "recon_data"))
+MODEL_INPUTS = ("encod_data", "recon_data", "ext_input", "truth")
+SCHEMA_KEYS = (
+    *(f"{split}_{name}" for split in SPLITS for name in MODEL_INPUTS),
+    "conversion_factor",
+    "readin_weight",
+    "readin_offset",
+    "readout_weight",
+    "readout_bias",
+    *(f"{split}_lengths" for split in SPLITS),
+)
+
+
+def list_keys(file: h5py.File) -> list[str]:
+    """List the keys of all data sets, those in groups by their path."""
+    keys: list[str] = []
+    for name in file:
+        node = file.get(name)
+        if isinstance(node, h5py.Dataset):
+            keys.append(name)
+        elif isinstance(node, h5py.Group):
+            inner: list[str] = []
+            node.visititems(
+                lambda path, item, inner=inner: (
+                    inner.append(path) if isinstance(item, h5py.Dataset) else None
+                )
+            )
+            keys.extend(f"{name}/{path}" for path in inner)
+    return keys
+
+
+def join_problems(path: Path, problems: Sequence[str]) -> str:
+    """One message out of all that is wrong with a file."""
+    if len(problems) == 1:
+        return f"{path}: {problems[0]}"
+    return "\n  - ".join([f"{path} has {len(problems)} problems:", *problems])
+
+
+def find_problems(
+    file: h5py.File, batch_keys: Sequence[str] = (), attr_keys: Sequence[str] = ()
+) -> list[str]:
+    """List the structural faults of an open data file; empty when it is in order."""
+    keys = list_keys(file)
+    problems = _missing(keys)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key in SCHEMA_KEYS[:12]:
+        if key in keys:
+            fault = _array_fault(key, file[key])
+            if fault:
+                problems.append(fault)
+            else:
+                shapes[key] = file[key].shape
+    for split in SPLITS:
+        problems += _split_faults(split, shapes, keys)
+    problems += _disagreements(shapes)
+    problems += length_faults(file, keys, shapes)
+    problems += _scalar_and_pcr_faults(file, keys, shapes)
+    for name in batch_keys:
+        problems += _batch_key_faults(name, file, keys, shapes)
+    for key in attr_keys:
+        if key not in keys:
+            problems.append(
+                f"attribute key {key!r} is not in the file"
+                f"{suggest(key, keys)} Keys found: {list_some(keys)}."
+            )
+    return problems
+
+
+def suggest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
+    """Write "; did you mean ...?" where a candidate is near, "." otherwise."""
+    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def _missing(keys: Sequence[str]) -> list[str]:
+    own = [key for key in keys if key not in SCHEMA_KEYS]
+    missing = [key for key in REQUIRED_KEYS if key not in keys]
+    if len(missing) == len(REQUIRED_KEYS) and not difflib.get_close_matches(missing[0], own):
+        return [
+            f"none of the required keys is there ({', '.join(missing)}); keys found: "
+            f"{list_some(keys) or 'none at all'}. Each must be an array of "
+            f"n_samples x n_timesteps x n_channels."
+        ]
+    return [
+        f"required key {key!r} is missing{suggest(key, own)} Keys found: {list_some(keys)}."
+        for key in missing
+    ]
+
+
+def _array_fault(key: str, data: h5py.Dataset) -> str | None:
+    if data.dtype.kind not in "buif":
+        return f"{key!r} has type {data.dtype}; legal are integers, floats and bools."
+    if data.shape is None:
+        return f"{key!r} holds no data; legal is an array n_samples x n_timesteps x n_channels."
+    if len(data.shape) != 3:
+        return (
+            f"{key!r} has {len(data.shape)} dimension(s), shape {show_shape(data.shape)}; legal "
+            f"is 3-D, n_samples x n_timesteps x n_channels."
+        )
+    if 0 in data.shape:
+        return (
+            f"{key!r} is empty, shape {show_shape(data.shape)}; it needs at least one trial, one "
+            f"bin and one channel (leave an optional key out instead)."
+        )
+    return None
+
+
+def show_shape(shape: Sequence[int] | None) -> str:
+    """Write a shape as "1509 x 30 x 100"."""
+    return "no data" if shape is None else " x ".join(map(str, shape)) or "scalar"
+
+
+def _split_faults(
+    split: str, shapes: Mapping[str, tuple[int, ...]], keys: Sequence[str]
+) -> list[str]:
+    problems = []
+    encod, recon = shapes.get(f"{split}_encod_data"), shapes.get(f"{split}_recon_data")
+    if split == "test" and f"{split}_encod_data" not in keys:
+        problems += [
+            f"'{split}_{name}' is there without 'test_encod_data'; add that key or leave the "
+            f"test split out."
+            for name in MODEL_INPUTS[1:]
+            if f"{split}_{name}" in keys
+        ]
+    if encod and recon:
+        for axis, what in ((1, "bins"), (2, "channels")):
+            if recon[axis] < encod[axis]:
+                problems.append(
+                    f"'{split}_recon_data' has fewer {what} ({recon[axis]}) than "
+                    f"'{split}_encod_data' ({encod[axis]}); it must have at least as many, those "
+                    f"that are read first."
+                )
+    main = encod or recon
+    for name in MODEL_INPUTS[1:]:
+        shape = shapes.get(f"{split}_{name}")
+        if main and shape and shape[0] != main[0]:
+            problems.append(
+                f"'{split}_{name}' has {shape[0]} trials, the split's other arrays {main[0]}."
+            )
+    truth = shapes.get(f"{split}_truth")
+    if truth and recon and truth[1:] != recon[1:]:
+        problems.append(
+            f"'{split}_truth' has {show_shape(truth[1:])} bins x channels, '{split}_recon_data' "
+            f"{show_shape(recon[1:])}; they must agree."
+        )
+    return problems
+
+
+def _disagreements(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    problems = []
+    for name in MODEL_INPUTS[:3]:
+        first = shapes.get(f"train_{name}")
+        for split in SPLITS[1:]:
+            shape = shapes.get(f"{split}_{name}")
+            if name == "ext_input" and f"{split}_encod_data" in shapes and not (shape and first):
+                if shape or first:
+                    lacking, there = (split, "train") if first else ("train", split)
+                    problems.append(
+                        f"'{there}_ext_input' is there but '{lacking}_ext_input' is not; external "
+                        f"inputs are needed in every split or in none."
+                    )
+                continue
+            if not (first and shape):
+                continue
+            for axis, what in ((1, "bins"), (2, "channels")):
+                if shape[axis] != first[axis]:
+                    problems.append(
+                        f"'train_{name}' has {first[axis]} {what}, '{split}_{name}' "
+                        f"{shape[axis]}; the splits must agree."
+                    )
+    return problems
+
+
+def _scalar_and_pcr_faults(
+    file: h5py.File, keys: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    problems = []
+    if "conversion_factor" in keys:
+        data = file["conversion_factor"]
+        value = data[()] if data.size == 1 and data.dtype.kind in "uif" else np.nan
+        if not np.all(np.isfinite(value)) or np.any(value == 0):
+            problems.append(
+                f"'conversion_factor' must be one finite number other than 0; found shape "
+                f"{show_shape(data.shape)}, type {data.dtype}"
+                + (f", value {value}." if data.size == 1 else ".")
+            )
+    channels = [shapes[k][2] for k in ("train_encod_data", "train_recon_data") if k in shapes]
+    for key, ndim, legal in (
+        ("readin_weight", 2, "channels x factors"),
+        ("readin_offset", 1, "channels"),
+        ("readout_weight", 2, "channels x factors"),
+        ("readout_bias", 1, "channels"),
+    ):
+        if key not in keys:
+            continue
+        data = file[key]
+        if data.dtype.kind not in "buif" or len(data.shape or ()) != ndim or 0 in data.shape:
+            problems.append(
+                f"'{key}' must be numbers of shape {legal}; found {show_shape(data.shape)}, type "
+                f"{data.dtype}."
+            )
+        elif channels and data.shape[0] not in channels:
+            problems.append(
+                f"'{key}' is for {data.shape[0]} channels, the data have "
+                f"{' (read) and '.join(map(str, dict.fromkeys(channels)))}; they must agree."
+            )
+    return problems
+
+
+def _batch_key_faults(
+    name: str, file: h5py.File, keys: Sequence[str], shapes: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    problems = []
+    bare = {k.split("_", 1)[1] for k in keys if k.split("_", 1)[0] in SPLITS and "_" in k}
+    prefix, _, rest = name.partition("_")
+    first: tuple[int, ...] | None = None
+    for split in SPLITS:
+        key = f"{split}_{name}"
+        if key not in keys:
+            # A test split may come without what is only known of the others.
+            if split != "test":
+                hint = suggest(name, sorted(bare - {name} - set(MODEL_INPUTS)))
+                if prefix in SPLITS and rest in bare:
+                    hint = f"; name it without the split: {rest!r}."
+                problems.append(
+                    f"batch key {name!r}: {key!r} is not in the file{hint} Keys found: "
+                    f"{list_some(keys)}."
+                )
+            continue
+        data = file[key]
+        if data.dtype.kind not in "buif":
+            problems.append(f"batch key {key!r} has type {data.dtype}; legal are numbers.")
+            continue
+        main = shapes.get(f"{split}_encod_data")
+        if main and (not data.shape or data.shape[0] != main[0]):
+            problems.append(
+                f"batch key {key!r} has shape {show_shape(data.shape)}; its first dimension must "
+                f"be the {main[0]} trials of the split."
+            )
+        elif first is not None and data.shape[1:] != first:
+            problems.append(
+                f"batch key {name!r} has {show_shape(first)} per trial in train, "
+                f"{show_shape(data.shape[1:])} in {split}; the splits must agree."
+            )
+        first = data.shape[1:] if first is None else first
+    return problems

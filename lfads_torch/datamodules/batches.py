@@ -1,0 +1,234 @@
+"""Sessions that are larger than the memory they may take: batches read from the file, in time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data import SPLITS, SessionData, bytes_in_memory, shares
+from ..tuples import SessionBatch
+from .rows import seeded_generator
+
+T = TypeVar("T")
+Draw = tuple[SessionBatch, tuple[Tensor, ...]]
+
+#: Batches that are read before they are asked for: one is being used, one waits.
+_AHEAD = 2
+#: Entries of a mask that are drawn at a time.
+_DRAWN = 1 << 20
+
+
+def ahead(jobs: Iterable[Callable[[], T]], n_ahead: int = _AHEAD) -> Generator[T]:
+    """Do jobs in order in a thread of their own, a few before their results are asked for.
+
+    The thread ends with the last job, with an exception of a job (which is raised here), and when
+    the iterator is closed or dropped.
+
+    Parameters
+    ----------
+    jobs : iterable of callable
+    n_ahead : int
+        Results that are held at most, with the one that is being made.
+
+    Yields
+    ------
+    object
+        What each job gives.
+    """
+    waiting: deque[Future[T]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lfads-read")
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > n_ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class PackedMask:
+    """A sample-validation mask at one bit per entry, the same that `sv_mask` draws.
+
+    Parameters
+    ----------
+    session : SessionData
+    rate, seed, n_spared
+        As of `sv_mask`.
+    """
+
+    def __init__(
+        self, session: SessionData, rate: float, seed: Sequence[int], n_spared: int
+    ) -> None:
+        self._shape = session.pooled["encod_data"].shape[1:]
+        n_bins, n_channels = self._shape
+        step = max(1, _DRAWN // (n_bins * n_channels))
+        parts: list[NDArray[np.uint8]] = []
+        for split, data in session.splits.items():
+            generator = seeded_generator(*seed, SPLITS.index(split))
+            for start in range(0, data.n_trials, step):
+                n = min(step, data.n_trials - start)
+                kept = torch.rand((n, n_bins, n_channels), generator=generator) >= rate
+                kept[:, :n_spared] = True
+                parts.append(np.packbits(kept.numpy().reshape(n, -1), axis=1))
+        self._bits = np.concatenate(parts)
+
+    def rows(self, rows: NDArray[np.int64]) -> Tensor:
+        """Unpack the mask of some trials, shape (trials, T_e, N_e)."""
+        n_bins, n_channels = self._shape
+        flat = np.unpackbits(self._bits[rows], axis=1, count=n_bins * n_channels)
+        return torch.from_numpy(flat.view(np.bool_)).reshape(-1, n_bins, n_channels)
+
+
+class StreamedSession:
+    """One session whose trials are read from its file, batch by batch.
+
+    It stands where a `SessionTensors` would, and gives the same batches.
+
+    Parameters
+    ----------
+    data : SessionData
+        Read with ``in_memory=False``.
+    batch_keys : sequence of str
+    mask : PackedMask, optional
+    """
+
+    def __init__(
+        self, data: SessionData, batch_keys: Sequence[str], mask: PackedMask | None
+    ) -> None:
+        self._arrays: dict[str, Any] = {
+            "recon_data": data.pooled["recon_data"],
+            **{name: data.pooled[name] for name in ("ext_input", "truth") if name in data.pooled},
+        }
+        encod = data.pooled["encod_data"]
+        self._window = encod.shape[1:]
+        if not shares(encod, data.pooled["recon_data"]):
+            self._arrays["encod_data"] = encod
+        self._extras = tuple(data.pooled[name] for name in batch_keys)
+        self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
+        self._lengths, self._mask = data.lengths, mask
+        self.device = torch.device("cpu")
+
+    #: Where rows have to be given.
+    row_device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Give batches on this device from now on."""
+        self.device = device
+
+    def read(self, rows: Tensor, split: str) -> Draw:
+        """Read trials into memory; on the way to a GPU, into pinned memory."""
+        chosen = rows.numpy()
+        found = {
+            name: torch.from_numpy(array[chosen])
+            for name, array in self._arrays.items()
+            if name != "truth" or split in self._has_truth
+        }
+        recon = found["recon_data"]
+        none = recon.new_empty((len(rows), 0, 0))
+        n_bins, n_channels = self._window
+        if "encod_data" not in found:
+            window = recon[:, :n_bins, :n_channels]
+            found["encod_data"] = window.clone(memory_format=torch.contiguous_format)
+        batch = SessionBatch(
+            encod_data=found["encod_data"],
+            recon_data=recon,
+            ext_input=found.get("ext_input", recon.new_empty((len(rows), recon.shape[1], 0))),
+            truth=found.get("truth", none),
+            sv_mask=none.bool() if self._mask is None else self._mask.rows(chosen),
+            lengths=None if self._lengths is None else torch.from_numpy(self._lengths[chosen]),
+        )
+        extras = tuple(torch.from_numpy(array[chosen]) for array in self._extras)
+        if self.device.type != "cuda":
+            return batch, extras
+        return _each(Tensor.pin_memory, batch, extras)
+
+    def deliver(self, draw: Draw) -> Draw:
+        """Move what was read to the device."""
+        if self.device.type == "cpu":
+            return draw
+        return _each(lambda tensor: tensor.to(self.device, non_blocking=True), *draw)
+
+    def batch(self, rows: Tensor, split: str) -> Draw:
+        """Read the given rows; the caller may write into them."""
+        return self.deliver(self.read(rows.cpu(), split))
+
+
+def _each(act: Callable[[Tensor], Tensor], batch: SessionBatch, extras: tuple[Tensor, ...]) -> Draw:
+    own: dict[str, Any] = {
+        name: act(t) for name, t in batch._asdict().items() if isinstance(t, Tensor)
+    }
+    return batch._replace(**own), tuple(map(act, extras))
+
+
+Wanted = tuple[dict[int, Tensor], str]
+"""Rows by session of one step, and their split."""
+
+
+def draw(sessions: Sequence[Any], wanted: Iterable[Wanted]) -> Generator[dict[int, Draw]]:
+    """Batches of some steps; what has to be read from files is read ahead.
+
+    Parameters
+    ----------
+    sessions : sequence of SessionTensors or StreamedSession
+    wanted : iterable of (dict of int to Tensor, str)
+
+    Yields
+    ------
+    dict of int to (SessionBatch, tuple of Tensor)
+    """
+    if not any(isinstance(own, StreamedSession) for own in sessions):
+        for rows, split in wanted:
+            yield {number: sessions[number].batch(own, split) for number, own in rows.items()}
+        return
+
+    def job(rows: dict[int, Tensor], split: str) -> Callable[[], tuple[Wanted, dict[int, Draw]]]:
+        streamed = {n: own for n, own in rows.items() if isinstance(sessions[n], StreamedSession)}
+        return lambda: (
+            (rows, split),
+            {n: sessions[n].read(own, split) for n, own in streamed.items()},
+        )
+
+    with contextlib.closing(ahead(job(*step) for step in wanted)) as done:
+        for (rows, split), read in done:
+            yield {
+                n: sessions[n].deliver(read[n]) if n in read else sessions[n].batch(own, split)
+                for n, own in rows.items()
+            }
+
+
+def plan_memory(
+    paths: Sequence[Path], batch_keys: Sequence[str], sv_rate: float, bound: float
+) -> list[bool]:
+    """Hold the smallest sessions, as many as the bound allows; the others are streamed.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+    batch_keys : sequence of str
+    sv_rate : float
+        Above 0 there is a mask beside the data.
+    bound : float
+        Bytes.
+
+    Returns
+    -------
+    list of bool
+        Whether to hold it, by session.
+    """
+    needed = [bytes_in_memory(path, batch_keys, masked=sv_rate > 0) for path in paths]
+    held, left = [False] * len(paths), bound
+    for number in sorted(range(len(paths)), key=needed.__getitem__):
+        left -= needed[number]
+        held[number] = left >= 0
+    return held

@@ -1,0 +1,255 @@
+"""The tournament of AutoLFADS as a scheduler for Tune scripts of one's own: a model per trial."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler
+
+from ..errors import ConfigError, did_you_mean
+from ..search.history import History
+from ..search.hyperparam import HyperParam
+from ..search.rules import tournament
+from ..search.space import first_values, parse_space, perturbed
+from ..search.tables import POPULATION, read_population
+
+_PREFIX = "model."
+
+
+class BinaryTournamentPBT(FIFOScheduler):
+    """Population-based training by a binary tournament (Keshtkaran, Sedler et al. 2022).
+
+    At the end of a generation all trials wait; then random pairs compete, the loser of each pair
+    goes on from the winner's checkpoint, and its hyper-parameters are perturbed. For use as
+    `scheduler` of `ray.tune.Tuner` or `ray.tune.run`, with any trainable that reports the metric in
+    each epoch and has a checkpoint there (`lfads_torch.extensions.tune.train_trial` does).
+
+    Parameters
+    ----------
+    perturbation_interval : int, default=25
+        Epochs of a generation.
+    burn_in_period : int, default=0
+        Epoch at which the first generation ends, if later than `perturbation_interval`; that of
+        AutoLFADS are the ramps and one interval, 80 + 25.
+    hyperparam_mutations : mapping of str to HyperParam
+        The space, by keys of a trial's configuration such as ``"model.lr_init"``. What the
+        configuration does not hold starts at `HyperParam.init` or at a draw.
+    metric, mode : str, optional
+        What is compared, and whether "min" or "max" of it is best; by default what the tuner names,
+        else ``"valid/recon_smth"`` and "min".
+    time_attr : str, default="training_iteration"
+        What counts the epochs in results.
+    seed : int, default=0
+        Of pairs, draws and perturbations.
+    history_dir : path, optional
+        Folder for ``population.csv`` and ``exchanges.csv``, which `read_pbt_fitlog` and
+        `read_pbt_hps` read; by default that of the experiment, where it is on this machine.
+
+    Raises
+    ------
+    ConfigError
+        For a number out of range, an empty space, or limits that are none.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(
+        self,
+        perturbation_interval: int = 25,
+        burn_in_period: int = 0,
+        hyperparam_mutations: Mapping[str, Any] | None = None,
+        *,
+        metric: str | None = None,
+        mode: str | None = None,
+        time_attr: str = "training_iteration",
+        seed: int = 0,
+        history_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("perturbation_interval", perturbation_interval, 1),
+            ("burn_in_period", burn_in_period, 0),
+        ):
+            if isinstance(value, bool) or value != int(value) or value < least:
+                raise ConfigError(f"{name} is {value}; legal are whole numbers from {least} on")
+        if mode not in (None, "min", "max"):
+            raise ConfigError(f"mode is {mode!r}; legal are 'min' and 'max'")
+        self._keys = _keys(hyperparam_mutations or {})
+        self._space = {key.removeprefix(_PREFIX): hp for key, hp in self._keys.items()}
+        self._metric: Any = metric
+        self._mode = mode
+        self._time_attr = time_attr
+        self._seed = seed
+        self._interval = int(perturbation_interval)
+        self._ends_at = max(int(burn_in_period), self._interval)
+        self._generation = 0
+        #: Last results of trials that have reached the end of the generation.
+        self._arrived: dict[str, dict[str, Any]] = {}
+        self._numbers: dict[str, int] = {}
+        self._history_dir = None if history_dir is None else Path(history_dir)
+        self._history: History | None = None
+        self._seen: set[tuple[int, int]] = set()
+
+    # ---- called by Tune --------------------------------------------------------------------------
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        """Take metric and mode of the tuner; refuse a second one."""
+        if (self._metric and metric) or (self._mode and mode):
+            return False
+        self._metric = self._metric or metric or "valid/recon_smth"
+        self._mode = self._mode or mode or "min"
+        return True
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Give a new trial its first values; catch up with trials of a restored experiment."""
+        self._arrived.pop(trial.trial_id, None)
+        if trial.trial_id in self._numbers:
+            return
+        # Tune numbers its trials in their names, and brings them back in another order.
+        digits = trial.trial_id.rpartition("_")[2]
+        number = int(digits) if digits.isdigit() else len(self._numbers)
+        self._numbers[trial.trial_id] = number
+        saved = trial.latest_checkpoint_result
+        trained = int(saved.metrics.get(self._time_attr, 0)) if saved else 0
+        while self._ends_at < trained:
+            self._next_generation()
+        rng = np.random.default_rng([self._seed, number])
+        first = first_values(self._space, 1, rng)
+        missing = {
+            key: float(first[key.removeprefix(_PREFIX)][0])
+            for key in self._keys
+            if key not in trial.config
+        }
+        trial.set_config({**trial.config, **missing})
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Let a trial wait at the end of a generation."""
+        for name in (self._metric, self._time_attr):
+            if name not in result:
+                raise ConfigError(
+                    f"trials do not report {name}; {did_you_mean(str(name), map(str, result))}"
+                )
+        self._record(trial, result)
+        if result[self._time_attr] < self._ends_at:
+            return str(self.CONTINUE)
+        self._arrived[trial.trial_id] = dict(result)
+        return str(self.PAUSE)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Forget that a trial had arrived: it comes back from an earlier checkpoint, or not."""
+        self._arrived.pop(trial.trial_id, None)
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Hold the tournament once all trials wait, saved; then let them go on."""
+        trials = tune_controller.get_trials()
+        live = [trial for trial in trials if not trial.is_finished()]
+        waiting = [t for t in live if t.trial_id in self._arrived and t.status == Trial.PAUSED]
+        if live and len(waiting) == len(live):
+            self._compete(sorted(live, key=lambda trial: self._numbers[trial.trial_id]))
+        for status in (Trial.PENDING, Trial.PAUSED):
+            for trial in live:
+                if trial.status == status and trial.trial_id not in self._arrived:
+                    return trial
+        return None
+
+    def debug_string(self) -> str:
+        """Say how far it is."""
+        return f"generation {self._generation}, which ends at {self._time_attr} {self._ends_at}"
+
+    # ---- the tournament --------------------------------------------------------------------------
+
+    def _compete(self, trials: list[Trial]) -> None:
+        sign = 1 if self._mode == "min" else -1
+        results = [self._arrived[trial.trial_id] for trial in trials]
+        scores = np.array([sign * float(result[self._metric]) for result in results])
+        rng = np.random.default_rng([self._seed, self._generation, 1])
+        parents = tournament(scores, rng)
+        copies = np.flatnonzero(parents != np.arange(len(trials)))
+        old = {key: np.array([float(t.config[key]) for t in trials]) for key in self._keys}
+        space, copied = dict(self._keys), {key: column[parents] for key, column in old.items()}
+        new = perturbed(space, copied, copies, rng)
+        self._record_exchange(trials, parents, old, new, scores)
+        sources = [trial.latest_checkpoint_result for trial in trials]
+        for k in copies:
+            trial, source = trials[k], sources[parents[k]]
+            if source is None:
+                raise ConfigError(
+                    f"trial {trials[parents[k]]} has no checkpoint at the end of a generation; "
+                    "report one in each epoch, or write save_checkpoint"
+                )
+            trial.set_config({**trial.config, **{key: float(new[key][k]) for key in self._keys}})
+            # As Tune's own PBT does; the trial starts again from its latest checkpoint.
+            manager = trial.run_metadata.checkpoint_manager
+            manager._latest_checkpoint_result = copy.copy(source)
+        self._arrived.clear()
+        self._next_generation()
+
+    def _next_generation(self) -> None:
+        self._generation += 1
+        self._ends_at += self._interval
+
+    # ---- history ---------------------------------------------------------------------------------
+
+    def _log(self, trial: Trial) -> History | None:
+        if self._history is None:
+            folder = self._history_dir
+            if folder is None and trial.storage.storage_filesystem.type_name == "local":
+                folder = Path(trial.storage.experiment_fs_path)
+            if folder is not None:
+                self._history = History(folder)
+                if (folder / POPULATION).is_file():
+                    table = read_population(folder)
+                    pairs = zip(table["epoch"].tolist(), table["member"].tolist(), strict=True)
+                    self._seen.update(pairs)
+        return self._history
+
+    def _record(self, trial: Trial, result: dict[str, Any]) -> None:
+        history = self._log(trial)
+        pair = (int(result[self._time_attr]) - 1, self._numbers[trial.trial_id])
+        if history is None or pair in self._seen:
+            return
+        self._seen.add(pair)
+        score = float(result[self._metric])
+        metrics = {
+            name: [float(value)]
+            for name, value in result.items()
+            if name.partition("/")[0] in ("train", "valid") and isinstance(value, int | float)
+        }
+        history.append(
+            pair[0],
+            self._generation,
+            {key.removeprefix(_PREFIX): [float(trial.config[key])] for key in self._keys},
+            {**metrics, str(self._metric): [score]},
+            [not np.isfinite(score)],
+            [pair[1]],
+        )
+
+    def _record_exchange(
+        self,
+        trials: list[Trial],
+        parents: np.ndarray[Any, np.dtype[np.intp]],
+        old: Mapping[str, Any],
+        new: Mapping[str, Any],
+        scores: np.ndarray[Any, np.dtype[np.float64]],
+    ) -> None:
+        history = self._log(trials[0])
+        if history is None:
+            return
+        n_epochs = max(int(self._arrived[trial.trial_id][self._time_attr]) for trial in trials)
+        before, after = (
+            {key.removeprefix(_PREFIX): column for key, column in values.items()}
+            for values in (old, new)
+        )
+        history.exchange(n_epochs, self._generation, parents, before, after, scores)
+
+
+def _keys(mutations: Mapping[str, Any]) -> dict[str, HyperParam]:
+    """Return the space by keys of a trial's configuration, checked."""
+    space = parse_space(mutations)
+    given = {key.removeprefix(_PREFIX): key for key in mutations}
+    return {given.get(name, f"{_PREFIX}{name}"): hp for name, hp in space.items()}

@@ -1,0 +1,97 @@
+"""The stop rule of AutoLFADS for Tune scripts of one's own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ray.tune.stopper import Stopper
+
+from ..errors import ConfigError, did_you_mean
+from ..search.rules import Patience
+
+
+class ImprovementRatioStopper(Stopper):
+    """Ends a search once the best score has all but stopped improving.
+
+    For use as `stop` of `ray.tune.RunConfig` or `ray.tune.run`, beside `BinaryTournamentPBT`.
+
+    Parameters
+    ----------
+    num_trials : int
+        Trials of the search; a generation counts once so many have reached its end.
+    perturbation_interval : int
+        Epochs of a generation.
+    burn_in_period : int
+        Epoch at which the first generation ends, as for `BinaryTournamentPBT`.
+    metric : str, default="valid/recon_smth"
+        What is looked at.
+    patience : int, default=4
+        Generations over which the best score has to improve ...
+    min_improvement_ratio : float, default=5e-4
+        ... by more than this share of itself.
+    mode : {"min", "max"}
+        Whether less or more of the metric is better.
+    time_attr : str, default="training_iteration"
+        What counts the epochs in results.
+
+    Raises
+    ------
+    ConfigError
+        For a number out of range.
+    """
+
+    def __init__(
+        self,
+        num_trials: int,
+        perturbation_interval: int,
+        burn_in_period: int,
+        metric: str = "valid/recon_smth",
+        patience: int = 4,
+        min_improvement_ratio: float = 5e-4,
+        *,
+        mode: str = "min",
+        time_attr: str = "training_iteration",
+    ) -> None:
+        for name, value, least in (
+            ("num_trials", num_trials, 1),
+            ("perturbation_interval", perturbation_interval, 1),
+            ("burn_in_period", burn_in_period, 0),
+        ):
+            if isinstance(value, bool) or value != int(value) or value < least:
+                raise ConfigError(f"{name} is {value}; legal are whole numbers from {least} on")
+        if mode not in ("min", "max"):
+            raise ConfigError(f"mode is {mode!r}; legal are 'min' and 'max'")
+        self.num_trials = int(num_trials)
+        self.interval = int(perturbation_interval)
+        self.first_end = max(int(burn_in_period), self.interval)
+        self.metric = metric
+        self.sign = 1 if mode == "min" else -1
+        self.time_attr = time_attr
+        self.rule = Patience(patience, min_improvement_ratio)
+        #: Scores of the trials that have reached the end of a generation, by its number.
+        self._scores: dict[int, dict[str, float]] = {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Take in a result; no trial is stopped by itself."""
+        for name in (self.metric, self.time_attr):
+            if name not in result:
+                raise ConfigError(
+                    f"trials do not report {name}; {did_you_mean(name, map(str, result))}"
+                )
+        since = int(result[self.time_attr]) - self.first_end
+        if since < 0 or since % self.interval:
+            return False
+        generation = since // self.interval
+        if generation < len(self.rule.best):
+            return False  # a trial that failed and was trained again
+        scores = self._scores.setdefault(generation, {})
+        scores[trial_id] = self.sign * float(result[self.metric])
+        if len(scores) >= self.num_trials:
+            self.rule.update([s if math.isfinite(s) else math.inf for s in scores.values()])
+            self._scores.pop(generation)
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the search should end."""
+        return self.rule.is_over

@@ -1,0 +1,132 @@
+"""The library of kernels in C, for float32 on the CPU, and its passes over arrays.
+
+The library is built by the ordinary install where a C compiler is found and left out where none is;
+`why_not` says what is amiss. It takes its matrix product from the BLAS that torch carries, and its
+threads are those of torch (both use the same OpenMP library). `c_loops` calls its loops over
+bins.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library, or None and the reason."""
+    if os.environ.get("LFADS_NATIVE") == "0":
+        return None, "switched off by LFADS_NATIVE=0"
+    folder = Path(__file__).parent
+    paths = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
+    path = next((p for p in paths if p.is_file()), None)
+    if path is None:
+        return None, "not built: the install found no C compiler with OpenMP"
+    try:
+        library = ctypes.CDLL(str(path))
+        blas = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        library.lfads_set_sgemm.argtypes = [ctypes.c_void_p]
+        library.lfads_set_sgemm(ctypes.cast(blas.sgemm_, ctypes.c_void_p))
+        if not any(name.startswith("MALLOC_") for name in os.environ):
+            library.lfads_keep_memory()
+    except (OSError, AttributeError) as error:
+        return None, f"{path.name} cannot be used: {error}"
+    return library, ""
+
+
+def why_not() -> str:
+    """Why the library cannot be used on this machine; empty where it can."""
+    return _load()[1]
+
+
+def fits(like: Tensor) -> bool:
+    """Whether the library can work on tensors such as `like`."""
+    is_right = like.device.type == "cpu" and like.dtype == torch.float32
+    return is_right and _load()[0] is not None
+
+
+def library() -> ctypes.CDLL:
+    """Return the library.
+
+    Raises
+    ------
+    RuntimeError
+        Where there is none; `fits` tells beforehand.
+    """
+    found = _load()[0]
+    if found is None:
+        raise RuntimeError(f"the native kernels are {why_not()}")
+    return found
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers lie; NULL for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def last_contiguous(tensor: Tensor) -> Tensor:
+    """The tensor itself where its last axis is contiguous, else a contiguous copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def strides(tensor: Tensor, n_axes: int) -> ctypes.Array[ctypes.c_int64]:
+    """Strides of the first axes, in entries."""
+    return (ctypes.c_int64 * n_axes)(*tensor.stride()[:n_axes])
+
+
+def fill_mask(out: Tensor, seed: int, threshold: int, kept: float, dropped: float) -> None:
+    """Fill a contiguous mask: `dropped` with probability threshold / 65536, else `kept`.
+
+    Entry i depends on the seed and i alone.
+    """
+    library().lfads_mask(
+        ctypes.c_int64(out.numel()),
+        ctypes.c_uint64(seed % 2**64),
+        ctypes.c_int(threshold),
+        ctypes.c_float(kept),
+        ctypes.c_float(dropped),
+        address(out),
+    )
+
+
+def poisson_loss(log_rates: Tensor, counts: Tensor) -> Tensor:
+    """As `lfads_torch.kernels.likelihood.poisson_loss`."""
+    log_rates, counts = log_rates.contiguous(), counts.contiguous()
+    out = torch.empty_like(log_rates)
+    size = ctypes.c_int64(out.numel())
+    library().lfads_poisson_loss(size, *map(address, (log_rates, counts, out)))
+    return out
+
+
+def poisson_gradient(grad: Tensor, log_rates: Tensor, counts: Tensor) -> Tensor:
+    """Return ``grad (exp(log_rate) - count)``; `grad` may be one number, expanded."""
+    log_rates, counts = log_rates.contiguous(), counts.contiguous()
+    is_one = not any(grad.stride())
+    grad = grad if is_one else grad.contiguous()
+    out = torch.empty_like(log_rates)
+    library().lfads_poisson_gradient(
+        ctypes.c_int64(out.numel()),
+        address(grad),
+        ctypes.c_int(not is_one),
+        *map(address, (log_rates, counts, out)),
+    )
+    return out
+
+
+def spike_sums(log_rates: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Spikes and ``exp(log_rate) - count log_rate`` of (B, T, N), per channel in float64."""
+    log_rates, counts = last_contiguous(log_rates), last_contiguous(counts)
+    sums = torch.empty(2, counts.shape[-1], dtype=torch.float64)
+    library().lfads_spike_sums(
+        *map(ctypes.c_int, counts.shape),
+        *(address(log_rates), *map(ctypes.c_int64, log_rates.stride()[:2])),
+        *(address(counts), *map(ctypes.c_int64, counts.stride()[:2])),
+        address(sums),
+    )
+    return sums[0], sums[1]

@@ -1,0 +1,222 @@
+"""Evaluate a run: every score of the model and of its baselines, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data import SPLITS
+from ...errors import UserError, did_you_mean
+from ...metrics.trialwise import TrialScore, interval, ratio, resampled_trials
+from ..outputs import RunOutputs, load_outputs
+from .baselines import baseline_predictions
+from .behavior import Keys, Recording, read_recording
+from .predictions import Prediction, model_predictions, true_rates
+from .scoring import PSTH_SMOOTHING_MS, benchmark_scores, trial_scores
+from .table import Estimate, Evaluation, Scores, SessionScores
+
+FloatArray = NDArray[np.float64]
+Parts = tuple[FloatArray, FloatArray]
+"""Numerators and denominators: of the trials as they are, then of each draw."""
+
+MODEL = "lfads"
+
+
+def evaluate_run(
+    run: str | Path | RunOutputs,
+    *,
+    split: str = "valid",
+    baselines: bool = True,
+    n_draws: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    bin_ms: float | None = None,
+    behavior: str = Keys.behavior,
+    condition: str | None = None,
+    latents: str = Keys.latents,
+) -> Evaluation:
+    """Score what a run inferred of its trials, beside what simpler methods reach.
+
+    Parameters
+    ----------
+    run : str, Path or RunOutputs
+        As of `load_outputs`.
+    split : {"valid", "train", "test"}
+        The trials that are scored. Baselines and decoders are fitted to the training trials.
+    baselines : bool
+        Smoothed data, PSTHs and factor analysis beside the model.
+    n_draws : int
+        Bootstrap draws of the scored trials; 0 for no intervals.
+    level : float
+        Of the intervals.
+    seed : int
+        Of the draws.
+    bin_ms : float, optional
+        Bin width, where the files do not say it.
+    behavior, condition, latents : str
+        Keys, without their split, that hold behaviour, each trial's condition (by default one of
+        ``cond_idx``, ``cond_id``, ``condition``, ``target``), and true latents.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    UserError
+        If there are no outputs, no such split, or a key that was named is absent.
+    DataError
+        If arrays of a file do not fit together.
+    """
+    if split not in SPLITS:
+        raise UserError(f"split is {split!r}; {did_you_mean(split, SPLITS)}")
+    if n_draws < 0 or not 0 < level < 1:
+        raise UserError(
+            f"n_draws={n_draws}, level={level}; legal are 0 or more draws and a level between "
+            "0 and 1"
+        )
+    outputs = run if isinstance(run, RunOutputs) else load_outputs(run, bin_ms=bin_ms)
+    keys = Keys(behavior, latents, condition)
+    sessions, pooled = [], []
+    notes: list[str] = []
+    for number, session in enumerate(outputs):
+        recording = read_recording(session, split, keys)
+        predictions = model_predictions(recording)
+        if baselines:
+            predictions += baseline_predictions(recording)
+            predictions += true_rates(recording)
+        weights = np.concatenate(
+            [
+                np.ones((1, recording.n_scored)),
+                resampled_trials(recording.n_scored, n_draws, [seed, number]),
+            ]
+        )
+        own, parts = _score(recording, predictions, weights, level)
+        own.nlb = benchmark_scores(recording, split)
+        sessions.append(own)
+        pooled.append(parts)
+        notes += [note for note in _notes(recording, split, baselines) if note not in notes]
+    together = pool(pooled)
+    return Evaluation(
+        run=str(outputs.path),
+        split=split,
+        level=level,
+        n_draws=n_draws,
+        sessions=sessions,
+        scores={
+            row: {name: estimate(ratio(*part), level) for name, part in parts.items()}
+            for row, parts in together.items()
+        },
+        differences=_differences(together, level),
+        notes=notes,
+    )
+
+
+def _score(
+    recording: Recording, predictions: Sequence[Prediction], weights: FloatArray, level: float
+) -> tuple[SessionScores, dict[str, dict[str, Parts]]]:
+    parts: dict[str, dict[str, Parts]] = {}
+    scores: Scores = {}
+    by_channel: dict[str, dict[str, list[float]]] = {}
+    by_condition: dict[str, dict[str, list[float]]] = {}
+    for prediction in predictions:
+        row = prediction.name
+        found: dict[str, TrialScore] = trial_scores(recording, prediction)
+        parts[row] = {name: score.parts(weights) for name, score in found.items()}
+        scores[row] = {name: estimate(ratio(*part), level) for name, part in parts[row].items()}
+        channels = {name: score.by_column() for name, score in found.items()}
+        by_channel[row] = {k: v.tolist() for k, v in channels.items() if v is not None}
+        conditions = {name: score.by_group(recording.members) for name, score in found.items()}
+        by_condition[row] = {
+            k: v.tolist() for k, v in conditions.items() if v is not None and v.size
+        }
+    session = SessionScores(
+        name=recording.session.name,
+        facts=_facts(recording),
+        scores=scores,
+        by_channel=by_channel,
+        by_condition=by_condition,
+        nlb={},
+        choices={p.name: p.choices for p in predictions if p.choices},
+    )
+    return session, parts
+
+
+def _facts(recording: Recording) -> dict[str, Any]:
+    _, n_bins, n_channels = recording.data["scored"].shape
+    return {
+        "file": str(recording.session.path),
+        "n_trials": recording.n_scored,
+        "n_training_trials": recording.trials["train"].n_trials,
+        "n_bins_read": recording.n_bins,
+        "n_bins": n_bins,
+        "n_channels_read": recording.n_channels,
+        "n_channels": n_channels,
+        "bin_ms": recording.session.bin_ms,
+        "counts": recording.counts,
+        "condition_key": recording.condition_key,
+        "conditions": recording.condition_names,
+        "trials_by_condition": [len(members) for members in recording.members],
+    }
+
+
+def _notes(recording: Recording, split: str, baselines: bool) -> list[str]:
+    notes = []
+    if split == "train":
+        notes.append("these are training trials: the scores say nothing of trials never seen")
+    if baselines and recording.counts:
+        notes.append(
+            "bits/spike of channels that were read: LFADS has seen the bins that it is scored on, "
+            "which flatters it; the baselines have not. co-bps is free of this"
+        )
+    if recording.condition_names and recording.psth is None:
+        bin_ms = recording.session.bin_ms
+        width = f"{PSTH_SMOOTHING_MS:g} ms" if bin_ms else "2 bins"
+        notes.append(
+            f"PSTH R2 is against the mean counts of the same {split} trials of each condition "
+            f"({recording.condition_key}), smoothed by {width}, since the file has no psth; "
+            "smoothed spikes hold those very counts, noise and all, and may exceed true rates"
+        )
+    if baselines and not recording.condition_names:
+        notes.append("the file names no conditions, so the row PSTH is the mean over all trials")
+    return notes
+
+
+def pool(sessions: Sequence[dict[str, dict[str, Parts]]]) -> dict[str, dict[str, Parts]]:
+    """Add up numerators and denominators of sessions, by row and score."""
+    total: dict[str, dict[str, Parts]] = {}
+    for session in sessions:
+        for row, scores in session.items():
+            for name, (numerator, denominator) in scores.items():
+                # A session without a value must not turn the others' to NaN.
+                known = denominator > 0
+                part = np.where(known, numerator, 0.0), np.where(known, denominator, 0.0)
+                if name not in ("bps", "co_bps", "fp_bps", "r2", "co_r2", "fp_r2"):
+                    part = ratio(numerator, denominator), known.astype(np.float64)
+                    part = np.where(known, part[0], 0.0), part[1]
+                own = total.setdefault(row, {})
+                before = own.get(name)
+                own[name] = part if before is None else (before[0] + part[0], before[1] + part[1])
+    return total
+
+
+def estimate(values: FloatArray, level: float) -> Estimate:
+    """A score and its interval: the first value, and those of the draws."""
+    return Estimate(float(values[0]), *interval(float(values[0]), values[1:], level))
+
+
+def _differences(together: dict[str, dict[str, Parts]], level: float) -> Scores:
+    model = together.get(MODEL, {})
+    return {
+        row: {
+            name: estimate(ratio(*model[name]) - ratio(*part), level)
+            for name, part in parts.items()
+            if name in model
+        }
+        for row, parts in together.items()
+        if row in ("smoothing", "psth", "factor_analysis")
+    }

@@ -1,0 +1,219 @@
+"""The result of an evaluation: numbers with intervals, as JSON and as tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROWS = {
+    "lfads": "LFADS rates",
+    "lfads_factors": "LFADS factors",
+    "smoothing": "smoothed spikes",
+    "psth": "PSTH",
+    "factor_analysis": "factor analysis",
+    "truth": "true rates",
+}
+"""Rows of the table, and what they are called."""
+
+COLUMNS = {
+    "bps": "bits/spike",
+    "co_bps": "co-bps",
+    "fp_bps": "fp-bps",
+    "r2": "data R2",
+    "co_r2": "held-out R2",
+    "fp_r2": "forward R2",
+    "psth_r2": "PSTH R2",
+    "behavior_r2": "behaviour R2",
+    "tp_corr": "speed/tp corr",
+    "truth_r2": "true-rate R2",
+    "truth_corr": "true-rate corr",
+    "latents_r2": "latents R2",
+}
+"""Scores, and what they are called. docs/scores.md defines them."""
+
+NLB_NAMES = {
+    "co_bps": "co-bps",
+    "fp_bps": "fp-bps",
+    "behavior_r2": "vel R2",
+    "psth_r2": "psth R2",
+    "tp_corr": "tp corr",
+}
+"""Scores as the Neural Latents Benchmark calls them."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score and its bootstrap interval over trials; NaN where undefined."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __str__(self) -> str:
+        if not math.isfinite(self.value):
+            return "n/a"
+        if not math.isfinite(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+Scores = dict[str, dict[str, Estimate]]
+"""By row, then by score."""
+
+
+@dataclass
+class SessionScores:
+    """One session.
+
+    Attributes
+    ----------
+    name : str
+    facts : dict
+        Trials, bins, channels, conditions, and what kind of data they are.
+    scores : dict of dict of Estimate
+        By row and score.
+    by_channel, by_condition : dict of dict of list
+        By row and score; a number per channel (or column of behaviour) and per condition.
+    nlb : dict of str to float
+        The model's scores by the exact definitions of the Neural Latents Benchmark.
+    choices : dict of dict
+        What was chosen for each baseline.
+    """
+
+    name: str
+    facts: dict[str, Any]
+    scores: Scores
+    by_channel: dict[str, dict[str, list[float]]]
+    by_condition: dict[str, dict[str, list[float]]]
+    nlb: dict[str, float]
+    choices: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Evaluation:
+    """All scores of a run.
+
+    Attributes
+    ----------
+    run : str
+    split : str
+        The trials that were scored.
+    level : float
+        Of the intervals.
+    n_draws : int
+        Bootstrap draws; 0 for no intervals.
+    sessions : list of SessionScores
+    scores : dict of dict of Estimate
+        Over all sessions: bits per spike pooled, of the other scores the mean.
+    differences : dict of dict of Estimate
+        The model's rates minus each baseline, with the same trials drawn for both: an interval
+        that excludes 0 tells them apart.
+    notes : list of str
+        What a reader has to know of these numbers.
+    """
+
+    run: str
+    split: str
+    level: float
+    n_draws: int
+    sessions: list[SessionScores]
+    scores: Scores
+    differences: Scores
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: numbers that are not finite are None."""
+        found: dict[str, Any] = _plain(asdict(self))
+        return {"format": 1, **found}
+
+    def text(self) -> str:
+        """The table, for a terminal."""
+        return self._render(markdown=False)
+
+    def markdown(self) -> str:
+        """The table, for a page."""
+        return self._render(markdown=True)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``scores.json`` and ``scores.md`` into a folder; return their paths."""
+        from ...folder import write_atomically
+
+        contents = {
+            "scores.json": json.dumps(self.to_dict(), indent=1) + "\n",
+            "scores.md": self.markdown() + "\n",
+        }
+        for name, content in contents.items():
+            write_atomically(folder / name, content)
+        return [folder / name for name in contents]
+
+    def _render(self, markdown: bool) -> str:
+        n_trials = sum(session.facts["n_trials"] for session in self.sessions)
+        many = len(self.sessions) > 1
+        head = f"{n_trials} {self.split} trials"
+        head += f" of {len(self.sessions)} sessions" if many else f" of {self.sessions[0].name}"
+        if self.n_draws:
+            head += f"; in brackets {self.level:.0%} intervals over trials ({self.n_draws} draws)"
+        parts = [head, score_table(self.scores, markdown)]
+        if many:
+            own = {s.name: s.scores.get("lfads", {}) for s in self.sessions}
+            names = {name: name for name in own}
+            parts += ["LFADS rates by session", score_table(own, markdown, rows=names)]
+        if self.differences:
+            title = "LFADS rates minus the baseline, the same trials drawn for both"
+            parts += [title, score_table(self.differences, markdown)]
+        for session in self.sessions:
+            if session.nlb:
+                name = f" ({session.name})" if many else ""
+                told = ", ".join(f"{NLB_NAMES[k]} {v:.4f}" for k, v in session.nlb.items())
+                parts.append(f"By the Neural Latents Benchmark's own definitions{name}: {told}")
+        parts += [f"- {note}" if markdown else f"note: {note}" for note in self.notes]
+        return "\n\n".join(parts)
+
+
+def score_table(
+    scores: Mapping[str, Mapping[str, Estimate]],
+    markdown: bool = False,
+    rows: Mapping[str, str] | None = None,
+) -> str:
+    """Lay scores out, a row per prediction and a column per score.
+
+    Parameters
+    ----------
+    scores : by row, then by score
+    markdown : bool
+    rows : dict of str to str, optional
+        Rows in their order, and what they are called; `ROWS` by default.
+    """
+    named = ROWS if rows is None else rows
+    columns = [key for key in COLUMNS if any(key in own for own in scores.values())]
+    table = [["", *(COLUMNS[key] for key in columns)]]
+    for key, name in named.items():
+        if own := scores.get(key):
+            table.append([name, *(str(own[c]) if c in own else "" for c in columns)])
+    return _lay_out(table, markdown)
+
+
+def _lay_out(table: Sequence[Sequence[str]], markdown: bool) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    lines = []
+    for number, row in enumerate(table):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells).rstrip())
+        if number == 0 and markdown:
+            lines.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """Replace what JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,355 @@
+"""Figures of a search: paths of hyper-parameters, scores, and who descends from whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import ArrayLike
+
+from ...errors import UserError, did_you_mean
+from ...search.tables import HP
+from .lineage import Family, family_of
+from .style import FloatArray, empty_figure, look, styled
+
+SCORE = "valid/recon_smth"
+
+_MODEL = "model."
+_LABELS = {SCORE: "validation loss (smoothed)", "valid/recon": "validation loss"}
+_LOG_SPAN = 12.0
+
+
+@styled
+def hyperparameter_paths(
+    population: Mapping[str, ArrayLike],
+    names: Sequence[str] | None = None,
+    *,
+    metric: str = SCORE,
+    color: str | None = None,
+) -> Figure:
+    """Draw the values of hyper-parameters over a search, each joined to those it descends from.
+
+    The line of the best final member stands out from those with other living descendants, and these
+    from the ones that died out.
+
+    Parameters
+    ----------
+    population : mapping of str to array
+        As `lfads_torch.search.tables.read_population` returns it; a data frame will do.
+    names : sequence of str, optional
+        Hyper-parameters, with or without ``model.`` in front; by default all that vary.
+    metric : str, default="valid/recon_smth"
+        Loss that tells which member is best.
+    color : Matplotlib colour, optional
+        Of the best member's line.
+
+    Returns
+    -------
+    Figure
+        One panel for each; logarithmic where values span more than a decade.
+
+    Raises
+    ------
+    UserError
+        For a hyper-parameter or a metric that is not in the table.
+    """
+    family = family_of(population)
+    chosen = _chosen(population, names)
+    if family is None or not chosen:
+        return empty_figure("nothing searched yet")
+    best = _best(family, family.column(_column(population, metric)))
+    figure, axes = _panels(len(chosen), reserve=0.5)
+    for axis, name, label in zip(axes, chosen, _short(chosen), strict=True):
+        values = family.column(population[f"{HP}{name}"])
+        _draw_paths(axis, family, values, best, color or look().orange)
+        axis.set(title=label, xlabel="epoch")
+    figure.legend(
+        handles=_legend(family, color or look().orange), loc="outside upper center", ncols=3
+    )
+    return figure
+
+
+@styled
+def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> Figure:
+    """Draw the score of every member over a search, and below it who was copied onto whom.
+
+    Parameters
+    ----------
+    population : mapping of str to array
+        As `lfads_torch.search.tables.read_population` returns it; a data frame will do.
+    metric : str, default="valid/recon_smth"
+        A loss: the smaller the better.
+
+    Returns
+    -------
+    Figure
+        Above: members, their median and quartiles, and the line of the best final member. Below, if
+        members were copied: a row for each, copies as oblique lines, crosses where one diverged.
+
+    Raises
+    ------
+    UserError
+        For a metric that is not in the table.
+    """
+    family = family_of(population)
+    if family is None:
+        return empty_figure("nothing searched yet")
+    scores = np.where(family.diverged, np.nan, family.column(_column(population, metric)))
+    scores[~np.isfinite(scores)] = np.nan
+    best = _best(family, scores)
+    if best is None:
+        return empty_figure(f"no finite {metric}")
+    with_tree = len(family.blocks()) > 1
+    tree_height = min(0.8 + 0.13 * len(family.members), 6.0)
+    figure = Figure(figsize=(8.4, 3.6 + tree_height * with_tree), layout="constrained")
+    ratios = (3.0, tree_height)[: 1 + with_tree]
+    axes = figure.subplots(1 + with_tree, 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+    _draw_scores(axes[0], family, scores, best)
+    axes[0].set_ylabel(_LABELS.get(metric, metric))
+    if with_tree:
+        _draw_tree(axes[1], family, best)
+    else:
+        _mark_lost(axes[0], family, scores)
+    _legend_above(axes[0])
+    axes[-1].set_xlabel("epoch")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    return figure
+
+
+@styled
+def scores_by_value(
+    population: Mapping[str, ArrayLike],
+    names: Sequence[str] | None = None,
+    *,
+    metric: str = SCORE,
+) -> Figure:
+    """Draw the last score of each member over its hyper-parameters, as after a random search.
+
+    Parameters
+    ----------
+    population : mapping of str to array
+        As `lfads_torch.search.tables.read_population` returns it; a data frame will do.
+    names : sequence of str, optional
+        Hyper-parameters, with or without ``model.`` in front; by default all that vary.
+    metric : str, default="valid/recon_smth"
+        A loss: the smaller the better.
+
+    Returns
+    -------
+    Figure
+        One panel for each; members that diverged are crosses on the upper edge.
+
+    Raises
+    ------
+    UserError
+        For a hyper-parameter or a metric that is not in the table.
+    """
+    family = family_of(population)
+    chosen = _chosen(population, names)
+    if family is None or not chosen:
+        return empty_figure("nothing searched yet")
+    scores = _final_scores(family, family.column(_column(population, metric)))
+    lost = np.isnan(scores)
+    figure, axes = _panels(len(chosen), sharey=True)
+    for column, (axis, name, label) in enumerate(zip(axes, chosen, _short(chosen), strict=True)):
+        values = family.final(family.column(population[f"{HP}{name}"]))
+        axis.scatter(values, scores, s=26, color=look().blue, alpha=0.75, linewidths=0)
+        if not lost.all():
+            k = int(np.nanargmin(scores))
+            axis.scatter(values[k], scores[k], s=60, color=look().orange, zorder=3, label="best")
+        if lost.any():
+            edge = axis.get_xaxis_transform()
+            axis.plot(values[lost], np.ones(lost.sum()), "x", color=look().ink, transform=edge,
+                      clip_on=False, label=f"diverged ({lost.sum()})")  # fmt: skip
+        _scale(axis, "x", values)
+        axis.set(xlabel=label)
+        if column == 0:
+            axis.legend(loc="best")
+    figure.supylabel(_LABELS.get(metric, metric), fontsize=11)
+    return figure
+
+
+def _chosen(population: Mapping[str, ArrayLike], names: Sequence[str] | None) -> list[str]:
+    known = [str(n).removeprefix(HP) for n in population if str(n).startswith(HP)]
+    if names is None:
+        return [n for n in known if np.unique(population[f"{HP}{n}"]).size > 1] or known
+    short = [name.removeprefix(HP).removeprefix(_MODEL) for name in names]
+    for name in short:
+        if name not in known:
+            raise UserError(
+                f"the search had no hyper-parameter {name}; {did_you_mean(name, known)}"
+            )
+    return short
+
+
+def _column(population: Mapping[str, ArrayLike], metric: str) -> ArrayLike:
+    if metric not in population:
+        logged = [str(n) for n in population if "/" in str(n) and not str(n).startswith(HP)]
+        raise UserError(f"the search logged no {metric}; {did_you_mean(metric, logged)}")
+    return population[metric]
+
+
+def _best(family: Family, scores: FloatArray) -> int | None:
+    """Column of the final member with the smallest finite score."""
+    final = _final_scores(family, scores)
+    return None if np.isnan(final).all() else int(np.nanargmin(final))
+
+
+def _final_scores(family: Family, scores: FloatArray) -> FloatArray:
+    """Last score of each member, NaN where it diverged."""
+    final = family.final(scores)
+    return np.where(family.final(family.diverged) | ~np.isfinite(final), np.nan, final)
+
+
+def _panels(n: int, *, reserve: float = 0.0, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    n_columns = min(4, n) if n != 5 else 3
+    n_rows = -(-n // n_columns)
+    size = (max(3.2 * n_columns, 5.8), 2.5 * max(n_rows, 1.3 if n == 1 else 1) + reserve)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=sharey).ravel()
+    for axis in grid[n:]:
+        axis.set_visible(False)
+    return figure, list(grid[:n])
+
+
+def _scale(axis: Axes, which: str, values: FloatArray) -> None:
+    """Logarithmic ticks where values are spread over more than a decade, and more so below."""
+    side = axis.xaxis if which == "x" else axis.yaxis
+    finite = values[np.isfinite(values)]
+    # What was drawn at first tells the distribution; what selection left of it does not.
+    first = np.atleast_2d(values)[0]
+    drawn = first[np.isfinite(first)]
+    drawn = drawn if len(np.unique(drawn)) > 1 else finite
+    is_log = (finite > 0).all() and drawn.size and drawn.max() > _LOG_SPAN * drawn.min()
+    if is_log and np.median(drawn) < drawn.max() / 4:
+        (axis.set_xscale if which == "x" else axis.set_yscale)("log")
+        side.set_major_locator(LogLocator(numticks=6))
+        side.set_minor_formatter(NullFormatter())
+    else:
+        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+
+
+def _legend(family: Family, colour: str) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=colour, linewidth=2.4, label="best final member"),
+        Line2D([], [], color=look().blue, linewidth=1.2, label="other final members"),
+    ]
+    if (family.living() != (family.rows >= 0)).any():
+        gone = Line2D([], [], color=look().muted, linewidth=0.9, alpha=0.6, label="died out")
+        handles.append(gone)
+    return handles
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Last part of each name, or all of it where the last part is shared."""
+    last = [name.rpartition(".")[2] for name in names]
+    return [
+        short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)
+    ]
+
+
+def _draw_paths(
+    axis: Axes, family: Family, values: FloatArray, best: int | None, colour: str
+) -> None:
+    living = family.living()
+    line = None if best is None else family.line_of(best)
+    drawn: dict[str, list[list[tuple[float, float]]]] = {"dead": [], "living": [], "best": []}
+    for start, k, begin, end in family.spans():
+        path = [(begin, values[start, k]), (end, values[start, k])]
+        if start:
+            path.insert(0, (begin, values[start - 1, family.parents[start, k]]))
+        kind = "living" if living[start, k] else "dead"
+        drawn["best" if line is not None and line[start] == k else kind].append(path)
+    looks = {"dead": (look().muted, 0.8, 0.45), "living": (look().blue, 1.0, 0.75)}
+    looks["best"] = (colour, 2.4, 1.0)
+    for z, (kind, (shade, width, alpha)) in enumerate(looks.items()):
+        axis.add_collection(
+            LineCollection(drawn[kind], colors=shade, linewidths=width, alpha=alpha, zorder=2 + z)
+        )
+    _scale(axis, "y", values)
+    axis.autoscale_view()
+    axis.set_xlim(family.epochs[0], family.epochs[-1] + 1)
+    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+
+
+def _draw_scores(axis: Axes, family: Family, scores: FloatArray, best: int) -> None:
+    x = family.epochs + 1
+    marker = "o" if len(x) == 1 else None
+    lines = axis.plot(x, scores, color=look().muted, linewidth=0.7, alpha=0.5, marker=marker)
+    lines[0].set_label("members")
+    known = np.isfinite(scores).any(axis=1)
+    low, middle, high = np.nanpercentile(scores[known], [25, 50, 75], axis=1)
+    axis.fill_between(x[known], low, high, color=look().sky, alpha=0.3, linewidth=0)
+    axis.plot(x[known], middle, color=look().ink, marker=marker, label="median, quartiles")
+    line = scores[np.arange(len(x)), family.line_of(best)]
+    axis.plot(x, line, color=look().orange, linewidth=2.2, marker=marker, label="best final member")
+    for i, start in enumerate(family.blocks()[1:]):
+        style: dict[str, Any] = {"color": look().muted, "linewidth": 0.7, "linestyle": ":"}
+        axis.axvline(family.epochs[start], label=None if i else "copies", **style)
+    # The first epochs and members that go astray are not what the figure is about.
+    n_early = known.sum() // 10
+    bottom, top = np.nanmin(scores[np.flatnonzero(known)[n_early:]]), np.max(high[n_early:])
+    margin = 0.06 * (top - bottom) or 0.05 * max(abs(top), 1.0)
+    axis.set_ylim(bottom - margin, top + margin)
+    axis.set_xlim(family.epochs[0], family.epochs[-1] + 1)
+
+
+def _mark_lost(axis: Axes, family: Family, heights: FloatArray) -> None:
+    """Put a cross where a member diverged, at its height in the epoch before."""
+    before = np.vstack([np.zeros_like(family.diverged[:1]), family.diverged[:-1]])
+    epochs, members = np.nonzero(family.diverged & ~before)
+    if epochs.size:
+        at = heights[np.maximum(epochs - 1, 0), members]
+        axis.plot(
+            family.epochs[epochs],
+            at,
+            linestyle="none",
+            marker="x",
+            color=look().ink,
+            zorder=5,
+            label="diverged",
+        )
+
+
+def _legend_above(axis: Axes, handles: Sequence[Line2D] = ()) -> None:
+    own = axis.get_legend_handles_labels()[0]
+    axis.legend(
+        handles=[*handles, *own],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        borderaxespad=0.1,
+        ncols=len(handles) + len(own),
+        columnspacing=1.4,
+        handlelength=1.6,
+    )
+
+
+def _draw_tree(axis: Axes, family: Family, best: int) -> None:
+    """Draw a row for each member; a copy runs obliquely over the last epochs of a generation."""
+    living, line = family.living(), family.line_of(best)
+    lead = 0.35 * float(np.diff([*family.epochs[family.blocks()], family.epochs[-1] + 1]).min())
+    for start, k, begin, end in family.spans():
+        is_best = line[start] == k
+        shade = look().blue if living[start, k] else look().muted
+        style: dict[str, Any] = {
+            "color": look().orange if is_best else shade,
+            "linewidth": 2.2 if is_best else 1.0,
+            "alpha": 1.0 if is_best else 0.75 if living[start, k] else 0.45,
+            "zorder": 4 if is_best else 3 if living[start, k] else 2,
+        }
+        is_last = end > family.epochs[-1]
+        axis.plot([begin, end - (0 if is_last else lead)], [k, k], **style)
+        if start:
+            axis.plot([begin - lead, begin], [family.parents[start, k], k], **style)
+    _mark_lost(axis, family, np.tile(np.arange(len(family.members)), (len(family.epochs), 1)))
+    _legend_above(axis, _legend(family, look().orange))
+    step = -(-len(family.members) // 10)
+    axis.set_yticks(np.arange(len(family.members))[::step], family.members[::step])
+    axis.set_ylim(len(family.members) - 0.5, -0.5)
+    axis.set_ylabel("member")

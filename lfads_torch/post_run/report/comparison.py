@@ -1,0 +1,201 @@
+"""Several runs beside each other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ...errors import UserError
+from ...folder import write_atomically
+from ..evaluation.table import COLUMNS, ROWS
+from ..plots.comparison import training_beside
+from .findings import find_all
+from .page import Press, render
+from .pictures import Picture
+from .record import RunRecord, Wanted, read_run
+from .session_figures import session_pictures
+from .single import Report, run_facts
+
+COMPARISON = "comparison.html"
+BESIDE = ("rates", "psths", "factors", "latents", "inputs", "usage", "behavior")
+"""Figures of a session that are laid beside each other."""
+ABSENT = "\u2013"
+
+
+def compare_runs(
+    runs: Sequence[str | Path],
+    output: str | Path | None = None,
+    wanted: Wanted | None = None,
+    *,
+    tell: Callable[[str], None] | None = None,
+) -> Report:
+    """Write a page with several runs beside each other: scores, settings that differ, figures.
+
+    Parameters
+    ----------
+    runs : sequence of str or Path
+        Run folders, two or more.
+    output : str or Path, optional
+        The page; ``comparison.html`` in the working directory by default.
+    wanted : Wanted, optional
+        As of `report_run`.
+    tell : callable, optional
+        Is given a line before each longer step.
+
+    Returns
+    -------
+    Report
+        Its `findings` are those of all runs.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than two runs, the same one twice, or a folder holds no run.
+    """
+    folders = [Path(run).expanduser().absolute() for run in runs]
+    if len(folders) < 2:
+        raise UserError("a comparison needs two runs or more: lfads compare RUN1 RUN2 ...")
+    twice = {str(f) for f in folders if folders.count(f) > 1}
+    if twice:
+        raise UserError(f"{sorted(twice)[0]} is named twice; name each run once")
+    tell = tell or (lambda line: None)
+    records = []
+    for folder in folders:
+        tell(f"reading {folder.name}")
+        records.append(read_run(folder, wanted))
+    names = distinct_names(folders)
+    press = Press(tell=tell)
+    findings = [find_all(record) for record in records]
+    logs = {name: record.log for name, record in zip(names, records, strict=True) if record.log}
+    caption = "Smoothed as the checkpoint is chosen by; outputs are of the lowest."
+    curves = Picture("training", "Training", caption, lambda: training_beside(logs))
+    page = render(
+        "compare.html.j2",
+        title=f"{len(records)} runs compared",
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        names=names,
+        findings=list(zip(names, findings, strict=True)),
+        facts=[(name, run_facts(r)) for name, r in zip(names, records, strict=True)],
+        table=score_comparison(names, records),
+        caveats=list(caveats(names, records)),
+        settings=differing_settings(names, records),
+        training=press.show(curves) if logs else None,
+        rows=[
+            (title, [(name, shown) for name, shown in zip(names, own, strict=True)])
+            for title, own in _beside(records, press)
+        ],
+    )
+    path = Path(output or COMPARISON).expanduser().absolute()
+    write_atomically(path, page)
+    return Report(path, [finding for own in findings for finding in own], [])
+
+
+def distinct_names(folders: Sequence[Path]) -> list[str]:
+    """Names of folders, with as much of their path as tells them apart."""
+    for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def score_comparison(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, Any] | None:
+    """Scores of LFADS rates by run, with smoothed spikes as what to beat.
+
+    Parameters
+    ----------
+    names : sequence of str
+    records : sequence of RunRecord
+
+    Returns
+    -------
+    dict or None
+        ``columns``: names; ``rows``: a score's name and a cell for each run, with the model's
+        estimate, that of smoothed spikes, and whether it is the best.
+    """
+    own = [(record.scores or {}).get("scores", {}) for record in records]
+    rows = []
+    for key, title in COLUMNS.items():
+        cells = [
+            {"estimate": s.get("lfads", {}).get(key), "reference": s.get("smoothing", {}).get(key)}
+            for s in own
+        ]
+        values = [c["estimate"]["value"] for c in cells if c["estimate"]]
+        values = [value for value in values if value is not None]
+        if not values:
+            continue
+        for cell in cells:
+            value = (cell["estimate"] or {}).get("value")
+            cell["best"] = value is not None and len(values) > 1 and value == max(values)
+            if value is None:
+                cell["estimate"] = None
+            if (cell["reference"] or {}).get("value") is None:
+                cell["reference"] = None
+        rows.append({"name": title, "cells": cells})
+    if not rows:
+        return None
+    return {"columns": list(names), "rows": rows, "reference": ROWS["smoothing"]}
+
+
+def caveats(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
+    """Say what makes scores of these runs hard to compare."""
+    data = {
+        name: tuple(
+            (r.session.name, r.n_scored, r.data["scored"].shape[1:], r.n_channels)
+            for r in record.recordings
+        )
+        for name, record in zip(names, records, strict=True)
+    }
+    if len(set(data.values())) > 1:
+        told = "; ".join(
+            f"{name}: "
+            + (", ".join(f"{n} trials of {s}" for s, n, _, _ in own) if own else "no outputs")
+            for name, own in data.items()
+        )
+        yield f"The runs were not scored on the same trials ({told}), so scores do not compare."
+    for name, record in zip(names, records, strict=True):
+        for line in record.absent:
+            yield f"{name}: {line}"
+
+
+def differing_settings(
+    names: Sequence[str], records: Sequence[RunRecord]
+) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs: key, and a value for each run."""
+    flat = [dict(_flatten(record.config)) for record in records]
+    keys = dict.fromkeys(key for own in flat for key in own)
+    return [
+        (key, [own.get(key, ABSENT) for own in flat])
+        for key in keys
+        if len({own.get(key) for own in flat}) > 1
+    ]
+
+
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flatten(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for k, item in enumerate(value):
+            yield from _flatten(item, f"{path}.{k}")
+    else:
+        yield path, "null" if value is None else str(value)
+
+
+def _beside(records: Sequence[RunRecord], press: Press) -> Iterator[tuple[str, list[Any]]]:
+    """Rows of pictures: a title, and for each run the picture of its first session, or None."""
+    own = [
+        {p.key: p for p in session_pictures(record, record.recordings[0])}
+        if record.recordings
+        else {}
+        for record in records
+    ]
+    for key in BESIDE:
+        having = [pictures[key] for pictures in own if key in pictures]
+        if having:
+            shown = [press.show(p[key]) if key in p else None for p in own]
+            yield having[0].title, shown

@@ -1,0 +1,28 @@
+"""From a recording to an LFADS data file, and back from windows to a recording.
+
+NumPy and h5py only, no torch.
+"""
+
+from .binning import bin_spikes, bin_windows
+from .chop import chop_recording
+from .merging import merge_chops, merge_file
+from .nlb.recipes import prepare_nlb
+from .options import PrepOptions
+from .prepare import Prepared, prepare
+from .sources import SourceOptions, open_recording
+from .sources.listing import describe_recording
+
+__all__ = [
+    "PrepOptions",
+    "Prepared",
+    "SourceOptions",
+    "bin_spikes",
+    "bin_windows",
+    "chop_recording",
+    "describe_recording",
+    "merge_chops",
+    "merge_file",
+    "open_recording",
+    "prepare",
+    "prepare_nlb",
+]

@@ -1,0 +1,351 @@
+"""Continuous recordings cut into overlapping windows.
+
+A recording of n bins is split into blocks (train, valid, test) and every block is cut into windows
+of its own, so that no window shares a bin with a window of another split. The last window of a
+block is shifted back to end with it, so that every bin lies in a window. The way back is in
+`lfads_torch.prep.merging`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..data.validate import SPLITS
+from ..errors import DataError, UserError
+from .merging import START_KEY, covered_bins
+
+Array = NDArray[Any]
+Indices = NDArray[np.int64]
+
+_BLOCK_WINDOWS = 10
+
+
+@dataclass(frozen=True)
+class ChopPlan:
+    """Which windows of a recording go to which split.
+
+    Attributes
+    ----------
+    n_bins : int
+        Bins of the recording.
+    window, overlap : int
+        Bins of a window, and those that it shares with the next one (the last window of a block
+        shares more).
+    block, guard, seed : int
+        As given to `plan_chops`.
+    starts : dict of str to ndarray of int64
+        First bins of the windows by split, ascending.
+    """
+
+    n_bins: int
+    window: int
+    overlap: int
+    block: int
+    guard: int
+    seed: int
+    starts: dict[str, Indices]
+
+    def keys(self) -> dict[str, Indices]:
+        """What the data file needs beside the windows: ``{split}_chop_start``."""
+        return {f"{split}_{START_KEY}": starts for split, starts in self.starts.items()}
+
+    def attributes(self, series: Sequence[str] = ()) -> dict[str, Any]:
+        """Attributes of the data file; `series` names the arrays that were cut."""
+        sizes = ("n_bins", "window", "overlap", "block", "guard", "seed")
+        found: dict[str, Any] = {f"chop_{name}": int(getattr(self, name)) for name in sizes}
+        return found | {"chop_uncovered": self.uncovered(), "chop_series": list(series)}
+
+    def uncovered(self) -> int:
+        """Count the bins that lie in no window: guards, gaps, stretches shorter than a window."""
+        starts = np.concatenate(list(self.starts.values()))
+        return int((~covered_bins(starts, self.window, self.n_bins)).sum())
+
+
+def chop_recording(
+    arrays: Mapping[str, ArrayLike],
+    window: int,
+    overlap: int,
+    *,
+    block: int | None = None,
+    valid_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    guard: int = 0,
+    seed: int = 0,
+    segments: ArrayLike | None = None,
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Cut continuous series into overlapping windows, split by blocks of the recording.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array, shape (n_bins, ...)
+        Series by name, such as ``encod_data``, ``recon_data`` and ``behavior``.
+    window, overlap, block, valid_fraction, test_fraction, guard, seed, segments
+        As for `plan_chops`.
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+        ``{split}_{name}``, shape (windows, window, ...), and ``{split}_chop_start``.
+    attributes : dict
+        What else `merge_chops` and `lfads merge` need, and how the windows were drawn.
+
+    Raises
+    ------
+    DataError, UserError
+        As `plan_chops`; where series differ in length.
+
+    Examples
+    --------
+    >>> spikes = np.ones((1000, 3))
+    >>> arrays, attributes = chop_recording({"encod_data": spikes}, 50, 10)
+    >>> arrays["train_encod_data"].shape
+    (20, 50, 3)
+    """
+    series = {name: np.asarray(array) for name, array in arrays.items()}
+    lengths = {name: array.shape[0] if array.ndim else 0 for name, array in series.items()}
+    if not series or 0 in lengths.values() or len(set(lengths.values())) > 1:
+        raise DataError(
+            f"A recording needs series with one row per bin, all of one length; found {lengths}."
+        )
+    plan = plan_chops(
+        next(iter(lengths.values())),
+        window,
+        overlap,
+        block=block,
+        valid_fraction=valid_fraction,
+        test_fraction=test_fraction,
+        guard=guard,
+        seed=seed,
+        segments=segments,
+    )
+    chopped = {
+        f"{split}_{name}": cut_windows(array, starts, plan.window)
+        for split, starts in plan.starts.items()
+        for name, array in series.items()
+    }
+    return chopped | plan.keys(), plan.attributes(list(series))
+
+
+def plan_chops(
+    n_bins: int,
+    window: int,
+    overlap: int,
+    *,
+    block: int | None = None,
+    valid_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    guard: int = 0,
+    seed: int = 0,
+    segments: ArrayLike | None = None,
+) -> ChopPlan:
+    """Decide which windows of a recording go to which split, without touching the data.
+
+    Parameters
+    ----------
+    n_bins : int
+        Bins of the recording.
+    window, overlap : int
+        Bins of a window, and those that it shares with the next one.
+    block : int, optional
+        Bins of a block, the unit of the split; by default ten windows, fewer in a short
+        recording. Long blocks part train and valid better, short ones spread both more evenly.
+    valid_fraction, test_fraction : float
+        Fractions of the blocks. They are drawn one from each of as many stretches of the
+        recording, so that slow drift reaches all splits alike.
+    guard : int
+        Bins left out on each side of a border between splits; they stay NaN in what is merged.
+    seed : int
+        Seed of the draw of blocks.
+    segments : array of int, shape (n, 2), optional
+        First bin and end (exclusive) of the stretches that were recorded without a gap; by
+        default one stretch. What lies between them is in no window. See `find_segments`.
+
+    Returns
+    -------
+    ChopPlan
+
+    Raises
+    ------
+    UserError
+        For sizes and fractions that are out of range or leave a split empty.
+    DataError
+        For segments that are out of order or all shorter than a window.
+    """
+    window = _whole("window", window, 1)
+    overlap = _whole("overlap", overlap, 0)
+    guard, seed = _whole("guard", guard, 0), _whole("seed", seed, 0)
+    n_bins = _whole("n_bins", n_bins, 1)
+    if overlap >= window:
+        raise UserError(
+            f"overlap={overlap} bins of a window of {window}; legal is 0 to {window - 1}."
+        )
+    _check_fractions(valid_fraction, test_fraction)
+    if block is None:
+        smallest = min(fraction for fraction in (valid_fraction, test_fraction) if fraction)
+        block = _default_block(n_bins, window, overlap, smallest)
+    block = _whole("block", block, 1)
+    if block < window + 2 * guard:
+        raise UserError(
+            f"block={block} bins do not hold a window of {window} with a guard of {guard} bins on "
+            f"both sides; legal is {window + 2 * guard} or more."
+        )
+    blocks = _blocks(_segments(segments, n_bins), block, window)
+    if not len(blocks):
+        raise DataError(
+            f"No stretch of the recording ({n_bins} bins) holds a window of {window} bins; take a "
+            "shorter window, or join the segments."
+        )
+    labels = _draw_splits(len(blocks), valid_fraction, test_fraction, seed)
+    trimmed = _trim(blocks, labels, guard)
+    starts = {
+        split: np.concatenate(
+            [chop_starts(a, b, window, overlap) for a, b in trimmed[labels == number]]
+        )
+        for number, split in enumerate(SPLITS)
+        if (labels == number).any()
+    }
+    return ChopPlan(n_bins, window, overlap, block, guard, seed, starts)
+
+
+def chop_starts(start: int, stop: int, window: int, overlap: int) -> Indices:
+    """First bins of the windows that cover bins `start` to `stop` (exclusive).
+
+    The last window is shifted back to end at `stop`; there is none where the stretch is shorter
+    than a window.
+    """
+    if stop - start < window:
+        return np.empty(0, dtype=np.int64)
+    starts = np.arange(start, stop - window + 1, window - overlap, dtype=np.int64)
+    if starts[-1] + window < stop:
+        starts = np.append(starts, stop - window)
+    return starts
+
+
+def cut_windows(array: ArrayLike, starts: ArrayLike, window: int) -> Array:
+    """Copy windows out of a series.
+
+    Parameters
+    ----------
+    array : array, shape (n_bins, ...)
+    starts : array of int, shape (n,)
+    window : int
+
+    Returns
+    -------
+    ndarray, shape (n, window, ...)
+    """
+    series, first = np.asarray(array), np.asarray(starts, dtype=np.int64)
+    if first.size and (first.min() < 0 or first.max() + window > len(series)):
+        raise UserError(
+            f"windows of {window} bins that start at bins {first.min()} to {first.max()} do not "
+            f"lie in a series of {len(series)} bins"
+        )
+    return np.asarray(series[first[:, None] + np.arange(window)])
+
+
+def find_segments(observed: ArrayLike) -> Indices:
+    """First bins and ends (exclusive) of the runs of True.
+
+    Parameters
+    ----------
+    observed : array of bool, shape (n_bins,)
+
+    Returns
+    -------
+    ndarray of int64, shape (runs, 2)
+    """
+    edges = np.diff(
+        np.concatenate([[False], np.asarray(observed, dtype=bool), [False]]).astype(int)
+    )
+    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{name}={value!r}; legal is a whole number of bins, at least {least}.")
+    return int(value)
+
+
+def _segments(given: ArrayLike | None, n_bins: int) -> Indices:
+    if given is None:
+        return np.array([[0, n_bins]], dtype=np.int64)
+    segments = np.asarray(given)
+    if segments.ndim != 2 or segments.shape[1] != 2 or segments.dtype.kind not in "ui":
+        raise DataError(
+            f"segments must be whole numbers of shape (n, 2), first bin and end of each; found "
+            f"shape {segments.shape}, type {segments.dtype}."
+        )
+    flat = segments.astype(np.int64).ravel()
+    if (
+        flat.size == 0
+        or flat[0] < 0
+        or flat[-1] > n_bins
+        or (np.diff(flat) < 0).any()
+        or (flat[::2] == flat[1::2]).any()
+    ):
+        raise DataError(
+            f"segments must follow one another within the recording's {n_bins} bins, each with at "
+            f"least one bin; found {segments.tolist()[:8]}."
+        )
+    return flat.reshape(-1, 2)
+
+
+def _blocks(segments: Indices, block: int, window: int) -> Indices:
+    """Cut segments into blocks; a rest shorter than a window joins the segment's last block."""
+    blocks: list[tuple[int, int]] = []
+    for start, stop in segments:
+        if stop - start < window:
+            continue
+        edges = [*range(start, stop, block), stop]
+        if len(edges) > 2 and stop - edges[-2] < window:
+            del edges[-2]
+        blocks += itertools.pairwise(edges)
+    return np.array(blocks, dtype=np.int64).reshape(-1, 2)
+
+
+def _check_fractions(valid: float, test: float) -> None:
+    if not (0 < valid < 1 and 0 <= test < 1 and valid + test < 1):
+        raise UserError(
+            f"valid_fraction={valid} and test_fraction={test}; legal are fractions that leave "
+            "something for training, valid_fraction above 0."
+        )
+
+
+def _default_block(n_bins: int, window: int, overlap: int, fraction: float) -> int:
+    """Length that windows tile exactly: ten of them, or fewer to have blocks for every split."""
+    step, wanted = window - overlap, math.ceil(1 / fraction)
+    count = (n_bins // wanted - overlap) // step
+    return step * max(1, min(count, _BLOCK_WINDOWS)) + overlap
+
+
+def _draw_splits(n_blocks: int, valid: float, test: float, seed: int) -> Indices:
+    """Number of the split of each block, by `SPLITS`."""
+    counts = {1: max(1, round(n_blocks * valid)), 2: round(n_blocks * test) or int(test > 0)}
+    if sum(counts.values()) >= n_blocks:
+        raise UserError(
+            f"the recording has {n_blocks} block(s), too few for validation {valid:g}, test "
+            f"{test:g} and training; make block smaller."
+        )
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(n_blocks, dtype=np.int64)
+    for number, count in counts.items():
+        free = np.flatnonzero(labels == 0)
+        for stretch in np.array_split(free, count) if count else []:
+            labels[rng.choice(stretch)] = number
+    return labels
+
+
+def _trim(blocks: Indices, labels: Indices, guard: int) -> Indices:
+    """Take `guard` bins off both sides of every border between splits."""
+    trimmed = blocks.copy()
+    border = (labels[1:] != labels[:-1]) & (blocks[1:, 0] == blocks[:-1, 1])
+    trimmed[:-1, 1] -= guard * border
+    trimmed[1:, 0] += guard * border
+    return trimmed

@@ -1,0 +1,311 @@
+"""Counts of all units in all windows, in memory or in a file beside the output."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.find import list_some
+from ..errors import DataError, UserError
+from .binning import MOST_PER_BIN, bin_windows, is_sorted, rebin
+from .sources.recording import BinnedSpikes, Recording, SpikeTimes
+from .trials import Windows, whole_bins
+
+Array = NDArray[Any]
+Blocks = Iterator[tuple[int, Array]]
+Progress = Callable[[str, int, int], None]
+"""Told what is going on, how much of it is done, and of how much."""
+
+IN_MEMORY = 1 << 27
+"""Bytes of counts that are kept in memory; more go to a temporary file."""
+
+_AT_ONCE = 1 << 25  # bytes that are read or written at once
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Tell no one."""
+
+
+class CountStore:
+    """Counts of bins x units, written by unit or by bins, read by bins.
+
+    Parameters
+    ----------
+    n_bins, n_units : int
+    dtype : dtype
+    by_unit : bool
+        Whether whole units are written, or bins of all units.
+    folder : Path
+        Where a temporary file goes, if it takes one.
+    """
+
+    def __init__(
+        self, n_bins: int, n_units: int, dtype: np.dtype[Any], by_unit: bool, folder: Path
+    ) -> None:
+        self.n_bins, self.n_units, self.dtype, self.by_unit = n_bins, n_units, dtype, by_unit
+        shape = (n_units, n_bins) if by_unit else (n_bins, n_units)
+        self._data: Any
+        self._temporary: Any = None
+        self._folder = folder
+        if n_bins * n_units * dtype.itemsize <= IN_MEMORY:
+            self._data = np.zeros(shape, dtype)
+            return
+        with self._disk():
+            self._temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".counts-")
+            file = h5py.File(Path(self._temporary.name) / "counts.h5", "w")
+            self._data = file.create_dataset("counts", shape, dtype)
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError) as err:
+            size = self.n_bins * self.n_units * self.dtype.itemsize / 1e9
+            raise DataError(
+                f"Cannot write a temporary file of {size:.3g} GB to {self._folder}: {err}. Free "
+                "some space there, or write to another disk (-o)."
+            ) from err
+
+    def put_unit(self, unit: int, counts: Array) -> None:
+        """Write a unit's counts in all bins."""
+        with self._disk():
+            self._data[unit] = counts
+
+    def put_bins(self, start: int, counts: Array) -> None:
+        """Write counts of all units, shape (bins, units)."""
+        with self._disk():
+            self._data[start : start + len(counts)] = counts
+
+    def read(self, start: int, stop: int) -> Array:
+        """Read bins `start` to `stop` (exclusive), shape (bins, units)."""
+        if self.by_unit:
+            return np.ascontiguousarray(self._data[:, start:stop].T)
+        return np.asarray(self._data[start:stop])
+
+    def close(self) -> None:
+        """Remove the temporary file."""
+        if self._temporary is not None:
+            self._data.file.close()
+            self._temporary.cleanup()
+
+    def __enter__(self) -> CountStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass
+class Counted:
+    """Counts of a recording in windows.
+
+    Attributes
+    ----------
+    store : CountStore
+        Windows one after another, each of ``windows.n_bins * fine`` bins.
+    windows : Windows
+    fine : int
+        Bins of the store per bin of the windows.
+    continuous : bool
+        Whether the recording holds continuous values, which are averaged and not summed.
+    warnings : list of str
+    """
+
+    store: CountStore
+    windows: Windows
+    fine: int = 1
+    continuous: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def blocks(self, units: Array | None = None, *, fine: bool = False) -> Blocks:
+        """Read all windows, so many at a time.
+
+        Parameters
+        ----------
+        units : array of int, optional
+            Units in the order wanted; all by default.
+        fine : bool
+            Bins as in the store, undivided.
+
+        Yields
+        ------
+        first : int
+            Number of the first window.
+        counts : ndarray, shape (windows, bins, units)
+        """
+        length = self.windows.n_bins * self.fine
+        step = max(1, _AT_ONCE // max(1, 8 * length * self.store.n_units))
+        total = len(self.windows.starts)
+        for first in range(0, total, step):
+            last = min(first + step, total)
+            counts = self.store.read(first * length, last * length)
+            if units is not None:
+                counts = counts[:, units]
+            counts = counts.reshape(last - first, length, -1)
+            yield first, counts if fine else rebin(counts, self.fine, average=self.continuous)
+
+
+def count(
+    recording: Recording,
+    windows: Windows,
+    folder: Path,
+    *,
+    fine: int = 1,
+    drop_duplicates: bool = False,
+    progress: Progress = silent,
+) -> Counted:
+    """Count the spikes of all units in all windows.
+
+    Parameters
+    ----------
+    recording : Recording
+    windows : Windows
+    folder : Path
+        Where a temporary file goes, if it takes one.
+    fine : int
+        Divide every bin into so many.
+    drop_duplicates : bool
+        Count several spikes of a unit at the very same time as one.
+    progress : callable
+
+    Returns
+    -------
+    Counted
+        To be closed (its `store`) when done.
+
+    Raises
+    ------
+    DataError, UserError
+        For spike times that are no finite numbers, binned spikes that are neither counts nor
+        continuous values throughout, and bins that the recording's own do not make up.
+    """
+    if isinstance(recording.spikes, SpikeTimes):
+        return _count_times(recording.spikes, windows, folder, fine, drop_duplicates, progress)
+    return _count_bins(recording.spikes, windows, folder, fine, progress)
+
+
+def _count_times(
+    spikes: SpikeTimes,
+    windows: Windows,
+    folder: Path,
+    fine: int,
+    drop_duplicates: bool,
+    progress: Progress,
+) -> Counted:
+    shape = (len(windows.starts), windows.n_bins * fine)
+    n_bins = shape[0] * shape[1]
+    store = CountStore(n_bins, spikes.n_units, np.dtype(np.uint16), True, folder)
+    unsorted: list[int] = []
+    repeated: dict[int, int] = {}
+    for unit in range(spikes.n_units):
+        progress("counting spikes, unit", unit, spikes.n_units)
+        counts, last = np.zeros(shape, dtype=np.uint16), -np.inf
+        for times, tolerance in spikes.pieces(unit):
+            ascending = is_sorted(times) and not (len(times) and times[0] < last)
+            if not ascending:
+                unsorted.append(unit)
+            ordered = times if ascending else np.sort(times)
+            again = ordered[1:] == ordered[:-1]
+            if again.any():
+                repeated[unit] = repeated.get(unit, 0) + int(again.sum())
+                ordered = np.unique(ordered) if drop_duplicates else ordered
+            bin_windows(
+                ordered,
+                windows.starts,
+                shape[1],
+                windows.bin_s / fine,
+                tolerance=tolerance,
+                out=counts,
+            )
+            last = ordered[-1] if len(ordered) else last
+        store.put_unit(unit, counts.reshape(-1))
+    progress("counting spikes, unit", spikes.n_units, spikes.n_units)
+    counted = Counted(store, windows, fine)
+    if unsorted:
+        units = sorted(set(unsorted))
+        counted.warnings.append(
+            f"the spike times of {len(units)} units do not ascend (units {list_some(units)}, "
+            "counted from 0); they were sorted. Are several recordings joined, each with a clock "
+            "of its own?"
+        )
+    if repeated:
+        done = (
+            "they were left out"
+            if drop_duplicates
+            else "they count as spikes; --drop-duplicates leaves them out"
+        )
+        counted.warnings.append(
+            f"{sum(repeated.values())} spikes of {len(repeated)} units have the very time of the "
+            f"spike before them (units {list_some(list(repeated))}, counted from 0): {done}"
+        )
+    return counted
+
+
+def _count_bins(
+    spikes: BinnedSpikes, windows: Windows, folder: Path, fine: int, progress: Progress
+) -> Counted:
+    factor = whole_bins(windows.bin_s * 1000, spikes.bin_s * 1000, "A bin (--bin-ms)")
+    if fine > 1 and factor % fine:
+        raise UserError(
+            f"bins of {windows.bin_s * 1000:g} ms hold {factor} of the recording's; "
+            f"{fine} finer ones do not divide them. Choose another --correlation-ms."
+        )
+    inner, length = factor // fine, windows.n_bins * factor
+    continuous = _is_continuous(spikes)
+    dtype = np.dtype(np.float32 if spikes.array.dtype.kind == "f" else np.uint16)
+    n_windows = len(windows.starts)
+    store = CountStore(n_windows * windows.n_bins * fine, spikes.n_units, dtype, False, folder)
+    first = np.round((windows.starts - spikes.start) / spikes.bin_s).astype(np.int64)
+    most = max(1, _AT_ONCE // (spikes.n_units * max(4, spikes.array.dtype.itemsize)))
+    order = np.argsort(first, kind="stable")
+    begin = 0
+    while begin < n_windows:
+        progress("reading bins, window", begin, n_windows)
+        end = begin + 1
+        while end < n_windows and first[order[end]] + length - first[order[begin]] <= most:
+            end += 1
+        low, high = int(first[order[begin]]), int(first[order[end - 1]]) + length
+        values = spikes.read(low, high)
+        _check_counts(values, continuous)
+        for window in order[begin:end]:
+            part = values[first[window] - low :][:length]
+            part = rebin(part, inner, average=continuous)
+            if part.dtype.kind in "ui" and part.max(initial=0) > MOST_PER_BIN:
+                raise DataError(f"A bin holds {part.max()} spikes, more than {MOST_PER_BIN}.")
+            store.put_bins(int(window) * windows.n_bins * fine, part.astype(dtype))
+        begin = end
+    progress("reading bins, window", n_windows, n_windows)
+    return Counted(store, windows, fine, continuous)
+
+
+def _is_continuous(spikes: BinnedSpikes) -> bool:
+    """Whether some stretches of a binned recording hold values that are no counts."""
+    if spikes.array.dtype.kind in "bui":
+        return False
+    length = min(spikes.n_bins, max(1, (1 << 20) // spikes.n_units))
+    for start in np.linspace(0, spikes.n_bins - length, 4).astype(int):
+        values = spikes.read(int(start), int(start) + length)
+        values = values[np.isfinite(values)]
+        if ((values < 0) | (values != np.floor(values))).any():
+            return True
+    return False
+
+
+def _check_counts(values: Array, continuous: bool) -> None:
+    if continuous or values.dtype.kind in "bu":
+        return
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    bad = (finite < 0) | (finite != np.floor(finite))
+    if bad.any():
+        raise DataError(
+            f"Binned spikes hold {int(bad.sum())} values that are negative or fractional among "
+            "counts; mend them, or mark them missing with NaN."
+        )

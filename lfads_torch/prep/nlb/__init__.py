@@ -1,0 +1,1 @@
+"""Data files of the Neural Latents Benchmark, from its NWB files."""

@@ -1,0 +1,150 @@
+"""Behaviour, PSTHs and jitter as the Neural Latents Benchmark makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..binning import TOLERANCE_S, bin_windows, rebin
+from ..counting import Progress
+from ..sources.lazy import read_all
+from ..sources.recording import Series, SpikeTimes
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+FILTER_TAPS = 500
+"""Order of the filter that takes out what bins are too wide for."""
+
+_MS = 1e-3
+
+
+def decimated(series: Series, end_s: float, bin_ms: int) -> Floats:
+    """Sample a series once per bin, at the bin's beginning, after a low-pass filter.
+
+    The filter (finite, without phase) passes what the bins can hold. Gaps are bridged linearly
+    for it and are NaN in the result.
+
+    Parameters
+    ----------
+    series : Series
+        At 1 kHz; values as stored.
+    end_s : float
+        End of the recording.
+    bin_ms : int
+
+    Returns
+    -------
+    ndarray, shape (bins, channels)
+        Bin 0 begins at 0 s.
+    """
+    from scipy.signal import decimate
+
+    n_ms = round(end_s / _MS)
+    if series.times is not None:
+        times = series.clock.seconds(read_all(series.times))
+    else:
+        times = series.start + np.arange(series.n_samples) / series.rate
+    place = np.round(times / _MS).astype(np.int64)
+    inside = (place >= 0) & (place < n_ms)
+    stored = series.read(0, series.n_samples, raw=True)
+    result = np.empty((-(-n_ms // bin_ms), series.n_channels))
+    for channel in range(series.n_channels):
+        values = np.full(n_ms, np.nan)
+        values[place[inside]] = stored[inside, channel]
+        unknown = np.isnan(values)
+        if unknown.all():
+            result[:, channel] = np.nan
+            continue
+        known = np.flatnonzero(~unknown)
+        values[unknown] = np.interp(np.flatnonzero(unknown), known, values[known])
+        kept = decimate(values, bin_ms, n=FILTER_TAPS, ftype="fir")
+        result[:, channel] = np.where(unknown[::bin_ms], np.nan, kept)
+    return result
+
+
+def jitter_bins(produced_ms: Floats, window_ms: float, bin_ms: float, seed: int = 0) -> Indices:
+    """Draw by how many bins each window of DMFC_RSG is moved to later times.
+
+    Uniform between 0 and what leaves the interval from Set to Go in the window, at most 300 ms;
+    drawn with NumPy's generator of old, as the benchmark did.
+
+    Parameters
+    ----------
+    produced_ms : ndarray, shape (n,)
+        Produced interval of every trial of a split, in order.
+    window_ms, bin_ms : float
+    seed : int
+
+    Returns
+    -------
+    ndarray of int64
+        0 where the interval is unknown.
+    """
+    most = np.clip(window_ms - np.nan_to_num(produced_ms, nan=window_ms), 0, 300)
+    most = np.floor(np.round(most / bin_ms, 4))
+    draws = np.random.RandomState(seed).random_sample(len(most))
+    return np.round(draws * most).astype(np.int64)
+
+
+def condition_averages(
+    spikes: SpikeTimes,
+    starts: Floats,
+    members: Sequence[Indices],
+    n_bins: int,
+    bin_ms: int,
+    smoothing_ms: int,
+    progress: Progress,
+) -> Floats:
+    """Mean over the trials of each condition of spikes smoothed at 1 ms, in spikes per bin.
+
+    Smoothing and averaging are linear, so the average over trials is smoothed.
+
+    Parameters
+    ----------
+    spikes : SpikeTimes
+    starts : ndarray, shape (windows,)
+        Beginning of each window in seconds.
+    members : sequence of int arrays
+        Windows of each condition.
+    n_bins, bin_ms : int
+    smoothing_ms : int
+        Standard deviation of the Gaussian; it is cut off three of them to each side.
+    progress : callable
+
+    Returns
+    -------
+    ndarray, shape (conditions, n_bins, units)
+    """
+    taps = 6 * smoothing_ms
+    lags = np.arange(taps) - (taps - 1) / 2
+    kernel = np.exp(-0.5 * (lags / smoothing_ms) ** 2)
+    kernel /= kernel.sum()
+    # So many milliseconds before and after the window reach into it.
+    before, after = taps // 2, (taps - 1) // 2
+    length = n_bins * bin_ms + before + after
+    averages = np.zeros((len(members), n_bins, spikes.n_units))
+    early = starts - before * _MS
+    for unit in range(spikes.n_units):
+        progress("averaging conditions, unit", unit, spikes.n_units)
+        counts = np.zeros((len(starts), length), dtype=np.uint16)
+        for times, tolerance in spikes.pieces(unit):
+            slack = max(tolerance, TOLERANCE_S)
+            bin_windows(times, early, length, _MS, tolerance=slack, out=counts)
+        for number, trials in enumerate(members):
+            if len(trials):
+                mean = counts[trials].mean(axis=0)
+                smooth = np.convolve(mean, kernel, mode="valid")[:, None]
+                averages[number, :, unit] = rebin(smooth, bin_ms)[:, 0]
+    return averages
+
+
+def ragged(lists: Sequence[Array]) -> Array:
+    """Arrays of different lengths as one array of arrays."""
+    array = np.empty(len(lists), dtype=object)
+    array[:] = [np.asarray(one, dtype=np.int64) for one in lists]
+    return array

@@ -1,0 +1,226 @@
+"""Which windows of a recording go to which split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.find import list_some
+from ..data.validate import SPLITS
+from ..errors import UserError
+from .binning import first_bin
+from .checks import leaks, overlapping
+from .chop import find_segments, plan_chops
+from .options import PrepOptions
+from .sources.recording import BinnedSpikes, Recording, find
+from .splits import (
+    UNUSED,
+    Labels,
+    conditions_of,
+    count_splits,
+    draw_splits,
+    labels_from_column,
+)
+from .trials import (
+    Windows,
+    parse_align,
+    select_rows,
+    trial_windows,
+    whole_bins,
+)
+
+
+@dataclass
+class Plan:
+    """Windows with their splits, and what goes along with them."""
+
+    windows: Windows
+    labels: Labels
+    per_window: dict[str, NDArray[Any]] = field(default_factory=dict)
+    attrs: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
+    """Cut windows around events, or chop the recording, and split them.
+
+    Raises
+    ------
+    DataError, UserError
+        Where options do not fit the recording, or a split has no window.
+    """
+    if options.chop_ms is not None:
+        if options.until is not None:
+            raise UserError(
+                f"--until {options.until} says where trials end, but --chop-ms cuts windows that "
+                "are no trials; leave one of them out."
+            )
+        plan = _chopped(recording, options, bin_s)
+    else:
+        plan = _trials(recording, options, bin_s)
+    counts = count_splits(plan.labels)
+    for split, what in zip(SPLITS[:2], ("train", "validate"), strict=True):
+        if split not in counts:
+            raise UserError(
+                f"No trial is left to {what} (trials by split: {counts or 'none'}); change "
+                "--split, --valid or --select."
+            )
+    return plan
+
+
+def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
+    align = parse_align(options.align) if isinstance(options.align, str) else options.align
+    windows, warnings = trial_windows(recording, align, bin_s, options.forward_ms)
+    chosen = select_rows(recording.trials, options.select, "trials")
+    if chosen is not None:
+        windows = windows.keep(chosen[windows.trials])
+        if not len(windows.trials):
+            raise UserError(f"No trial is left of those that {list_some(options.select)} selects.")
+    lengths = None
+    if options.until is not None:
+        windows, lengths = _ending(recording, windows, options.until, warnings)
+    rows = windows.trials
+    plan = Plan(windows, np.zeros(len(rows), np.int64), warnings=warnings)
+    plan.per_window = {"trial": rows, "window_start": windows.starts}
+    if lengths is not None:
+        plan.per_window["lengths"] = lengths
+    names = [*options.conditions, *options.keep]
+    for name in dict.fromkeys(names):
+        column = find(recording.trials, name, "column of the trials")
+        plan.per_window[name.replace("/", "_")] = column[rows]
+    strata = None
+    if options.conditions:
+        columns = {n: find(recording.trials, n, "column of the trials") for n in options.conditions}
+        found, strata = conditions_of(columns, options.conditions, rows)
+        plan.per_window["cond_idx"] = strata
+        plan.notes.append(f"conditions: {len(found)} by {', '.join(options.conditions)}")
+        plan.attrs["conditions"] = json.dumps(found)
+    plan.labels = _labels(recording, options, windows, strata, plan.notes)
+    plan.warnings += leaks(windows, plan.labels)
+    if (plan.labels == UNUSED).any():
+        plan.notes.append(f"{int((plan.labels == UNUSED).sum())} trials are in no split")
+    return plan
+
+
+def _ending(
+    recording: Recording, windows: Windows, until: str, warnings: list[str]
+) -> tuple[Windows, NDArray[np.int64]]:
+    """Whole bins of each window before an event; windows of none are left out."""
+    ends = recording.event_times(until)[windows.trials]
+    found = np.floor((ends - windows.starts) / windows.bin_s + 1e-6)
+    chosen = found >= 1
+    if not chosen.any():
+        raise UserError(
+            f"--until {until}: no trial has a bin before it; it is to come after the window's "
+            "beginning (--align)."
+        )
+    if left_out := int((~chosen).sum()):
+        warnings.append(
+            f"{left_out} trials have no {until!r}, or no whole bin before it (trials "
+            f"{list_some(windows.trials[~chosen].tolist())}, counted from 0); they are left out"
+        )
+    return windows.keep(chosen), found[chosen].clip(max=windows.n_bins).astype(np.int64)
+
+
+def _labels(
+    recording: Recording,
+    options: PrepOptions,
+    windows: Windows,
+    strata: Labels | None,
+    notes: list[str],
+) -> Labels:
+    how = options.split
+    if how is None:
+        given = "split" in recording.trials and recording.trials["split"].dtype.kind == "U"
+        how = "split" if given else "random" if strata is None else "conditions"
+    fractions: dict[str, Any] = {
+        "valid_fraction": options.valid,
+        "test_fraction": options.test,
+        "seed": options.seed,
+    }
+    n, order = len(windows.starts), np.argsort(windows.starts, kind="stable")
+    labels = np.empty(n, dtype=np.int64)
+    if how == "random":
+        labels = draw_splits(n, **fractions)
+    elif how == "conditions":
+        if strata is None:
+            raise UserError("--split conditions needs --conditions COLUMN[,COLUMN].")
+        labels = draw_splits(n, strata=strata, **fractions)
+    elif how == "blocks":
+        labels[order] = draw_splits(n, block=options.block, **fractions)
+        shared = overlapping(windows, labels)
+        labels[shared] = UNUSED
+        if shared.any():
+            notes.append(
+                f"{int(shared.sum())} trials at the borders of blocks are in no split: their "
+                "windows overlap one of another split"
+            )
+    else:
+        column = find(recording.trials, how, "column of the trials")
+        labels = labels_from_column(column, how)[windows.trials]
+        notes.append(f"split: column {how!r} of the file")
+        return labels
+    notes.append(f"split: {how}, seed {options.seed}")
+    return labels
+
+
+def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
+    bin_ms = bin_s * 1000
+    for name, given in (("--align", options.align), ("--select", options.select)):
+        if given:
+            raise UserError(f"--chop-ms cuts the whole recording; it does not go with {name}.")
+    if options.forward_ms:
+        raise UserError("--chop-ms leaves no time to predict; it does not go with --forward-ms.")
+    start, observed = _observed_bins(recording, bin_s)
+    block_ms = options.block_ms
+    window = whole_bins(options.chop_ms or 0.0, bin_ms, "A window (--chop-ms)")
+    chops = plan_chops(
+        len(observed),
+        window,
+        whole_bins(options.overlap_ms, bin_ms, "An overlap (--overlap-ms)"),
+        block=None if block_ms is None else whole_bins(block_ms, bin_ms, "A block (--block-ms)"),
+        valid_fraction=options.valid,
+        test_fraction=options.test,
+        guard=whole_bins(options.guard_ms, bin_ms, "A guard (--guard-ms)"),
+        seed=options.seed,
+        segments=find_segments(observed),
+    )
+    first = np.concatenate([chops.starts.get(split, []) for split in SPLITS]).astype(np.int64)
+    labels = np.concatenate(
+        [np.full(len(chops.starts.get(split, [])), i) for i, split in enumerate(SPLITS)]
+    )
+    order = np.argsort(first, kind="stable")
+    first, labels = first[order], labels[order]
+    starts = np.asarray(start + first * bin_s, dtype=np.float64)
+    windows = Windows(starts, np.full(len(first), -1), window, window, bin_s)
+    series = ["encod_data", "recon_data"]
+    series += [key for key in ("behavior", "ext_input") if getattr(options, key)]
+    plan = Plan(windows, labels, {"chop_start": first, "window_start": starts})
+    plan.attrs = chops.attributes(series) | {"chop_first_s": start}
+    plan.notes.append(f"split: blocks of {chops.block} bins, seed {options.seed}")
+    return plan
+
+
+def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, NDArray[np.bool_]]:
+    """Left edge of the first bin of the recording, and which bins were observed whole."""
+    first, last = recording.span()
+    spikes = recording.spikes
+    origin = spikes.start if isinstance(spikes, BinnedSpikes) else 0.0
+    stretches = recording.observed
+    if stretches is None and not isinstance(spikes, BinnedSpikes):
+        # Bins that hold the first and the last spike.
+        low, high = np.floor((np.array([first, last]) - origin) / bin_s + 1e-9).astype(int)
+        return origin + low * bin_s, np.ones(high - low + 1, dtype=bool)
+    stretches = np.array([[first, last]]) if stretches is None else stretches
+    begin = first_bin(stretches[:, 0], bin_s, origin)
+    end = -first_bin(-(stretches[:, 1] - origin), bin_s)
+    low = int(begin.min())
+    observed = np.zeros(max(1, int(end.max()) - low), dtype=bool)
+    for a, b in zip(begin - low, end - low, strict=True):
+        observed[a:b] = True
+    return origin + low * bin_s, observed

@@ -1,0 +1,183 @@
+"""From a recording to a data file: `prepare` puts the steps together.
+
+Open the source; cut windows (around an event of each trial, or overlapping ones of a continuous
+recording); split them; count spikes; choose units; write. Counts that do not fit in memory go
+through a temporary file, and what is written is written block by block, so that a recording may be
+larger than memory. The same file and options give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.find import absolute_pattern, check_output, make_folder
+from ..errors import UserError
+from .checks import implausible_rates, raise_if_strict
+from .counting import Progress, count, silent
+from .options import PrepOptions
+from .plan import plan_windows
+from .series import Sampler
+from .sources import BinnedSpikes, Recording, open_recording
+from .sources.recording import find
+from .splits import count_splits
+from .trials import whole_bins
+from .unit_selection import choose_units, heldout_flags, sum_units
+from .units import choose_heldout
+from .write import Contents, source_attributes, write_contents
+
+
+@dataclass
+class Prepared:
+    """What `prepare` has done.
+
+    Attributes
+    ----------
+    path : Path
+    trials : dict of str to int
+        Trials (or windows) of each split.
+    n_read, n_bins : int
+        Bins that are read, and all bins.
+    n_read_units, n_units : int
+        Units that are read, and all units.
+    notes, warnings : list of str
+    """
+
+    path: Path
+    trials: dict[str, int]
+    n_read: int
+    n_bins: int
+    n_read_units: int
+    n_units: int
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    options: PrepOptions | None = None,
+    *,
+    overwrite: bool = False,
+    progress: Progress = silent,
+    **changes: Any,
+) -> Prepared:
+    """Make a data file out of a recording; see `lfads prep --help`.
+
+    Parameters
+    ----------
+    source : str or path
+        NWB, .npz, .mat, HDF5 or CSV file.
+    output : str or path
+        Data file to write.
+    options : PrepOptions, optional
+    overwrite : bool
+        Whether to replace a file that is there.
+    progress : callable
+        Told what is going on, how much of it is done, and of how much.
+    **changes
+        Changes of `options`, by name.
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    DataError, UserError
+        For files that cannot be read or written, options that are out of range or do not fit the
+        recording; with `strict` for everything else that would be a warning. Nothing is written
+        then.
+
+    Examples
+    --------
+    >>> from lfads_torch.prep import prepare
+    >>> align = "move_onset_time:-250:450"
+    >>> prepare("session.nwb", "maze.h5", bin_ms=5, align=align)  # doctest: +SKIP
+    """
+    options = replace(options or PrepOptions(), **changes)
+    path = Path(absolute_pattern(output))
+    check_output(Path(absolute_pattern(source)), path, overwrite)
+    recording = open_recording(source, options)
+    bin_s = _bin_width(recording, options)
+    plan = plan_windows(recording, options, bin_s)
+    samplers = {
+        key: [Sampler(find(recording.series, name, "time series"), bin_s) for name in names]
+        for key, names in (("behavior", options.behavior), ("ext_input", options.ext_input))
+        if names
+    }
+    warnings = [*recording.warnings, *implausible_rates(recording), *plan.warnings]
+    fine = _divisions(recording, options, bin_s)
+    flags = heldout_flags(recording, options)
+    make_folder(path)
+    counted = count(
+        recording,
+        plan.windows,
+        path.parent,
+        fine=fine,
+        drop_duplicates=options.drop_duplicates,
+        progress=progress,
+    )
+    with counted.store:
+        sums, largest = sum_units(counted, plan.labels == 0, options.max_correlation is not None)
+        kept, dropped, chosen = choose_units(recording, options, sums, bin_s / fine)
+        warnings += counted.warnings + dropped
+        if flags is None and options.hold_out:
+            flags = np.zeros(recording.n_units, dtype=bool)
+            flags[kept[choose_heldout(len(kept), float(options.hold_out), options.seed)]] = True
+        held = kept[flags[kept]] if flags is not None else kept[:0]
+        read = np.setdiff1d(kept, held)
+        if not len(read):
+            raise UserError("No unit is left to read; loosen --min-rate, --units or --hold-out.")
+        raise_if_strict(warnings, options.strict)
+        contents = Contents(
+            counted,
+            plan.labels,
+            np.concatenate([read, held]),
+            len(read),
+            largest,
+            {
+                key: (parts, options.lag_ms if key == "behavior" else 0.0)
+                for key, parts in samplers.items()
+            },
+            plan.per_window,
+        )
+        notes = [*recording.notes, *plan.notes, *chosen]
+        attrs = source_attributes(recording, options, [*notes, *warnings], progress) | plan.attrs
+        write_contents(path, contents, attrs, options.compress, progress)
+    return Prepared(
+        path,
+        count_splits(plan.labels),
+        plan.windows.n_read,
+        plan.windows.n_bins,
+        len(read),
+        len(kept),
+        notes,
+        warnings,
+    )
+
+
+def _divisions(recording: Recording, options: PrepOptions, bin_s: float) -> int:
+    """Parts of a bin in which units are correlated."""
+    if options.max_correlation is None:
+        return 1
+    if not (np.isfinite(options.correlation_ms) and options.correlation_ms > 0):
+        raise UserError(f"--correlation-ms {options.correlation_ms}; legal is a width above 0.")
+    width_ms = options.correlation_ms
+    if isinstance(recording.spikes, BinnedSpikes):  # it has no finer bins than these
+        width_ms = max(width_ms, recording.spikes.bin_s * 1000)
+    return whole_bins(bin_s * 1000, min(width_ms, bin_s * 1000), "A bin")
+
+
+def _bin_width(recording: Recording, options: PrepOptions) -> float:
+    if options.bin_ms is not None:
+        if not (np.isfinite(options.bin_ms) and options.bin_ms > 0):
+            raise UserError(f"--bin-ms {options.bin_ms}; legal is a width above 0.")
+        return options.bin_ms / 1000
+    if isinstance(recording.spikes, BinnedSpikes):
+        return recording.spikes.bin_s
+    raise UserError("How wide are the bins to be? Say it with --bin-ms; 5 to 20 ms are usual.")

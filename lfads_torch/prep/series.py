@@ -1,0 +1,118 @@
+"""Behaviour and other series, brought to the bins of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .binning import TOLERANCE_S
+from .sources.lazy import read_all
+from .sources.recording import Series
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+_AT_ONCE = 1 << 21  # values (16 MB) that are read at once
+
+
+class Sampler:
+    """Values of a series in bins.
+
+    Where the series has a sample or more per bin, the mean of the bin's samples (those that are not
+    NaN); where it is coarser than the bins, linear interpolation at the bins' centres, or the value
+    of the coarser bin where its samples stand for bins. NaN where nothing was recorded.
+
+    Parameters
+    ----------
+    series : Series
+    bin_s : float
+        Bin width in seconds.
+    """
+
+    def __init__(self, series: Series, bin_s: float) -> None:
+        self.series, self.bin_s = series, bin_s
+        self.times: Floats | None = None
+        if series.times is not None:
+            self.times = series.clock.seconds(read_all(series.times))
+        step = self._step()
+        self.coarse = step > bin_s * (1 + 1e-6)
+
+    def _step(self) -> float:
+        if self.times is None:
+            return 1 / self.series.rate
+        return float(np.median(np.diff(self.times))) if len(self.times) > 1 else np.inf
+
+    def sample(self, starts: Floats, n_bins: int) -> Floats:
+        """Values in the bins of windows.
+
+        Parameters
+        ----------
+        starts : ndarray, shape (n,)
+            Left edge of each window's first bin, in seconds.
+        n_bins : int
+
+        Returns
+        -------
+        ndarray, shape (n, n_bins, channels)
+        """
+        result = np.full((len(starts), n_bins, self.series.n_channels), np.nan)
+        width = n_bins * self.bin_s
+        for rows in self._groups(starts, width):
+            low, high = starts[rows].min() - self.bin_s, starts[rows].max() + width + self.bin_s
+            # One more on each side, for interpolation.
+            begin = max(0, int(self._index(np.array([low]))[0]) - 1)
+            end = min(self.series.n_samples, int(self._index(np.array([high]))[0]) + 1)
+            if begin < end:
+                values = self.series.read(begin, end)
+                bins = starts[rows, None] + np.arange(n_bins + 1) * self.bin_s
+                take = self._interpolate if self.coarse else self._average
+                result[rows] = take(values, begin, bins)
+        return result
+
+    def _groups(self, starts: Floats, width: float) -> Iterator[Indices]:
+        """Windows that lie close enough together to read all between them at once."""
+        most = _AT_ONCE / max(1, self.series.n_channels) * min(self._step(), width)
+        order = np.argsort(starts, kind="stable")
+        first = 0
+        for i in range(1, len(order) + 1):
+            if i == len(order) or starts[order[i]] + width - starts[order[first]] > most:
+                yield order[first:i]
+                first = i
+
+    def _index(self, times: Floats) -> Indices:
+        """First sample at or after each time."""
+        if self.times is not None:
+            return np.searchsorted(self.times, times - TOLERANCE_S).astype(np.int64)
+        position = (times - self.series.start) * self.series.rate
+        index = np.ceil(position - TOLERANCE_S * self.series.rate)
+        return np.clip(index, 0, self.series.n_samples).astype(np.int64)
+
+    def _average(self, values: Floats, begin: int, bins: Floats) -> Floats:
+        known = np.isfinite(values)
+        # Sums that run on lose digits to a mean; without it they lose none that matter.
+        mean = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        total = np.zeros((len(values) + 1, values.shape[1]))
+        np.cumsum(np.where(known, values - mean, 0), axis=0, out=total[1:])
+        number = np.zeros((len(values) + 1, values.shape[1]), dtype=np.int64)
+        np.cumsum(known, axis=0, out=number[1:])
+        edges = np.clip(self._index(bins.ravel()).reshape(bins.shape) - begin, 0, len(values))
+        count = number[edges[:, 1:]] - number[edges[:, :-1]]
+        sums = total[edges[:, 1:]] - total[edges[:, :-1]]
+        return np.where(count > 0, sums / np.maximum(count, 1) + mean, np.nan)
+
+    def _interpolate(self, values: Floats, begin: int, bins: Floats) -> Floats:
+        centres = (bins[:, :-1] + bins[:, 1:]) / 2
+        if self.times is not None:
+            times = self.times[begin : begin + len(values)]
+        else:
+            times = self.series.start + (begin + np.arange(len(values))) / self.series.rate
+        if self.series.at_edges:
+            place = np.searchsorted(times, centres, side="right") - 1
+            inside = (place >= 0) & (centres < times[-1] + self._step())
+            return np.where(inside[..., None], values[place.clip(0)], np.nan)
+        channels = [
+            np.interp(centres, times, column, left=np.nan, right=np.nan) for column in values.T
+        ]
+        return np.stack(channels, axis=-1)

@@ -1,0 +1,101 @@
+"""Recordings as labs store them: NWB, .npz, .mat, HDF5 and CSV.
+
+`open_recording` tells the format and returns a `Recording`: spikes, units, trials and series, of
+which nothing large is read before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+
+from ...data.find import absolute_pattern, list_some
+from ...errors import DataError
+from .clock import Clock
+from .csv import read_csv, read_table
+from .hdf5 import read_hdf5
+from .mat import read_mat
+from .npz import read_npz
+from .nwb import is_nwb, read_nwb
+from .options import SourceOptions
+from .recording import (
+    BinnedSpikes,
+    Recording,
+    Series,
+    SpikeTimes,
+    Table,
+)
+
+__all__ = [
+    "BinnedSpikes",
+    "Clock",
+    "Recording",
+    "Series",
+    "SourceOptions",
+    "SpikeTimes",
+    "Table",
+    "open_recording",
+]
+
+_READERS = {
+    ".npz": read_npz,
+    ".mat": read_mat,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".txt": read_csv,
+}
+_HDF5 = (".nwb", ".h5", ".hdf5", ".hdf")
+
+
+def open_recording(path: str | os.PathLike[str], options: SourceOptions | None = None) -> Recording:
+    """Open a recording; its format is told by the file's ending and contents.
+
+    Parameters
+    ----------
+    path : str or path
+    options : SourceOptions, optional
+        What the file does not say itself.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    DataError
+        For files that are missing, damaged or of an unknown format.
+    UserError
+        Where it is unclear what in the file is what; says what there is.
+    """
+    options = options or SourceOptions()
+    file = Path(absolute_pattern(path))
+    table = None
+    if options.trials and options.trials.endswith((".csv", ".tsv")):
+        table = read_table(Path(absolute_pattern(options.trials)))
+        options = replace(options, trials=None)
+    if file.is_dir():
+        raise DataError(f"{file} is a folder; name one file.")
+    if not file.is_file():
+        raise DataError(f"{file} does not exist.")
+    suffix = file.suffix.lower()
+    if suffix in _READERS:
+        recording = _READERS[suffix](file, options)
+    elif suffix in _HDF5 or h5py.is_hdf5(file):
+        recording = read_nwb(file, options) if _says_nwb(file) else read_hdf5(file, options)
+    else:
+        raise DataError(
+            f"{file.name}: unknown format {suffix!r}; legal are {list_some([*_HDF5, *_READERS])}."
+        )
+    if table is not None:
+        recording.trials = table
+    return recording
+
+
+def _says_nwb(file: Path) -> bool:
+    if file.suffix.lower() == ".nwb" or not h5py.is_hdf5(file):
+        return file.suffix.lower() == ".nwb"
+    with h5py.File(file, "r", locking="best-effort") as opened:
+        return is_nwb(opened)

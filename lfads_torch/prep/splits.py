@@ -1,0 +1,170 @@
+"""Which trials train, validate and test: random, balanced over conditions, or by blocks of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..data.find import list_some
+from ..data.validate import SPLITS
+from ..errors import UserError
+from .chop import _draw_splits as draw_blocks
+
+Labels = NDArray[np.int64]
+UNUSED = -1
+"""Label of a trial that is in no split; the others index `SPLITS`."""
+
+_NAMES = {"train": 0, "valid": 1, "val": 1, "validation": 1, "test": 2, "none": UNUSED}
+
+
+def draw_splits(
+    n_trials: int,
+    *,
+    valid_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    strata: ArrayLike | None = None,
+    block: int | None = None,
+) -> Labels:
+    """Draw a split of trials.
+
+    Parameters
+    ----------
+    n_trials : int
+        Trials in order of time.
+    valid_fraction, test_fraction : float
+        Fractions of the trials (of the blocks, where there are blocks).
+    seed : int
+        The same seed and trials give the same split.
+    strata : array, shape (n_trials,), optional
+        Condition of each trial: every split gets its share of each. A condition of a single trial
+        trains.
+    block : int, optional
+        Trials of a block: whole blocks are drawn, one from each of as many stretches of the
+        session, so that neighbours are mostly in the same split and slow drift reaches all splits.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_trials,)
+        Index into ``("train", "valid", "test")``.
+
+    Raises
+    ------
+    UserError
+        For fractions out of range, or that leave a split without trials.
+    """
+    _check(n_trials, valid_fraction, test_fraction)
+    if strata is not None and block is not None:
+        raise UserError("Stratify by condition or split by blocks, not both.")
+    if block is not None:
+        if block < 1:
+            raise UserError(f"block={block} trials; legal is a whole number of at least 1.")
+        n_blocks = -(-n_trials // block)
+        return np.repeat(draw_blocks(n_blocks, valid_fraction, test_fraction, seed), block)[
+            :n_trials
+        ]
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(n_trials, dtype=np.int64)
+    groups = np.zeros(n_trials, dtype=np.int64)
+    if strata is not None:
+        groups = np.unique(np.asarray(strata), return_inverse=True)[1].reshape(-1)
+        if len(groups) != n_trials:
+            raise UserError(f"{len(groups)} conditions for {n_trials} trials; give one for each.")
+    for number, fraction in ((2, test_fraction), (1, valid_fraction)):
+        total = max(1, round(n_trials * fraction)) if fraction else 0
+        for group, count in enumerate(_shares(groups, labels, total, rng)):
+            free = np.flatnonzero((groups == group) & (labels == 0))
+            labels[rng.permutation(free)[:count]] = number
+    if not (labels == 1).any():
+        raise UserError(
+            f"No condition has the 2 trials that it takes to validate ({n_trials} trials of "
+            f"{groups.max() + 1} conditions); stratify by something coarser, or not at all."
+        )
+    return labels
+
+
+def _check(n_trials: int, valid: float, test: float) -> None:
+    if not (0 < valid < 1 and 0 <= test < 1 and valid + test < 1):
+        raise UserError(
+            f"valid fraction {valid}, test fraction {test}; legal are fractions that leave some "
+            "for training, that of validation above 0."
+        )
+    least = 2 + (test > 0)
+    if n_trials < least:
+        raise UserError(f"{n_trials} trial(s) cannot be split; it takes at least {least}.")
+
+
+def _shares(groups: Labels, labels: Labels, total: int, rng: np.random.Generator) -> Labels:
+    """How many trials each group gives, by largest remainders, leaving one to train."""
+    sizes = np.bincount(groups)
+    left = np.bincount(groups[labels == 0], minlength=len(sizes)) - 1
+    quota = sizes * (total / len(groups))
+    shares = np.minimum(np.floor(quota).astype(np.int64), left)
+    # Equal remainders are drawn, so that the first conditions are not favoured.
+    order = np.lexsort([rng.random(len(sizes)), -(quota - np.floor(quota))])
+    while shares.sum() < total and (shares < left).any():
+        for group in order:
+            if shares.sum() < total and shares[group] < left[group]:
+                shares[group] += 1
+    return shares
+
+
+def labels_from_column(column: ArrayLike, name: str = "split") -> Labels:
+    """Read a split from a column of a file: ``train``, ``val`` or ``valid``, ``test``, ``none``.
+
+    Raises
+    ------
+    UserError
+        For other words, or where no trial trains or validates.
+    """
+    words = np.array([str(word).strip().lower() for word in np.asarray(column)])
+    unknown = sorted(set(words) - set(_NAMES))
+    if unknown:
+        raise UserError(
+            f"Column {name!r} holds {list_some(unknown)}; legal are {', '.join(_NAMES)}. Leave "
+            "--split-column out to draw a split."
+        )
+    labels = np.array([_NAMES[word] for word in words], dtype=np.int64)
+    return labels
+
+
+def count_splits(labels: Labels) -> dict[str, int]:
+    """Count the trials of each split that has any."""
+    counts = {split: int((labels == number).sum()) for number, split in enumerate(SPLITS)}
+    return {split: count for split, count in counts.items() if count}
+
+
+def conditions_of(
+    columns: Mapping[str, NDArray[Any]], names: Sequence[str], rows: NDArray[np.int64]
+) -> tuple[list[tuple[Any, ...]], Labels]:
+    """Tell trials apart by the values of some columns.
+
+    Parameters
+    ----------
+    columns : mapping of str to array
+    names : sequence of str
+        Columns that together make a condition.
+    rows : array of int
+        Trials.
+
+    Returns
+    -------
+    conditions : list of tuple
+        Distinct values, sorted.
+    labels : ndarray of int64, shape (len(rows),)
+        Index into `conditions`; -1 where a value is missing (NaN).
+    """
+    values = [columns[name][rows] for name in names]
+    known = np.ones(len(rows), dtype=bool)
+    for column in values:
+        if column.dtype.kind == "f":
+            known &= ~np.isnan(column)
+    keys = list(zip(*[column.tolist() for column in values], strict=True))
+    conditions = sorted({key for key, ok in zip(keys, known, strict=True) if ok})
+    number = {key: i for i, key in enumerate(conditions)}
+    return conditions, np.array(
+        [number[key] if ok else UNUSED for key, ok in zip(keys, known, strict=True)], dtype=np.int64
+    )

@@ -1,0 +1,287 @@
+"""Windows of a recording: aligned to an event of each trial, selected by what is known of it."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.find import list_some
+from ..errors import DataError, UserError
+from .binning import first_bin
+from .sources.recording import (
+    BinnedSpikes,
+    Recording,
+    SpikeTimes,
+    find,
+    numeric_columns,
+)
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+_CLOSE = 1e-6  # of a bin: by this much a width may miss a whole number of bins
+
+
+class Align(NamedTuple):
+    """A window around an event.
+
+    Attributes
+    ----------
+    event : str
+        Column of the trials.
+    start_ms, stop_ms : float
+        Beginning and end of the window, counted from the event.
+    """
+
+    event: str
+    start_ms: float
+    stop_ms: float
+
+
+@dataclass
+class Windows:
+    """Stretches of equal length that are cut out of a recording.
+
+    Attributes
+    ----------
+    starts : ndarray, shape (n,)
+        Left edge of each window's first bin, in seconds.
+    trials : ndarray of int, shape (n,)
+        Row in the table of trials; -1 where windows are no trials.
+    n_read, n_bins : int
+        Bins that are read, and all bins with those that are only predicted.
+    bin_s : float
+        Bin width in seconds.
+    """
+
+    starts: Floats
+    trials: Indices
+    n_read: int
+    n_bins: int
+    bin_s: float
+
+    def keep(self, chosen: NDArray[np.bool_]) -> Windows:
+        """Return the chosen windows."""
+        return Windows(
+            self.starts[chosen], self.trials[chosen], self.n_read, self.n_bins, self.bin_s
+        )
+
+
+def parse_align(text: str) -> Align:
+    """Read ``EVENT:START:STOP``, milliseconds around an event.
+
+    Examples
+    --------
+    >>> parse_align("move_onset_time:-250:450")
+    Align(event='move_onset_time', start_ms=-250.0, stop_ms=450.0)
+    """
+    event, *numbers = text.rsplit(":", 2)
+    try:
+        start, stop = (float(number) for number in numbers)
+    except ValueError:
+        raise UserError(
+            f"--align {text!r}; legal is EVENT:START:STOP in ms, such as move_onset_time:-250:450."
+        ) from None
+    if not (np.isfinite([start, stop]).all() and start < stop):
+        raise UserError(f"--align {text!r}; the window must end after its beginning.")
+    return Align(event, start, stop)
+
+
+def whole_bins(width_ms: float, bin_ms: float, what: str) -> int:
+    """Number of bins in a width that must be a whole number of them.
+
+    Raises
+    ------
+    UserError
+        Where it is not; names the nearest widths that are.
+    """
+    number = width_ms / bin_ms
+    if not np.isfinite(number) or abs(number - round(number)) > _CLOSE * max(1, abs(number)):
+        near = bin_ms * np.floor(number)
+        raise UserError(
+            f"{what} of {width_ms:g} ms is no whole number of bins of {bin_ms:g} ms; take "
+            f"{near:g} or {near + bin_ms:g} ms, or another --bin-ms."
+        )
+    return round(number)
+
+
+def select_rows(table: Mapping[str, NDArray[Any]], rules: Sequence[str], what: str) -> Any:
+    """Which rows of a table meet all rules.
+
+    Parameters
+    ----------
+    table : mapping of str to array
+    rules : sequence of str
+        ``COLUMN=VALUE`` (several values parted by commas: any of them), ``!=`` (none of them),
+        ``<``, ``<=``, ``>``, ``>=``. A missing value (NaN) meets only ``!=``.
+    what : str
+        What a row is, for errors.
+
+    Returns
+    -------
+    ndarray of bool, or None where there are no rules
+    """
+    chosen = None
+    for rule in rules:
+        match = re.fullmatch(r"\s*([^=<>!]+?)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", rule)
+        if match is None:
+            raise UserError(
+                f"{rule!r} does not select {what}; legal is COLUMN=VALUE[,VALUE], or with !=, <, "
+                "<=, >, >=."
+            )
+        name, sign, text = match.groups()
+        column = find(dict(table), name, f"column of the {what}")
+        met = _compare(column, sign, text, rule)
+        chosen = met if chosen is None else chosen & met
+    return chosen
+
+
+_ORDER: dict[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_FLAGS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
+
+
+def _compare(column: NDArray[Any], sign: str, text: str, rule: str) -> NDArray[np.bool_]:
+    words = [word.strip() for word in text.split(",")]
+    values: list[Any] = words
+    if column.dtype.kind in "buif":
+        try:
+            values = [_FLAGS.get(word.lower()) for word in words]
+            values = [float(w) if v is None else v for v, w in zip(values, words, strict=True)]
+        except ValueError:
+            raise UserError(f"{rule!r}: the column holds numbers, {text!r} is none.") from None
+    if sign in _ORDER:
+        if len(values) > 1 or column.dtype.kind not in "buif":
+            raise UserError(f"{rule!r}: {sign} compares a column of numbers with one number.")
+        return np.asarray(_ORDER[sign](column, values[0]))
+    met = np.isin(column, values)
+    if sign == "!=":
+        return ~met
+    if not met.any():
+        there = np.unique(column[:10_000]).tolist()
+        raise UserError(f"{rule!r} selects nothing; the column holds {list_some(there)}.")
+    return met
+
+
+def trial_windows(
+    recording: Recording, align: Align | None, bin_s: float, forward_ms: float = 0.0
+) -> tuple[Windows, list[str]]:
+    """Windows around an event of each trial.
+
+    In binned recordings a window begins with the first bin that begins at or after its start.
+
+    Parameters
+    ----------
+    recording : Recording
+    align : Align or None
+        None takes trials whole, where they are of one length.
+    bin_s : float
+        Bin width in seconds.
+    forward_ms : float
+        Time after the window that is predicted but not read.
+
+    Returns
+    -------
+    windows : Windows
+        Of the trials in which the event happened and the window was recorded.
+    warnings : list of str
+        What was left out, and why.
+
+    Raises
+    ------
+    UserError, DataError
+        Where there are no trials, no such event, or no window lies in the recording.
+    """
+    if not recording.n_trials:
+        raise UserError(
+            f"{recording.path.name} has no trials. Cut it into overlapping windows with --chop-ms "
+            "and --overlap-ms, or name a table of trials with --trials (a group of the file, or "
+            "a CSV file with a column of event times)."
+        )
+    align = align or _whole_trials(recording)
+    bin_ms = bin_s * 1000
+    n_read = whole_bins(align.stop_ms - align.start_ms, bin_ms, "A window")
+    n_bins = n_read + whole_bins(forward_ms, bin_ms, "Forward prediction")
+    event = recording.event_times(align.event)
+    starts = event + align.start_ms / 1000
+    rows = np.flatnonzero(np.isfinite(event))
+    warnings = []
+    if missing := len(event) - len(rows):
+        warnings.append(
+            f"{missing} of {len(event)} trials have no {align.event!r} (NaN); they are left out"
+        )
+    windows = Windows(starts[rows], rows, n_read, n_bins, bin_s)
+    snap_to_bins(recording, windows)
+    inside = in_recording(recording, windows)
+    if not inside.any():
+        first, last = recording.span()
+        there = "no trial" if not len(rows) else f"the events at {event[rows].min():g} to "
+        there += "" if not len(rows) else f"{event[rows].max():g} s"
+        raise DataError(
+            f"No window around {align.event!r} lies in the recording, from {first:g} to {last:g} "
+            f"s: {there}. Are times in another unit (--time-unit), or relative to the trial?"
+        )
+    if outside := int((~inside).sum()):
+        warnings.append(
+            f"the windows of {outside} of {len(event)} trials lie outside the recording (trials "
+            f"{list_some(windows.trials[~inside].tolist())}, counted from 0); they are left out"
+        )
+    return windows.keep(inside), warnings
+
+
+def snap_to_bins(recording: Recording, windows: Windows) -> None:
+    """Move windows of a binned recording to the bins' edges."""
+    spikes = recording.spikes
+    if isinstance(spikes, BinnedSpikes):
+        first = first_bin(windows.starts, spikes.bin_s, spikes.start)
+        windows.starts = np.asarray(spikes.start + first * spikes.bin_s, dtype=np.float64)
+
+
+def in_recording(recording: Recording, windows: Windows, slack_s: float = 1e-6) -> Any:
+    """Which windows were recorded from beginning to end, as far as the file says.
+
+    Parameters
+    ----------
+    recording : Recording
+    windows : Windows
+    slack_s : float
+        By how much a window may stick out.
+
+    Returns
+    -------
+    ndarray of bool
+    """
+    starts, stops = windows.starts, windows.starts + windows.n_bins * windows.bin_s
+    spikes = recording.spikes
+    if recording.observed is None and isinstance(spikes, SpikeTimes):
+        # The file does not say when recording began and ended, only when spikes did. No gap of
+        # ten mean intervals between spikes of all units stands at an end by chance.
+        first, last = recording.span()
+        total = sum(spikes.count(unit) for unit in range(spikes.n_units))
+        slack_s = 10 * (last - first) / total
+        return (starts >= first - slack_s) & (stops <= last + slack_s)
+    observed = recording.observed
+    stretches: Any = np.array([recording.span()]) if observed is None else observed
+    place = np.searchsorted(stretches[:, 0], starts + slack_s, side="right") - 1
+    known = place >= 0
+    return known & (stops <= stretches[place.clip(0), 1] + slack_s)
+
+
+def _whole_trials(recording: Recording) -> Align:
+    spikes = recording.spikes
+    if isinstance(spikes, BinnedSpikes) and "trial" in spikes.axes:
+        return Align("start_time", 0.0, spikes.trial_bins * spikes.bin_s * 1000)
+    raise UserError(
+        "Where in a trial is the window? Say it with --align EVENT:START:STOP (ms), such as "
+        f"start_time:0:600. Columns of numbers: {list_some(numeric_columns(recording.trials), 20)}."
+    )

@@ -1,0 +1,228 @@
+"""Writing what was prepared, block by block, with a record of how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..data.find import add_to_file, new_file, trial_chunks
+from ..data.validate import SPLITS
+from .counting import Counted, Progress
+from .series import Sampler
+from .sources.recording import Recording
+from .splits import Labels
+
+Array = NDArray[Any]
+
+_HASHED = 1 << 32  # bytes; of larger sources the attributes name size and name only
+_HASH_STEP = 1 << 24
+
+
+@dataclass
+class Contents:
+    """All that goes into a data file with a row per window.
+
+    Attributes
+    ----------
+    counted : Counted
+    labels : ndarray of int
+        Split of each window.
+    units : ndarray of int
+        Units in the order of the output, those that are read first.
+    n_read_units : int
+    largest : float
+        Largest count; NaN where some bins are missing.
+    series : dict of str to (samplers, lag in ms)
+        Series of which each split gets the values in its windows.
+    per_window : dict of str to ndarray
+        Arrays of which each split gets its rows.
+    """
+
+    counted: Counted
+    labels: Labels
+    units: NDArray[np.int64]
+    n_read_units: int
+    largest: float
+    series: dict[str, tuple[list[Sampler], float]]
+    per_window: dict[str, Array]
+
+
+def write_contents(
+    path: Path,
+    contents: Contents,
+    attrs: dict[str, Any],
+    compress: bool,
+    progress: Progress,
+    extra: dict[str, Any] | None = None,
+    test: Contents | None = None,
+) -> None:
+    """Write a data file; complete, or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    contents : Contents
+    attrs : dict
+        Attributes of the file.
+    compress : bool
+    progress : callable
+    extra : dict, optional
+        Further data sets.
+    test : Contents, optional
+        Trials of another recording, of which there is nothing to reconstruct.
+    """
+    compression = "gzip" if compress else None
+    with new_file(path) as file:
+        _write_windows(file, contents, compression, progress)
+        if test is not None:
+            _write_windows(file, test, compression, progress, recon=False)
+        bin_ms = _plain(contents.counted.windows.bin_s * 1000)
+        add_to_file(
+            file,
+            {"unit_ids": contents.units} | (extra or {}),
+            {"bin_ms": bin_ms} | attrs,
+            compression=compression,
+        )
+
+
+def _write_windows(
+    file: h5py.File,
+    contents: Contents,
+    compression: str | None,
+    progress: Progress,
+    *,
+    recon: bool = True,
+) -> None:
+    counted, windows = contents.counted, contents.counted.windows
+    dtype = _dtype(contents)
+    sizes = {split: int((contents.labels == i).sum()) for i, split in enumerate(SPLITS)}
+    shapes = {"encod_data": (windows.n_read, contents.n_read_units)}
+    if recon:
+        shapes["recon_data"] = (windows.n_bins, len(contents.units))
+    data: dict[str, h5py.Dataset] = {}
+    for split, size in sizes.items():
+        if not size:
+            continue
+        for name, shape in shapes.items():
+            key = f"{split}_{name}"
+            data[key] = _dataset(file, key, (size, *shape), dtype, compression)
+        for name, (parts, _) in contents.series.items():
+            n_bins = windows.n_bins if name == "ext_input" else windows.n_read
+            width = sum(part.series.n_channels for part in parts)
+            key = f"{split}_{name}"
+            data[key] = _dataset(
+                file, key, (size, n_bins, width), np.dtype(np.float32), compression
+            )
+    done = dict.fromkeys(SPLITS, 0)
+    for first, counts in counted.blocks(contents.units):
+        progress("writing, window", first, len(contents.labels))
+        labels = contents.labels[first : first + len(counts)]
+        for number, split in enumerate(SPLITS):
+            chosen = np.flatnonzero(labels == number)
+            if not len(chosen):
+                continue
+            rows = slice(done[split], done[split] + len(chosen))
+            done[split] += len(chosen)
+            part = counts[chosen].astype(dtype)
+            data[f"{split}_encod_data"][rows] = part[:, : windows.n_read, : contents.n_read_units]
+            if recon:
+                data[f"{split}_recon_data"][rows] = part
+            for name, (samplers, lag_ms) in contents.series.items():
+                target = data[f"{split}_{name}"]
+                starts = windows.starts[first + chosen] + lag_ms / 1000
+                values = [sampler.sample(starts, target.shape[1]) for sampler in samplers]
+                target[rows] = np.concatenate(values, axis=-1)
+    progress("writing, window", len(contents.labels), len(contents.labels))
+    for number, (split, size) in enumerate(sizes.items()):
+        if size:
+            chosen = contents.labels == number
+            rows_of = {f"{split}_{k}": v[chosen] for k, v in contents.per_window.items()}
+            add_to_file(file, rows_of, compression=compression)
+
+
+def _dataset(
+    file: h5py.File,
+    key: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    compression: str | None,
+) -> h5py.Dataset:
+    if not compression:
+        return file.create_dataset(key, shape, dtype)
+    chunks = trial_chunks(shape, dtype)
+    return file.create_dataset(key, shape, dtype, compression=compression, chunks=chunks)
+
+
+def _dtype(contents: Contents) -> np.dtype[Any]:
+    if contents.counted.continuous or np.isnan(contents.largest):
+        return np.dtype(np.float32)
+    return np.dtype(np.uint8 if contents.largest <= 255 else np.uint16)
+
+
+def _plain(number: float) -> float:
+    """0.005 * 1000 without the digits that rounding adds."""
+    return float(f"{number:.12g}")
+
+
+def source_attributes(
+    recording: Recording, options: Any, notes: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    """Attributes that tell how a file was made: from what, with which options, by what version.
+
+    Parameters
+    ----------
+    recording : Recording
+    options : dataclass
+        All of them are recorded but those that do not change the data.
+    notes : sequence of str
+        What was assumed and done on the way.
+    progress : callable
+    """
+    given = {f.name: _plain_option(getattr(options, f.name)) for f in fields(options)}
+    files = {"source": recording.path}
+    if options.trials and Path(options.trials).is_file():  # a table beside the source
+        files["trials"] = Path(options.trials)
+        given["trials"] = files["trials"].name
+    found: dict[str, Any] = {
+        "prep_version": __version__,
+        "prep_options": json.dumps(
+            {k: v for k, v in given.items() if k not in ("compress", "strict")}, sort_keys=True
+        ),
+        "prep_notes": "\n".join(notes),
+        "source": recording.path.name,
+        "source_format": recording.kind,
+        "source_bytes": recording.path.stat().st_size,
+    }
+    for name, path in files.items():
+        if (digest := file_hash(path, progress)) is not None:
+            found[f"{name}_sha256"] = digest
+    return found
+
+
+def _plain_option(value: Any) -> Any:
+    """10 and 10.0, a list and a tuple are the same option."""
+    if isinstance(value, tuple | list):
+        return [_plain_option(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def file_hash(path: Path, progress: Progress) -> str | None:
+    """SHA-256 of a file of up to 4 GiB."""
+    size = path.stat().st_size
+    if size > _HASHED:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_STEP):
+            digest.update(block)
+            progress("identifying the source, MB", file.tell() >> 20, size >> 20)
+    return digest.hexdigest()

@@ -1,1 +1,0 @@
-"""What `lfads_torch.run_model` is made of: configuration, parts, run folder, resuming."""

@@ -1,0 +1,194 @@
+"""What a configuration describes, built: data module, model, trainer, and a checkpoint's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from ..errors import ConfigError, UserError
+from .check_config import find_target
+from ..folder import CHECKPOINTS
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+#: Arguments of the model that are read from the data where the configuration leaves them null.
+FROM_DATA = (
+    "encod_data_dim",
+    "encod_seq_len",
+    "recon_seq_len",
+    "ext_input_dim",
+    "readin",
+    "readout",
+)
+
+
+def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
+    """Instantiate a node of the configuration, and all within it.
+
+    Parameters
+    ----------
+    node : mapping or list
+        With ``_target_``.
+    where : str
+        Its key, for the message.
+    *positional, **more
+        Arguments that the configuration does not hold.
+
+    Returns
+    -------
+    object
+
+    Raises
+    ------
+    UserError
+        What the component itself says against its arguments.
+    ConfigError
+        For any other failure of a component, with its key and class.
+    """
+    try:
+        return instantiate(node, *positional, **more, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise type(cause)(f"{where}: {cause}") from error
+        if isinstance(cause, OSError):
+            raise cause from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"{where}: {' '.join(lines)}") from error
+
+
+def build_model(node: Mapping[str, Any], datamodule: Any) -> Any:
+    """Instantiate the model; sizes that are null or absent are read from the data.
+
+    Parameters
+    ----------
+    node : mapping
+        The ``model`` part of a configuration.
+    datamodule : BasicDataModule
+        After ``setup``.
+
+    Returns
+    -------
+    LFADS
+    """
+    unknown = [name for name in FROM_DATA if node.get(name) is None]
+    if unknown and hasattr(find_target(node["_target_"], "model"), "from_data"):
+        given = {name: value for name, value in node.items() if value is not None}
+        return build({**given, "_target_": f"{node['_target_']}.from_data"}, "model", datamodule)
+    return build(dict(node), "model")
+
+
+def pick_device(trainer: Mapping[str, Any]) -> str:
+    """Return the device for sampling: the one that the trainer's configuration means.
+
+    Parameters
+    ----------
+    trainer : mapping
+        The ``trainer`` part of a configuration.
+
+    Returns
+    -------
+    str
+        ``"cuda"`` or ``"cpu"``.
+    """
+    import torch
+
+    wanted = str(trainer.get("accelerator", "auto"))
+    return "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+
+
+def build_trainer(config: Mapping[str, Any], folder: Path, seed: int, step: int) -> pl.Trainer:
+    """Build the trainer with its callbacks and loggers.
+
+    Beside those of the configuration a run has what makes it repeatable and resumable: see
+    `lfads_torch.runs.resume`; a best checkpoint and a guard against NaN are added where
+    the configuration has none.
+
+    Parameters
+    ----------
+    config : mapping
+        The whole configuration.
+    folder : Path
+        The run folder, which must be the working directory.
+    seed : int
+        Seed of the run.
+    step : int
+        Optimiser steps that a resumed run has behind it, else 0.
+
+    Returns
+    -------
+    pytorch_lightning.Trainer
+    """
+    from .resume import AtomicCheckpointIO
+
+    settings = dict(config["trainer"])
+    extra = {name: settings.pop(name, None) or [] for name in ("plugins", "callbacks")}
+    built = {
+        name: [
+            build(node, f"trainer.{name}")
+            for node in (nodes if isinstance(nodes, list) else [nodes])
+        ]
+        for name, nodes in extra.items()
+    }
+    trainer: pl.Trainer = build(
+        settings,
+        "trainer",
+        callbacks=[*built["callbacks"], *_callbacks(config, folder, seed)],
+        logger=_loggers(config, step),
+        plugins=[AtomicCheckpointIO(), *built["plugins"]],
+        default_root_dir=str(folder),
+    )
+    return trainer
+
+
+def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
+    from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+
+    from ..callbacks import NaNGuard
+    from .resume import EpochSeed, LastCheckpoint
+
+    chosen = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
+    own = [build(node, f"callbacks.{name}") for name, node in chosen.items()]
+    if config["trainer"].get("enable_progress_bar", True) is False:
+        own = [callback for callback in own if not isinstance(callback, ProgressBar)]
+    checkpoints = [callback for callback in own if isinstance(callback, ModelCheckpoint)]
+    if not checkpoints:
+        best = ModelCheckpoint(
+            CHECKPOINTS,
+            filename="best-{epoch:04d}",
+            monitor="valid/recon_smth",
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        own.append(best)
+        checkpoints = [best]
+    for callback in checkpoints:
+        callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
+        # LastCheckpoint keeps the last epoch; Lightning would keep the last that was the best.
+        callback.save_last = False
+    if not any(isinstance(callback, NaNGuard) for callback in own):
+        own.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
+    return [EpochSeed(seed), *own, LastCheckpoint()]
+
+
+def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:
+    loggers = []
+    for name, node in (config.get("logger") or {}).items():
+        if not node:
+            continue
+        target, settings = str(node["_target_"]), dict(node)
+        if target.endswith(".WandbLogger"):
+            find_target("wandb.init", f"logger.{name}")
+        if target.endswith(".CSVLogger"):
+            settings["_target_"] = "lfads_torch.runs.resume.RunCSVLogger"
+        if target.endswith(".TensorBoardLogger") and step:
+            settings["purge_step"] = step  # a kill may have left more than the checkpoint has
+        loggers.append(build(settings, f"logger.{name}"))
+    return loggers

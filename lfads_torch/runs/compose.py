@@ -1,0 +1,393 @@
+"""Composition of a configuration with Hydra: search path, overrides, resolvers, absolute paths.
+
+A lab's own ``configs/`` folder layers over the packaged one, group by group and file by file.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from glob import glob
+from os.path import abspath
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import ConfigError, did_you_mean
+from .check_config import arguments_of, find_target
+from ..folder import write_atomically
+
+PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGED = PACKAGE / "configs"
+
+#: Containers of components, into which a new entry may be put without further ado.
+FREE = ("callbacks", "logger")
+
+#: Parts into which any name may be put: who reads them says later whether it is one.
+OPEN = (["search", "space"], ["search", "ray"])
+
+Overrides = Mapping[str, Any] | Sequence[str]
+
+
+def compose_config(
+    config_path: str | Path = "single.yaml",
+    overrides: Overrides = (),
+    start: str | Path | None = None,
+    groups: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Compose a configuration and resolve it to plain dicts, lists and numbers.
+
+    Parameters
+    ----------
+    config_path : str or Path, default="single.yaml"
+        The primary file. A path that does not exist (absolute, or relative to `start`, to the
+        main script or to the package) means the packaged file of that name.
+    overrides : mapping or sequence of str, default=()
+        A mapping, nested or dotted (``{"model": "nlb_mc_maze", "trainer.max_epochs": 5}``), or
+        strings in Hydra's grammar (``"model=nlb_mc_maze"``).
+    start : str or Path, optional
+        The folder to which relative paths refer; the working directory by default.
+    groups : mapping of str to str, optional
+        Options of groups that are added where neither the primary file nor `overrides` has them.
+
+    Returns
+    -------
+    dict
+        The configuration, with every ``datafile_pattern`` absolute.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown group, option or key, a value that must be given and is not, or a
+        reference that leads nowhere.
+    """
+    start = Path(start or Path.cwd())
+    primary = locate_config(config_path, start)
+    folders = _folders(primary.parent, start)
+    _register_resolvers(start)
+    texts = list(_as_text(overrides))
+    for text in texts:
+        _check_option(text, folders)
+    chosen = [text for text in texts if _is_choice(text, folders)]
+    if groups:
+        chosen = _with_groups(primary, folders, chosen, groups)
+        texts = [text for text in texts if not _is_choice(text, folders)] + chosen
+    base = _compose(primary, folders, chosen)
+    values = [_legal(text, base, folders) for text in texts if text not in chosen]
+    config = _compose(primary, folders, chosen + values) if values else base
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(f"{missing[0]} has no value; give one: {missing[0]}=...")
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{primary}: {_first_line(error)}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{primary} holds no keys")
+    _make_patterns_absolute(plain, start)
+    return {str(key): value for key, value in plain.items()}
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write a composed configuration as YAML.
+
+    Parameters
+    ----------
+    path : Path
+        Where to.
+    config : mapping
+        Plain, as `compose_config` returns it.
+    """
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+
+
+def locate_config(config_path: str | Path, start: Path) -> Path:
+    """Find the primary configuration file.
+
+    Parameters
+    ----------
+    config_path : str or Path
+        As given by the user.
+    start : Path
+        The folder to which a relative path refers.
+
+    Returns
+    -------
+    Path
+        An absolute path of a file that exists.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither such a file nor a packaged one of that name.
+    """
+    path = Path(config_path).expanduser()
+    if not path.suffix:
+        path = path.with_suffix(".yaml")
+    bases = [start, start / "configs", PACKAGE, *_script_folders()]
+    for candidate in [path] if path.is_absolute() else [base / path for base in bases]:
+        if candidate.is_file():
+            return Path(abspath(candidate))
+    if (PACKAGED / path.name).is_file():
+        return PACKAGED / path.name
+    shipped = [file.stem for file in PACKAGED.glob("*.yaml")]
+    raise ConfigError(
+        f"there is no configuration {config_path} (looked in {start} and in the package); "
+        f"{did_you_mean(path.stem, shipped)}"
+    )
+
+
+def project_roots(start: Path) -> list[Path]:
+    """Return the folders that may be the project's root, the likeliest first.
+
+    Parameters
+    ----------
+    start : Path
+        The working directory when the run was asked for.
+
+    Returns
+    -------
+    list of Path
+        `start`, the main script's folder and its parent, and the checkout that holds the package.
+    """
+    roots = [start, *_script_folders()]
+    if (PACKAGE.parent / "pyproject.toml").is_file():
+        roots.append(PACKAGE.parent)
+    return list(dict.fromkeys(roots))
+
+
+def _script_folders() -> list[Path]:
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is None:
+        return []
+    folder = Path(abspath(file)).parent
+    return [folder, folder.parent]
+
+
+def _folders(primary: Path, start: Path) -> list[Path]:
+    own = [root / "configs" for root in project_roots(start)]
+    folders = [primary, *(folder for folder in own if folder.is_dir()), PACKAGED]
+    return list(dict.fromkeys(Path(abspath(folder)) for folder in folders))
+
+
+def _compose(primary: Path, folders: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
+    extra = ",".join(_literal(f"file://{folder.as_posix()}") for folder in folders[1:])
+    every = [f"hydra.searchpath=[{extra}]", *overrides] if extra else list(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(primary.parent), version_base="1.3"):
+            return compose(primary.stem, overrides=every)
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error)
+        group = re.search(r"Could not override '(.+?)'", text)
+        if group and "No match in the defaults list" in text:
+            raise ConfigError(
+                f"{group[1]} cannot be chosen here: {primary} has no such group in its defaults. "
+                f"To add it, write +{group[1]}=... (a resumed run keeps its groups)."
+            ) from error
+        raise ConfigError(f"{primary.name}: {_first_line(error)}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(no_yaml(primary, error)) from error
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _with_groups(
+    primary: Path, folders: Sequence[Path], chosen: Sequence[str], groups: Mapping[str, str]
+) -> list[str]:
+    """Add groups that the primary file lacks to the choices of options."""
+    names = {text: _split(text)[1] for text in chosen}
+    own = _compose(primary, folders, [text for text in chosen if names[text] not in groups])
+    texts = [
+        f"+{text}" if names[text] in groups and names[text] not in own else text for text in chosen
+    ]
+    absent = [name for name in groups if name not in own and name not in names.values()]
+    return texts + [f"+{name}={groups[name]}" for name in absent]
+
+
+def no_yaml(path: Path, error: yaml.YAMLError) -> str:
+    """Say where a file, or one that it names, is no YAML."""
+    where = "; ".join(line.strip() for line in str(error).splitlines())
+    return f"{path} or a file that it names is no YAML: {where}. Mend it there"
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:3])
+
+
+def _as_text(overrides: Overrides) -> Iterator[str]:
+    if not isinstance(overrides, Mapping):
+        if isinstance(overrides, str):
+            raise ConfigError(
+                f"overrides must be a list of strings or a mapping, not {overrides!r}"
+            )
+        for text in overrides:
+            if "=" not in text and not text.startswith("~"):
+                raise ConfigError(f"{text!r} is not an override; write key=value")
+            yield text
+        return
+    for key, value in overrides.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{key}.{rest}" for rest in _as_text(value))
+        else:
+            yield f"{key}={_literal(value)}"
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_literal(item) for item in value) + "]"
+    if hasattr(value, "item"):
+        return _literal(value.item())
+    # a backslash escapes only where it stands before a quote, so paths of Windows stay as they are
+    return (
+        "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), f"{value}") + "'"
+    )
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    match = re.fullmatch(r"(\+\+|\+|~)?([^=]*)(?:=(.*))?", text, flags=re.DOTALL)
+    if match is None:
+        raise ConfigError(f"{text!r} is not an override; write key=value")
+    return match[1] or "", match[2].strip(), (match[3] or "").strip().strip("'\"")
+
+
+def _options(group: str, folders: Iterable[Path]) -> set[str]:
+    return {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+
+
+def _is_choice(text: str, folders: Sequence[Path]) -> bool:
+    _, key, value = _split(text)
+    group = key.split("@")[0]
+    return "." not in group and bool(_options(group, folders)) and not value.startswith("{")
+
+
+def _check_option(text: str, folders: Sequence[Path]) -> None:
+    prefix, key, value = _split(text)
+    if prefix == "~" or not _is_choice(text, folders) or value.startswith(("[", "null")):
+        return
+    group = key.split("@")[0]
+    options = _options(group, folders)
+    if Path(value).stem not in options and not any(
+        (folder / group / f"{value}.yaml").is_file() for folder in folders
+    ):
+        places = ", ".join(str(folder / group) for folder in folders if (folder / group).is_dir())
+        raise ConfigError(
+            f"{group}={value}: there is no {value}.yaml in {places}; {did_you_mean(value, options)}"
+        )
+
+
+def _legal(text: str, base: DictConfig, folders: Sequence[Path]) -> str:
+    """Let a key through that exists or that its ``_target_`` takes; refuse any other."""
+    prefix, key, _ = _split(text)
+    if prefix:
+        return text
+    node: Any = base
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        here = ".".join(parts[:depth])
+        names = _names(node)
+        if part in names:
+            node = node._get_node(int(part) if OmegaConf.is_list(node) else part)
+            if OmegaConf.is_dict(node) or OmegaConf.is_list(node):
+                continue
+            if depth + 1 < len(parts):
+                raise ConfigError(
+                    f"{key}: {'.'.join(parts[: depth + 1])} is {node}, it has no keys"
+                )
+            continue
+        if depth > 1 and parts[:2] in OPEN:
+            return f"++{text}"
+        if depth and parts[0] in FREE and (depth == 1 or "_target_" not in node):
+            return f"++{text}"
+        target = node.get("_target_") if OmegaConf.is_dict(node) else None
+        if target is not None:
+            known = arguments_of(find_target(target, here))
+            if part in known.legal or known.is_open:
+                return f"++{text}"
+            raise ConfigError(
+                f"{key}: {target} has no argument {part}; {did_you_mean(part, known.legal)}"
+            )
+        if not depth:
+            names = [*names, *_group_names(folders)]
+        place = f"in {here}" if here else "at the top of the configuration"
+        raise ConfigError(f"{key}: there is no {part} {place}; {did_you_mean(part, names)}")
+    return text
+
+
+def _names(node: Any) -> list[str]:
+    if OmegaConf.is_list(node):
+        return [str(index) for index in range(len(node))]
+    return [str(name) for name in node] if OmegaConf.is_dict(node) else []
+
+
+def _group_names(folders: Sequence[Path]) -> list[str]:
+    return [child.name for folder in folders for child in folder.iterdir() if child.is_dir()]
+
+
+def _register_resolvers(start: Path) -> None:
+    def relpath(path: Any) -> str:
+        return absolute_pattern(str(path), start)
+
+    def flat(values: Iterable[Any]) -> list[Any]:
+        out: list[Any] = []
+        for value in values:
+            nested = isinstance(value, Iterable) and not isinstance(value, str)
+            out.extend(flat(value) if nested else [value])
+        return out
+
+    for name, function in {
+        "relpath": relpath,
+        "max": lambda *values: builtins.max(flat(values)),
+        "sum": lambda *values: builtins.sum(flat(values)),
+    }.items():
+        OmegaConf.register_new_resolver(name, function, replace=True)
+
+
+def absolute_pattern(pattern: str, start: Path) -> str:
+    """Make a path or glob pattern absolute.
+
+    Parameters
+    ----------
+    pattern : str
+        Absolute, with ``~``, or relative to the project's root.
+    start : Path
+        The working directory when the run was asked for.
+
+    Returns
+    -------
+    str
+        The pattern under the first of `project_roots` where it matches a file, else under
+        `start`.
+    """
+    path = Path(pattern).expanduser()
+    if path.is_absolute():
+        return str(path)
+    places = [abspath(root / path) for root in project_roots(start)]
+    return next((place for place in places if glob(place)), places[0])
+
+
+def _make_patterns_absolute(node: Any, start: Path) -> None:
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        if key == "datafile_pattern" and isinstance(value, str):
+            node[key] = absolute_pattern(value, start)
+        elif key == "datafile_pattern" and isinstance(value, list):
+            node[key] = [absolute_pattern(str(item), start) for item in value]
+        elif isinstance(value, dict | list):
+            _make_patterns_absolute(value, start)

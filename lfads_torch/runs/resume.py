@@ -1,0 +1,176 @@
+"""What makes a training run repeatable, resumable and unhurt by a kill, as Lightning plug-ins."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+
+from ..seeds import seed_all as seed_all
+from ..folder import LAST, table_text, write_atomically
+
+#: Key of a checkpoint under which a run keeps what Lightning does not.
+RUN_KEY = "lfads_run"
+
+
+class EpochSeed(Callback):
+    """Seed every random number generator at the start of each epoch.
+
+    The numbers of epoch k then depend on the run's seed and k alone, so that a run resumed at
+    epoch k draws what the uninterrupted one draws.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Seed Python's, NumPy's and PyTorch's generators."""
+        seed_all(self.seed, trainer.current_epoch)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep the newest epoch in ``lightning_checkpoints/last.ckpt``, whether or not it is the best.
+
+    Lightning counts an epoch as completed, steps a plateau scheduler and logs only after it has
+    saved the epoch's checkpoint. Here the checkpoint says that the epoch is complete, and holds
+    what scheduler and log would have had; the scheduler is stepped when the run resumes.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(LAST).absolute()
+        self._first_step = 0
+        self._resumed: dict[str, Any] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note where the epoch begins."""
+        self._first_step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the checkpoint."""
+        trainer.save_checkpoint(self.path, weights_only=False)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Complete the epoch in the checkpoint."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        checkpoint[RUN_KEY] = {
+            "epoch": trainer.current_epoch,
+            "first_step": self._first_step,
+            "metrics": {"epoch": float(trainer.current_epoch), **metrics},
+            "should_stop": bool(trainer.should_stop),
+        }
+        loop = checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_progress"]
+        if progress["current"]["processed"] == progress["current"]["started"]:
+            for counts in progress.values():
+                counts["completed"] = counts["processed"]
+            batches = loop["epoch_loop.batch_progress"]
+            batches["current"] = dict.fromkeys(batches["current"], 0)
+            batches["is_last_batch"] = False
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember what is to be made up for until training starts."""
+        self._resumed = checkpoint.get(RUN_KEY, {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make up for what followed the checkpoint's epoch."""
+        resumed, self._resumed = self._resumed, {}
+        if not resumed:
+            return
+        for config in trainer.lr_scheduler_configs:
+            waits = config.reduce_on_plateau and config.interval == "epoch"
+            is_due = (resumed["epoch"] + 1) % config.frequency == 0
+            value = resumed["metrics"].get(config.monitor)
+            if waits and is_due and value is not None:
+                pl_module.lr_scheduler_step(config.scheduler, torch.tensor(value))
+        if trainer.early_stopping_callback is not None:
+            trainer.should_stop = trainer.should_stop or resumed["should_stop"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place and move it there, so that it is whole or not at all."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Save a checkpoint.
+
+        Parameters
+        ----------
+        checkpoint : dict
+            What to save.
+        path : str or Path
+            Where to.
+        storage_options : object, optional
+            Not used.
+
+        Raises
+        ------
+        UserError
+            If the disk is full or the folder may not be written to.
+        """
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+
+class RunCSVLogger(CSVLogger):
+    """Lightning's CSV logger, which continues a file that is there and writes each row at once."""
+
+    @property
+    def experiment(self) -> Any:
+        """The writer of the file; it is made when first used."""
+        if self._experiment is None:
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Log one row.
+
+        Parameters
+        ----------
+        metrics : dict of str to float or Tensor
+            Values by name.
+        step : int, optional
+            Optimiser steps so far.
+        """
+        super().log_metrics(metrics, step)
+        self.save()
+
+
+class _Writer(ExperimentWriter):
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir=log_dir)
+        self.metrics_keys, _ = self._read()
+
+    def _check_log_dir_exists(self) -> None:
+        """Leave the rows of a resumed run where they are; Lightning would delete them."""
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        path = Path(self.metrics_file_path)
+        if not path.is_file():
+            return [], []
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        return list(reader.fieldnames or []), rows
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        _, rows = self._read()
+        write_atomically(Path(self.metrics_file_path), table_text(fieldnames, rows))

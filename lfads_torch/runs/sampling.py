@@ -1,0 +1,179 @@
+"""Posterior sampling of a finished run, on its own data or on new trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .compose import absolute_pattern
+from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, find_checkpoint, read_status
+from .build import build, pick_device
+
+
+def sample_run(
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    num_samples: int = 50,
+    output: str | Path | None = None,
+    best: bool = True,
+    ensemble: bool = False,
+    members: int | None = None,
+) -> list[Path]:
+    """Average posterior samples of a trained model, or of the final members of a search.
+
+    Parameters
+    ----------
+    run : str or Path
+        Run folder, or a checkpoint in one. Of a search, its best model is meant.
+    data : str or Path, optional
+        Other files of the same channels and bins; the run's own data by default.
+    num_samples : int, default=50
+        Posterior samples per trial.
+    output : str or Path, optional
+        Output file; in the run folder by default.
+    best : bool, default=True
+        The best checkpoint instead of the last.
+    ensemble : bool, default=False
+        Average the rates of the final members of a search.
+    members : int, optional
+        Only so many of them, the best; all by default.
+
+    Returns
+    -------
+    list of Path
+        One file per session.
+
+    Raises
+    ------
+    UserError
+        If there is no checkpoint, the data do not fit the model, or there is no such ensemble.
+    """
+    from ..checkpoint import load_model
+    from ..post_run.analysis import run_posterior_sampling
+
+    if members is not None and not ensemble:
+        raise UserError("a number of members says how large an ensemble is; give --ensemble too")
+    if num_samples < 1:
+        raise UserError(f"the number of samples must be 1 or more, not {num_samples}")
+    place = Path(run).expanduser().absolute()
+    folder = run_folder_of(place)
+    chosen: Sequence[Path | None] = (
+        final_members(place, members) if ensemble else [find_checkpoint(place, best=best)]
+    )
+    checkpoint = chosen[0]
+    if checkpoint is None:
+        raise UserError(f"{place} holds no checkpoint; name a run folder or a .ckpt file")
+    config = read_config(folder) if (folder / CONFIG).is_file() else {}
+    settings = dict(config.get("datamodule") or {})
+    if data is not None:
+        settings["datafile_pattern"] = absolute_pattern(str(data), Path.cwd())
+        settings.update(
+            batch_keys=[], attr_keys=[], reshuffle_tv_seed=None, reshuffle_tv_ratio=None
+        )
+    if "datafile_pattern" not in settings:
+        raise UserError(f"{folder} does not say what its data were; give --data FILE")
+    settings.setdefault("_target_", "lfads_torch.datamodules.BasicDataModule")
+    datamodule = build(settings, "datamodule")
+    datamodule.setup("fit")
+    device = pick_device(config.get("trainer") or {})
+    stem = "lfads_output" if data is None else f"{_stem(data)}_output"
+    name = f"{stem}_ensemble.h5" if ensemble else f"{stem}.h5"
+    where = place if ensemble else folder
+    path = Path(output).expanduser().absolute() if output else where / name
+    if ensemble:
+        from ..post_run.ensemble import run_ensemble_sampling
+
+        models = (load_model(one).to(device) for one in chosen if one is not None)
+        files = run_ensemble_sampling(models, datamodule, path, num_samples, run=place)
+        return [Path(one).absolute() for one in files]
+    model = load_model(checkpoint).to(device)
+    written = run_posterior_sampling(
+        model, datamodule, path, num_samples, run=folder, checkpoint=checkpoint
+    )
+    return [Path(one).absolute() for one in written]
+
+
+def run_folder_of(place: Path) -> Path:
+    """Return the run folder that holds a checkpoint.
+
+    Parameters
+    ----------
+    place : Path
+        A run folder, its folder of checkpoints or a checkpoint. Of a search, its best model counts.
+
+    Returns
+    -------
+    Path
+    """
+    folder = place if place.is_dir() else place.parent
+    folder = folder.parent if folder.name == CHECKPOINTS else folder
+    return folder / BEST_MODEL if "search" in read_status(folder) else folder
+
+
+def final_members(search: Path, most: int | None = None) -> list[Path]:
+    """Return the checkpoints of the members with which a search ended, the best first.
+
+    Parameters
+    ----------
+    search : Path
+        Run folder of a search.
+    most : int, optional
+        So many at most; all by default.
+
+    Returns
+    -------
+    list of Path
+
+    Raises
+    ------
+    UserError
+        If the folder holds no search that is complete, or `most` is below 1.
+    """
+    status = read_status(search)
+    if "search" not in status:
+        raise UserError(f"{search} holds no search; an ensemble is one of the members of a search")
+    if status.get("stage") == "training" or not status.get("members"):
+        raise UserError(
+            f"the search in {search} is not complete; end it first: lfads pbt --resume {search}"
+        )
+    if most is not None and most < 1:
+        raise UserError(f"the number of members must be 1 or more, not {most}")
+    return [search / str(member["checkpoint"]) for member in status["members"]][:most]
+
+
+def read_config(folder: Path) -> Mapping[str, Any]:
+    """Read the configuration of a run.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    UserError
+        If it is damaged.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+
+    from .compose import no_yaml
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    except yaml.YAMLError as error:
+        raise UserError(no_yaml(folder / CONFIG, error)) from error
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CONFIG} holds no keys")
+    return {str(key): value for key, value in config.items()}
+
+
+def _stem(data: str | Path) -> str:
+    return Path(data).stem.replace("*", "").replace("?", "").strip("_-. ") or "lfads"

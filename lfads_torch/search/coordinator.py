@@ -1,0 +1,345 @@
+"""Puts together what trials report, and says what they do next. Needs no Ray.
+
+All that a resumed search has to know lies in ``population.csv`` and in ``ray/state.json``: the
+decisions so far follow from scores and seed, so they are made again instead of stored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..folder import write_atomically
+from .history import History
+from .live_table import LiveTable, Row
+from .methods import Method, Verdict
+from .ray.plan import Plan, needs_all
+from .settings import SearchSettings
+from .space import Space
+from .tables import HP, POPULATION, read_exchanges, read_population
+
+STATE = "ray/state.json"
+
+
+class _Entry(NamedTuple):
+    """What a member was in an epoch."""
+
+    score: float
+    diverged: bool
+    values: dict[str, float]
+
+
+class Referee:
+    """Keeps the history of a search whose members train in several trials, and judges them.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder of the search; what it holds is continued.
+    chunks : sequence of sequence of int
+        Members of each trial.
+    method : Method
+    space : Space
+    settings : SearchSettings
+    max_epochs : int
+    n_kept : int
+        Checkpoints of a trial that are not deleted yet.
+    table : LiveTable
+    checkpoints : sequence of sequence of (int, str), optional
+        Of each trial, as far as there are any: epochs trained and place, the newest last.
+    over : sequence of bool, optional
+        Which trials have nothing left to do.
+    session : int
+        How often the search was resumed.
+
+    Attributes
+    ----------
+    plans : list of Plan
+        What trials were told, in order.
+    ended : str
+        Why the search is over; empty until it is.
+    failure : Exception or None
+        Why it cannot go on.
+    diverged_at : int or None
+        The epoch (from 0) by which all members have diverged, which ends the search, too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        chunks: Sequence[Sequence[int]],
+        method: Method,
+        space: Space,
+        settings: SearchSettings,
+        max_epochs: int,
+        *,
+        n_kept: int,
+        table: LiveTable,
+        checkpoints: Sequence[Sequence[tuple[int, str]]] = (),
+        over: Sequence[bool] = (),
+        session: int = 0,
+    ) -> None:
+        self.folder = folder
+        self.chunks = [list(chunk) for chunk in chunks]
+        self.method = method
+        self.space = space
+        self.settings = settings
+        self.max_epochs = max_epochs
+        self.n_kept = n_kept
+        self.table = table
+        self.session = session
+        self.plans: list[Plan] = []
+        self.ended = ""
+        self.failure: Exception | None = None
+        self.diverged_at: int | None = None
+        self.checkpoints = [[(int(n), str(place)) for n, place in saved] for saved in checkpoints]
+        self.checkpoints += [[] for _ in self.chunks[len(self.checkpoints) :]]
+        self.over = list(over) or [False] * len(self.chunks)
+        self.training = {k for chunk in self.chunks for k in chunk}
+        self._n_members = len(self.training)
+        self._any_finished = False
+        self._judged = 0
+        self._epochs: dict[int, dict[int, _Entry]] = {}
+        self._trained = dict.fromkeys(self.training, 0)
+        self._latest: dict[int, float] = {}
+        self._clock = (time.monotonic(), 0)
+        self.history = History(folder)
+        self._replay()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle nothing: Tune keeps what it is given, but a search goes on from its own files."""
+        return {}
+
+    # ---- what is known ---------------------------------------------------------------------------
+
+    def _replay(self) -> None:
+        """Take in the rows that are there."""
+        self._exchanged: set[int] = set()
+        self._seen: set[tuple[int, int]] = set()
+        self._is_replay = True
+        if (self.folder / POPULATION).is_file():
+            self._exchanged = set(read_exchanges(self.folder)["epoch"].tolist())
+            table = read_population(self.folder)
+            names = [name for name in table if name.startswith(HP)]
+            scores = self.settings.scores(table[self.settings.metric], ~table["diverged"])
+            for row, member in enumerate(table["member"].tolist()):
+                values = {name.removeprefix(HP): float(table[name][row]) for name in names}
+                entry = _Entry(float(scores[row]), bool(table["diverged"][row]), values)
+                self._take(int(table["epoch"][row]) + 1, {member: entry})
+            self.decide()
+        self._is_replay = False
+
+    def report(self, report: Mapping[str, Any]) -> None:
+        """Record what a trial's members were in an epoch.
+
+        Parameters
+        ----------
+        report : mapping
+            As `Chunk.train_epoch` returns it. An epoch that is trained a second time, because a
+            worker died before it was saved, is not recorded twice.
+        """
+        n_epochs = int(report["n_epochs"])
+        fresh = [i for i, k in enumerate(report["members"]) if (n_epochs - 1, k) not in self._seen]
+        if not fresh:
+            return
+        members = [report["members"][i] for i in fresh]
+        values = {name: np.asarray(column)[fresh] for name, column in report["values"].items()}
+        metrics = {name: np.asarray(column)[fresh] for name, column in report["metrics"].items()}
+        diverged = np.asarray(report["diverged"], dtype=bool)[fresh]
+        generation = self.method.generation(n_epochs - 1)
+        self.history.append(n_epochs - 1, generation, values, metrics, diverged, members)
+        scores = self.settings.scores(metrics[self.settings.metric], ~diverged)
+        entries = {
+            member: _Entry(
+                float(scores[i]),
+                bool(diverged[i]),
+                {name: float(column[i]) for name, column in values.items()},
+            )
+            for i, member in enumerate(members)
+        }
+        self._take(n_epochs, entries)
+
+    def _take(self, n_epochs: int, entries: dict[int, _Entry]) -> None:
+        for member, entry in entries.items():
+            self._seen.add((n_epochs - 1, member))
+            self._trained[member] = max(self._trained[member], n_epochs)
+            self._latest[member] = entry.score
+        if self.settings.method == "random":
+            self._judge_apart(n_epochs, entries)
+        else:
+            self._epochs.setdefault(n_epochs, {}).update(entries)
+
+    def saved(self, chunk: int, n_epochs: int, place: str, *, is_over: bool = False) -> None:
+        """Note a checkpoint of a trial, before an older one is deleted.
+
+        Parameters
+        ----------
+        chunk : int
+            Which trial.
+        n_epochs : int
+            Epochs that the checkpoint has behind it.
+        place : str
+            Where it lies, below the storage path.
+        is_over : bool, default=False
+            Whether the trial has nothing left to do.
+        """
+        self.over[chunk] = is_over
+        self.checkpoints[chunk].append((n_epochs, place))
+        self.checkpoints[chunk] = self.checkpoints[chunk][-self.n_kept :]
+        self.write_state()
+
+    def write_state(self) -> None:
+        """Write what a resumed search needs beside the history."""
+        state = {
+            "chunks": self.chunks,
+            "checkpoints": self.checkpoints,
+            "over": self.over,
+            "max_epochs": self.max_epochs,
+            "session": self.session,
+        }
+        write_atomically(self.folder / STATE, json.dumps(state))
+
+    # ---- decisions -------------------------------------------------------------------------------
+
+    def decide(self) -> None:
+        """Judge the epochs for which everything needed is there; see `plans` and `ended`."""
+        while self.settings.method != "random" and not self.is_over and self._is_ready():
+            n_epochs = self._judged = self._judged + 1
+            entries = self._epochs[n_epochs]
+            members = np.array(sorted(self.training), dtype=np.intp)
+            scores = np.array([entries[int(k)].score for k in members])
+            verdict = self.method.judge(n_epochs, members, scores)
+            if all(entry.diverged for entry in entries.values()) and not self._any_finished:
+                self.diverged_at = n_epochs - 1
+                return
+            self.ended = verdict.ended
+            if n_epochs >= self.max_epochs:
+                self.ended = self.ended or self._limit_reached()
+            if needs_all(self.settings, self.method, n_epochs, self.max_epochs):
+                self.plans.append(self._plan(n_epochs, members, scores, verdict))
+            self._show(n_epochs, members, scores, verdict)
+            self._stop(members, verdict)
+            self._epochs.pop(n_epochs)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to be decided."""
+        return bool(self.ended or self.failure) or self.diverged_at is not None
+
+    def _is_ready(self) -> bool:
+        n_epochs = self._judged + 1
+        entries = self._epochs.get(n_epochs, {})
+        if not self.training or not self.training <= entries.keys():
+            return False
+        if not needs_all(self.settings, self.method, n_epochs, self.max_epochs):
+            return True
+        # Members are copied from checkpoints, so these have to be there.
+        return all(
+            saved and saved[-1][0] >= n_epochs
+            for chunk, saved in zip(self.chunks, self.checkpoints, strict=True)
+            if self.training & set(chunk)
+        )
+
+    def _plan(
+        self,
+        n_epochs: int,
+        members: NDArray[np.intp],
+        scores: NDArray[np.float64],
+        verdict: Verdict,
+    ) -> Plan:
+        numbers = [int(k) for k in members]
+        if verdict.parents is None:
+            return Plan(
+                n_epochs,
+                self.ended,
+                finished=tuple(numbers[k] for k in verdict.finished),
+                dropped=tuple(numbers[k] for k in verdict.dropped),
+            )
+        entries = self._epochs[n_epochs]
+        old = {name: np.array([entries[k].values[name] for k in numbers]) for name in self.space}
+        copies = np.flatnonzero(verdict.parents != np.arange(len(numbers)))
+        copied = {name: column[verdict.parents] for name, column in old.items()}
+        new = self.method.perturbed(n_epochs, copied, copies)
+        if n_epochs not in self._exchanged:
+            generation = self.method.generation(n_epochs - 1)
+            self.history.exchange(n_epochs, generation, verdict.parents, old, new, scores)
+        parents = {numbers[k]: numbers[verdict.parents[k]] for k in copies}
+        chunk_of = {k: i for i, chunk in enumerate(self.chunks) for k in chunk}
+        places = [dict(saved) for saved in self.checkpoints]
+        return Plan(
+            n_epochs,
+            self.ended,
+            parents=parents,
+            values={name: {numbers[k]: float(new[name][k]) for k in copies} for name in new},
+            # None for a generation before the last: every trial is beyond it.
+            sources={p: places[chunk_of[p]].get(n_epochs, "") for p in set(parents.values())},
+        )
+
+    def _judge_apart(self, n_epochs: int, entries: Mapping[int, _Entry]) -> None:
+        """Judge members that do not depend on others."""
+        numbers = np.array([k for k in entries if k in self.training], dtype=np.intp)
+        scores = np.array([entries[int(k)].score for k in numbers])
+        self._stop(numbers, self.method.judge(n_epochs, numbers, scores))
+        if n_epochs >= self.max_epochs:
+            self.training.difference_update(numbers.tolist())
+        if not self.training:
+            at_limit = max(self._trained.values()) >= self.max_epochs
+            self.ended = self._limit_reached() if at_limit else "no member trains any more"
+        # What counts as an epoch: as many steps as all members together make in one.
+        epoch = sum(self._trained.values()) // self._n_members
+        if epoch > self._judged or self.ended:
+            ends = any(self.method.ends(n) for n in range(self._judged + 1, epoch + 1))
+            self._judged = epoch
+            latest = np.array(list(self._latest.values()))
+            stopped = self._n_members - len(self.training)
+            self._show_row(epoch, latest, len(self.training), stopped, ends or bool(self.ended))
+
+    def _stop(self, members: NDArray[np.intp], verdict: Verdict) -> None:
+        for k in (*verdict.finished, *verdict.dropped):
+            self.training.discard(int(members[k]))
+        self._any_finished = self._any_finished or bool(verdict.finished)
+
+    def _limit_reached(self) -> str:
+        return f"trainer.max_epochs={self.max_epochs} is reached"
+
+    # ---- table -----------------------------------------------------------------------------------
+
+    def _show(
+        self,
+        n_epochs: int,
+        members: NDArray[np.intp],
+        scores: NDArray[np.float64],
+        verdict: Verdict,
+    ) -> None:
+        replaced = len(verdict.finished) + len(verdict.dropped)
+        group = len(members) - replaced
+        if self.settings.method == "pbt":
+            parents = np.arange(len(members)) if verdict.parents is None else verdict.parents
+            replaced = int((parents != np.arange(len(members))).sum())
+            group = self.method.generation(n_epochs - 1)
+        is_line = self.method.ends(n_epochs) or bool(self.ended)
+        self._show_row(n_epochs, scores, group, replaced, is_line)
+
+    def _show_row(
+        self, n_epochs: int, scores: NDArray[np.float64], group: int, replaced: int, final: bool
+    ) -> None:
+        n_members = self._n_members if self.settings.method == "random" else len(scores)
+        began, before = self._clock
+        self._clock = (time.monotonic(), n_epochs)
+        if self._is_replay:
+            return
+        for _ in range(n_epochs - before):
+            self.table.add_time((self._clock[0] - began) / (n_epochs - before), n_members)
+        finite = scores[np.isfinite(scores)]
+        best, median = (finite.min(), np.median(finite)) if finite.size else (math.nan, math.nan)
+        sign = self.settings.sign
+        n_diverged = len(scores) - finite.size
+        shown = (sign * float(best), sign * float(median))
+        self.table.show(Row(group, n_epochs, *shown, replaced, n_diverged, n_members), final=final)

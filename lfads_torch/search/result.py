@@ -1,0 +1,283 @@
+"""What is left of a search when it ends: its best model as an ordinary run folder, and figures."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..errors import UserError
+from ..folder import (
+    BEST_MODEL,
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    table_text,
+    write_atomically,
+    write_status,
+)
+from ..run_model import RunResult, run_model
+from ..runs.compose import write_config
+from .settings import SearchSettings
+from .state import BEST_CHECKPOINT, LAST_CHECKPOINT, Best, member_path
+from .tables import HP, Table, read_population
+
+
+def finish_search(
+    config: Mapping[str, Any],
+    folder: Path,
+    settings: SearchSettings,
+    *,
+    n_epochs: int,
+    steps_per_epoch: int,
+    scores: Mapping[int, float],
+    ended: str,
+    best: Best | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> RunResult:
+    """Write ``best_model/``, sample it, draw figures and record that the search is complete.
+
+    Parameters
+    ----------
+    config : mapping
+        Composed, with ``search``.
+    folder : Path
+        Run folder of the search, with ``population.csv`` and a checkpoint in ``members/`` for each
+        of `scores`; ``best_model/lightning_checkpoints/best.ckpt`` is that of `best`, and where
+        there is none that of the best of `scores` serves.
+    settings : SearchSettings
+    n_epochs, steps_per_epoch : int
+        Epochs trained, and optimiser steps of a member in each.
+    scores : mapping of int to float
+        Final members by number, and their last scores: less is better.
+    ended : str
+        Why the search ended.
+    best : Best, optional
+        The best score over all members and epochs.
+    facts : mapping, optional
+        Further facts for ``status.json``.
+
+    Returns
+    -------
+    RunResult
+        Of the best model; `run_dir` is that of the search.
+
+    Raises
+    ------
+    UserError
+        If no member is left, or a file cannot be written.
+    """
+    finite = {k: score for k, score in scores.items() if math.isfinite(score)}
+    if not finite:
+        raise UserError(f"{folder}: no member is left of which a best model could be made")
+    place = folder / BEST_MODEL
+    (place / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    winner = min(finite, key=lambda k: (finite[k], k))
+    table = read_population(folder)
+    rows = lineage(table, winner)
+    last_epoch = int(table["epoch"][rows[-1]])
+    copy_whole(member_path(folder, winner), folder / LAST_CHECKPOINT)
+    if best is None or not (folder / BEST_CHECKPOINT).is_file():
+        best = Best(finite[winner], winner, last_epoch)
+        copy_whole(member_path(folder, winner), folder / BEST_CHECKPOINT)
+    own_config = member_config(config, table, rows[-1])
+    write_config(place / CONFIG, own_config)
+    header, text = _metrics_of(table, rows, steps_per_epoch)
+    write_atomically(place / METRICS, table_text(header, text))
+    status = {
+        "version": __version__,
+        "seed": own_config["seed"],
+        "max_epochs": own_config["trainer"]["max_epochs"],
+        "epochs": last_epoch + 1,
+        "best_checkpoint": f"{CHECKPOINTS}/{Path(BEST_CHECKPOINT).name}",
+        "best": {"member": best.member, "epoch": best.epoch},
+        "last": {"member": winner, "epoch": last_epoch},
+        settings.metric: settings.sign * best.score,
+    }
+    write_status(place, "sampling", **status)
+    more = {
+        **(facts or {}),
+        "epochs": n_epochs,
+        "ended": ended,
+        "metric": settings.metric,
+        "best": {**best._asdict(), "score": settings.sign * best.score},
+        "members": [
+            {
+                "member": k,
+                "score": settings.sign * finite[k],
+                "checkpoint": str(member_path(folder, k).relative_to(folder).as_posix()),
+            }
+            for k in sorted(finite, key=lambda k: (finite[k], k))
+        ],
+    }
+    write_status(folder, "sampling", **more)
+    sampled = run_model(config_path=place / CONFIG, run_dir=place, do_train=False)
+    outputs = [path.relative_to(place).as_posix() for path in sampled.outputs]
+    write_status(place, "complete", **status, outputs=outputs)
+    _draw(folder, settings)
+    write_status(folder, "complete", **more)
+    last = {n: float(column[rows[-1]]) for n, column in table.items() if "/" in n}
+    return RunResult(
+        run_dir=folder,
+        best_checkpoint=folder / BEST_CHECKPOINT,
+        last_checkpoint=folder / LAST_CHECKPOINT,
+        outputs=sampled.outputs,
+        metrics={name: value for name, value in last.items() if not math.isnan(value)},
+    )
+
+
+def lineage(table: Table, member: int) -> list[int]:
+    """Return the rows of a member's history and of whom it descends from.
+
+    Parameters
+    ----------
+    table : Table
+        As `read_population` returns it.
+    member : int
+
+    Returns
+    -------
+    list of int
+        One row for each epoch up to the member's last, the earliest first.
+    """
+    row_of = {
+        pair: row
+        for row, pair in enumerate(
+            zip(table["epoch"].tolist(), table["member"].tolist(), strict=True)
+        )
+    }
+    epoch = int(table["epoch"][table["member"] == member].max())
+    rows = []
+    while (row := row_of.get((epoch, member))) is not None:
+        rows.append(row)
+        member, epoch = int(table["parent"][row]), epoch - 1
+    return rows[::-1]
+
+
+def member_config(config: Mapping[str, Any], table: Table, row: int) -> dict[str, Any]:
+    """Return the configuration of a single model with what a member had in an epoch.
+
+    Parameters
+    ----------
+    config : mapping
+        That of the search.
+    table : Table
+        As `read_population` returns it.
+    row : int
+        Which epoch of which member.
+
+    Returns
+    -------
+    dict
+        Without ``search``; it ends after that epoch, so that more epochs are asked for by
+        ``trainer.max_epochs``.
+    """
+    own = copy.deepcopy({key: value for key, value in config.items() if key != "search"})
+    for name, column in table.items():
+        if name.startswith(HP):
+            _put(own["model"], name.removeprefix(HP).split("."), float(column[row]))
+    own["seed"] = int(config.get("seed") or 0) + int(table["member"][row])
+    own["trainer"]["max_epochs"] = int(table["epoch"][row]) + 1
+    return own
+
+
+def _put(node: Any, path: list[str], value: float) -> None:
+    """Set a value by its path; what the configuration of a part does not name stays out."""
+    for part in path[:-1]:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            return
+    if isinstance(node, dict) and (len(path) == 1 or path[-1] in node):
+        node[path[-1]] = value
+
+
+def _metrics_of(
+    table: Table, rows: list[int], steps_per_epoch: int
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Return header and rows as a single run would have logged them."""
+    logged = [name for name in table if "/" in name]
+    header = ["epoch", "step", "cur_epoch", *logged]
+    text = []
+    for row in rows:
+        epoch = int(table["epoch"][row])
+        values = {name: float(table[name][row]) for name in logged}
+        text.append(
+            {
+                "epoch": str(epoch),
+                "step": str((epoch + 1) * steps_per_epoch - 1),
+                "cur_epoch": str(float(epoch)),
+                **{n: repr(v) for n, v in values.items() if not np.isnan(v)},
+            }
+        )
+    return header, text
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that it is there whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def draw_search(folder: Path, settings: SearchSettings) -> list[Path]:
+    """Draw scores and hyper-parameters of a search into ``figures/``.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder of the search.
+    settings : SearchSettings
+
+    Returns
+    -------
+    list of Path
+        PNG files.
+    """
+    from ..post_run.plots.hyperparameters import (
+        hyperparameter_paths,
+        score_history,
+        scores_by_value,
+    )
+
+    table = read_population(folder)
+    tunables = [name.removeprefix(HP) for name in table if name.startswith(HP)]
+    searched = list(settings.space_for(tunables))
+    # Figures take a loss, of which less is better.
+    metric = settings.metric if settings.mode == "min" else "valid/recon_smth"
+    figures = {"scores": score_history(table, metric)}
+    if settings.method == "pbt":
+        figures["hyperparameters"] = hyperparameter_paths(table, searched, metric=metric)
+    else:
+        figures["hyperparameters"] = scores_by_value(table, searched, metric=metric)
+    place = folder / "figures"
+    place.mkdir(exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(place / f"search_{name}.png")
+        figure.savefig(paths[-1], dpi=150)
+    return paths
+
+
+def _draw(folder: Path, settings: SearchSettings) -> None:
+    """Draw; a figure that fails does not take the results along."""
+    try:
+        draw_search(folder, settings)
+    except Exception as error:
+        warnings.warn(f"figures of {folder} were not drawn: {error}", stacklevel=2)
+
+
+def now() -> str:
+    """Return date and time for ``status.json``."""
+    return time.strftime("%Y-%m-%d %H:%M:%S")

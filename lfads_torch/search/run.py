@@ -1,0 +1,100 @@
+"""Start or resume a search: what `lfads pbt` and `lfads search` call."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import UserError, did_you_mean
+from ..folder import (
+    CONFIG,
+    cannot_write,
+    is_write_failure,
+    prepare,
+    read_status,
+)
+from ..run_model import RunResult
+from ..runs.compose import Overrides, compose_config
+from .local import LocalSearch
+from .members import check_search
+from .state import load_state
+
+BACKENDS = ("local", "ray")
+
+
+def run_search(
+    overrides: Overrides | None = None,
+    config_path: str | Path = "../configs/pbt.yaml",
+    *,
+    method: str = "pbt",
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    backend: str | None = None,
+) -> RunResult:
+    """Search for hyper-parameters with many models, and keep the best one.
+
+    Everything is checked before the first epoch: configuration, data, space, metric, memory.
+
+    Parameters
+    ----------
+    overrides : mapping or sequence of str, optional
+        Changes of the configuration, as in `run_model`.
+    config_path : str or Path, default="../configs/pbt.yaml"
+        The primary configuration. Where it has no ``search``, the packaged one of `method` is
+        added.
+    method : {"pbt", "random", "halving"}
+        Which that is.
+    run_dir : str or Path, optional
+        The run folder; the working directory by default.
+    resume : bool, default=False
+        Go on with the search that `run_dir` holds, from its last epoch, on its own back-end.
+    overwrite : bool, default=False
+        Delete the run that `run_dir` holds.
+    backend : {"local", "ray"}, optional
+        One process, or Ray Tune; by default one process.
+
+    Returns
+    -------
+    RunResult
+        Of the best model; `run_dir` is the folder of the search.
+
+    Raises
+    ------
+    UserError
+        For whatever is wrong with configuration, data or folder.
+    DivergedError
+        If the loss of every member turns NaN or infinite.
+    """
+    start = Path.cwd()
+    folder = Path(run_dir or start).expanduser().absolute()
+    if resume:
+        load_state(folder)  # refuses what is no search
+        config_path = folder / CONFIG
+        recorded = str(read_status(folder).get("backend", "local"))
+        if backend not in (None, recorded):
+            raise UserError(f"{folder} was begun with --backend {recorded}; go on with the same")
+        backend = recorded
+    backend = backend or "local"
+    if backend not in BACKENDS:
+        raise UserError(f"backend is {backend!r}; {did_you_mean(backend, BACKENDS)}")
+    config = compose_config(
+        config_path, overrides or (), start, groups=None if resume else {"search": method}
+    )
+    settings = check_search(config)
+    is_new = prepare(folder, resume=resume, overwrite=overwrite)
+    try:
+        if backend == "ray":
+            from .ray import run_ray_search
+
+            kind = settings.method
+            return run_ray_search(config, folder, kind=kind, resume=resume, overwrite=overwrite)
+        return LocalSearch(config, settings, folder).run(resume=resume, overwrite=overwrite)
+    except OSError as error:
+        if is_write_failure(error):
+            raise cannot_write(error.filename or folder, error) from error
+        raise
+    finally:
+        if is_new:
+            with suppress(OSError):  # not empty: the search got as far as writing something
+                folder.rmdir()

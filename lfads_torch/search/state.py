@@ -1,0 +1,128 @@
+"""The run folder of a search: what lies where, its state, its members, and its best model.
+
+::
+
+    config.yaml                 the configuration, with `search`
+    status.json                 how far it got, how it ended, who was best
+    population.csv              every member in every epoch; exchanges.csv: who copied whom
+    search_state.pt             all that the next epoch depends on
+    members/member_000.ckpt     the members at the end
+    best_model/                 an ordinary run folder
+    figures/
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..checkpoint import read_checkpoint
+from ..errors import DivergedError, UserError
+from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, read_status, replacing
+from ..runs.resume import AtomicCheckpointIO
+from .tables import POPULATION
+
+STATE = "search_state.pt"
+MEMBERS = "members"
+BEST_CHECKPOINT = f"{BEST_MODEL}/{CHECKPOINTS}/best.ckpt"
+LAST_CHECKPOINT = f"{BEST_MODEL}/{CHECKPOINTS}/last.ckpt"
+
+
+_ADVICE = (
+    "lower search.space.lr_init.init and max_samp or trainer.gradient_clip_val, and look for "
+    "extreme values in the data (`lfads check`)"
+)
+
+
+class Best(NamedTuple):
+    """The best score so far, over all members and epochs.
+
+    Attributes
+    ----------
+    score : float
+        Of the metric, negative where more of it is better.
+    member, epoch : int
+        Who reached it, and in which epoch (from 0).
+    """
+
+    score: float = math.inf
+    member: int = -1
+    epoch: int = -1
+
+
+def member_path(folder: Path, member: int) -> Path:
+    """Return where the checkpoint of a member at the end of a search lies."""
+    return folder / MEMBERS / f"member_{member:03d}.ckpt"
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint or a state so that it is there whole or not at all."""
+    AtomicCheckpointIO().save_checkpoint(dict(content), path)
+
+
+def save_state(folder: Path, state: Mapping[str, Any], *, flush: bool = True) -> None:
+    """Write all that the next epoch depends on.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder of the search.
+    state : mapping
+        Tensors and plain numbers.
+    flush : bool, default=True
+        Whether to wait until it is on the disk.
+    """
+    # A file of its own: a state is large, and need not be in memory twice.
+    with replacing(folder / STATE, flush=flush) as file:
+        torch.save(dict(state), file)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Read the state of a search; None where it was broken off before its first epoch ended.
+
+    Raises
+    ------
+    UserError
+        If the folder holds no search, or its state is damaged.
+    """
+    status = read_status(folder)
+    if not (folder / CONFIG).is_file() or "search" not in status:
+        kind = "an ordinary run (lfads train --resume)" if status else "no search"
+        raise UserError(f"{folder} holds {kind}; there is nothing that lfads pbt could go on with")
+    path = folder / STATE
+    return read_checkpoint(path) if path.is_file() else None
+
+
+def all_diverged(folder: Path, n_members: int, epoch: int, best: Best) -> DivergedError:
+    """Return what to raise where no member has a finite loss any more.
+
+    Parameters
+    ----------
+    folder : Path
+        Run folder of the search.
+    n_members : int
+        Members that trained.
+    epoch : int
+        The epoch (from 0) that none of them got over.
+    best : Best
+        The best score before.
+
+    Returns
+    -------
+    DivergedError
+    """
+    found = (
+        f"The best model before is {folder / BEST_CHECKPOINT} (member {best.member}, "
+        f"epoch {best.epoch})."
+        if best.member >= 0
+        else "None of them ever had a finite loss."
+    )
+    return DivergedError(
+        f"All {n_members} members have diverged by epoch {epoch}: loss or weights are NaN or "
+        f"infinite. {found} What happened is in {folder / POPULATION}. To mend it, {_ADVICE}, and "
+        "start anew (--overwrite)."
+    )

@@ -1,0 +1,1 @@
+"""Several sessions and days: align them, and add one to a trained model."""

@@ -1,0 +1,269 @@
+"""A session added to a trained model: first its own maps are trained, then, if asked, all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from ..folder import CONFIG, find_checkpoint, holds_a_run, write_atomically
+from ..runs.build import build, pick_device
+from ..runs.compose import absolute_pattern
+from ..runs.sampling import read_config, run_folder_of
+
+if TYPE_CHECKING:
+    from ..datamodules import BasicDataModule
+    from ..model import LFADS
+    from ..run_model import RunResult
+
+START = "start"
+"""Folder of a run that begins from another one: the weights and the configuration it began with."""
+
+MAPS = "maps"
+"""Folder, in that of the new run, of the run that trained only the new session's maps."""
+
+#: Ramps are for models that begin at random.
+_NO_RAMPS = dict.fromkeys(
+    ("kl_start_epoch", "kl_increase_epoch", "l2_start_epoch", "l2_increase_epoch"), 0
+)
+_FROZEN_BEFORE = "frozen_before"
+
+
+@dataclass
+class AddedSession:
+    """What `add_session` leaves behind.
+
+    Attributes
+    ----------
+    result : RunResult
+        Of the new run.
+    name : str
+        Of the new session.
+    losses : dict of str to (float, float)
+        Reconstruction loss on each session's validation trials before and after training.
+    """
+
+    result: RunResult
+    name: str
+    losses: dict[str, tuple[float, float]]
+
+
+def add_session(
+    run: str | Path,
+    new: str | Path,
+    run_dir: str | Path,
+    *,
+    epochs: int = 100,
+    all_epochs: int = 0,
+    conditions: str | None = None,
+    data: Any = None,
+    overrides: Sequence[str] = (),
+    best: bool = True,
+    overwrite: bool = False,
+) -> AddedSession:
+    """Add a session to a trained model.
+
+    The model is extended by a read-in, a read-out and an observation model for the new session.
+    Only these are trained, on the new session's trials: everything else, and so what the model
+    says of the other sessions, stays as it is to the last bit. With `all_epochs`, all that the
+    run trained is then trained further on all sessions, at a tenth of its learning rate.
+
+    Parameters
+    ----------
+    run : str or Path
+        Run folder, or a checkpoint in one.
+    new : str or Path
+        Data file of the new session.
+    run_dir : str or Path
+        Folder of the new run, which is an ordinary one: it can be resumed, sampled and extended.
+    epochs, all_epochs : int
+        Epochs for the new maps alone, and for everything after that.
+    conditions : str, optional
+        Per-trial key of conditions that all sessions know: the new read-in then starts from a
+        regression on condition averages of what the other sessions' read-ins give; without, from
+        the `readin_weight` of the file (`lfads align-init`), and at random where there is none.
+    data : str, path or sequence of these, optional
+        The files of the other sessions; by default where the run found them.
+    overrides : sequence of str
+        Changes of the configuration, such as ``model.lr_init=1e-3``.
+    best : bool
+        Begin from the best checkpoint instead of the last.
+    overwrite : bool
+        Delete the run that `run_dir` holds.
+
+    Returns
+    -------
+    AddedSession
+
+    Raises
+    ------
+    UserError
+        If there is no run, its data are not found, or the new session does not fit.
+    """
+    from ..checkpoint import load_model
+    from ..run_model import run_model
+    from .extend import extend_model, start_maps
+
+    if epochs < 1 or all_epochs < 0:
+        raise UserError(f"epochs={epochs}, all_epochs={all_epochs}; legal are >= 1 and >= 0")
+    place = Path(run).expanduser().absolute()
+    folder, target = run_folder_of(place), Path(run_dir).expanduser().absolute()
+    checkpoint = find_checkpoint(place, best=best)
+    if checkpoint is None or not (folder / CONFIG).is_file():
+        raise UserError(f"{place} holds no run with a checkpoint and a {CONFIG}; name a run folder")
+    if target == folder:
+        raise UserError(f"the new run needs a folder of its own, not {target}")
+    if holds_a_run(target) and not overwrite:
+        raise UserError(
+            f"{target} already holds a run; delete it (--overwrite; overwrite=True) or name another"
+        )
+    config, model = dict(read_config(folder)), load_model(checkpoint)
+    paths, name = _files(model, config, data, Path(new))
+    settings = {**config["datamodule"], "datafile_pattern": [str(path) for path in paths]}
+    everything = build({**settings, "fit_sessions": None}, "datamodule")
+    everything.setup("fit")
+    extended = extend_model(model, everything, name)
+    start_maps(extended, everything, name, conditions)
+    before = _losses(extended, everything, config)
+
+    number = extended.session_names.index(name)
+    frozen = _frozen_before(folder, model, extended, number)
+    own = {"datamodule": {**settings, "fit_sessions": [name]}}
+    first = target if not all_epochs else target / MAPS
+    _train_only(extended, number)
+    text = _prepare(first, extended, config, own, epochs, frozen)
+    result = run_model(
+        overrides,
+        config_path=text,
+        run_dir=first,
+        overwrite=overwrite,
+        do_posterior_sample=not all_epochs,
+    )
+    if all_epochs:
+        trained = load_model(first)
+        for key, parameter in trained.named_parameters():
+            parameter.requires_grad_(key not in frozen)
+        own = {"datamodule": {**settings, "fit_sessions": None}}
+        own["model"] = {"lr_init": float(model.hparams["lr_init"]) / 10}
+        text = _prepare(target, trained, config, own, all_epochs, frozen)
+        result = run_model(overrides, config_path=text, run_dir=target, overwrite=overwrite)
+    after = _losses(load_model(target), everything, config)
+    return AddedSession(result, name, {key: (before[key], after[key]) for key in before})
+
+
+def _files(model: LFADS, config: Mapping[str, Any], data: Any, new: Path) -> tuple[list[Path], str]:
+    """Files of all sessions, sorted, and the name of the new one."""
+    from ..data import find_sessions
+
+    [added] = find_sessions(absolute_pattern(str(new), Path.cwd()))
+    known = model.session_names
+    pattern = config.get("datamodule", {}).get("datafile_pattern") if data is None else data
+    if pattern is None:
+        raise UserError("the run does not say what its data were; name the files (--data)")
+    if added.stem in {name.rpartition("/")[2] for name in known}:
+        raise UserError(
+            f"{added} has the name of a session that the model knows ({', '.join(known)}), and "
+            "sessions are told apart by their names; give the file another name"
+        )
+    found = [path for path in find_sessions(pattern) if path != added]
+    if known:
+        names = {path: (path.stem, f"{path.parent.name}/{path.stem}") for path in found}
+        found = [path for path in found if set(names[path]) & set(known)]
+        missing = set(known) - {name for path in found for name in names[path]}
+        if missing:
+            raise UserError(
+                f"the files of the sessions {', '.join(sorted(missing))}, which the model was "
+                f"trained on, are not among {pattern}; say where they are (--data)"
+            )
+    if len(found) != len(model.readin):
+        raise UserError(
+            f"the model has {len(model.readin)} sessions, but {pattern} names {len(found)} files "
+            "beside the new one; name the files of its sessions (--data)"
+        )
+    return sorted([*found, added]), added.stem
+
+
+def _frozen_before(folder: Path, model: LFADS, extended: LFADS, number: int) -> list[str]:
+    """What the run did not train, by the names of the extended model."""
+    from ..checkpoint import read_checkpoint
+
+    own = {name for name, p in model.named_parameters() if not p.requires_grad}
+    started = folder / START / "model.ckpt"
+    if started.is_file():  # a run that added a session itself froze all but its maps
+        own = set(read_checkpoint(started).get(_FROZEN_BEFORE, own))
+
+    def renamed(name: str) -> str:
+        group, _, rest = name.partition(".")
+        index, _, tail = rest.partition(".")
+        if group not in ("readin", "readout", "recon") or not index.isdigit():
+            return name
+        return f"{group}.{int(index) + (int(index) >= number)}.{tail}"
+
+    there = dict(extended.named_parameters())
+    return sorted(name for name in map(renamed, own) if name in there)
+
+
+def _train_only(model: LFADS, number: int) -> None:
+    ours = tuple(f"{group}.{number}." for group in ("readin", "readout", "recon"))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(ours))
+
+
+def _prepare(
+    folder: Path,
+    model: LFADS,
+    config: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    epochs: int,
+    frozen: Sequence[str],
+) -> Path:
+    """Write what a run begins with; return its configuration."""
+    import torch
+    from omegaconf import OmegaConf
+
+    state: dict[str, Any] = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        _FROZEN_BEFORE: list(frozen),
+    }
+    model.on_save_checkpoint(state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(folder / START / "model.ckpt", buffer.getvalue())
+    start = {
+        # Relative to the run folder, so that this can be moved.
+        "_target_": "lfads_torch.checkpoint.load_model",
+        "path": f"{START}/model.ckpt",
+        **_NO_RAMPS,
+        **changes.get("model", {}),
+    }
+    trainer = {**config.get("trainer", {}), "max_epochs": epochs}
+    whole = {**config, **changes, "model": start, "trainer": trainer}
+    path = folder / START / CONFIG
+    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(whole)))
+    return path
+
+
+def _losses(model: LFADS, data: BasicDataModule, config: Mapping[str, Any]) -> dict[str, float]:
+    """Reconstruction loss of each session's validation trials."""
+    import pytorch_lightning as pl
+    import torch
+
+    trainer = pl.Trainer(
+        accelerator=pick_device(config.get("trainer") or {}).replace("cuda", "gpu"),
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        [metrics] = trainer.validate(model, datamodule=data, verbose=False)
+    return {
+        name: float(metrics[f"valid/recon/sess{number}"])
+        for number, name in enumerate(data.session_names)
+    }

@@ -1,0 +1,409 @@
+"""Alignment of sessions by principal-component regression, to start a multi-session model from.
+
+Sessions with different neurons see the same task. Condition averages of smoothed trials, all
+sessions' channels side by side, give principal components that the sessions share; a ridge
+regression for each session then maps its own channels onto them (the read-in), and they back onto
+its channels (the read-out) [1]_. A condition that a session lacks is filled in by regularised
+iterative PCA [2]_.
+
+.. [1] Pandarinath et al. 2018, Nature Methods 15, Methods, "Multi-session stitching".
+.. [2] Josse & Husson 2012, Journal de la Société Française de Statistique 153(2).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.describe import DataWarning
+from ..data.find import list_some
+from ..data.smoothing import gaussian_smooth
+from ..errors import DataError, UserError
+from .pcr import FloatArray, choose_penalty, principal_components, ridge
+
+PENALTIES = tuple(10.0**k for k in range(-6, 3))
+"""Ridge penalties that are tried, in units of the mean eigenvalue of the inputs' products."""
+
+WEIGHINGS = ("channel", "session", "trial")
+
+_POOR_R2 = 0.1
+_MOST_SLOPE = 3.0  # of a channel that is nowhere negative: change per unit of the factors, in means
+
+
+class Trials(NamedTuple):
+    """Training trials of one session.
+
+    Attributes
+    ----------
+    name : str
+    encod_data : ndarray, shape (n, T, N_e)
+        What the encoders read; NaN marks what is missing.
+    recon_data : ndarray, shape (n, T or more, N_r)
+        What is reconstructed.
+    conditions : ndarray, shape (n,)
+        Condition of each trial, numbers or text.
+    """
+
+    name: str
+    encod_data: NDArray[Any]
+    recon_data: NDArray[Any]
+    conditions: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SessionAlignment:
+    """One session's maps onto the shared components and back.
+
+    Attributes
+    ----------
+    name : str
+    readin_weight : ndarray, shape (N_e, K)
+        ``(encod_data - readout_bias[:N_e]) @ readin_weight`` are the shared factors.
+    readout_weight : ndarray, shape (N_r, K)
+        ``readout_bias + factors @ readout_weight.T`` are the mean counts (or values) per bin.
+    readin_offset : ndarray, shape (N_e,)
+    readout_bias : ndarray, shape (N_r,)
+        What channels read, and reconstructed, have where all factors are zero.
+    factors : ndarray, shape (conditions, T, K)
+        Factors of the session's own condition averages; NaN for conditions that it lacks.
+    n_trials : ndarray of int, shape (conditions,)
+    penalty, r2 : float
+        Ridge penalty of the read-in (see `PENALTIES`), and the R2 that it reached by
+        cross-validation: shared components from averages of held-out trials.
+    """
+
+    name: str
+    readin_weight: FloatArray
+    readout_weight: FloatArray
+    readin_offset: FloatArray
+    readout_bias: FloatArray
+    factors: FloatArray
+    n_trials: NDArray[np.int64]
+    penalty: float
+    r2: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Shared components and the maps of all sessions.
+
+    Attributes
+    ----------
+    conditions : list
+        Names of the conditions, sorted.
+    components : ndarray, shape (conditions, T, K)
+        Scores of the shared components, scaled so that the first has unit variance.
+    explained : ndarray, shape (K,)
+        Fractions of the variance of all condition averages.
+    sessions : list of SessionAlignment
+    warnings : list of str
+        What was doubtful in the data.
+    """
+
+    conditions: list[Any]
+    components: FloatArray
+    explained: FloatArray
+    sessions: list[SessionAlignment]
+    warnings: list[str] = field(default_factory=list)
+
+
+def align_sessions(
+    sessions: Sequence[Trials],
+    n_components: int,
+    *,
+    smooth_bins: float = 3.0,
+    min_trials: int = 2,
+    weigh_by: str = "channel",
+    penalties: Sequence[float] = PENALTIES,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> Alignment:
+    """Find components that sessions share, and each session's maps onto them and back.
+
+    Parameters
+    ----------
+    sessions : sequence of Trials
+        Training trials only.
+    n_components : int
+        Shared components K.
+    smooth_bins : float
+        Standard deviation in bins of the Gaussian that trials are smoothed with.
+    min_trials : int
+        A condition with fewer trials counts as missing from the session; at least 2.
+    weigh_by : {"channel", "session", "trial"}
+        What has equal weight in the components: every channel as it is (the published way),
+        every session whatever its channels and rates, or every trial.
+    penalties : sequence of float
+        Ridge penalties to choose from, in units of the mean eigenvalue.
+    n_folds : int
+        Parts of each condition's trials for cross-validation.
+    seed : int
+        Seed of the folds.
+
+    Returns
+    -------
+    Alignment
+
+    Raises
+    ------
+    UserError
+        For options out of range, or more components than the averages have.
+    DataError
+        Where sessions differ in bins, hold no usable condition, share none, or do not vary.
+    """
+    if weigh_by not in WEIGHINGS:
+        raise UserError(f"weigh_by={weigh_by!r}; legal are {', '.join(WEIGHINGS)}")
+    if n_components < 1 or min_trials < 2 or n_folds < 2 or not smooth_bins >= 0:
+        raise UserError(
+            f"n_components={n_components}, min_trials={min_trials}, n_folds={n_folds}, "
+            f"smooth_bins={smooth_bins}; legal are at least 1, 2, 2 and 0"
+        )
+    if not sessions or not len(penalties) or min(penalties) <= 0:
+        raise UserError("give at least one session and one penalty above 0")
+    notes: list[str] = []
+    labels = _labels(sessions, min_trials, notes)
+    rng = np.random.default_rng(seed)
+    folded = [_Averages(s, labels, smooth_bins, min_trials, n_folds, rng) for s in sessions]
+    _check_shared(folded, labels)
+    components, explained = _components(folded, n_components, weigh_by)
+    aligned = [_regress(own, components, penalties) for own in folded]
+    for own in aligned:
+        if not own.r2 >= _POOR_R2:
+            notes.append(
+                f"{own.name}: its channels give the shared components of held-out trials with an "
+                f"R2 of only {own.r2:.2f}; it has little of what others share, or too few trials"
+            )
+    for note in notes:
+        warnings.warn(note, DataWarning, stacklevel=2)
+    return Alignment(labels, components, explained, aligned, notes)
+
+
+def align_to(
+    trials: Trials,
+    components: FloatArray,
+    labels: Sequence[Any],
+    *,
+    smooth_bins: float = 3.0,
+    min_trials: int = 2,
+    penalties: Sequence[float] = PENALTIES,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> SessionAlignment:
+    """Map one session onto components that are given, and back.
+
+    Parameters
+    ----------
+    trials : Trials
+        Training trials.
+    components : ndarray, shape (conditions, T, K)
+        Such as averages of a trained model's factors; NaN where there are none.
+    labels : sequence
+        Names of the conditions.
+    smooth_bins, min_trials, penalties, n_folds, seed
+        As for `align_sessions`.
+
+    Returns
+    -------
+    SessionAlignment
+
+    Raises
+    ------
+    DataError
+        If the session has none of the conditions, or other bins.
+    """
+    if trials.encod_data.shape[1] != components.shape[1]:
+        raise DataError(
+            f"{trials.name} has {trials.encod_data.shape[1]} bins, what it is to be mapped onto "
+            f"has {components.shape[1]}"
+        )
+    found = _labels([trials], min_trials, [])
+    rng = np.random.default_rng(seed)
+    own = _Averages(trials, labels, smooth_bins, min_trials, n_folds, rng)
+    if not (own.n_trials > 0).any():
+        raise DataError(
+            f"{trials.name} shares no condition with the sessions that are there: it has "
+            f"{list_some(found)}, they have {list_some(list(labels))}"
+        )
+    return _regress(own, np.asarray(components, dtype=np.float64), penalties)
+
+
+class _Averages:
+    """Condition averages of a session: of all trials, and with each fold left out or alone."""
+
+    def __init__(
+        self,
+        trials: Trials,
+        labels: Sequence[Any],
+        smooth_bins: float,
+        min_trials: int,
+        n_folds: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self.name = trials.name
+        n_bins = trials.encod_data.shape[1]
+        shapes = [(len(labels), n_bins, d.shape[2]) for d in (trials.encod_data, trials.recon_data)]
+        self.encod, self.recon = (np.full(shape, np.nan) for shape in shapes)
+        # [fold, what]: averages of the trials outside the fold, and of those in it.
+        self.encod_folds = np.full((n_folds, 2, *shapes[0]), np.nan)
+        self.recon_folds = np.full((n_folds, 2, *shapes[1]), np.nan)
+        self.n_trials = np.zeros(len(labels), dtype=np.int64)
+        for number, label in enumerate(labels):
+            rows = rng.permutation(np.flatnonzero(trials.conditions == label))
+            if len(rows) < min_trials:
+                continue
+            self.n_trials[number] = len(rows)
+            fold = np.arange(len(rows)) % n_folds
+            for data, whole, folds in (
+                (trials.encod_data, self.encod, self.encod_folds),
+                (trials.recon_data, self.recon, self.recon_folds),
+            ):
+                smooth = gaussian_smooth(data[rows, :n_bins], smooth_bins)
+                whole[number] = _mean(smooth)
+                for k in range(min(n_folds, len(rows))):
+                    folds[k, 0, number] = _mean(smooth[fold != k])
+                    folds[k, 1, number] = _mean(smooth[fold == k])
+
+
+def _mean(trials: FloatArray) -> FloatArray:
+    observed = np.isfinite(trials)
+    count = observed.sum(axis=0)
+    total = np.where(observed, trials, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _labels(sessions: Sequence[Trials], min_trials: int, notes: list[str]) -> list[Any]:
+    """All conditions that some session has enough trials of."""
+    lengths = {s.name: s.encod_data.shape[1] for s in sessions}
+    if len(set(lengths.values())) > 1:
+        raise DataError(
+            f"sessions must have the same bins per trial to be averaged; found {lengths}"
+        )
+    usable: set[Any] = set()
+    for session in sessions:
+        for key, data in (("encod", session.encod_data), ("recon", session.recon_data)):
+            if data.dtype.kind == "f" and np.isinf(data).any():
+                raise DataError(f"{session.name}: train_{key}_data holds infinite values")
+        found, counts = np.unique(session.conditions, return_counts=True)
+        few = [f"{c} ({n})" for c, n in zip(found, counts, strict=True) if n < min_trials]
+        if len(few) == len(found):
+            raise DataError(
+                f"{session.name}: no condition has the {min_trials} training trials that an "
+                f"average needs; found {list_some(few) or 'no trial with a condition'}. Join "
+                "conditions, or name another key that tells them."
+            )
+        if few:
+            notes.append(
+                f"{session.name}: {len(few)} of {len(found)} conditions have fewer than "
+                f"{min_trials} training trials and count as missing: {list_some(few)}"
+            )
+        usable |= set(found[counts >= min_trials].tolist())
+    try:
+        return sorted(usable)
+    except TypeError as err:
+        raise DataError(f"conditions are of different kinds in the sessions: {usable}") from err
+
+
+def _check_shared(averages: Sequence[_Averages], labels: Sequence[Any]) -> None:
+    """Refuse sessions that no chain of shared conditions links to the first."""
+    linked, conditions = {0}, averages[0].n_trials > 0
+    while True:
+        more = {i for i, a in enumerate(averages) if (conditions & (a.n_trials > 0)).any()}
+        if more == linked:
+            break
+        linked = more
+        conditions = np.any([averages[i].n_trials > 0 for i in linked], axis=0)
+    apart = [averages[i] for i in range(len(averages)) if i not in linked]
+    if apart:
+        own, theirs = (
+            [label for label, there in zip(labels, who, strict=True) if there]
+            for who in (apart[0].n_trials > 0, conditions)
+        )
+        raise DataError(
+            f"{apart[0].name} shares no condition with the sessions before it: it has "
+            f"{list_some(own)}, they have {list_some(theirs)}. Shared components need shared "
+            "conditions: name them alike in all files, or align these sessions by themselves."
+        )
+
+
+def _components(
+    averages: Sequence[_Averages], n_components: int, weigh_by: str
+) -> tuple[FloatArray, FloatArray]:
+    """Scores of the shared components and the fractions of variance that they explain."""
+    blocks = [a.encod.reshape(-1, a.encod.shape[-1]) for a in averages]
+    shape = averages[0].encod.shape[:2]
+    for i, own in enumerate(averages):
+        if weigh_by != "channel":
+            power = np.nansum((blocks[i] - np.nanmean(blocks[i], axis=0)) ** 2)
+            amount = own.n_trials.sum() if weigh_by == "trial" else 1.0
+            blocks[i] = blocks[i] * np.sqrt(amount / max(power, 1e-300))
+    data = np.concatenate(blocks, axis=1)
+    most = min(data.shape[0] - 1, data.shape[1])
+    if n_components > most:
+        raise UserError(
+            f"{n_components} components of {shape[0]} conditions x {shape[1]} bins and "
+            f"{data.shape[1]} channels in all; legal are 1 to {most}"
+        )
+    scores, power = principal_components(data, n_components)
+    if not power[0] > 1e-12 * np.nansum(data**2):
+        raise DataError("the condition averages do not vary, so there is nothing to align by")
+    scale = scores[:, 0].std()
+    return (scores / scale).reshape(*shape, -1), power[:n_components] / power.sum()
+
+
+def _regress(
+    own: _Averages, components: FloatArray, penalties: Sequence[float]
+) -> SessionAlignment:
+    """Maps between a session's channels and the shared components, penalties by trial folds."""
+    scores = components.reshape(-1, components.shape[-1])
+    (encod, encod_folds), (recon, recon_folds) = (
+        _by_row(own.encod, own.encod_folds),
+        _by_row(own.recon, own.recon_folds),
+    )
+    n_folds = len(encod_folds)
+    backward = choose_penalty(
+        [(scores, recon_folds[k, 0], scores, recon_folds[k, 1]) for k in range(n_folds)],
+        penalties,
+        intercept=True,
+    )[0]
+    weight, bias = ridge(scores, recon, [backward], intercept=True)[0]
+    offset = ridge(scores, encod, [backward], intercept=True)[0][1]
+    # Counts are nowhere negative, however far the origin of the factors lies from the data.
+    if np.nanmin(recon) >= 0:
+        bias = np.maximum(bias, 0.0)
+        # A rare channel's slope is mostly noise, which a logarithmic link would blow up.
+        size = np.linalg.norm(weight, axis=0)
+        weight = weight * np.minimum(1.0, _MOST_SLOPE * bias / np.maximum(size, 1e-300))
+    offset = np.maximum(offset, 0.0) if np.nanmin(encod) >= 0 else offset
+    forward, r2 = choose_penalty(
+        [
+            (encod_folds[k, 0] - offset, scores, encod_folds[k, 1] - offset, scores)
+            for k in range(n_folds)
+        ],
+        penalties,
+        intercept=False,
+    )
+    readin, _ = ridge(encod - offset, scores, [forward], intercept=False)[0]
+    return SessionAlignment(
+        name=own.name,
+        readin_weight=readin,
+        readout_weight=weight.T,
+        readin_offset=offset,
+        readout_bias=bias,
+        factors=(own.encod - offset) @ readin,
+        n_trials=own.n_trials,
+        penalty=forward,
+        r2=r2,
+    )
+
+
+def _by_row(averages: FloatArray, folds: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Conditions and bins as rows; a channel that was never observed becomes zeros."""
+    rows = averages.reshape(-1, averages.shape[-1])
+    dead = np.isnan(rows).all(axis=0)
+    by_fold = folds.reshape(*folds.shape[:2], -1, folds.shape[-1])
+    return np.where(dead, 0.0, rows), np.where(dead, 0.0, by_fold)

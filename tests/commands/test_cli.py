@@ -1,0 +1,269 @@
+"""The command line: help, exit codes, and each command on a tiny recording."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from lfads_torch import __version__, cli
+from lfads_torch.commands import COMMANDS, new_run_folder
+from lfads_torch.data import write_session
+from lfads_torch.data.synthetic import lorenz
+
+SMALL = [
+    *(f"model.{name}=6" for name in ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")),
+    "trainer.max_epochs=1",
+    "trainer.accelerator=cpu",
+    "datamodule.batch_size=16",
+    "callbacks.raster_plot=null",
+    "callbacks.trajectory_plot=null",
+    "posterior_sampling.fn.num_samples=2",
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pytorch_lightning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "tiny.h5"
+    write_session(path, lorenz(8, 6, 6, 12, 0.5, seed=1), {"bin_ms": 10.0})
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["train", f"datamodule.datafile_pattern={data}", "--run-dir", str(folder), *SMALL]
+    assert cli.main(arguments) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What the command line changes for its whole process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr("warnings.showwarning", lambda *_: None)
+    monkeypatch.setattr("warnings.filters", [])
+
+
+def write_broken(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file["train_encod_dat"] = np.zeros((2, 3, 4))
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "examples:" in text
+    assert f"lfads {command}" in text.split("examples:")[1]
+
+
+def test_help_names_every_command_and_no_command_gives_help(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^ {{4}}{command}\b", text, re.MULTILINE)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == f"lfads-torch {__version__}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom lfads_torch import cli\n"
+        "try:\n    cli.main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numpy', 'hydra', 'h5py', 'pytorch_lightning', 'matplotlib'}\n"
+        "print(heavy & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_help_is_quick() -> None:
+    """In seconds of CPU: those of the clock say how busy the machine is."""
+    resource = pytest.importorskip("resource", reason="this system does not count them")
+
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "lfads_torch.cli", "train", "--help"]
+        subprocess.run(command, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3
+
+
+def test_train_writes_a_run(run: Path) -> None:
+    for name in ("config.yaml", "status.json", "csv_logs/metrics.csv", "lfads_output_sess0.h5"):
+        assert (run / name).is_file()
+
+
+def test_train_by_default_makes_a_new_folder_named_after_the_data(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", f"datamodule.datafile_pattern={data}", *SMALL]) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("_tiny")
+    out = capsys.readouterr().out
+    assert f"run folder: {folder}" in out
+    assert f"written: {folder / 'lfads_output_sess0.h5'}" in out
+
+
+def test_new_run_folders_never_collide(tmp_path: Path) -> None:
+    first = new_run_folder("x")
+    first.mkdir(parents=True)
+    second = new_run_folder("x")
+    assert not second.exists() and second != first
+
+
+def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", f"datamodule.datafile_pattern={data}", "model.gen_dmi=3"]
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "lfads train: model.gen_dmi: " in captured.err
+    assert "did you mean gen_dim" in captured.err
+    assert "Traceback" not in captured.err
+    assert not any((tmp_path / "runs").glob("*/*"))
+
+
+def test_overrides_may_stand_on_both_sides_of_options(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", f"datamodule.datafile_pattern={data}", "--run-dir", "r", "model.x=1"]
+    assert cli.main(arguments) == 2
+    assert "model.x" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["train", "--runn-dir", "r"])
+    assert exit_.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_an_occupied_folder_is_refused_with_advice(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", f"datamodule.datafile_pattern={data}", "--run-dir", str(run), *SMALL]
+    assert cli.main(arguments) == 2
+    assert f"lfads train --resume {run}" in capsys.readouterr().err
+
+
+def test_resume_goes_with_nothing_else(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume", str(run), "--overwrite"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(run)]) == 0
+    assert cli.main(["train", "--resume", "nowhere"]) == 2
+
+
+def test_ctrl_c_says_how_to_resume(
+    monkeypatch: pytest.MonkeyPatch, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lfads_torch.run_model.run_model", interrupted)
+    assert cli.main(["train", "--run-dir", "somewhere"]) == cli.INTERRUPTED == 130
+    error = capsys.readouterr().err
+    assert f"lfads train --resume {Path('somewhere').absolute()}" in error
+
+
+@pytest.mark.parametrize("which", ["--best", "--last"])
+def test_sample_on_new_trials(
+    which: str, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new.h5"
+    write_session(new, lorenz(4, 4, 6, 12, 0.5, seed=2))
+    output = tmp_path / "rates.h5"
+    arguments = ["sample", str(run), "--data", str(new), "--samples", "2", "--output", str(output)]
+    assert cli.main([*arguments, which]) == 0
+    written = tmp_path / "rates_sess0.h5"
+    assert f"written: {written}" in capsys.readouterr().out
+    with h5py.File(written) as file, h5py.File(new) as source:
+        assert file["valid_output_params"].shape == source["valid_recon_data"].shape
+        assert Path(file.attrs["run"]) == run
+
+
+def test_sample_on_the_runs_own_data_and_from_a_checkpoint(run: Path) -> None:
+    output = run / "lfads_output_sess0.h5"
+    before = output.stat().st_mtime_ns
+    assert cli.main(["sample", str(run), "--samples", "2"]) == 0
+    assert output.stat().st_mtime_ns > before
+    checkpoint = run / "lightning_checkpoints" / "last.ckpt"
+    assert cli.main(["sample", str(checkpoint), "--samples", "1"]) == 0
+
+
+def test_sample_refuses_what_does_not_fit(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.h5"
+    write_session(other, lorenz(4, 4, 7, 12, 0.5, seed=2))
+    assert cli.main(["sample", str(run), "--data", str(other)]) == 2
+    assert "other.h5" in capsys.readouterr().err
+    assert cli.main(["sample", str(tmp_path)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+    assert cli.main(["sample", str(run), "--samples", "0"]) == 2
+
+
+def test_check_reports_and_its_exit_code_tells(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", str(data)]) == 0
+    assert "train_encod_data" in capsys.readouterr().out
+    broken = write_broken(tmp_path / "broken.h5")
+    assert cli.main(["check", str(data), str(broken)]) == 1
+    out = capsys.readouterr().out
+    assert "train_encod_data" in out and "train_encod_dat" in out
+    assert cli.main(["check", str(tmp_path / "none.h5")]) == 1
+
+
+def test_demo_scores_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "demo"
+    options = "--conditions 6 --trials 5 --units 5 --bins 12 --mean-rate 0.5 --epochs 1 --seed 3"
+    assert cli.main(["demo", *options.split(), "--run-dir", str(folder)]) == 0
+    out = capsys.readouterr().out
+    for name in ("bits per spike", "R2 of rates", "R2 of latents"):
+        assert name in out
+    figures = sorted(path.name for path in (folder / "figures").glob("demo_*.png"))
+    assert figures == ["demo_attractor.png", "demo_rates.png", "demo_training.png"]
+    assert all(str(folder / "figures" / name) in out for name in figures)
+    assert cli.main(["demo", *options.split(), "--run-dir", str(folder)]) == 2
+    assert "already holds a finished run" in capsys.readouterr().err
+    assert cli.main(["demo", "--units", "0", "--run-dir", str(tmp_path / "d")]) == 2
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "--resume"], ["sample"], ["train", "--run-dir", "new", "--config"]]
+)
+def test_a_damaged_configuration_is_told_without_a_traceback(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    (run / "lightning_checkpoints").mkdir(parents=True)
+    (run / "lightning_checkpoints" / "last.ckpt").touch()
+    (run / "status.json").write_text('{"stage": "training"}')
+    (run / "config.yaml").write_text("model: [1")
+    place = run / "config.yaml" if command[-1] == "--config" else run
+    assert cli.main([*command, str(place)]) == 2
+    told = capsys.readouterr().err
+    assert "is no YAML" in told and "line 1" in told

@@ -1,0 +1,183 @@
+"""The loops in C against those in torch in float64, at the sizes where loops in C go wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import grad, vmap
+
+from lfads_torch.kernels import DecoderInputs, c_library, get_kernels
+
+pytestmark = pytest.mark.skipif(
+    bool(c_library.why_not()), reason=f"native loops: {c_library.why_not()}"
+)
+few_examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+sizes = st.integers(1, 37)
+TRAINED = len(DecoderInputs._fields) - 3
+
+
+def assert_near(got: Tensor, exact: Tensor) -> None:
+    """Agreement to float32 rounding, relative to the largest entry."""
+    assert got.dtype == torch.float32
+    error = (got.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-6)
+    assert error < 2e-5, float(error)
+
+
+def in_both(
+    run: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor | None], n_trained: int
+) -> None:
+    """Outputs and gradients of `run(kernels, *tensors)` agree between C and float64."""
+    found = {}
+    for name, dtype in (("native", torch.float32), ("explicit", torch.float64)):
+        own = [None if x is None else x.to(dtype) for x in tensors]
+        leaves = [x.requires_grad_() for x in own[:n_trained] if x is not None]
+        outputs = run(get_kernels(name), *own)
+        torch.manual_seed(1)
+        total = sum((x * torch.randn(x.shape, dtype=torch.float64)).sum() for x in outputs)
+        found[name] = (*outputs, *torch.autograd.grad(total, leaves))
+    for got, exact in zip(found["native"], found["explicit"], strict=True):
+        assert_near(got, exact)
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 6), sizes, sizes, st.sampled_from([0.2, 5.0]), st.booleans()
+)
+@few_examples
+def test_gru(
+    n_nets: int, n_bins: int, n_trials: int, n_units: int, clip: float, two_way: bool
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(n_nets, n_bins, n_trials, 3 * n_units)
+    h0 = torch.randn(n_nets, n_trials, n_units)
+    w = torch.randn(n_nets, 3 * n_units, n_units) / math.sqrt(n_units)
+    in_both(lambda k, *a: k.clipped_gru(*a, clip, two_way), [x, h0, w], 3)
+
+
+def decoder_inputs(
+    n_nets: int, n_bins: int, n_trials: int, dims: tuple[int, int, int, int], random: bool
+) -> list[Tensor | None]:
+    c, g, f, u = dims
+
+    def weight(*shape: int) -> Tensor:
+        return torch.randn(n_nets, *shape) / math.sqrt(shape[-1])
+
+    def mask(*shape: int) -> Tensor | None:
+        return (torch.rand(n_nets, *shape) > 0.3) / 0.7 if random else None
+
+    return [
+        torch.randn(n_nets, n_bins, n_trials, 3 * c),
+        torch.randn(n_nets, n_bins, n_trials, 3 * g),
+        torch.randn(n_nets, n_trials, c),
+        torch.randn(n_nets, n_trials, g),
+        weight(3 * c, f),
+        weight(3 * c, c),
+        weight(2 * u, c),
+        torch.randn(n_nets, 2 * u),
+        weight(3 * g, u),
+        weight(3 * g, g),
+        weight(f, g),
+        torch.randn(n_nets, n_bins, n_trials, u) if random else None,
+        mask(n_bins, n_trials, f),
+        mask(n_bins + 1, n_trials, g),
+    ]
+
+
+@given(
+    st.integers(1, 2),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.tuples(sizes, sizes, sizes, st.integers(1, 5)),
+    st.booleans(),
+    st.sampled_from([0.2, 5.0]),
+)
+@few_examples
+def test_decoder(
+    n_nets: int,
+    n_bins: int,
+    n_trials: int,
+    dims: tuple[int, int, int, int],
+    random: bool,
+    clip: float,
+) -> None:
+    torch.manual_seed(0)
+    tensors = decoder_inputs(n_nets, n_bins, n_trials, dims, random)
+    in_both(lambda k, *a: k.decoder(DecoderInputs(*a), clip), tensors, TRAINED)
+
+
+def test_more_trials_than_one_share_and_shared_input_products() -> None:
+    tensors = decoder_inputs(1, 4, 300, (7, 9, 5, 2), True)
+    in_both(lambda k, *a: k.decoder(DecoderInputs(*a), 5.0), tensors, TRAINED)
+    # The generator's biases alone, for all bins and trials.
+    tensors[1] = torch.randn(1, 1, 1, 27)
+    in_both(lambda k, *a: k.decoder(DecoderInputs(*a), 5.0), tensors, TRAINED)
+    decoder = get_kernels("native").decoder
+    with torch.no_grad():
+        shared = DecoderInputs(*tensors)
+        whole = shared._replace(gen_proj=shared.gen_proj.repeat(1, 4, 300, 1))
+        for x, y in zip(decoder(shared, 5.0), decoder(whole, 5.0), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_without_a_backward_pass_the_states_are_the_same() -> None:
+    x, h0, w = torch.randn(2, 5, 40, 18), torch.randn(2, 40, 6), torch.randn(2, 18, 6)
+    gru = get_kernels("native").clipped_gru
+    kept = gru(x, h0, w, 5.0).states
+    with torch.no_grad():
+        assert torch.equal(gru(x, h0, w, 5.0).states, kept)
+
+
+def test_nan_stays_nan() -> None:
+    x = torch.zeros(1, 3, 4, 9)
+    x[0, 1, 2] = math.nan
+    gru = get_kernels("native").clipped_gru
+    states = gru(x, torch.zeros(1, 4, 3), torch.zeros(1, 9, 3), 5.0).states
+    assert states[0, 1:, 2].isnan().all()
+    assert states[0, :, [0, 1, 3]].isfinite().all()
+
+
+def test_large_inputs_saturate() -> None:
+    x = torch.cat([torch.full((1, 1, 2, 6), -1e4), torch.full((1, 1, 2, 3), 1e4)], dim=-1)
+    gru = get_kernels("native").clipped_gru
+    states = gru(x, torch.zeros(1, 2, 3), torch.zeros(1, 9, 3), 5.0).states
+    assert torch.equal(states, torch.ones(1, 1, 2, 3))
+
+
+def test_mapped() -> None:
+    x, h0, w = torch.randn(3, 2, 4, 5, 9), torch.randn(2, 5, 3), torch.randn(3, 2, 9, 3)
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return (get_kernels("native").clipped_gru(x, h0, w, 5.0).states ** 2).sum()
+
+    mapped = vmap(grad(loss))(w, x)
+    each = torch.stack([grad(loss)(w[i], x[i]) for i in range(3)])
+    torch.testing.assert_close(mapped, each)
+
+
+def test_it_can_be_switched_off() -> None:
+    code = "from lfads_torch.kernels import c_library; print(c_library.why_not())"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "LFADS_NATIVE": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "LFADS_NATIVE=0" in found.stdout
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_the_source_compiles_without_a_warning(tmp_path: object) -> None:
+    sources = list(Path(c_library.__file__).parent.glob("*.c"))
+    flags = "-O1 -std=gnu11 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -shared"
+    subprocess.run(["cc", *flags.split(), "-o", f"{tmp_path}/plain.so", *sources], check=True)
