@@ -1,0 +1,157 @@
+"""Files that are written whole or not at all, and tables in CSV that grow."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from .errors import UserError
+
+_FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all; text is written as UTF-8.
+
+    Raises
+    ------
+    UserError
+        If the disk is full or the folder may not be written to.
+    """
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file so that the copy is there whole or not at all."""
+    with open(source, "rb") as content, replacing(target, flush=False) as file:
+        while block := content.read(1 << 22):
+            file.write(block)
+
+
+@contextmanager
+def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the place of `path` when the block ends.
+
+    With `flush`, wait until it is on the disk: a kill needs no such wait, a power cut does.
+
+    Raises
+    ------
+    UserError
+        If the disk is full or the folder may not be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def cannot_write(path: Path | str, error: OSError) -> UserError:
+    """Return the error that says in words why a file or folder could not be written."""
+    why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+    return UserError(
+        f"{path} cannot be written: {why or error}. Make room or name another folder; an "
+        "interrupted run goes on from its last epoch with --resume."
+    )
+
+
+def is_write_failure(error: OSError) -> bool:
+    """Return whether the system refused to write (disk full, quota, permission)."""
+    return error.errno in _FULL_OR_FORBIDDEN
+
+
+class Table:
+    """A table in a CSV file that grows by rows and columns and survives a kill.
+
+    Values are text, blank where a row lacks a column; names and values are quoted where they need
+    it. A file that exists is continued, less a row that a kill cut off. The file is only touched
+    when something is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.header, rows, is_whole = _parse(self.path)
+        if not is_whole:
+            self.rewrite(rows)
+
+    def read(self) -> list[dict[str, str]]:
+        """Read all rows."""
+        return _parse(self.path)[1]
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows at the end and flush them to the disk; new columns rewrite the file.
+
+        Raises
+        ------
+        UserError
+            If the file cannot be written.
+        """
+        columns = dict.fromkeys(name for row in rows for name in row)
+        new = [name for name in columns if name not in self.header]
+        if not rows:
+            return
+        if new:
+            self.rewrite([*self.read(), *rows], [*self.header, *new])
+            return
+        try:
+            with open(self.path, "ab") as file:
+                file.write(csv_text(self.header, rows, with_header=False).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def rewrite(
+        self, rows: Iterable[Mapping[str, Any]], header: Sequence[str] | None = None
+    ) -> None:
+        """Replace the whole file."""
+        columns = list(self.header if header is None else header)
+        write_whole(self.path, csv_text(columns, rows))
+        self.header = columns
+
+
+def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read header and rows of a CSV file as text; a row that a kill cut off is left out."""
+    return _parse(Path(path))[:2]
+
+
+def csv_text(
+    header: Sequence[str], rows: Iterable[Mapping[str, Any]], *, with_header: bool = True
+) -> str:
+    """Return rows as CSV, blank where a row lacks a column."""
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
+    if with_header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _parse(path: Path) -> tuple[list[str], list[dict[str, str]], bool]:
+    """Return header, whole rows, and whether the file held nothing but these."""
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return [], [], True
+    # A kill can cut within a row, or within a character; what is whole ends with a line end.
+    whole = text[: text.rfind("\n") + 1]
+    table = list(csv.reader(io.StringIO(whole, newline="")))
+    header = table[0] if table else []
+    rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]
+    return header, rows, whole == text and len(rows) == max(len(table) - 1, 0)

@@ -1,0 +1,71 @@
+"""One line of progress: rewritten in place on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from typing import TextIO
+
+
+class Line:
+    """A line that every update rewrites; where there is no terminal, it is printed now and then.
+
+    `refresh_s` are the seconds between updates on a terminal, `every_s` those between plain lines
+    elsewhere; `stream` is standard error by default, looked up when something is written.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, *, refresh_s: float = 0.1, every_s: float = 10.0
+    ) -> None:
+        self._stream = stream
+        self._interval = refresh_s if self.is_terminal else every_s
+        self._shown = -math.inf
+        self._is_open = False
+
+    @property
+    def out(self) -> TextIO:
+        """The stream that is written to."""
+        return sys.stderr if self._stream is None else self._stream
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the line can be rewritten in place."""
+        return self.out.isatty()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether enough time has passed since the last update."""
+        return time.monotonic() - self._shown >= self._interval
+
+    def show(self, text: str, *, final: bool = False) -> None:
+        """Show a text if an update is due; a final one is always shown, and stays."""
+        if not (final or self.is_due):
+            return
+        self._shown = time.monotonic()
+        if not self.is_terminal:
+            print(text, file=self.out, flush=True)
+            return
+        width = shutil.get_terminal_size().columns - 1
+        end = "\n" if final else ""
+        print(f"\r\x1b[K{text[:width]}", end=end, file=self.out, flush=True)
+        self._is_open = not final
+
+    def say(self, text: str) -> None:
+        """Print a text that stays, above the line."""
+        self.clear()
+        print(text, file=self.out, flush=True)
+
+    def clear(self) -> None:
+        """Take the line off the terminal."""
+        if self._is_open:
+            print("\r\x1b[K", end="", file=self.out, flush=True)
+            self._is_open = False
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
