@@ -215,8 +215,10 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         add_session(run, new, tmp_path / "x", epochs=0)
     with pytest.raises(UserError, match="needs a folder of its own"):
         add_session(run, new, run)
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "status.json").write_text("{}")
     with pytest.raises(UserError, match="already holds a run"):
-        add_session(run, new, folder / "plus")
+        add_session(run, new, tmp_path / "busy")
     with pytest.raises(UserError, match=r"a.h5 has the name of a session that the model knows"):
         add_session(run, folder / "a.h5", tmp_path / "x")
     with pytest.raises(UserError, match="No data file"):
