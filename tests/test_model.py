@@ -153,7 +153,7 @@ def test_defaults_make_a_model() -> None:
         ({"l2_gen_scale": -1.0}, "l2_gen_scale"),
         ({"lr_decay": 1.0, "lr_scheduler": True}, "0 < lr_decay < 1"),
         ({"kl_increase_epoch": -1}, "kl_increase_epoch is -1"),
-        ({"kernel": "fast"}, "'fast' is unknown; legal are: auto, reference, explicit"),
+        ({"kernel": "fast"}, "kernel is 'fast'; legal: auto, explicit, native, reference"),
         ({"variational": False, "ic_prior": priors.MultivariateNormal(0, 1, 3)}, "variational"),
         (
             {"variational": False, "co_prior": priors.MultivariateStudentT(0, 1, 5, 2)},

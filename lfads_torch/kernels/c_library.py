@@ -30,9 +30,14 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, "not built: the install found no C compiler with OpenMP"
     try:
         library = ctypes.CDLL(str(path))
+        # The product comes from the BLAS inside torch, which every install has, by its address at
+        # run time: to link to it would bind a build to one version of torch, and a second BLAS
+        # would be one more dependency with threads that compete with torch's.
         blas = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         library.lfads_set_sgemm.argtypes = [ctypes.c_void_p]
         library.lfads_set_sgemm(ctypes.cast(blas.sgemm_, ctypes.c_void_p))
+        # glibc would return the memory of large tensors after each step and fetch it again; who
+        # sets MALLOC_... wants another rule.
         if not any(name.startswith("MALLOC_") for name in os.environ):
             library.lfads_keep_memory()
     except (OSError, AttributeError) as error:
@@ -41,42 +46,36 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def why_not() -> str:
-    """Why the library cannot be used on this machine; empty where it can."""
+    """Return why the library cannot be used on this machine; empty where it can."""
     return _load()[1]
 
 
 def fits(like: Tensor) -> bool:
-    """Whether the library can work on tensors such as `like`."""
+    """Return whether the library can work on tensors such as `like`."""
     is_right = like.device.type == "cpu" and like.dtype == torch.float32
     return is_right and _load()[0] is not None
 
 
 def library() -> ctypes.CDLL:
-    """Return the library.
-
-    Raises
-    ------
-    RuntimeError
-        Where there is none; `fits` tells beforehand.
-    """
-    found = _load()[0]
-    if found is None:
-        raise RuntimeError(f"the native kernels are {why_not()}")
-    return found
+    """Return the library, or raise `RuntimeError` where `fits` says that none can be used."""
+    loaded, reason = _load()
+    if loaded is None:
+        raise RuntimeError(f"the native kernels are {reason}")
+    return loaded
 
 
 def address(tensor: Tensor | None) -> ctypes.c_void_p:
-    """Where a tensor's numbers lie; NULL for None."""
+    """Return the address of a tensor's numbers; NULL for None."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def last_contiguous(tensor: Tensor) -> Tensor:
-    """The tensor itself where its last axis is contiguous, else a contiguous copy."""
+    """Return the tensor itself where its last axis is contiguous, else a contiguous copy."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def strides(tensor: Tensor, n_axes: int) -> ctypes.Array[ctypes.c_int64]:
-    """Strides of the first axes, in entries."""
+    """Return the strides of the first axes, in entries."""
     return (ctypes.c_int64 * n_axes)(*tensor.stride()[:n_axes])
 
 
@@ -96,7 +95,7 @@ def fill_mask(out: Tensor, seed: int, threshold: int, kept: float, dropped: floa
 
 
 def poisson_loss(log_rates: Tensor, counts: Tensor) -> Tensor:
-    """As `lfads_torch.kernels.likelihood.poisson_loss`."""
+    """Compute `lfads_torch.kernels.likelihood.poisson_loss`."""
     log_rates, counts = log_rates.contiguous(), counts.contiguous()
     out = torch.empty_like(log_rates)
     size = ctypes.c_int64(out.numel())
@@ -120,7 +119,7 @@ def poisson_gradient(grad: Tensor, log_rates: Tensor, counts: Tensor) -> Tensor:
 
 
 def spike_sums(log_rates: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Spikes and ``exp(log_rate) - count log_rate`` of (B, T, N), per channel in float64."""
+    """Sum spikes and ``exp(log_rate) - count log_rate`` over (B, T, N), per channel in float64."""
     log_rates, counts = last_contiguous(log_rates), last_contiguous(counts)
     sums = torch.empty(2, counts.shape[-1], dtype=torch.float64)
     library().lfads_spike_sums(

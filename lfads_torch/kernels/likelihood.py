@@ -39,7 +39,7 @@ def poisson_loss(
 def spike_sums(
     log_rates: Num[Tensor, "*batch N"], counts: Num[Tensor, "*batch N"]
 ) -> Float[Tensor, "3 N"]:
-    """What bits per spike need of a batch, per channel, in float64 where the device has it.
+    """Sum what bits per spike need of a batch, per channel, in float64 where the device has it.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def channel_sum(tensor: Tensor) -> Tensor:
 
 
 def _aligned(info: Any, in_dims: Any, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    """Tensors of one shape with the mapped axis in front, repeated where one is not mapped."""
+    """Return tensors of one shape with the mapped axis in front, repeated where not mapped."""
     return [
         x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
         for x, dim in zip(tensors, in_dims, strict=True)
@@ -117,7 +117,8 @@ class _PoissonGradient(_Elementwise):
 
 
 def _log_factorial(counts: Tensor) -> Tensor:
-    """Counts are mostly 0 and 1; two logarithms of every entry would outweigh the likelihood."""
+    """Approximate log count! as `poisson_loss` says."""
+    # Counts are mostly 0 and 1; two logarithms of every entry would outweigh the likelihood.
     flat = counts.flatten()
     many = (flat > 1).nonzero().squeeze(1)
     x = flat[many]
@@ -141,7 +142,7 @@ class _SpikeSums(Function):
         observed = ~torch.isnan(counts)
         counts = torch.where(observed, counts, 0.0)
         if c_library.fits(log_rates) and c_library.fits(counts) and counts.ndim == 3:
-            # A rate of exp(-80) per bin counts for nothing.
+            # A rate of exp(-80) per bin adds nothing to the sum, even over a billion bins.
             spikes, nll = c_library.spike_sums(log_rates.masked_fill(~observed, -80.0), counts)
             if nll.isfinite().all():
                 return torch.stack([channel_sum(observed.to(counts.dtype)), spikes, nll])

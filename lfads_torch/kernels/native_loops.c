@@ -2,7 +2,7 @@
  *
  * Each thread takes its share of the trials through the whole sequence, so that threads meet once
  * per call and a trial's rows stay in cache. Matrix products go to the BLAS that torch carries,
- * whose address Python hands over. The equations are those of loops.py, which is always there;
+ * whose address Python hands over. The equations are those of torch_loops.py, which is always there;
  * docs/performance.md says what this one gains.
  *
  * Arrays are row-major over (K nets, T bins, B trials, units); weights are (K, in, out) for the

@@ -1,8 +1,9 @@
 """The loops over bins, forward and backward, in torch operations: for any device and precision.
 
-`c_loops` has the same four functions in C for float32 on the CPU. None knows of autograd. A
-forward function returns what it computed and what its backward function wants to have saved, whose
-tensors all lead with the axis K.
+`c_loops` has the same four functions in C for float32 on the CPU. None knows of autograd. A forward
+function returns the states and what its backward function needs; a backward function returns a
+gradient for every input (None for noise and masks) and takes None for gradients that are not given.
+All tensors lead with the axis K.
 """
 
 from __future__ import annotations
@@ -13,70 +14,75 @@ import torch
 from torch import Tensor
 
 from .reference import turn_odd
-from .types import DecoderInputs, DecoderStates, GRUStates
-
-
-class GRUGradients(NamedTuple):
-    """Gradients of a clipped GRU: x (M, K / M, T, B, 3H), h0 (K, B, H), w_hh (K, 3H, H)."""
-
-    x: Tensor
-    h0: Tensor
-    w_hh: Tensor
+from .types import (
+    DecoderInputs,
+    DecoderSaved,
+    DecoderStates,
+    GRUInputs,
+    GRUSaved,
+    GRUStates,
+    Options,
+)
 
 
 class DecoderGradients(NamedTuple):
-    """What the decoder's backward loop gives; the weights' gradients follow from it.
+    """What the decoder's backward loop gives; the weights' gradients follow from it."""
 
-    Attributes
-    ----------
-    con_x, gen_x : Tensor, shape (K, T, B, 3C) and (K, T, B, 3G)
-        Gradients of the input products.
-    con_h0, gen_h0 : Tensor, shape (K, B, C) and (K, B, G)
-        Gradients of the initial states.
-    factors : Tensor, shape (K, T + 1, B, F)
-    co : Tensor, shape (K, T, B, 2U)
-        Gradients, all paths counted.
-    con_before, gen_before : Tensor, shape (K, T, B, C) and (K, T, B, G)
-        States before each bin.
-    con_after : Tensor, shape (K, T, B, C)
-        Controller's states.
-    con_reset, gen_reset : Tensor, shape (K, T, B, C) and (K, T, B, G)
-        Those times the reset gate.
-    fac_in : Tensor, shape (K, T, B, F)
-        Factors as the controller reads them.
-    gen_in : Tensor, shape (K, T + 1, B, G)
-        Generator states as they make factors.
-    """
+    con_x: Tensor  # (K, T, B, 3C), of the input products
+    gen_x: Tensor  # (K, T, B, 3G)
+    con_h0: Tensor  # (K, B, C), of the initial states
+    gen_h0: Tensor  # (K, B, G)
+    factors: Tensor  # (K, T + 1, B, F), all paths counted
+    co: Tensor  # (K, T, B, 2U), all paths counted
+    con_reset: Tensor  # (K, T, B, C), states before each bin times the reset gate
+    gen_reset: Tensor  # (K, T, B, G)
+    fac_in: Tensor | None  # (K, T, B, F), factors times their mask, if any
+    gen_in: Tensor | None  # (K, T + 1, B, G), generator states times their mask, if any
 
-    con_x: Tensor
-    gen_x: Tensor
-    con_h0: Tensor
-    gen_h0: Tensor
-    factors: Tensor
-    co: Tensor
-    con_before: Tensor
-    gen_before: Tensor
-    con_after: Tensor
-    con_reset: Tensor
-    gen_reset: Tensor
-    fac_in: Tensor
-    gen_in: Tensor
+
+def weight_gradients(
+    grad: DecoderGradients, p: DecoderInputs, inputs: Tensor, saved: DecoderSaved
+) -> DecoderInputs:
+    """Return the gradients of the decoder's inputs, those of weights as products over all bins."""
+    # Axes on which one entry of the generator's input product stands for all bins, or all trials.
+    shared = tuple(i for i in (1, 2) if p.gen_proj.shape[i] < p.con_proj.shape[i])
+    fac_in = saved.factors[:, :-1] if grad.fac_in is None else grad.fac_in
+    gen_in = saved.gen_states if grad.gen_in is None else grad.gen_in
+    return DecoderInputs(
+        con_proj=grad.con_x,
+        gen_proj=_sum_over(grad.gen_x, shared),
+        con_h0=grad.con_h0,
+        gen_h0=grad.gen_h0,
+        w_con_fac=over_bins(grad.con_x, fac_in),
+        w_con_hh=recurrent_gradient(grad.con_x, saved.con_states[:, :-1], grad.con_reset),
+        w_co=over_bins(grad.co, saved.con_states[:, 1:]),
+        b_co=grad.co.sum(dim=(1, 2)),
+        w_gen_u=over_bins(grad.gen_x, inputs),
+        w_gen_hh=recurrent_gradient(grad.gen_x, saved.gen_states[:, :-1], grad.gen_reset),
+        w_fac=over_bins(grad.factors, gen_in),
+    )
+
+
+def _sum_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Sum (K, T, B, M) over bins, trials or both, which are kept as axes of size 1."""
+    if len(axes) < 2:
+        return x.sum(axes, keepdim=True) if axes else x
+    # A product with ones is twice as fast as a sum over both axes.
+    rows = x.flatten(1, 2)
+    return torch.bmm(x.new_ones(rows.shape[0], 1, rows.shape[1]), rows).unsqueeze(1)
 
 
 def over_bins(grad_out: Tensor, inp: Tensor) -> Tensor:
-    """Weight gradient (K, out, in) of a product applied at every bin (K, T, B, .)."""
+    """Return the weight gradient (K, out, in) of a product that each bin (K, T, B, .) applies."""
     # In this order, BLAS is twice as fast for the few inputs of the generator.
     return torch.bmm(inp.flatten(1, 2).mT, grad_out.flatten(1, 2)).mT
 
 
 def recurrent_gradient(grad_x: Tensor, before: Tensor, reset: Tensor) -> Tensor:
-    """Gradient of w_hh; the reset gate acts before the candidate's product.
+    """Return the gradient of w_hh (K, 3H, H) from those of the input products (K, T, B, 3H).
 
-    Parameters
-    ----------
-    grad_x : Tensor, shape (K, T, B, 3H)
-    before, reset : Tensor, shape (K, T, B, H)
-        The states before each bin, and those times the reset gate.
+    `before` are the states before each bin, `reset` those times the reset gate, which acts before
+    the candidate's product.
     """
     n_zr = 2 * before.shape[-1]
     return torch.cat(
@@ -85,11 +91,9 @@ def recurrent_gradient(grad_x: Tensor, before: Tensor, reset: Tensor) -> Tensor:
 
 
 def gate_buffers(h0: Tensor, n_bins: int, keep: bool) -> tuple[Tensor, Tensor]:
-    """Room for gates (K, T, B, 2H) and candidates (K, T, B, H) of nets with h0 (K, B, H).
-
-    Without `keep`, for lack of a backward pass, all bins share one bin's.
-    """
+    """Return room for gates (K, T, B, 2H) and candidates (K, T, B, H) of nets with h0 (K, B, H)."""
     n_nets, n_trials, n_units = h0.shape
+    # Where no backward pass follows, all bins share the room of one.
     kept = n_bins if keep else 1
     gates = h0.new_empty(n_nets, kept, n_trials, 2 * n_units)
     cand = h0.new_empty(n_nets, kept, n_trials, n_units)
@@ -97,17 +101,33 @@ def gate_buffers(h0: Tensor, n_bins: int, keep: bool) -> tuple[Tensor, Tensor]:
 
 
 def from_initial(h0: Tensor, n_bins: int) -> Tensor:
-    """Room for states (K, T + 1, B, H), entry 0 filled with the initial ones."""
+    """Return room for states (K, T + 1, B, H), with the initial ones in entry 0."""
     states = h0.new_empty(h0.shape[0], n_bins + 1, *h0.shape[1:])
     states[:, 0] = h0
     return states
 
 
-class _Cell:
-    """One bin of a clipped GRU, and its backward pass with all elementwise parts done before.
+def decoder_room(p: DecoderInputs, keep: bool) -> tuple[DecoderStates, DecoderSaved]:
+    """Return room for the decoder's results, initial states filled in; states are views of it."""
+    (n_nets, n_bins, n_trials), n_inputs = p.con_proj.shape[:3], p.w_gen_u.shape[-1]
+    make = p.con_h0.new_empty
+    saved = DecoderSaved(
+        make(n_nets, n_bins + 1, n_trials, p.w_fac.shape[1]),
+        *(from_initial(p.con_h0, n_bins), *gate_buffers(p.con_h0, n_bins, keep)),
+        *(from_initial(p.gen_h0, n_bins), *gate_buffers(p.gen_h0, n_bins, keep)),
+    )
+    states = DecoderStates(
+        factors=saved.factors[:, 1:],
+        gen_states=saved.gen_states[:, 1:],
+        con_states=saved.con_states[:, 1:],
+        co_params=make(n_nets, n_bins, n_trials, 2 * n_inputs),
+        inputs=make(n_nets, n_bins, n_trials, n_inputs),
+    )
+    return states, saved
 
-    `states` (K, T + 1, B, H) from the initial one, gates and candidates in the order of the loop.
-    """
+
+class _Cell:
+    """One bin of a clipped GRU, forward and backward, over buffers in the order of the loop."""
 
     def __init__(
         self, w_hh: Tensor, clip: float, states: Tensor, gates: Tensor, cand: Tensor
@@ -128,6 +148,7 @@ class _Cell:
         return state.clamp_(-self.clip, self.clip)
 
     def prepare_backward(self) -> None:
+        # All that does not depend on the gradient of the next bin, for all bins at once.
         n, gates, cand = self.n_units, self.gates, self.cand
         self.before, states = self.states[:, :-1], self.states[:, 1:]
         z, r = gates[..., :n], gates[..., n:]
@@ -150,76 +171,46 @@ class _Cell:
         return grad_prev.baddbmm_(grad_x[..., : 2 * n], self.w_zr)
 
 
-def gru_forward(
-    x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool, keep: bool
-) -> tuple[GRUStates, tuple[Tensor, ...]]:
-    """Run, as `lfads_torch.kernels.Kernels.clipped_gru` says.
-
-    Parameters
-    ----------
-    x_proj : Tensor, shape (M, K / M, T, B, 3H)
-        Of M models, each with as many nets, whose products are one: to fold them would copy it.
-    h0, w_hh, clip, two_way
-        Of all K nets.
-    keep : bool
-        For a backward pass.
-    """
-    x_proj = x_proj.flatten(0, 1)
-    n_bins = x_proj.shape[1]
-    states = from_initial(h0, n_bins)
-    gates, cand = gate_buffers(h0, n_bins, keep)
-    cell, x = _Cell(w_hh, clip, states, gates, cand), turn_odd(x_proj, two_way)
+def gru_forward(inputs: GRUInputs, options: Options) -> tuple[GRUStates, GRUSaved]:
+    """Run K clipped GRUs over the bins."""
+    x = turn_odd(inputs.x_proj.flatten(0, 1), options.two_way)
+    n_bins = x.shape[1]
+    buffers = gate_buffers(inputs.h0, n_bins, options.keep)
+    saved = GRUSaved(from_initial(inputs.h0, n_bins), *buffers)
+    cell = _Cell(inputs.w_hh, options.clip, *saved)
     for t in range(n_bins):
         cell.forward(t, x[:, t])
-    last = states[:, -1].clone()
-    return GRUStates(turn_odd(states[:, 1:], two_way), last), (states, gates, cand)
+    states = saved.states
+    return GRUStates(turn_odd(states[:, 1:], options.two_way), states[:, -1].clone()), saved
 
 
 def gru_backward(
-    grad: GRUStates,
-    w_hh: Tensor,
-    clip: float,
-    two_way: bool,
-    n_models: int,
-    saved: tuple[Tensor, ...],
-) -> GRUGradients:
-    """Run backward; entries of `grad` may be None."""
-    cell = _Cell(w_hh, clip, *saved)
+    grad: GRUStates, inputs: GRUInputs, states: GRUStates, saved: GRUSaved, options: Options
+) -> GRUInputs:
+    """Run K clipped GRUs backward."""
+    cell = _Cell(inputs.w_hh, options.clip, *saved)
     cell.prepare_backward()
-    outside = None if grad.states is None else turn_odd(grad.states, two_way)
-    grad_h = torch.zeros_like(saved[0][:, 0]) if grad.last is None else grad.last.clone()
+    outside = None if grad.states is None else turn_odd(grad.states, options.two_way)
+    grad_h = torch.zeros_like(saved.states[:, 0]) if grad.last is None else grad.last.clone()
     for t in reversed(range(cell.grad_x.shape[1])):
         if outside is not None:
             grad_h = grad_h.add_(outside[:, t])
         grad_h = cell.backward(t, grad_h)
-    return GRUGradients(
-        turn_odd(cell.grad_x, two_way).unflatten(0, (n_models, -1)),
-        grad_h,
-        recurrent_gradient(cell.grad_x, cell.before, cell.reset),
-    )
+    grad_x = turn_odd(cell.grad_x, options.two_way).unflatten(0, inputs.x_proj.shape[:2])
+    return GRUInputs(grad_x, grad_h, recurrent_gradient(cell.grad_x, cell.before, cell.reset))
 
 
-def decoder_forward(
-    p: DecoderInputs, clip: float, keep: bool
-) -> tuple[DecoderStates, tuple[Tensor, ...]]:
-    """Run; `keep` for a backward pass."""
-    n_nets, n_bins, n_trials = p.con_proj.shape[:3]
-    n_inputs = p.w_gen_u.shape[-1]
-    con_states, gen_states = from_initial(p.con_h0, n_bins), from_initial(p.gen_h0, n_bins)
-    con_gates = gate_buffers(p.con_h0, n_bins, keep)
-    gen_gates = gate_buffers(p.gen_h0, n_bins, keep)
-    con = _Cell(p.w_con_hh, clip, con_states, *con_gates)
-    gen = _Cell(p.w_gen_hh, clip, gen_states, *gen_gates)
-    make = p.con_h0.new_empty
-    factors = make(n_nets, n_bins + 1, n_trials, p.w_fac.shape[1])
-    all_co = make(n_nets, n_bins, n_trials, 2 * n_inputs)
-    inputs = make(n_nets, n_bins, n_trials, n_inputs)
+def decoder_forward(p: DecoderInputs, options: Options) -> tuple[DecoderStates, DecoderSaved]:
+    """Run controller, inferred input, generator and factors over the bins."""
+    (n_bins, n_trials), n_inputs = p.con_proj.shape[1:3], p.w_gen_u.shape[-1]
+    states, saved = decoder_room(p, options.keep)
+    factors, con, gen = saved.factors, *_cells(p, saved, options)
     gen_proj, b_co = p.gen_proj.expand(-1, n_bins, n_trials, -1), p.b_co.unsqueeze(1)
-    torch.bmm(_masked(gen_states[:, 0], p.gen_mask, 0), p.w_fac.mT, out=factors[:, 0])
+    torch.bmm(_masked(gen.states[:, 0], p.gen_mask, 0), p.w_fac.mT, out=factors[:, 0])
     for t in range(n_bins):
         f = _masked(factors[:, t], p.fac_mask, t)
         c = con.forward(t, torch.baddbmm(p.con_proj[:, t], f, p.w_con_fac.mT))
-        co, u = all_co[:, t], inputs[:, t]
+        co, u = states.co_params[:, t], states.inputs[:, t]
         torch.baddbmm(b_co, c, p.w_co.mT, out=co)
         if p.noise is None:
             u.copy_(co[..., :n_inputs])
@@ -228,20 +219,18 @@ def decoder_forward(
             torch.addcmul(co[..., :n_inputs], p.noise[:, t], std, out=u)
         g = gen.forward(t, torch.baddbmm(gen_proj[:, t], u, p.w_gen_u.mT))
         torch.bmm(_masked(g, p.gen_mask, t + 1), p.w_fac.mT, out=factors[:, t + 1])
-    states = DecoderStates(factors[:, 1:], gen_states[:, 1:], con_states[:, 1:], all_co, inputs)
-    return states, (factors, con_states, *con_gates, gen_states, *gen_gates)
+    return states, saved
 
 
 def decoder_backward(
     grad: DecoderStates,
     p: DecoderInputs,
-    clip: float,
-    co_params: Tensor,
-    saved: tuple[Tensor, ...],
-) -> DecoderGradients:
-    """Run backward; entries of `grad` may be None, and so may the input products in `p`."""
-    factors = saved[0]
-    con, gen = _Cell(p.w_con_hh, clip, *saved[1:4]), _Cell(p.w_gen_hh, clip, *saved[4:])
+    states: DecoderStates,
+    saved: DecoderSaved,
+    options: Options,
+) -> DecoderInputs:
+    """Run the decoder backward; of `states`, `co_params` and `inputs` are needed."""
+    factors, con, gen = saved.factors, *_cells(p, saved, options)
     con.prepare_backward()
     gen.prepare_backward()
     n_inputs = p.w_gen_u.shape[-1]
@@ -249,9 +238,9 @@ def decoder_backward(
     if grad.factors is not None:
         grad_f[:, 1:] = grad.factors
     given: Tensor | None = grad.co_params
-    grad_co = torch.zeros_like(co_params) if given is None else given.clone()
+    grad_co = torch.zeros_like(states.co_params) if given is None else given.clone()
     if p.noise is not None:
-        by_logvar = (co_params[..., n_inputs:] * 0.5).exp_().mul_(p.noise).mul_(0.5)
+        by_logvar = (states.co_params[..., n_inputs:] * 0.5).exp_().mul_(p.noise).mul_(0.5)
     grad_g, grad_c = torch.zeros_like(p.gen_h0), torch.zeros_like(p.con_h0)
     for t in reversed(range(grad_co.shape[1])):
         grad_g = grad_g + _masked(torch.bmm(grad_f[:, t + 1], p.w_fac), p.gen_mask, t + 1)
@@ -272,21 +261,25 @@ def decoder_backward(
         grad_c = con.backward(t, grad_c)
         grad_f[:, t].add_(_masked(torch.bmm(con.grad_x[:, t], p.w_con_fac), p.fac_mask, t))
     grad_g = grad_g + _masked(torch.bmm(grad_f[:, 0], p.w_fac), p.gen_mask, 0)
-    return DecoderGradients(
+    gradients = DecoderGradients(
         con_x=con.grad_x,
         gen_x=gen.grad_x,
         con_h0=grad_c,
         gen_h0=grad_g,
         factors=grad_f,
         co=grad_co,
-        con_before=con.before,
-        gen_before=gen.before,
-        con_after=con.states[:, 1:],
         con_reset=con.reset,
         gen_reset=gen.reset,
-        fac_in=factors[:, :-1] if p.fac_mask is None else factors[:, :-1] * p.fac_mask,
-        gen_in=gen.states if p.gen_mask is None else gen.states * p.gen_mask,
+        fac_in=None if p.fac_mask is None else factors[:, :-1] * p.fac_mask,
+        gen_in=None if p.gen_mask is None else gen.states * p.gen_mask,
     )
+    return weight_gradients(gradients, p, states.inputs, saved)
+
+
+def _cells(p: DecoderInputs, saved: DecoderSaved, options: Options) -> tuple[_Cell, _Cell]:
+    con = saved.con_states, saved.con_gates, saved.con_cand
+    gen = saved.gen_states, saved.gen_gates, saved.gen_cand
+    return _Cell(p.w_con_hh, options.clip, *con), _Cell(p.w_gen_hh, options.clip, *gen)
 
 
 def _masked(x: Tensor, mask: Tensor | None, t: int) -> Tensor:
