@@ -159,14 +159,14 @@ class Randomness:
         """The same numbers as the oracle takes them, and those of the inferred inputs' KL."""
         n_trials, hps = self.ic_eps.shape[0], golden.hps
         n_read, n_bins = hps["encod_seq_len"], hps["recon_seq_len"]
-        gen = self.masks.pop((1, n_bins + 1, n_trials, hps["gen_dim"]))[0].transpose(0, 1)
+        gen = self.masks.pop((n_bins + 1, n_trials, hps["gen_dim"])).transpose(0, 1)
         ext = self.masks.pop((n_bins, n_trials, hps["ext_input_dim"])).transpose(0, 1)
         drop_con = co_eps = kl_eps = None
         if oracle.has_controller(hps):
             ci = self.masks.pop((n_bins, n_trials, 2 * hps["ci_enc_dim"]))
-            fac = self.masks.pop((1, n_bins, n_trials, hps["fac_dim"]))[0]
+            fac = self.masks.pop((n_bins, n_trials, hps["fac_dim"]))
             drop_con = torch.cat([ci, fac], dim=-1).transpose(0, 1)
-            co_eps = self.normals.pop((1, n_bins, n_trials, hps["co_dim"]))[0].transpose(0, 1)
+            co_eps = self.normals.pop((n_bins, n_trials, hps["co_dim"])).transpose(0, 1)
             kl_eps = self.normals.pop((n_trials, n_bins, hps["co_dim"]))
         noise = oracle.Noise(
             ic_eps=self.ic_eps,

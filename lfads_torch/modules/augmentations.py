@@ -1,12 +1,14 @@
 """Augmentations: functions of a batch, of the loss per element, or of both.
 
-An own augmentation is a class with ``process_batch(batch) -> batch`` and/or
-``process_losses(recon_loss, batch, log_fn, data_split) -> recon_loss``. What the loss needs to know
-of the batch travels in ``batch.masks``.
+Your own augmentation is a class with ``process_batch(batch) -> batch`` and/or
+``process_losses(recon_loss, batch, log_fn, data_split) -> recon_loss``; `AugmentationStack` has
+both and says what they take. What the loss needs to know of the batch travels in ``batch.masks``.
+Keep each constructor argument as an attribute of the same name, so that a checkpoint can describe
+the augmentation; keep a number that a search may change with `keep_tunable`.
 
 Where data are missing (``batch.lengths`` is not None), ``process_batch`` sees NaN there, and the
-model takes care of it afterwards. ``process_losses`` then sees a loss of 0, and the mask of
-observed entries in ``batch.masks["observed"]``.
+model replaces it afterwards. ``process_losses`` then sees a loss of 0, and the mask of observed
+entries in ``batch.masks["observed"]``.
 """
 
 from __future__ import annotations
@@ -19,14 +21,33 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..errors import ConfigError
+from ..errors import ConfigError, fraction, number, whole
 from ..tuples import SessionBatch
-from .masks import coordinated_masks, random_mask, scaled_gradient
+from .masks import bins_past, coordinated_masks, random_mask, scaled_gradient
 
 LogFn = Callable[[str, Tensor], None]
 
 OBSERVED = "observed"
-"""Mask of the entries of `recon_data` that are not missing."""
+"""Key of the mask of the entries of `recon_data` that are not missing."""
+
+
+def keep_tunable(module: nn.Module, name: str, value: float) -> None:
+    """Keep a number as a tensor, so that a search can change it and each member has its own.
+
+    Parameters
+    ----------
+    module : Module
+        The augmentation. All its buffers are tunable numbers, and this makes the number one.
+    name : str
+        The attribute, and the last word of the number's name in a search space, for example
+        ``train_aug_stack.transforms.0.cd_rate``.
+    value : float
+        The number to start from.
+    """
+    module.register_buffer(name, torch.tensor(float(value)), persistent=False)
+    # The tensor rounds to float32; the description of the augmentation keeps the number as given.
+    given: Any = {**getattr(module, "init_args", {}), name: float(value)}
+    module.init_args = given
 
 
 class AugmentationStack(nn.Module):
@@ -35,6 +56,7 @@ class AugmentationStack(nn.Module):
     Parameters
     ----------
     transforms : sequence of augmentations
+        Numbered from 0. They may be modules or plain objects.
     batch_order : sequence of int
         Which transforms change the batch, in order.
     loss_order : sequence of int
@@ -54,30 +76,42 @@ class AugmentationStack(nn.Module):
     ) -> None:
         super().__init__()
         self.transforms = list(transforms)
-        self.batch_order = [int(i) for i in batch_order]
-        self.loss_order = [int(i) for i in loss_order]
-        for name, order, method in (
-            ("batch_order", self.batch_order, "process_batch"),
-            ("loss_order", self.loss_order, "process_losses"),
-        ):
-            for i in order:
-                if not 0 <= i < len(self.transforms):
-                    raise ConfigError(
-                        f"{name} names transform {i}, but there are {len(self.transforms)} "
-                        "transforms, counted from 0"
-                    )
-                if not hasattr(self.transforms[i], method):
-                    raise ConfigError(
-                        f"{name} names transform {i}, {type(self.transforms[i]).__name__}, which "
-                        f"has no method {method}; remove it from {name}"
-                    )
+        self.batch_order = self._checked("batch_order", batch_order, "process_batch")
+        self.loss_order = self._checked("loss_order", loss_order, "process_losses")
         # Modules among them are registered, so that their numbers move with the model's device.
         for i, transform in enumerate(self.transforms):
             if isinstance(transform, nn.Module):
                 self.add_module(str(i), transform)
 
+    def _checked(self, name: str, order: Sequence[int], method: str) -> list[int]:
+        """Return an order whose transforms all exist and have a method."""
+        for i in order:
+            if not 0 <= i < len(self.transforms):
+                raise ConfigError(
+                    f"{name} names transform {i}; legal are {list(range(len(self.transforms)))}, "
+                    "the places in transforms, counted from 0"
+                )
+            if not hasattr(self.transforms[i], method):
+                raise ConfigError(
+                    f"{name} names transform {i}, {type(self.transforms[i]).__name__}, which "
+                    f"has no method {method}; remove it from {name}"
+                )
+        return [int(i) for i in order]
+
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
-        """Apply the transforms of `batch_order`; masks of earlier ones are kept."""
+        """Apply the transforms of `batch_order`.
+
+        Parameters
+        ----------
+        batch : SessionBatch
+            Trials of one session; `lfads_torch.tuples.SessionBatch` names the shapes. It is not
+            changed in place.
+
+        Returns
+        -------
+        SessionBatch
+            With the masks of all transforms in ``masks``, also where a later one drops them.
+        """
         for i in self.batch_order:
             masks = batch.masks or {}
             batch = self.transforms[i].process_batch(batch)
@@ -92,7 +126,23 @@ class AugmentationStack(nn.Module):
         log_fn: LogFn,
         data_split: str,
     ) -> Float[Tensor, "B T N"]:
-        """Apply the transforms of `loss_order` to the loss per element."""
+        """Apply the transforms of `loss_order`.
+
+        Parameters
+        ----------
+        recon_loss : Tensor, shape (B, T_r, N_r)
+            Loss of each trial, bin and channel.
+        batch : SessionBatch
+            The batch that `process_batch` returned.
+        log_fn : callable
+            ``log_fn(name, scalar)`` logs a number under a name such as ``train/recon/mine``.
+        data_split : str
+            ``train``, ``valid`` or ``test``.
+
+        Returns
+        -------
+        Tensor, shape (B, T_r, N_r)
+        """
         for i in self.loss_order:
             recon_loss = self.transforms[i].process_losses(recon_loss, batch, log_fn, data_split)
         return recon_loss
@@ -104,52 +154,53 @@ class AugmentationStack(nn.Module):
 class CoordinatedDropout(nn.Module):
     """Let no channel see, in the same bin, what it has to reconstruct.
 
-    The encoder sees a random part of the data, scaled up; gradients of the reconstruction flow
-    only from the rest (Keshtkaran & Pandarinath 2019). The value of the loss does not change.
-    Held-out channels, bins past the encoder's and the IC segment are never masked.
+    The encoder sees each entry with probability 1 - cd_rate, scaled by 1 / (1 - cd_rate); gradients
+    of the reconstruction flow only from the hidden entries. The value of the loss does not change.
+    Held-out channels, bins past the encoder's and the IC segment are never hidden, and their
+    gradients always flow. Source: Keshtkaran & Pandarinath 2019 (NeurIPS 32, arXiv:1908.07896).
 
     Parameters
     ----------
     cd_rate : float
-        Probability that an entry is hidden from the encoder; 0 turns it off.
+        Probability that an entry is hidden from the encoder, at least 0 and below 1; 0 turns it
+        off. A tunable number.
     cd_pass_rate : float
-        Probability that the gradient of a seen entry flows all the same.
+        Probability from 0 to 1 that the gradient of a seen entry flows all the same.
     ic_enc_seq_len : int
         Bins of the IC segment.
+
+    Raises
+    ------
+    ConfigError
+        Where a rate is out of range.
     """
 
     MASK = "coordinated_dropout"
+    cd_rate: Tensor
+    init_args: dict[str, float]
 
     def __init__(self, cd_rate: float, cd_pass_rate: float = 0.0, ic_enc_seq_len: int = 0) -> None:
         super().__init__()
-        if not 0 <= cd_rate < 1:
-            raise ConfigError(f"cd_rate is {cd_rate}; legal are 0 <= cd_rate < 1")
-        if not 0 <= cd_pass_rate <= 1:
-            raise ConfigError(f"cd_pass_rate is {cd_pass_rate}; legal are 0 <= cd_pass_rate <= 1")
-        self.init_args = {"cd_rate": float(cd_rate)}
-        self.cd_rate: Tensor
-        self.register_buffer("cd_rate", torch.tensor(float(cd_rate)), persistent=False)
+        keep_tunable(self, "cd_rate", number("cd_rate", cd_rate, least=0, below=1))
+        # Which operations run is decided once: a population is one graph for all its members.
         self.off = cd_rate == 0
-        self.cd_pass_rate = float(cd_pass_rate)
+        self.cd_pass_rate = fraction("cd_pass_rate", cd_pass_rate)
         self.ic_enc_seq_len = ic_enc_seq_len
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
-        """Mask the encoder's data; leave the mask of the gradient in the batch."""
+        """Hide entries from the encoder; leave the mask of the gradient in the batch."""
         if self.off:
             return batch
         data, segment = batch.encod_data, self.ic_enc_seq_len
-        shown = data[:, segment:]
-        kept, learn = coordinated_masks(shown.shape, self.cd_rate)
-        seen = shown * kept
-        if segment > 0:
-            seen = torch.cat([data[:, :segment], seen], dim=1)
+        shape = data[:, segment:].shape
+        kept, learn = coordinated_masks(shape, self.cd_rate)
         if self.cd_pass_rate > 0:
             passed = self.cd_rate.new_tensor(self.cd_pass_rate)
-            learn = torch.maximum(learn, random_mask(shown.shape, passed))
-        (_, n_bins, n_read), (_, n_all_bins, n_all) = data.shape, batch.recon_data.shape
-        edges = (0, n_all - n_read, segment, n_all_bins - n_bins)
-        learn = pad(learn, edges, value=1.0)
-        return batch._replace(encod_data=seen, masks={self.MASK: learn})
+            learn = torch.maximum(learn, random_mask(shape, passed))
+        return batch._replace(
+            encod_data=_scaled(data, segment, kept),
+            masks={self.MASK: _to_target(learn, batch, segment)},
+        )
 
     def process_losses(
         self, recon_loss: Tensor, batch: SessionBatch, log_fn: LogFn, data_split: str
@@ -161,28 +212,33 @@ class CoordinatedDropout(nn.Module):
 
 
 class SampleValidation(nn.Module):
-    """Hold a fixed part of the entries out of training and score them.
+    """Keep a fixed share of the entries out of training and score them.
 
-    Held-out entries (``batch.sv_mask`` false) are zeroed at the encoder, kept ones scaled up. The
-    loss counts kept entries only; that of the held-out ones is logged as ``{split}/recon/sv``.
+    Entries where ``batch.sv_mask`` is false are held out: 0 at the encoder, the others scaled by
+    1 / (1 - sv_rate). The loss counts the others only; that of the held-out ones is logged as
+    ``{split}/recon/sv``. Source: Keshtkaran & Pandarinath 2019 (NeurIPS 32, arXiv:1908.07896).
 
     Parameters
     ----------
     sv_rate : float
-        Probability that an entry is held out; as the data module's `sv_rate`.
+        Probability that an entry is held out, at least 0 and below 1; the data module's `sv_rate`.
     ic_enc_seq_len : int
-        Bins of the IC segment, which is never masked.
+        Bins of the IC segment, where nothing is held out.
     recon_reduce_mean : bool
-        As the model's: whether losses are averaged or summed over bins and channels.
+        The model's `recon_reduce_mean`: whether losses are averaged or summed over bins and
+        channels.
+
+    Raises
+    ------
+    ConfigError
+        Where the rate is out of range, or the data module draws no mask.
     """
 
     def __init__(
         self, sv_rate: float, ic_enc_seq_len: int = 0, recon_reduce_mean: bool = True
     ) -> None:
         super().__init__()
-        if not 0 <= sv_rate < 1:
-            raise ConfigError(f"sv_rate is {sv_rate}; legal are 0 <= sv_rate < 1")
-        self.sv_rate = float(sv_rate)
+        self.sv_rate = number("sv_rate", sv_rate, least=0, below=1)
         self.ic_enc_seq_len = ic_enc_seq_len
         self.recon_reduce_mean = recon_reduce_mean
 
@@ -198,9 +254,8 @@ class SampleValidation(nn.Module):
         """Hide held-out entries from the encoder."""
         if self.sv_rate == 0:
             return batch
-        segment, data = self.ic_enc_seq_len, batch.encod_data
-        seen = data[:, segment:] * (self._kept(batch) / (1 - self.sv_rate))
-        return batch._replace(encod_data=torch.cat([data[:, :segment], seen], dim=1))
+        scale = self._kept(batch) / (1 - self.sv_rate)
+        return batch._replace(encod_data=_scaled(batch.encod_data, self.ic_enc_seq_len, scale))
 
     def process_losses(
         self, recon_loss: Tensor, batch: SessionBatch, log_fn: LogFn, data_split: str
@@ -210,39 +265,34 @@ class SampleValidation(nn.Module):
             return recon_loss
         kept = self._kept(batch)
         (_, n_bins, n_read), segment = batch.encod_data.shape, self.ic_enc_seq_len
-        read = recon_loss[:, segment:n_bins, :n_read].detach()
         scored = ~kept
         observed = (batch.masks or {}).get(OBSERVED)
         if observed is not None:
             scored = scored & observed[:, segment:n_bins, :n_read]
-        held_out = torch.where(scored, read, 0.0)
+        held_out = torch.where(scored, recon_loss[:, segment:n_bins, :n_read].detach(), 0.0)
         if self.recon_reduce_mean:
             score = held_out.sum() / scored.sum().clamp_min(1)
         else:
             score = held_out.sum(dim=(1, 2)).mean()
         log_fn(f"{data_split}/recon/sv", score)
-        (_, n_all_bins, n_all) = recon_loss.shape
-        edges = (0, n_all - n_read, segment, n_all_bins - n_bins)
-        return recon_loss * pad(kept / (1 - self.sv_rate), edges, value=1.0)
+        return recon_loss * _to_target(kept / (1 - self.sv_rate), batch, segment)
 
 
 class SelectiveBackpropThruTime(nn.Module):
-    """Learn from data with missing entries, marked by NaN (SBTT, Zhu et al. 2021).
+    """Learn from data with missing entries, marked by NaN.
 
     The encoder sees 0 there, and the loss is the mean over observed entries only. The model does so
-    by itself for data that a data module has found to be incomplete (``batch.lengths``); there this
-    changes nothing but where it stands before transforms of one's own that cannot take NaN, which
-    then see 0 in the encoder's data.
+    by itself for data that the data module knows to be incomplete (``batch.lengths``); there this
+    changes one thing: transforms after it, such as your own that cannot take NaN, see 0 in the
+    encoder's data. Source: Zhu et al. 2021 (SBTT; NeurIPS 34, arXiv:2111.00070).
     """
 
     MASK = OBSERVED
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
-        """Zero the missing bins at the encoder; leave the mask of observed entries in the batch."""
+        """Zero missing entries at the encoder; leave the mask of observed ones in the batch."""
         batch = batch._replace(encod_data=batch.encod_data.nan_to_num(nan=0.0))
-        if batch.lengths is not None:
-            return batch
-        return batch._replace(masks={self.MASK: ~batch.recon_data.isnan()})
+        return _mark_observed(batch) if batch.lengths is None else batch
 
     def process_losses(
         self, recon_loss: Tensor, batch: SessionBatch, log_fn: LogFn, data_split: str
@@ -251,37 +301,39 @@ class SelectiveBackpropThruTime(nn.Module):
         if batch.lengths is not None:
             return recon_loss
         observed = (batch.masks or {})[self.MASK]
-        fraction = observed.to(recon_loss.dtype).mean().clamp_min(1 / observed.numel())
-        return torch.where(observed, recon_loss, 0.0) / fraction
+        share = observed.to(recon_loss.dtype).mean().clamp_min(1 / observed.numel())
+        return torch.where(observed, recon_loss, 0.0) / share
 
 
 class TemporalShift(nn.Module):
     """Shift each channel of each trial by a few bins, the trial's edges repeated.
 
-    Missing bins inside a trial move along. Drawn independently for the encoder's data and the
-    target (EMG, Wimalasena et al. 2022).
+    The shift is a normal number of standard deviation `std`, rounded to whole bins, within
+    [-max_shift, max_shift], drawn independently for the encoder's data and the target. Missing
+    entries inside a trial move along. Source: Wimalasena et al. 2022, for EMG
+    (doi:10.1088/1741-2552/ac6369).
 
     Parameters
     ----------
     std : float
-        Standard deviation of the shift, bins.
+        Standard deviation of the shift, in bins, at least 0.
     max_shift : int
-        Largest shift, bins.
+        Largest shift, in bins, at least 0.
+
+    Raises
+    ------
+    ConfigError
+        Where a number is negative.
     """
 
     def __init__(self, std: float = 3.0, max_shift: int = 6) -> None:
         super().__init__()
-        for name, value in (("std", std), ("max_shift", max_shift)):
-            if not value >= 0:
-                raise ConfigError(f"{name} of TemporalShift is {value}; legal are numbers >= 0")
-        self.std, self.max_shift = float(std), int(max_shift)
+        self.std = number("std of TemporalShift", std, least=0)
+        self.max_shift = whole("max_shift of TemporalShift", max_shift, least=0)
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
         """Shift both arrays of the batch."""
-        return batch._replace(
-            encod_data=self._shifted(batch.encod_data, batch.lengths),
-            recon_data=self._shifted(batch.recon_data, batch.lengths),
-        )
+        return _moved(batch, self._shifted)
 
     def _shifted(
         self, data: Float[Tensor, "B T N"], lengths: Tensor | None
@@ -294,33 +346,33 @@ class TemporalShift(nn.Module):
             return data.gather(1, (bins - shift).clamp(0, n_bins - 1))
         last = lengths.clamp(max=n_bins).view(-1, 1, 1) - 1
         moved = data.gather(1, torch.minimum((bins - shift).clamp_min(0), last))
-        return moved.masked_fill(bins > last, torch.nan)
+        return moved.masked_fill(bins_past(lengths, n_bins).unsqueeze(-1), torch.nan)
 
 
 class SpikeJitter(nn.Module):
-    """Move each spike by a few bins; at the trial's ends it is reflected, none is lost.
+    """Move each spike by a few bins; at the trial's ends it is reflected, so that none is lost.
 
-    A spike that would move into a missing bin stays where it is. Drawn independently for the
-    encoder's data and the target.
+    The offset is a uniform whole number in [-width, width], drawn independently for each spike, and
+    for the encoder's data and the target. A spike that would move into a missing bin stays.
 
     Parameters
     ----------
     width : int
-        Each spike moves by a uniform integer in [-width, width], bins.
+        Largest offset, in bins, at least 0.
+
+    Raises
+    ------
+    ConfigError
+        Where `width` is negative or no whole number.
     """
 
     def __init__(self, width: int = 2) -> None:
         super().__init__()
-        if not width >= 0:
-            raise ConfigError(f"width of SpikeJitter is {width}; legal are whole numbers >= 0")
-        self.width = int(width)
+        self.width = whole("width of SpikeJitter", width, least=0)
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
         """Jitter both arrays of the batch."""
-        return batch._replace(
-            encod_data=self._jittered(batch.encod_data, batch.lengths),
-            recon_data=self._jittered(batch.recon_data, batch.lengths),
-        )
+        return _moved(batch, self._jittered)
 
     def _jittered(
         self, counts: Float[Tensor, "B T N"], lengths: Tensor | None
@@ -341,14 +393,36 @@ class SpikeJitter(nn.Module):
 
 
 def with_observed(batch: SessionBatch) -> SessionBatch:
-    """Add the mask of observed entries, where something may be missing and it is not there yet.
+    """Add the mask of observed entries, where something may be missing and no mask says what.
 
-    To be called after all that moves data, missing ones among them.
+    Call it after all transforms that move data, because missing entries move along.
     """
-    masks = batch.masks or {}
-    if batch.lengths is None or OBSERVED in masks:
+    if batch.lengths is None or OBSERVED in (batch.masks or {}):
         return batch
-    return batch._replace(masks={**masks, OBSERVED: ~batch.recon_data.isnan()})
+    return _mark_observed(batch)
+
+
+def _mark_observed(batch: SessionBatch) -> SessionBatch:
+    return batch._replace(masks={**(batch.masks or {}), OBSERVED: ~batch.recon_data.isnan()})
+
+
+def _scaled(data: Tensor, segment: int, scale: Tensor) -> Tensor:
+    """Scale the encoder's data after the IC segment."""
+    scaled = data[:, segment:] * scale
+    return torch.cat([data[:, :segment], scaled], dim=1) if segment > 0 else scaled
+
+
+def _to_target(mask: Tensor, batch: SessionBatch, segment: int) -> Tensor:
+    """Extend a mask of what `_scaled` scales to the target, with 1 for all that it lacks."""
+    (_, n_bins, n_read), (_, n_all_bins, n_all) = batch.encod_data.shape, batch.recon_data.shape
+    return pad(mask, (0, n_all - n_read, segment, n_all_bins - n_bins), value=1.0)
+
+
+def _moved(batch: SessionBatch, move: Callable[[Tensor, Tensor | None], Tensor]) -> SessionBatch:
+    return batch._replace(
+        encod_data=move(batch.encod_data, batch.lengths),
+        recon_data=move(batch.recon_data, batch.lengths),
+    )
 
 
 def _reflected(index: Tensor, size: Any) -> Tensor:

@@ -1,18 +1,21 @@
 """Decoder: from an initial condition and controller inputs to factors, bin by bin.
 
-Source: Pandarinath et al. 2018 (Nature Methods 15).
+Source: Pandarinath et al. 2018 (doi:10.1038/s41592-018-0109-9); the equations are in
+``docs/model.md``.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from ..kernels import DecoderInputs, Kernels
+from ..kernels import DecoderInputs, DecoderStates, Kernels
 from .masks import dropout_mask
 from .readin_readout import FanInLinear, NormalizedLinear
 from .recurrent import ClippedGRUCell
@@ -58,7 +61,7 @@ class DecoderCell(nn.Module):
 
 
 class DecoderRNN(nn.Module):
-    """Holder of the decoder's `cell`, as checkpoints name it."""
+    """Hold the decoder's `cell`, as checkpoints name it."""
 
     def __init__(self, cell: DecoderCell) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class Decoder(nn.Module):
         self.recon_seq_len = recon_seq_len
         self.ci_width = 2 * ci_enc_dim
         self.co_dim = co_dim
-        # Inferred inputs that the generator takes; there are none without a controller.
+        # Inferred inputs that the generator takes, none without a controller.
         self.n_inferred = co_dim if use_con else 0
         self.clip = cell_clip
         self.use_con = use_con
@@ -114,98 +117,84 @@ class Decoder(nn.Module):
         dropout_rate: Tensor | None,
         kernels: Kernels,
     ) -> Decoding:
-        """Run the decoder.
+        """Decode S initial conditions for each of B trials, the trials of one sample together.
 
-        Parameters
-        ----------
-        ic : Tensor, shape (S * B, ic_dim)
-            S initial conditions for each of B trials, the trials of one sample together.
-        ci : Tensor, shape (T_r, B, 2 * ci_enc_dim), optional
-        ext_input : Tensor, shape (B, T, ext_input_dim)
-            Bins missing at its end are zeros.
-        sample : bool
-            Draw the inferred inputs from their posterior instead of taking its mean.
-        dropout_rate : Tensor, optional
-            None where nothing is dropped (evaluation).
-        kernels : Kernels
+        With `sample`, the inferred inputs are drawn from their posterior; else they are its mean.
+        Bins missing at the end of `ext_input` are zeros. Without `dropout_rate` (evaluation),
+        nothing is dropped.
         """
-        cell, n_bins = self.rnn.cell, self.recon_seq_len
-        n_trials, n_rows = ext_input.shape[0], ic.shape[0]
-        n_samples = n_rows // n_trials if n_trials else 1
+        cell, n_bins, n_rows = self.rnn.cell, self.recon_seq_len, ic.shape[0]
+        n_samples = n_rows // ext_input.shape[0] if ext_input.shape[0] else 1
 
         def mask(*shape: int) -> Tensor | None:
             return None if dropout_rate is None else dropout_mask(shape, dropout_rate)
 
-        gen_init = self.ic_to_g0(ic)
+        gen_h0 = self.ic_to_g0(ic)
         ext = _to_length(ext_input, n_bins).transpose(0, 1)
         ext = _masked(ext, mask(*ext.shape))
         w_gen_u, w_gen_ext = cell.gen_cell.weight_ih.tensor_split([self.n_inferred], dim=1)
+        # Without an external input, one row of biases stands for all bins and trials.
+        gen_proj = cell.gen_cell.bias.view(1, 1, -1)
         if w_gen_ext.shape[1]:
             gen_proj = _repeat_trials(linear(ext, w_gen_ext, cell.gen_cell.bias), n_samples)
-        else:
-            gen_proj = cell.gen_cell.bias.view(1, 1, -1)
-        gen_proj = gen_proj.unsqueeze(0)
-        gen_mask = mask(1, n_bins + 1, n_rows, gen_init.shape[1])
+        gen_mask = mask(n_bins + 1, *gen_h0.shape)
         w_fac = cell.fac_linear.unit_weight
-        ext = _repeat_trials(ext, n_samples)
 
-        if not self.use_con:
-            gen_states = kernels.clipped_gru(
-                gen_proj.expand(1, n_bins, n_rows, -1),
-                gen_init.unsqueeze(0),
-                cell.gen_cell.weight_hh.unsqueeze(0),
-                self.clip,
-            ).states[0]
-            kept = gen_states if gen_mask is None else gen_states * gen_mask[0, 1:]
-            n_con = self.con_h0.shape[1]
-            return Decoding(
-                factors=linear(kept.transpose(0, 1), w_fac),
-                co_means=gen_states.new_zeros(n_rows, n_bins, self.co_dim),
-                co_stds=gen_states.new_ones(n_rows, n_bins, self.co_dim),
-                gen_states=gen_states.transpose(0, 1),
-                gen_init=gen_init,
-                gen_inputs=ext.transpose(0, 1),
-                con_states=gen_states.new_zeros(n_rows, n_bins, n_con),
-            )
-
-        assert ci is not None
-        w_con_ci, w_con_fac = cell.con_cell.weight_ih.tensor_split([self.ci_width], dim=1)
-        con_proj = linear(_masked(ci, mask(*ci.shape)), w_con_ci, cell.con_cell.bias)
-        con_proj = _repeat_trials(con_proj, n_samples).unsqueeze(0)
-        noise = None
-        if sample:
-            noise = torch.randn(
-                1, n_bins, n_rows, self.co_dim, device=ic.device, dtype=gen_init.dtype
-            )
-        states = kernels.decoder(
-            DecoderInputs(
-                con_proj=con_proj,
+        if self.use_con:
+            assert ci is not None
+            w_con_ci, w_con_fac = cell.con_cell.weight_ih.tensor_split([self.ci_width], dim=1)
+            con_proj = linear(_masked(ci, mask(*ci.shape)), w_con_ci, cell.con_cell.bias)
+            size, kind = (n_bins, n_rows, self.co_dim), {"device": ic.device, "dtype": gen_h0.dtype}
+            noise = torch.randn(*size, **kind) if sample else None
+            inputs = DecoderInputs(
+                con_proj=_repeat_trials(con_proj, n_samples),
                 gen_proj=gen_proj,
-                con_h0=self.con_h0.expand(n_rows, -1).unsqueeze(0),
-                gen_h0=gen_init.unsqueeze(0),
-                w_con_fac=w_con_fac.unsqueeze(0),
-                w_con_hh=cell.con_cell.weight_hh.unsqueeze(0),
-                w_co=cell.co_linear.weight.unsqueeze(0),
-                b_co=cell.co_linear.bias.unsqueeze(0),
-                w_gen_u=w_gen_u.unsqueeze(0),
-                w_gen_hh=cell.gen_cell.weight_hh.unsqueeze(0),
-                w_fac=w_fac.unsqueeze(0),
+                con_h0=self.con_h0.expand(n_rows, -1),
+                gen_h0=gen_h0,
+                w_con_fac=w_con_fac,
+                w_con_hh=cell.con_cell.weight_hh,
+                w_co=cell.co_linear.weight,
+                b_co=cell.co_linear.bias,
+                w_gen_u=w_gen_u,
+                w_gen_hh=cell.gen_cell.weight_hh,
+                w_fac=w_fac,
                 noise=noise,
-                fac_mask=mask(1, n_bins, n_rows, w_fac.shape[0]),
+                fac_mask=mask(n_bins, n_rows, w_fac.shape[0]),
                 gen_mask=gen_mask,
-            ),
-            self.clip,
-        )
-        means, logvars = states.co_params[0].transpose(0, 1).chunk(2, dim=-1)
+            )
+            states = _one_net(lambda *x: kernels.decoder(DecoderInputs(*x), self.clip), inputs)
+        else:
+            gru = gen_proj.expand(n_bins, n_rows, -1), gen_h0, cell.gen_cell.weight_hh
+            gen_states = _one_net(partial(kernels.clipped_gru, clip=self.clip), gru).states
+            zeros = partial(gen_states.new_zeros, n_bins, n_rows)
+            kept = gen_states if gen_mask is None else gen_states * gen_mask[1:]
+            states = DecoderStates(
+                factors=linear(kept, w_fac),
+                gen_states=gen_states,
+                con_states=zeros(self.con_h0.shape[1]),
+                co_params=zeros(2 * self.co_dim),
+                inputs=zeros(0),
+            )
+        co_means, co_logvars = states.co_params.transpose(0, 1).chunk(2, dim=-1)
+        gen_inputs = torch.cat([states.inputs, _repeat_trials(ext, n_samples)], dim=-1)
         return Decoding(
-            factors=states.factors[0].transpose(0, 1),
-            co_means=means,
-            co_stds=(logvars / 2).exp(),
-            gen_states=states.gen_states[0].transpose(0, 1),
-            gen_init=gen_init,
-            gen_inputs=torch.cat([states.inputs[0], ext], dim=-1).transpose(0, 1),
-            con_states=states.con_states[0].transpose(0, 1),
+            factors=states.factors.transpose(0, 1),
+            co_means=co_means,
+            co_stds=(co_logvars / 2).exp(),
+            gen_states=states.gen_states.transpose(0, 1),
+            gen_init=gen_h0,
+            gen_inputs=gen_inputs.transpose(0, 1),
+            con_states=states.con_states.transpose(0, 1),
         )
+
+
+def _one_net(kernel: Callable[..., Any], tensors: Iterable[Tensor | None]) -> Any:
+    """Run a kernel with the leading axis K of independent nets, here of size 1."""
+    # The kernels have this axis for the two directions of an encoder, and for a population, whose
+    # members vmap folds into it. The decoder is one net, so that the axis exists in these two
+    # lines alone.
+    states = kernel(*(None if x is None else x.unsqueeze(0) for x in tensors))
+    return type(states)(*(x[0] for x in states))
 
 
 def _to_length(ext_input: Tensor, n_bins: int) -> Tensor:

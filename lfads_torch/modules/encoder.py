@@ -1,6 +1,7 @@
 """Encoders: from a trial's data to the posterior of its initial condition and controller input.
 
-Source: Pandarinath et al. 2018 (Nature Methods 15).
+Source: Pandarinath et al. 2018 (doi:10.1038/s41592-018-0109-9); the equations are in
+``docs/model.md``.
 """
 
 from __future__ import annotations
@@ -19,15 +20,7 @@ from .recurrent import BidirectionalClippedGRU
 
 
 class Encoding(NamedTuple):
-    """What the encoders say of a batch.
-
-    Attributes
-    ----------
-    ic_mean, ic_std : Tensor, shape (B, ic_dim)
-        Posterior of the initial condition.
-    ci : Tensor, shape (T_r, B, 2 * ci_enc_dim), optional
-        Input of the controller at every bin, None where there is no controller.
-    """
+    """Posterior of the initial condition, and input of the controller at every bin (if any)."""
 
     ic_mean: Float[Tensor, "B I"]
     ic_std: Float[Tensor, "B I"]
@@ -38,7 +31,7 @@ class Encoder(nn.Module):
     """Initial-condition (IC) and controller-input (CI) encoders.
 
     The IC encoder reads bins [0, ic_enc_seq_len) when `ic_enc_seq_len` > 0, else all; the CI
-    encoder reads the bins from `ic_enc_seq_len` on. Without controller there is no CI encoder.
+    encoder reads the bins from `ic_enc_seq_len` on. Without a controller, no CI encoder exists.
     """
 
     def __init__(
@@ -75,17 +68,10 @@ class Encoder(nn.Module):
         kernels: Kernels,
         lengths: Int[Tensor, " B"] | None = None,
     ) -> Encoding:
-        """Encode a batch.
+        """Encode a batch; what follows a trial's `lengths` bins may be anything.
 
-        Parameters
-        ----------
-        data : Tensor, shape (B, T_e, N)
-        dropout_rate : Tensor, optional
-            None where nothing is dropped (evaluation).
-        kernels : Kernels
-        lengths : Tensor of int, shape (B,), optional
-            Bins of each trial; the encoders do not see what follows, so that it may be anything.
-            None where all trials are whole.
+        Without `lengths`, all trials are whole; without `dropout_rate` (evaluation), nothing is
+        dropped.
         """
         if dropout_rate is not None:
             data = data * dropout_mask(data.shape, dropout_rate)
@@ -100,6 +86,7 @@ class Encoder(nn.Module):
         if dropout_rate is not None:
             summary = summary * dropout_mask(summary.shape, dropout_rate)
         ic_mean, ic_logvar = self.ic_linear(summary).chunk(2, dim=-1)
+        # The floor is added, not clamped, so that a variance below it keeps its gradient.
         ic_std = (ic_logvar.exp() + self.ic_post_var_min).sqrt()
         if not self.use_con:
             return Encoding(ic_mean, ic_std, None)
@@ -110,6 +97,8 @@ class Encoder(nn.Module):
             # A lag reaches past the end of a trial as it does past that of the window.
             states = states.masked_fill(padded_ci.unsqueeze(-1), 0.0)
         forward, backward = states
+        # The controller at bin t sees the forward state of bin t - lag and the backward state of
+        # bin t + lag, or 0 where none exists.
         lag, behind = min(self.ci_lag, n_bins - segment), self.recon_seq_len - n_bins
         kept = n_bins - segment - lag
         forward = pad(forward[:kept], (0, 0, 0, 0, segment + lag, behind))

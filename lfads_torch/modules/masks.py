@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.autograd import Function
 
@@ -22,8 +23,8 @@ _LEVELS = 2**16
 _PER_WORD = 4  # 16-bit numbers in one of 64 bits
 
 
-def bins_past(lengths: Tensor, n_bins: int) -> Tensor:
-    """Mark the bins past the end of each trial: lengths (B,), a mask (B, n_bins)."""
+def bins_past(lengths: Int[Tensor, " B"], n_bins: int) -> Bool[Tensor, "B T"]:
+    """Mark the bins past the end of each trial, from lengths (B,) in bins, as (B, n_bins)."""
     return torch.arange(n_bins, device=lengths.device) >= lengths.unsqueeze(1)
 
 
@@ -46,16 +47,16 @@ def coordinated_masks(shape: Sequence[int], rate: Tensor) -> tuple[Tensor, Tenso
 def _masks(
     shape: Sequence[int], rate: Tensor, *, scaled: bool = False, dropped: bool = False
 ) -> list[Tensor]:
-    """The masks asked for, of the same draw."""
-    wanted = [is_scaled for is_scaled, is_wanted in ((True, scaled), (False, dropped)) if is_wanted]
+    """Return the scaled mask, the one of dropped entries, or both, of the same draw."""
+    kinds = [is_scaled for is_scaled, use in ((True, scaled), (False, dropped)) if use]
     if c_library.fits(rate):
         # Entry by entry from a seed, so that the same seed gives masks of the same draw.
         seed = _draw(1, rate)
-        return [_NativeMask.apply(seed, rate, tuple(shape), is_scaled) for is_scaled in wanted]
+        return [_NativeMask.apply(seed, rate, tuple(shape), is_scaled) for is_scaled in kinds]
     size = math.prod(shape)
     bits = _draw(-(-size // _PER_WORD), rate).view(torch.int16)[:size]
     kept = (bits >= (_threshold(rate) - _LEVELS // 2).to(torch.int16)).view(*shape)
-    return [kept * (1 / (1 - rate)) if x else (~kept).to(rate.dtype) for x in wanted]
+    return [kept * (1 / (1 - rate)) if x else (~kept).to(rate.dtype) for x in kinds]
 
 
 def _draw(n_words: int, rate: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class _ScaledGradient(Function):
 
 
 class _NativeMask(Function):
-    """A mask from a seed that torch's generator drew; each member of a population has its own."""
+    """Fill a mask from a seed that torch's generator drew, one for each member of a population."""
 
     @staticmethod
     def forward(seed: Tensor, rate: Tensor, shape: tuple[int, ...], is_scaled: bool) -> Tensor:

@@ -1,18 +1,22 @@
 """Priors over initial conditions and inferred inputs, and the KL divergence to them.
 
-A prior is a module with two methods: ``make_posterior(mean, std)`` returns the posterior as a
-`torch.distributions.Distribution` over the last axis, ``forward(mean, std)`` the KL divergence
-from prior to posterior, averaged over trials. Of inferred inputs ``forward`` may take a third
-argument, ``mask``, true for the bins that count, where trials are of different lengths; a prior
-without it counts all bins. The initial condition is drawn from
-``make_posterior``; the inferred inputs, which the controller draws bin by bin, are always Gaussian
-with the given mean and standard deviation.
+A prior is a module with two methods. ``make_posterior(mean, std)`` returns the posterior as a
+`torch.distributions.Distribution` over the last axis. ``forward(mean, std)`` returns the KL
+divergence from prior to posterior, KL(q || p) = E_q[log q - log p], summed over dimensions and bins
+and averaged over trials.
+
+The initial condition, mean and std of shape (B, ic_dim), is drawn from ``make_posterior``. The
+inferred inputs, (B, T, co_dim), are always Gaussian with the given mean and standard deviation,
+because the controller draws them bin by bin. For them ``forward`` may take a third argument,
+``mask`` (B, T), true for the bins that count, where trials are of different lengths; a prior
+without it counts all bins.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,29 +24,32 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, StudentT
 
+from ..errors import number, whole
+
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
-def gaussian_posterior(mean: Tensor, std: Tensor) -> Distribution:
-    """Gaussian with independent dimensions over the last axis."""
+def gaussian_posterior(
+    mean: Float[Tensor, "*batch D"], std: Float[Tensor, "*batch D"]
+) -> Distribution:
+    """Return a Gaussian with independent dimensions.
+
+    Parameters
+    ----------
+    mean, std : Tensor, shape (..., dimensions)
+
+    Returns
+    -------
+    Distribution
+        Over the last axis; ``rsample`` passes gradients on.
+    """
     return Independent(Normal(mean, std, validate_args=False), 1, validate_args=False)
 
 
-def _log_normal(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    return -0.5 * (logvar + (x - mean) ** 2 * torch.exp(-logvar)) - _HALF_LOG_2PI
-
-
-def _sum_per_trial(x: Tensor, mask: Tensor | None = None) -> Float[Tensor, " B"]:
-    """Sum over all axes but the first; of (B, T, U) over the bins of a mask (B, T)."""
-    if mask is not None:
-        x = torch.where(mask.unsqueeze(-1), x, 0.0)
-    return x.flatten(1).sum(dim=1)
-
-
 def kl_over_bins(prior: Any, mean: Tensor, std: Tensor, mask: Tensor | None) -> Tensor:
-    """KL of inferred inputs (B, T, U) over the bins of a mask (B, T), averaged over trials.
+    """Compute the KL of inferred inputs (B, T, U) over the bins of a mask (B, T).
 
-    A prior of one's own whose ``forward`` takes no ``mask`` counts all bins.
+    Your own prior whose ``forward`` takes no ``mask`` counts all bins.
     """
     if mask is None:
         return prior(mean, std)
@@ -52,86 +59,102 @@ def kl_over_bins(prior: Any, mean: Tensor, std: Tensor, mask: Tensor | None) -> 
     return prior(mean, std)
 
 
-class Null(nn.Module):
-    """No prior: zero KL. The only choice where the model is not variational."""
+class _GaussianPosterior(nn.Module):
+    """Give a prior the posterior that all packaged ones have."""
 
     def make_posterior(self, mean: Tensor, std: Tensor) -> Distribution:
-        """Gaussian posterior."""
+        """Return a Gaussian posterior over the last axis."""
         return gaussian_posterior(mean, std)
 
+
+class Null(_GaussianPosterior):
+    """No prior: zero KL. The only choice where the model is not variational."""
+
     def forward(self, mean: Tensor, std: Tensor, mask: Tensor | None = None) -> Float[Tensor, ""]:
-        """Zero."""
+        """Return 0."""
         return mean.new_zeros(())
 
 
-class MultivariateNormal(nn.Module):
-    """Gaussian prior with trainable mean and fixed variance; the KL is analytic.
+class MultivariateNormal(_GaussianPosterior):
+    """Gaussian prior N(m, s2) with independent dimensions, trainable mean and fixed variance.
+
+    The KL is analytic: 0.5 (log(s2 / std^2) - 1 + (std^2 + (mean - m)^2) / s2) per dimension.
+    Source: Pandarinath et al. 2018 (doi:10.1038/s41592-018-0109-9).
 
     Parameters
     ----------
-    mean, variance : float
-        Starting mean and fixed variance of every dimension.
+    mean : float
+        Starting mean m of every dimension.
+    variance : float
+        Fixed variance s2 of every dimension, above 0.
     shape : int
         Number of dimensions.
+
+    Raises
+    ------
+    ConfigError
+        Where the variance is not above 0.
     """
 
     def __init__(self, mean: float, variance: float, shape: int) -> None:
         super().__init__()
         self.init_args = {"mean": mean, "variance": variance, "shape": shape}
-        self.mean = nn.Parameter(torch.full(_as_shape(shape), float(mean)))
-        logvar = torch.full(_as_shape(shape), math.log(variance))
-        self.logvar = nn.Parameter(logvar, requires_grad=False)
-
-    def make_posterior(self, mean: Tensor, std: Tensor) -> Distribution:
-        """Gaussian posterior."""
-        return gaussian_posterior(mean, std)
+        self.mean = _parameter(float(mean), shape)
+        self.logvar = _parameter(_log("variance", variance), shape).requires_grad_(False)
 
     def forward(
         self, mean: Tensor, std: Tensor, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, ""]:
-        """KL(posterior || prior), summed over dimensions, averaged over trials.
-
-        Of a posterior for every bin, only the bins where `mask` is true count.
-        """
+        """Compute the KL divergence, over the bins where `mask` is true."""
         logvar = 2 * std.log()
         kl = self.logvar - logvar - 1 + (std**2 + (mean - self.mean) ** 2) / self.logvar.exp()
         return _sum_per_trial(0.5 * kl, mask).mean()
 
 
-class AutoregressiveMultivariateNormal(nn.Module):
+class AutoregressiveMultivariateNormal(_GaussianPosterior):
     """First-order autoregressive Gaussian prior over bins, one process per dimension.
 
     u_0 ~ N(0, s2 / (1 - a^2)), u_t ~ N(a u_{t-1}, s2), a = exp(-1 / tau); both the autocorrelation
-    time tau (in bins) and the noise variance s2 are trained, in log space. The KL uses one
-    reparameterised sample of the posterior (Pandarinath et al. 2018).
+    time tau and the noise variance s2 are trained, as logarithms. The KL uses one reparameterised
+    sample of the posterior. Source: Pandarinath et al. 2018 (doi:10.1038/s41592-018-0109-9).
 
     Parameters
     ----------
     tau : float
-        Starting autocorrelation time, bins.
+        Starting autocorrelation time, in bins, above 0.
     nvar : float
-        Starting noise variance.
+        Starting noise variance s2, above 0.
     shape : int
         Number of dimensions.
+
+    Raises
+    ------
+    ConfigError
+        Where `tau` or `nvar` is not above 0.
     """
 
     def __init__(self, tau: float, nvar: float, shape: int) -> None:
         super().__init__()
         self.init_args = {"tau": tau, "nvar": nvar, "shape": shape}
-        self.logtaus = nn.Parameter(torch.full(_as_shape(shape), math.log(tau)))
-        self.lognvars = nn.Parameter(torch.full(_as_shape(shape), math.log(nvar)))
-
-    def make_posterior(self, mean: Tensor, std: Tensor) -> Distribution:
-        """Gaussian posterior."""
-        return gaussian_posterior(mean, std)
+        self.logtaus = _parameter(_log("tau", tau), shape)
+        self.lognvars = _parameter(_log("nvar", nvar), shape)
 
     def log_prob(
         self, u: Float[Tensor, "B T U"], mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, " B"]:
-        """Log density of inferred inputs under the prior, summed over bins and dimensions.
+        """Compute the log density of inferred inputs, summed over bins and dimensions.
 
-        `mask` is true for the first bins of each trial, up to its end: those sum to the density of
-        a process that ends there.
+        Parameters
+        ----------
+        u : Tensor, shape (B, T, co_dim)
+            Inferred inputs.
+        mask : Tensor of bool, shape (B, T), optional
+            True for the first bins of each trial, up to its end: those sum to the density of a
+            process that ends there.
+
+        Returns
+        -------
+        Tensor, shape (B,)
         """
         minus_rate = -torch.exp(-self.logtaus)
         a, logvar = minus_rate.exp(), self.lognvars
@@ -149,54 +172,71 @@ class AutoregressiveMultivariateNormal(nn.Module):
         std: Tensor,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
-        """One-sample estimate of KL(posterior || prior), averaged over trials.
-
-        Only the bins where `mask` is true count, as `log_prob` says.
-        """
-        noise = torch.randn_like(mean)
-        log_q = -_sum_per_trial(0.5 * noise**2 + std.log() + _HALF_LOG_2PI, mask)
-        return (log_q - self.log_prob(mean + std * noise, mask)).mean()
+        """Estimate the KL divergence by one sample, over the bins where `mask` is true."""
+        return _sampled_kl(mean, std, mask, lambda u: self.log_prob(u, mask))
 
 
-class MultivariateStudentT(nn.Module):
+class MultivariateStudentT(_GaussianPosterior):
     """Student-t prior with independent dimensions; location and scale are trained.
 
-    The KL uses one reparameterised sample of the (Gaussian) posterior.
+    The density of (u - loc) / scale is that of Student's t with `df` degrees of freedom, whose
+    heavy tails allow rare large inputs. The KL uses one reparameterised sample of the posterior.
 
     Parameters
     ----------
-    loc, scale : float
-        Starting location and scale of every dimension.
+    loc : float
+        Starting location of every dimension.
+    scale : float
+        Starting scale of every dimension, above 0.
     df : float
-        Degrees of freedom, fixed.
+        Degrees of freedom, above 0, fixed.
     shape : int
         Number of dimensions.
+
+    Raises
+    ------
+    ConfigError
+        Where `scale` or `df` is not above 0.
     """
 
     def __init__(self, loc: float, scale: float, df: float, shape: int) -> None:
         super().__init__()
         self.init_args = {"loc": loc, "scale": scale, "df": df, "shape": shape}
-        self.loc = nn.Parameter(torch.full(_as_shape(shape), float(loc)))
-        self.logscale = nn.Parameter(torch.full(_as_shape(shape), math.log(scale)))
-        self.df = float(df)
-
-    def make_posterior(self, mean: Tensor, std: Tensor) -> Distribution:
-        """Gaussian posterior."""
-        return gaussian_posterior(mean, std)
+        self.loc = _parameter(float(loc), shape)
+        self.logscale = _parameter(_log("scale", scale), shape)
+        self.df = number("df of the prior", df, above=0)
 
     def forward(
         self, mean: Tensor, std: Tensor, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, ""]:
-        """One-sample estimate of KL(posterior || prior), averaged over trials.
-
-        Only the bins where `mask` is true count.
-        """
-        noise = torch.randn_like(mean)
+        """Estimate the KL divergence by one sample, over the bins where `mask` is true."""
         prior = StudentT(self.df, self.loc, self.logscale.exp(), validate_args=False)
-        log_p = _sum_per_trial(prior.log_prob(mean + std * noise), mask)
-        log_q = -_sum_per_trial(0.5 * noise**2 + std.log() + _HALF_LOG_2PI, mask)
-        return (log_q - log_p).mean()
+        return _sampled_kl(mean, std, mask, lambda u: _sum_per_trial(prior.log_prob(u), mask))
 
 
-def _as_shape(shape: int) -> tuple[int]:
-    return (int(shape),)
+def _parameter(value: float, shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.full((whole("shape of the prior", shape, least=0),), value))
+
+
+def _log(name: str, value: float) -> float:
+    return math.log(number(f"{name} of the prior", value, above=0))
+
+
+def _log_normal(x: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
+    return -0.5 * (logvar + (x - mean) ** 2 * torch.exp(-logvar)) - _HALF_LOG_2PI
+
+
+def _sum_per_trial(x: Tensor, mask: Tensor | None = None) -> Float[Tensor, " B"]:
+    """Sum over all axes but the first; of (B, T, U) over the bins of a mask (B, T)."""
+    if mask is not None:
+        x = torch.where(mask.unsqueeze(-1), x, 0.0)
+    return x.flatten(1).sum(dim=1)
+
+
+def _sampled_kl(
+    mean: Tensor, std: Tensor, mask: Tensor | None, log_prob: Callable[[Tensor], Tensor]
+) -> Float[Tensor, ""]:
+    """Estimate KL(posterior || prior) by one sample, averaged over trials."""
+    noise = torch.randn_like(mean)
+    log_q = -_sum_per_trial(0.5 * noise**2 + std.log() + _HALF_LOG_2PI, mask)
+    return (log_q - log_prob(mean + std * noise)).mean()

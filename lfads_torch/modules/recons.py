@@ -1,10 +1,12 @@
 """Observation models: how the read-out's numbers describe the data, and the loss per element.
 
-An own observation model is a module with four members: ``n_params`` (parameters per channel),
+Your own observation model is a module with four members: ``n_params`` (parameters per channel),
 ``reshape_output_params``, ``compute_loss(data, output_params)`` (one number per trial, bin and
-channel) and ``compute_means(output_params)``. `Reconstruction` gives all but the two equations.
-``compute_loss`` never sees missing data: `observed_loss` fills them with ``fill_value``, a legal
-number (0 where an own model does not say), and leaves their loss out.
+channel) and ``compute_means(output_params)``. `Reconstruction` gives all but the two equations
+(``element_loss`` and ``compute_means``).
+
+``compute_loss`` never sees missing data: `observed_loss` replaces them with ``fill_value``, a legal
+number (0 where your own model does not say), and leaves their loss out.
 """
 
 from __future__ import annotations
@@ -56,25 +58,50 @@ class Reconstruction(nn.Module):
     def reshape_output_params(
         self, output_params: Float[Tensor, "B T kN"]
     ) -> Float[Tensor, "B T N k"]:
-        """Take the read-out's k blocks of N channels apart."""
+        """Take the read-out's k blocks of N channels apart.
+
+        Parameters
+        ----------
+        output_params : Tensor, shape (B, T_r, k N_r)
+            What a read-out returns: first parameter of all channels, second of all, and so on.
+
+        Returns
+        -------
+        Tensor, shape (B, T_r, N_r, k)
+        """
         return output_params.unflatten(-1, (self.n_params, -1)).transpose(-1, -2)
 
     def compute_loss(
         self, data: Float[Tensor, "B T N"], output_params: Float[Tensor, "B T N k"]
     ) -> Float[Tensor, "B T N"]:
-        """Loss per trial, bin and channel.
+        """Compute the loss per trial, bin and channel.
+
+        Parameters
+        ----------
+        data : Tensor, shape (B, T_r, N_r)
+            Without missing entries.
+        output_params : Tensor, shape (B, T_r, N_r, k)
+            As `reshape_output_params` returns them.
+
+        Returns
+        -------
+        Tensor, shape (B, T_r, N_r)
 
         Raises
         ------
         DataError
             Where data lie outside the support.
         """
-        if not self.data_checked:
-            self.check_data(data, "data")
+        self._check_once(data)
         return self.element_loss(data, output_params)
 
+    def _check_once(self, data: Tensor) -> None:
+        # A look through every batch would cost as much as the loss of most models.
+        if not self.data_checked:
+            self.check_data(data, "data")
+
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
-        """The equation of the loss, for legal data."""
+        """Compute the equation of the loss, for legal data."""
         raise NotImplementedError
 
     def observed_loss(
@@ -83,16 +110,39 @@ class Reconstruction(nn.Module):
         observed: Bool[Tensor, "B T N"],
         output_params: Float[Tensor, "B T N k"],
     ) -> Float[Tensor, "B T N"]:
-        """As `compute_loss`, of data of which some are missing; 0 there."""
+        """Compute the loss of data of which some are missing.
+
+        Parameters
+        ----------
+        data : Tensor, shape (B, T_r, N_r)
+            Missing entries may be anything.
+        observed : Tensor of bool, shape (B, T_r, N_r)
+            False where an entry is missing.
+        output_params : Tensor, shape (B, T_r, N_r, k)
+
+        Returns
+        -------
+        Tensor, shape (B, T_r, N_r)
+            0 where an entry is missing.
+        """
         loss = self.compute_loss(torch.where(observed, data, self.fill_value), output_params)
         return torch.where(observed, loss, 0.0)
 
     def compute_means(self, output_params: Float[Tensor, "B T N k"]) -> Float[Tensor, "B T N"]:
-        """Mean of the data; for spikes, the rate per bin."""
+        """Compute the mean of the data; for spikes, the rate per bin.
+
+        Parameters
+        ----------
+        output_params : Tensor, shape (B, T_r, N_r, k)
+
+        Returns
+        -------
+        Tensor, shape (B, T_r, N_r)
+        """
         raise NotImplementedError
 
     def is_legal(self, data: Tensor) -> Tensor:
-        """Whether each entry of finite data lies in the support."""
+        """Return whether each entry of finite data lies in the support."""
         return torch.ones_like(data, dtype=torch.bool)
 
     def check_data(self, data: Tensor, where: str, allow_nan: bool = False) -> None:
@@ -100,7 +150,7 @@ class Reconstruction(nn.Module):
 
         Parameters
         ----------
-        data : Tensor, shape (B, T, N)
+        data : Tensor, shape (B, T_r, N_r)
         where : str
             Name of the data for the message, such as file and key.
         allow_nan : bool
@@ -109,7 +159,7 @@ class Reconstruction(nn.Module):
         Raises
         ------
         DataError
-            Naming the channels, the count of offending values and the remedy.
+            It names the channels, the count of illegal values and the remedy.
         """
         missing = data.isnan()
         if not allow_nan and missing.any():
@@ -131,12 +181,24 @@ class Reconstruction(nn.Module):
         return copy.deepcopy(self)
 
     def penalty(self) -> Tensor | float:
-        """Penalty on own parameters, added to the L2 term."""
+        """Return the penalty on its parameters, which the L2 term includes."""
         return 0.0
 
 
+class _FirstIsMean(Reconstruction):
+    """An observation model whose first parameter is the mean."""
+
+    def compute_means(self, output_params: Tensor) -> Tensor:
+        """Return the first parameter."""
+        return output_params[..., 0]
+
+
 class Poisson(Reconstruction):
-    """Spike counts; the parameter is the log rate per bin."""
+    """Spike counts x with log rate r per bin: the loss is exp(r) - r x + log x!.
+
+    log x! is Stirling's approximation x log x - x + 0.5 log(2 pi x) for x > 1, and 0 for others.
+    Support: whole numbers from 0. Source: Pandarinath et al. 2018 (doi:10.1038/s41592-018-0109-9).
+    """
 
     for_counts = True
     support = "whole numbers >= 0"
@@ -146,30 +208,34 @@ class Poisson(Reconstruction):
     )
 
     def is_legal(self, data: Tensor) -> Tensor:
-        """Whether entries are counts."""
+        """Return whether entries are counts."""
         return (data >= 0) & (data == data.floor())
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
-        """Negative log likelihood, with Stirling's approximation of log x! for x > 1."""
+        """Compute the negative log likelihood."""
         return poisson_loss(output_params[..., 0], data)
 
     def compute_means(self, output_params: Tensor) -> Tensor:
-        """Rates per bin."""
+        """Compute rates per bin."""
         return output_params[..., 0].exp()
 
 
 class PoissonBPS(Poisson):
-    """Spike counts; the loss is minus the bits per spike over each channel's mean rate."""
+    """Spike counts x with log rate r per bin: the loss is minus the bits per spike.
+
+    (L(r) - L(log m)) / (log 2 * mean count), where L(r) = exp(r) - r x and m is the channel's mean
+    count per bin in this batch. Support: whole numbers from 0. Source: Pei et al. 2021
+    (arXiv:2109.04463), the score of the Neural Latents Benchmark.
+    """
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
-        """Poisson loss relative to the channel's mean rate in this batch, in bits per spike."""
+        """Compute the Poisson loss relative to the channel's mean rate, in bits per spike."""
         return _bits_lost(data, output_params[..., 0], data.mean(dim=(0, 1)), data.mean())
 
     def observed_loss(self, data: Tensor, observed: Tensor, output_params: Tensor) -> Tensor:
-        """As `element_loss`; mean rates are those of the observed entries."""
+        """Compute `element_loss`; mean rates are those of the observed entries."""
         data = torch.where(observed, data, 0.0)
-        if not self.data_checked:
-            self.check_data(data, "data")
+        self._check_once(data)
         seen = observed.to(data.dtype).sum(dim=(0, 1))
         rate = data.sum(dim=(0, 1)) / seen.clamp_min(1)
         mean = data.sum() / seen.sum().clamp_min(1)
@@ -184,39 +250,37 @@ def _bits_lost(data: Tensor, log_rate: Tensor, rate: Tensor, mean: Tensor) -> Te
     return (model - null) / (math.log(2) * mean.clamp_min(1e-6))
 
 
-class MSE(Reconstruction):
-    """Squared error; the parameter is the mean."""
+class MSE(_FirstIsMean):
+    """Any numbers x with mean m: the loss is (x - m)^2."""
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
-        """Squared error."""
+        """Compute the squared error."""
         return (data - output_params[..., 0]) ** 2
 
-    def compute_means(self, output_params: Tensor) -> Tensor:
-        """The parameter itself."""
-        return output_params[..., 0]
 
+class Gaussian(_FirstIsMean):
+    """Any numbers x with mean m and log variance v: the loss is 0.5 (v + (x - m)^2 / exp(v)).
 
-class Gaussian(Reconstruction):
-    """Gaussian data; parameters are mean and log variance (floored at 1e-6)."""
+    That is the negative log likelihood without the constant 0.5 log 2 pi. The variance has a floor
+    of 1e-6.
+    """
 
     n_params = 2
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
-        """Negative log likelihood without the constant 0.5 log 2 pi."""
+        """Compute the negative log likelihood without its constant."""
         mean, logvar = output_params.unbind(-1)
         # The gradient passes the floor, so that a variance that got too small can grow again.
         logvar = logvar + (logvar.clamp_min(math.log(1e-6)) - logvar).detach()
         return 0.5 * (logvar + (data - mean) ** 2 * torch.exp(-logvar))
 
-    def compute_means(self, output_params: Tensor) -> Tensor:
-        """First parameter."""
-        return output_params[..., 0]
-
 
 class Gamma(Reconstruction):
-    """Positive data, such as rectified EMG; parameters are log alpha and log beta (rate).
+    """Positive data x, such as rectified EMG, with parameters log alpha and log beta (the rate).
 
-    Both are held within -40 and 40: float32 has no numbers for the likelihood far beyond.
+    The loss is -alpha log beta - (alpha - 1) log x + beta x + log Gamma(alpha), the mean
+    alpha / beta. Support: numbers above 0; add a small offset to zeros, or use `ZeroInflatedGamma`.
+    Source: Wimalasena et al. 2022 (doi:10.1088/1741-2552/ac6369).
     """
 
     n_params = 2
@@ -225,25 +289,33 @@ class Gamma(Reconstruction):
     remedy = "add a small offset to zeros, or use ZeroInflatedGamma"
 
     def is_legal(self, data: Tensor) -> Tensor:
-        """Whether entries are positive."""
+        """Return whether entries are positive."""
         return data > 0
 
-    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
-        """Negative log likelihood."""
+    def _logs(self, output_params: Tensor) -> tuple[Tensor, Tensor]:
+        # float32 has no numbers for the likelihood far beyond exp(40).
         log_alpha, log_beta = output_params.clamp(-40, 40).unbind(-1)
+        return log_alpha, log_beta
+
+    def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
+        """Compute the negative log likelihood."""
+        log_alpha, log_beta = self._logs(output_params)
         return -_log_gamma(data, log_alpha.exp(), log_beta.exp(), log_beta)
 
     def compute_means(self, output_params: Tensor) -> Tensor:
-        """Return alpha / beta."""
-        log_alpha, log_beta = output_params.clamp(-40, 40).unbind(-1)
+        """Compute alpha / beta."""
+        log_alpha, log_beta = self._logs(output_params)
         return (log_alpha - log_beta).exp()
 
 
 class ZeroInflatedGamma(Reconstruction):
-    """Deconvolved calcium events (RADICaL, Zhu et al. 2022): zero, or a shifted gamma.
+    """Deconvolved calcium events x: 0 with probability 1 - q, else a gamma number above a smallest.
 
-    The sigmoid of the three parameters per channel gives (s_a, s_b, q): alpha = s_a A_n,
-    beta = s_b B_n with trainable scales A_n, B_n, and q the probability of an event.
+    The sigmoids of the three parameters per channel are s_a, s_b and q; alpha = s_a A_n and
+    beta = s_b B_n with trainable scales A_n, B_n of each channel n. The loss is -log(1 - q) where
+    x = 0, else -log q - log gamma(x - gamma_loc; alpha, beta); the mean is
+    q (alpha / beta + gamma_loc). Support: zeros, and numbers above gamma_loc.
+    Source: Zhu et al. 2022 (RADICaL, doi:10.1038/s41593-022-01189-0).
 
     Parameters
     ----------
@@ -252,11 +324,11 @@ class ZeroInflatedGamma(Reconstruction):
     gamma_loc : float
         Smallest event.
     scale_init : float
-        Starting scales.
+        Starting scales A_n and B_n.
     scale_prior : float
         Value that the penalty draws the scales to.
     scale_penalty : float
-        Weight of the penalty.
+        Weight of the penalty 0.5 scale_penalty sum (scale - scale_prior)^2.
     """
 
     n_params = 3
@@ -286,17 +358,18 @@ class ZeroInflatedGamma(Reconstruction):
         )
 
     def is_legal(self, data: Tensor) -> Tensor:
-        """Whether entries are zero or above the smallest event."""
+        """Return whether entries are zero or above the smallest event."""
         return (data == 0) | (data > self.gamma_loc)
 
     def _distribution(self, output_params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # The floor keeps the logarithms, and the gradient of log Gamma(alpha), finite.
         s = output_params.sigmoid().clamp_min(1e-5)
         # Training may take a scale below zero, where there is no gamma distribution.
         scale = self.scale.clamp_min(1e-5)
         return s[..., 0] * scale[0], s[..., 1] * scale[1], s[..., 2]
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
-        """Negative log likelihood."""
+        """Compute the negative log likelihood."""
         alpha, beta, q = self._distribution(output_params)
         event = data != 0
         # Where there is no event, any legal number keeps the unused branch's gradient finite.
@@ -307,7 +380,7 @@ class ZeroInflatedGamma(Reconstruction):
         return -torch.where(event, log_event, log_none)
 
     def compute_means(self, output_params: Tensor) -> Tensor:
-        """Return q (alpha / beta + gamma_loc)."""
+        """Compute q (alpha / beta + gamma_loc)."""
         alpha, beta, q = self._distribution(output_params)
         return q * (alpha / beta + self.gamma_loc)
 
@@ -325,6 +398,11 @@ class MultisessionReconstruction(nn.ModuleList):
         Glob pattern of the session files.
     recon : Reconstruction
         Copied for every session, for its number of channels.
+
+    Raises
+    ------
+    DataError
+        Where no file matches, or one cannot be read.
     """
 
     def __init__(self, datafile_pattern: str, recon: nn.Module) -> None:
@@ -338,16 +416,7 @@ class MultisessionReconstruction(nn.ModuleList):
 def observed_loss(
     recon: Any, data: Tensor, observed: Tensor | None, output_params: Tensor
 ) -> Tensor:
-    """Loss per entry under an observation model, one's own included; 0 where missing.
-
-    Parameters
-    ----------
-    recon : Module
-    data : Tensor, shape (B, T, N)
-    observed : Tensor of bool, shape (B, T, N), optional
-        None where nothing is missing.
-    output_params : Tensor, shape (B, T, N, k)
-    """
+    """Compute `Reconstruction.observed_loss`, also of your own model; `observed` may be None."""
     if observed is None:
         return recon.compute_loss(data, output_params)
     if hasattr(recon, "observed_loss"):
@@ -357,7 +426,7 @@ def observed_loss(
 
 
 def recon_for_channels(recon: nn.Module, n_channels: int) -> nn.Module:
-    """Copy of an observation model, one's own included, for a session of `n_channels`."""
+    """Return a copy of an observation model, also your own, for a session of `n_channels`."""
     if isinstance(recon, Reconstruction):
         return recon.for_channels(n_channels)
     return copy.deepcopy(recon)

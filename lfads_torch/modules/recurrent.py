@@ -12,22 +12,17 @@ from torch.nn.functional import linear
 from ..kernels import GRUStates, Kernels
 
 # Input products that hold a state, whatever the state adds to them: an update gate of exactly 1,
-# and a reset gate of next to 0 (not less: denormal numbers are slow), so that with no input the
-# candidate is next to 0, too, which z h + (1 - z) n, written as n + z (h - n), rounds away.
+# and a reset gate of next to 0, so that with no input the candidate is next to 0, too, which
+# z h + (1 - z) n, written as n + z (h - n), rounds away. A lower reset gate would make denormal
+# numbers, which are slow.
 _UPDATE, _RESET = 1e4, -50.0
 
 
 class ClippedGRUCell(nn.Module):
     """Weights of a GRU whose reset gate acts before the recurrent product.
 
-    Rows are stacked in the order update gate, reset gate, candidate.
-
-    Parameters
-    ----------
-    input_size, hidden_size : int
-    is_encoder : bool
-        Encoder weights start from N(0, 1 / (input_size + hidden_size)), decoder weights from
-        N(0, 1 / fan-in).
+    Rows are stacked in the order update gate, reset gate, candidate. Encoder weights start from
+    N(0, 1 / (input_size + hidden_size)), decoder weights from N(0, 1 / fan-in).
     """
 
     def __init__(self, input_size: int, hidden_size: int, *, is_encoder: bool) -> None:
@@ -45,12 +40,12 @@ class ClippedGRUCell(nn.Module):
 
     @property
     def bias(self) -> Float[Tensor, " H3"]:
-        """Sum of both biases: the reset gate acts before the recurrent product, not on it."""
+        """Return the sum of both biases, which act alike: the reset gate scales neither."""
         return self.bias_ih + self.bias_hh
 
 
 class ClippedGRU(nn.Module):
-    """Holder of one direction's `cell`, as checkpoints name it."""
+    """Hold one direction's `cell`, as checkpoints name it."""
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -58,13 +53,9 @@ class ClippedGRU(nn.Module):
 
 
 class BidirectionalClippedGRU(nn.Module):
-    """A clipped GRU over the bins and a second one over the bins in reverse.
+    """Run a clipped GRU over the bins and a second one over the bins in reverse.
 
-    Parameters
-    ----------
-    input_size, hidden_size : int
-    clip : float
-        States stay within [-clip, clip].
+    All states stay within [-clip, clip].
     """
 
     def __init__(self, input_size: int, hidden_size: int, clip: float) -> None:
@@ -75,7 +66,7 @@ class BidirectionalClippedGRU(nn.Module):
 
     @property
     def cells(self) -> Sequence[ClippedGRUCell]:
-        """Forward and backward cell."""
+        """Return the forward and the backward cell."""
         return self.fwd_gru.cell, self.bwd_gru.cell
 
     def forward(
@@ -85,23 +76,16 @@ class BidirectionalClippedGRU(nn.Module):
         kernels: Kernels,
         padded: Bool[Tensor, "T B"] | None = None,
     ) -> GRUStates:
-        """Return the states of both directions.
+        """Return the states of both directions; they pass the bins that `padded` marks unchanged.
 
-        Parameters
-        ----------
-        x : Tensor, shape (T, B, N)
-        h0 : Tensor, shape (2, 1, H)
-        kernels : Kernels
-        padded : Tensor of bool, shape (T, B), optional
-            Bins past a trial's end. The state passes them unchanged, and so does its gradient:
-            the last states are those of the trial alone. (An initial state beyond the clip, which
-            training would have to bring about, is clipped by them.)
+        So does the gradient: the last states are those of the trial alone. (An initial state beyond
+        the clip, which training would have to bring about, is clipped by those bins.)
         """
         cells = self.cells
         weight_ih = torch.cat([cell.weight_ih for cell in cells])
         weight_hh = torch.stack([cell.weight_hh for cell in cells])
         bias = torch.cat([cell.bias for cell in cells])
-        # The bias as the weight of an input that is 1: its gradient then takes no sum of its own.
+        # The bias is the weight of an input that is 1: its gradient then takes no extra sum.
         extra = [x.new_ones(1).expand(*x.shape[:2], 1)]
         columns = [bias.unsqueeze(1)]
         if padded is not None:
@@ -117,7 +101,7 @@ class BidirectionalClippedGRU(nn.Module):
         return kernels.clipped_gru(x_proj, h0, weight_hh, self.clip, two_way=True)
 
     def _hold(self, bias: Float[Tensor, " H6"]) -> Float[Tensor, "H6 1"]:
-        """Weights of an input that holds the state of both directions."""
+        """Return the weights of an input that holds the state of both directions."""
         cand = bias.unflatten(0, (2, 3, -1))[:, 2]
         gates = [torch.full_like(cand, value) for value in (_UPDATE, _RESET)]
         return torch.stack([*gates, -cand], dim=1).flatten().unsqueeze(1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, StudentT, kl_divergence
 
+from lfads_torch.errors import ConfigError
 from lfads_torch.modules import priors
 from tests.golden_utils import assert_close, load_arrays
 
@@ -157,3 +158,28 @@ def test_sampled_kls_pass_gradients_to_posterior_and_prior(prior: Any) -> None:
         assert tensor.grad.abs().sum() > 0
     first, second = prior(mean, std), prior(mean, std)
     assert first != second  # drawn anew at every call
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (
+            "MultivariateNormal",
+            (0.0, 0.0, 4),
+            "variance of the prior is 0.0; legal are numbers > 0",
+        ),
+        ("AutoregressiveMultivariateNormal", (-1.0, 0.1, 4), "tau of the prior is -1.0"),
+        ("AutoregressiveMultivariateNormal", (10.0, 0.0, 4), "nvar of the prior is 0.0"),
+        ("MultivariateStudentT", (0.0, 1.0, 0.0, 4), "df of the prior is 0.0"),
+        (
+            "MultivariateStudentT",
+            (0.0, 1.0, 5.0, 1.5),
+            "shape of the prior is 1.5; legal are whole",
+        ),
+    ],
+)
+def test_numbers_that_no_prior_can_have(
+    kind: str, arguments: tuple[Any, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        getattr(priors, kind)(*arguments)
