@@ -15,6 +15,7 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -22,6 +23,16 @@ from torch import Tensor, nn
 from ..data import find_sessions, read_session
 from ..errors import DataError
 from ..kernels.likelihood import poisson_loss
+from .initial_readout import (
+    LEAST,
+    Blocks,
+    ChannelStats,
+    Line,
+    flat_line,
+    log_line,
+    logit,
+    sigmoid,
+)
 
 
 class Reconstruction(nn.Module):
@@ -274,6 +285,10 @@ class Gaussian(_FirstIsMean):
         logvar = logvar + (logvar.clamp_min(math.log(1e-6)) - logvar).detach()
         return 0.5 * (logvar + (data - mean) ** 2 * torch.exp(-logvar))
 
+    def initial_readout(self, line: Line, stats: ChannelStats) -> Blocks:
+        """Start from the channel's variance."""
+        return [line, flat_line(line, np.log(np.maximum(stats.variance, LEAST)))]
+
 
 class Gamma(Reconstruction):
     """Positive data x, such as rectified EMG, with parameters log alpha and log beta (the rate).
@@ -306,6 +321,12 @@ class Gamma(Reconstruction):
         """Compute alpha / beta."""
         log_alpha, log_beta = self._logs(output_params)
         return (log_alpha - log_beta).exp()
+
+    def initial_readout(self, line: Line, stats: ChannelStats) -> Blocks:
+        """Start from a constant beta = mean / variance; alpha carries the mean alpha / beta."""
+        log_beta = np.log(np.maximum(stats.mean, LEAST) / np.maximum(stats.variance, LEAST))
+        log_mean = log_line(line)
+        return [log_mean._replace(bias=log_mean.bias + log_beta), flat_line(line, log_beta)]
 
 
 class ZeroInflatedGamma(Reconstruction):
@@ -383,6 +404,24 @@ class ZeroInflatedGamma(Reconstruction):
         """Compute q (alpha / beta + gamma_loc)."""
         alpha, beta, q = self._distribution(output_params)
         return q * (alpha / beta + self.gamma_loc)
+
+    def initial_readout(self, line: Line, stats: ChannelStats) -> Blocks:
+        """Start from a constant distribution of events; q carries the mean q * event."""
+        size = np.maximum(stats.event_mean - self.gamma_loc, LEAST)
+        rate = size / np.maximum(stats.event_variance, LEAST)
+        scale = self.scale.detach().clamp_min(1e-5).cpu().numpy().astype(np.float64)
+        alpha = sigmoid(logit(size * rate / scale[0])) * scale[0]
+        # Where alpha is out of the sigmoid's reach, beta keeps the mean of the events.
+        logit_beta = logit(alpha / size / scale[1])
+        event = alpha / (sigmoid(logit_beta) * scale[1]) + self.gamma_loc
+        logit_q = logit(np.maximum(line.bias, LEAST) / event)
+        q = sigmoid(logit_q)
+        weight = line.weight / (event * q * (1 - q))[:, None]
+        return [
+            flat_line(line, logit(alpha / scale[0])),
+            flat_line(line, logit_beta),
+            Line(weight, logit_q),
+        ]
 
     def penalty(self) -> Tensor:
         """Return 0.5 scale_penalty sum (scale - scale_prior)^2."""

@@ -1,7 +1,7 @@
-"""Plain descriptions of the model's parts, so that a checkpoint holds numbers and names only.
+"""Plain descriptions of a model's modules, so that a checkpoint holds numbers and names only.
 
-A part (prior, reconstruction, read-in, augmentation, one's own included) is described by its class
-and the arguments of its constructor, read from attributes of the same names (the convention of
+A prior, reconstruction, read-in or augmentation, also your own, is described by its class and the
+arguments of its constructor, read from attributes of the same names (the convention of
 scikit-learn's estimators) or from a dictionary ``init_args`` on the object.
 """
 
@@ -20,31 +20,32 @@ from ..errors import ConfigError
 _MISSING = object()
 
 
-def to_spec(part: Any) -> dict[str, Any]:
-    """Describe a part as ``{"_target_": class, argument: value, ...}``.
+def to_spec(module: Any) -> dict[str, Any]:
+    """Describe a module as ``{"_target_": class, argument: value, ...}``.
 
-    Arguments that are neither plain numbers or strings nor parts themselves are left out.
+    Arguments that are neither plain numbers or strings nor such modules are left out.
     """
-    if isinstance(part, nn.ModuleList):
-        return {"_target_": "torch.nn.ModuleList", "modules": [to_spec(m) for m in part]}
-    cls = type(part)
+    if isinstance(module, nn.ModuleList):
+        return {"_target_": "torch.nn.ModuleList", "modules": [to_spec(m) for m in module]}
+    cls = type(module)
     spec: dict[str, Any] = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
-    known = getattr(part, "init_args", {})
+    given = getattr(module, "init_args", {})
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         if name == "self" or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        own = getattr(part, name, _MISSING)
-        value = _plain(own if _was_changed(own, known.get(name)) else known.get(name, own))
-        if value is not _MISSING:
-            spec[name] = value
+        value = getattr(module, name, _MISSING)
+        if name in given and not _was_changed(value, given[name]):
+            value = given[name]
+        if (plain := _plain(value)) is not _MISSING:
+            spec[name] = plain
     return spec
 
 
-def _was_changed(own: Any, given: Any) -> bool:
-    """Whether a number kept as a tensor is no longer the one given, which it rounds to float32."""
-    if not (isinstance(own, Tensor) and own.ndim == 0 and isinstance(given, (int, float))):
+def _was_changed(value: Any, given: Any) -> bool:
+    """Return whether a number kept as a tensor is no longer the one given, but for its rounding."""
+    if not (isinstance(value, Tensor) and value.ndim == 0 and isinstance(given, (int, float))):
         return False
-    return bool(own != torch.tensor(given, dtype=own.dtype, device=own.device))
+    return bool(value != torch.tensor(given, dtype=value.dtype, device=value.device))
 
 
 def _plain(value: Any) -> Any:
@@ -65,16 +66,9 @@ def _is_augmentation(cls: type) -> bool:
 
 
 def from_spec(spec: Any) -> Any:
-    """Build a part from its description.
-
-    Only classes that are modules or augmentations are built, so that a description can name no
-    arbitrary function.
-
-    Raises
-    ------
-    ConfigError
-        Where the class cannot be imported, is no part of a model, or refuses its arguments.
-    """
+    """Build a module from its description; raise `ConfigError` where that is not possible."""
+    # Only classes that are modules or augmentations are built: a description that names another
+    # function, such as os.system, must not run it.
     if isinstance(spec, list):
         return [from_spec(s) for s in spec]
     if not (isinstance(spec, Mapping) and "_target_" in spec):
@@ -94,10 +88,11 @@ def from_spec(spec: Any) -> Any:
         )
     arguments = {key: from_spec(value) for key, value in spec.items() if key != "_target_"}
     try:
+        # What is drawn here is overwritten by the checkpoint; the caller's stream stays as it is.
         with torch.random.fork_rng(devices=[]):
             return cls(**arguments)
     except TypeError as error:
         raise ConfigError(
             f"{target} cannot be rebuilt from {arguments}: {error}. Keep each constructor argument "
-            "as an attribute of the same name, or give the part to load_model as a keyword"
+            "as an attribute of the same name, or give the object to load_model as a keyword"
         ) from error

@@ -133,7 +133,7 @@ def test_what_is_refused(tmp_path: Path, sessions: list[dict[str, Any]]) -> None
         MultisessionReadin(pattern, pcr_init=False)
     with pytest.raises(ConfigError, match="in_features is needed when pcr_init is false"):
         MultisessionReadout(pattern, pcr_init=False)
-    with pytest.raises(ConfigError, match="link is 'exp'; legal are 'log' and 'identity'"):
+    with pytest.raises(ConfigError, match="link is 'exp'; legal: None, identity, log"):
         MultisessionReadout(pattern, link="exp")
     with pytest.raises(UserError, match="No data file"):
         MultisessionReadin(str(tmp_path / "night*.h5"))
