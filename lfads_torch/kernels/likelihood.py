@@ -20,18 +20,10 @@ from . import c_library
 def poisson_loss(
     log_rates: Float[Tensor, "*batch N"], counts: Float[Tensor, "*batch N"]
 ) -> Float[Tensor, "*batch N"]:
-    """Negative log likelihood of counts, element by element.
+    """Compute ``exp(log_rate) - count log_rate + log count!``, element by element.
 
-    Parameters
-    ----------
-    log_rates, counts : Tensor, shape (..., channels)
-        Natural logarithm of the expected count per bin; counts, which get no gradient.
-
-    Returns
-    -------
-    Tensor, shape (..., channels)
-        ``exp(log_rate) - count log_rate + log count!``, with Stirling's approximation of the
-        logarithm for counts above 1, and 0 for others.
+    The last term is Stirling's approximation for counts above 1, and 0 for others; counts get no
+    gradient.
     """
     return _PoissonLoss.apply(log_rates, counts)
 
@@ -39,17 +31,9 @@ def poisson_loss(
 def spike_sums(
     log_rates: Num[Tensor, "*batch N"], counts: Num[Tensor, "*batch N"]
 ) -> Float[Tensor, "3 N"]:
-    """Sum what bits per spike need of a batch, per channel, in float64 where the device has it.
+    """Count observed entries and sum spikes and ``exp(log_rate) - count log_rate``, per channel.
 
-    Parameters
-    ----------
-    log_rates, counts : Tensor, shape (..., channels)
-        NaN counts are missing and ignored.
-
-    Returns
-    -------
-    Tensor, shape (3, channels)
-        Number of observed entries, spikes, and the sum of ``exp(log_rate) - count log_rate``.
+    NaN counts are missing and ignored. The sums are float64 where the device has it.
     """
     return _SpikeSums.apply(log_rates, counts)
 

@@ -25,18 +25,10 @@ class GRUInputs(NamedTuple):
 
 
 class GRUStates(NamedTuple):
-    """States of K clipped GRUs.
+    """States of K clipped GRUs."""
 
-    Attributes
-    ----------
-    states : Tensor, shape (K, T, B, H)
-        In the order of the bins.
-    last : Tensor, shape (K, B, H)
-        Those that each net computed last: at bin T - 1, or at bin 0 where it runs backward.
-    """
-
-    states: Float[Tensor, "K T B H"]
-    last: Float[Tensor, "K B H"]
+    states: Float[Tensor, "K T B H"]  # in the order of the bins
+    last: Float[Tensor, "K B H"]  # computed last: at bin T - 1, or at 0 where a net runs backward
 
 
 class GRUSaved(NamedTuple):
@@ -50,72 +42,37 @@ class GRUSaved(NamedTuple):
 class DecoderInputs(NamedTuple):
     """Inputs of the decoder's recurrence; C controller, G generator, F factor, U input dimensions.
 
-    Attributes
-    ----------
-    con_proj : Tensor, shape (K, T, B, 3C)
-        Product of the controller's weights with the encoder's output, biases included.
-    gen_proj : Tensor, shape (K, T, B, 3G) or (K, 1, 1, 3G)
-        Product of the generator's weights with the external input, biases included; the biases
-        alone where there is no external input.
-    con_h0, gen_h0 : Tensor, shape (K, B, C) and (K, B, G)
-        Initial states.
-    w_con_fac : Tensor, shape (K, 3C, F)
-        The columns of the controller's input weights that read the factors.
-    w_con_hh : Tensor, shape (K, 3C, C)
-        The controller's recurrent weights.
-    w_co, b_co : Tensor, shape (K, 2U, C) and (K, 2U)
-        Controller state to mean and log variance of the inferred input.
-    w_gen_u : Tensor, shape (K, 3G, U)
-        The columns of the generator's input weights that read the inferred input.
-    w_gen_hh : Tensor, shape (K, 3G, G)
-        The generator's recurrent weights.
-    w_fac : Tensor, shape (K, F, G)
-        Factor matrix, rows already scaled to unit norm.
-    noise : Tensor, shape (K, T, B, U), optional
-        Standard normal numbers; without them the inferred input is its posterior mean.
-    fac_mask : Tensor, shape (K, T, B, F), optional
-        Dropout mask, already scaled, of the factors that the controller reads at bin t (those of
-        bin t - 1).
-    gen_mask : Tensor, shape (K, T + 1, B, G), optional
-        Dropout mask, already scaled, of the generator state that makes the factors; entry 0
-        belongs to the initial state.
+    Input products include the biases. Dropout masks are already scaled.
     """
 
-    con_proj: Float[Tensor, "K T B C3"]
+    con_proj: Float[Tensor, "K T B C3"]  # controller's weights times the encoder's output
+    # Generator's weights times the external input; without one, the biases alone, Tg = Bg = 1.
     gen_proj: Float[Tensor, "K Tg Bg G3"]
     con_h0: Float[Tensor, "K B C"]
     gen_h0: Float[Tensor, "K B G"]
-    w_con_fac: Float[Tensor, "K C3 F"]
+    w_con_fac: Float[Tensor, "K C3 F"]  # columns of the input weights that read the factors
     w_con_hh: Float[Tensor, "K C3 C"]
-    w_co: Float[Tensor, "K U2 C"]
+    w_co: Float[Tensor, "K U2 C"]  # controller to mean and log variance of the inferred input
     b_co: Float[Tensor, "K U2"]
-    w_gen_u: Float[Tensor, "K G3 U"]
+    w_gen_u: Float[Tensor, "K G3 U"]  # columns of the input weights that read the inferred input
     w_gen_hh: Float[Tensor, "K G3 G"]
-    w_fac: Float[Tensor, "K F G"]
+    w_fac: Float[Tensor, "K F G"]  # rows already scaled to unit norm
+    # Standard normal numbers; without them the inferred input is its posterior mean.
     noise: Float[Tensor, "K T B U"] | None = None
+    # Of the factors that the controller reads at bin t, which are those of bin t - 1.
     fac_mask: Float[Tensor, "K T B F"] | None = None
+    # Of the generator state that makes the factors; entry 0 belongs to the initial state.
     gen_mask: Float[Tensor, "K T1 B G"] | None = None
 
 
 class DecoderStates(NamedTuple):
-    """Everything the decoder computes at each bin.
-
-    Attributes
-    ----------
-    factors : Tensor, shape (K, T, B, F)
-    gen_states : Tensor, shape (K, T, B, G)
-    con_states : Tensor, shape (K, T, B, C)
-    co_params : Tensor, shape (K, T, B, 2U)
-        Mean and log variance of the inferred inputs.
-    inputs : Tensor, shape (K, T, B, U)
-        The inferred inputs that drove the generator: samples where noise was given, else means.
-    """
+    """Everything the decoder computes at each bin."""
 
     factors: Float[Tensor, "K T B F"]
     gen_states: Float[Tensor, "K T B G"]
     con_states: Float[Tensor, "K T B C"]
-    co_params: Float[Tensor, "K T B U2"]
-    inputs: Float[Tensor, "K T B U"]
+    co_params: Float[Tensor, "K T B U2"]  # mean and log variance of the inferred inputs
+    inputs: Float[Tensor, "K T B U"]  # that drove the generator: samples with noise, else means
 
 
 class DecoderSaved(NamedTuple):
@@ -141,22 +98,13 @@ class _Decoder(Protocol):
 
 
 class Kernels(NamedTuple):
-    """One implementation of the recurrent nets.
+    """One implementation of the recurrent nets."""
 
-    Attributes
-    ----------
-    clipped_gru : callable
-        ``clipped_gru(x_proj, h0, w_hh, clip, two_way=False) -> GRUStates``: x_proj (K, T, B, 3H) is
-        the product of the input weights with the input, biases included; h0 (K, B, H);
-        w_hh (K, 3H, H); the state is clipped to [-clip, clip] at every bin. With `two_way`, the
-        nets of odd number run backward, from the last bin to the first.
-    decoder : callable
-        ``decoder(inputs, clip) -> DecoderStates``: controller, inferred input, generator and
-        factors, which feed back on one another bin by bin. An autonomous generator is a
-        `clipped_gru`.
-    """
-
+    # x_proj (K, T, B, 3H) is the product of input weights and input, biases included. States are
+    # clipped to [-clip, clip] at every bin. With two_way, the nets of odd number run backward.
     clipped_gru: _ClippedGRU
+    # Controller, inferred input, generator and factors, which feed back on one another bin by bin.
+    # An autonomous generator is a clipped_gru.
     decoder: _Decoder
 
 

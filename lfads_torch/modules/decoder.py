@@ -18,7 +18,7 @@ from torch.nn.functional import linear, pad
 from ..kernels import DecoderInputs, DecoderStates, Kernels
 from .masks import dropout_mask
 from .readin_readout import FanInLinear, NormalizedLinear
-from .recurrent import ClippedGRUCell
+from .recurrent import CellHolder, ClippedGRUCell
 
 
 class Decoding(NamedTuple):
@@ -38,34 +38,20 @@ class Decoding(NamedTuple):
 
 
 class DecoderCell(nn.Module):
-    """Parameters of the decoder's recurrence, under the names of existing checkpoints."""
+    """Parameters of the decoder's recurrence, under the names of existing checkpoints.
+
+    Sizes are (inputs, units): of the controller None where the model has none.
+    """
 
     def __init__(
-        self,
-        *,
-        ci_enc_dim: int,
-        con_dim: int,
-        co_dim: int,
-        ext_input_dim: int,
-        gen_dim: int,
-        fac_dim: int,
-        use_con: bool,
+        self, gen: tuple[int, int], fac_dim: int, con: tuple[int, int] | None, co_dim: int
     ) -> None:
         super().__init__()
-        n_inputs = (co_dim if use_con else 0) + ext_input_dim
-        self.gen_cell = ClippedGRUCell(n_inputs, gen_dim, is_encoder=False)
-        self.fac_linear = NormalizedLinear(gen_dim, fac_dim)
-        if use_con:
-            self.con_cell = ClippedGRUCell(2 * ci_enc_dim + fac_dim, con_dim, is_encoder=False)
-            self.co_linear = FanInLinear(con_dim, 2 * co_dim)
-
-
-class DecoderRNN(nn.Module):
-    """Hold the decoder's `cell`, as checkpoints name it."""
-
-    def __init__(self, cell: DecoderCell) -> None:
-        super().__init__()
-        self.cell = cell
+        self.gen_cell = ClippedGRUCell(*gen, is_encoder=False)
+        self.fac_linear = NormalizedLinear(gen[1], fac_dim)
+        if con is not None:
+            self.con_cell = ClippedGRUCell(*con, is_encoder=False)
+            self.co_linear = FanInLinear(con[1], 2 * co_dim)
 
 
 class Decoder(nn.Module):
@@ -95,17 +81,9 @@ class Decoder(nn.Module):
         self.use_con = use_con
         self.con_h0 = nn.Parameter(torch.zeros(1, con_dim))
         self.ic_to_g0 = FanInLinear(ic_dim, gen_dim)
-        self.rnn = DecoderRNN(
-            DecoderCell(
-                ci_enc_dim=ci_enc_dim,
-                con_dim=con_dim,
-                co_dim=co_dim,
-                ext_input_dim=ext_input_dim,
-                gen_dim=gen_dim,
-                fac_dim=fac_dim,
-                use_con=use_con,
-            )
-        )
+        gen = self.n_inferred + ext_input_dim, gen_dim
+        con = (self.ci_width + fac_dim, con_dim) if use_con else None
+        self.rnn = CellHolder(DecoderCell(gen, fac_dim, con, co_dim))
 
     def forward(
         self,

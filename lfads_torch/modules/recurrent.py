@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..kernels import GRUStates, Kernels
+
+Cell = TypeVar("Cell", bound=nn.Module)
 
 # Input products that hold a state, whatever the state adds to them: an update gate of exactly 1,
 # and a reset gate of next to 0, so that with no input the candidate is next to 0, too, which
@@ -44,12 +47,12 @@ class ClippedGRUCell(nn.Module):
         return self.bias_ih + self.bias_hh
 
 
-class ClippedGRU(nn.Module):
-    """Hold one direction's `cell`, as checkpoints name it."""
+class CellHolder(nn.Module, Generic[Cell]):
+    """Hold a `cell`, because the names in existing checkpoints have this step."""
 
-    def __init__(self, input_size: int, hidden_size: int) -> None:
+    def __init__(self, cell: Cell) -> None:
         super().__init__()
-        self.cell = ClippedGRUCell(input_size, hidden_size, is_encoder=True)
+        self.cell = cell
 
 
 class BidirectionalClippedGRU(nn.Module):
@@ -60,8 +63,8 @@ class BidirectionalClippedGRU(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, clip: float) -> None:
         super().__init__()
-        self.fwd_gru = ClippedGRU(input_size, hidden_size)
-        self.bwd_gru = ClippedGRU(input_size, hidden_size)
+        self.fwd_gru = CellHolder(ClippedGRUCell(input_size, hidden_size, is_encoder=True))
+        self.bwd_gru = CellHolder(ClippedGRUCell(input_size, hidden_size, is_encoder=True))
         self.clip = clip
 
     @property
