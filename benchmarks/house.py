@@ -1,5 +1,7 @@
 """Size and order of the source: lines, docstrings, comments, import circles, repeated file names.
 
+Call it from a checkout, for itself or for another one:
+
     python benchmarks/house.py                      # this checkout
     python benchmarks/house.py ../other --json      # another one, for machines
 """
@@ -24,9 +26,9 @@ def count_lines(text: str) -> Counter[str]:
     for node in ast.walk(ast.parse(text)):
         body = getattr(node, "body", None)
         for first in body if isinstance(body, list) else []:
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                if isinstance(first.value.value, str):
-                    docs.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+            value = first.value if isinstance(first, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                docs.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     kinds: dict[int, str] = dict.fromkeys(docs, "docstring")
     skipped = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
