@@ -1,80 +1,86 @@
-"""LFADS: the parts, how they are wired, and one pass through them.
+"""LFADS under Lightning: arguments, steps, ramps, optimiser, checkpoint, and checks of the data.
 
-The mathematics is in ``docs/model.md``; sources are listed in NOTICE.
+The network is in `lfads_torch.network`, its objective in `lfads_torch.objective`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .errors import ConfigError
-from .kernels import get_kernels
-from .model_checks import check_arguments, check_data, check_parts
+from .arguments import NUMBERS, TUNABLES, check_numbers
+from .data import SPLITS, StoredArray, blocks
+from .errors import ConfigError, DataError, number, one_of
+from .metrics import ExpSmoothedMetric
+from .metrics.epoch import EpochScores
 from .modules.augmentations import AugmentationStack
-from .modules.decoder import Decoder, Decoding
-from .modules.encoder import Encoder, Encoding
-from .modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal, Null
 from .modules.readin_readout import FanInLinear
 from .modules.recons import Poisson, recon_for_channels
-from .objective import Objective
-from .tuples import Batch, SessionBatch, SessionOutput, lengths_of, sessions_of
-
-PARTS = (
-    "reconstruction",
-    "co_prior",
-    "ic_prior",
-    "train_aug_stack",
-    "infer_aug_stack",
-    "readin",
-    "readout",
-)
-"""Constructor arguments that are parts, not numbers."""
+from .modules.spec import to_spec
+from .network import PARTS, Network
+from .objective import Weights, augment, count_batch, evaluate, total
+from .tuples import Batch, BatchResult, SessionBatch, SessionOutput, sessions_of
 
 
-class LFADS(Objective):
+# `Network` comes before Lightning's class, so that its `forward` counts. One call constructs both,
+# because `Network` passes the call on to the next class.
+class LFADS(Network, pl.LightningModule):
     """Latent factor analysis via dynamical systems.
 
-    Use `LFADS.from_data` to have sizes read from the data. Every part can be replaced by one's own.
+    Use `LFADS.from_data` to have sizes read from the data. You can replace every module that is an
+    argument by your own.
 
     Parameters
     ----------
-    encod_data_dim, encod_seq_len, recon_seq_len : int
-        Channels and bins that the encoders read (channels after read-in), bins reconstructed
-        (default: `encod_seq_len`).
+    encod_data_dim : int
+        Channels that the encoders read, after read-in.
+    encod_seq_len : int
+        Bins that the encoders read.
+    recon_seq_len : int, optional
+        Bins that are reconstructed; default: `encod_seq_len`.
     ext_input_dim : int
         Channels of external input to the generator.
     ic_enc_seq_len : int
         Bins at the start that only the IC encoder reads; 0: both encoders read all bins.
     ic_enc_dim, ci_enc_dim, con_dim, gen_dim : int
-        Units of the recurrent nets. There is a controller only when `ci_enc_dim`, `con_dim` and
-        `co_dim` are all > 0.
+        Units of the IC encoder and the CI encoder (per direction), the controller and the
+        generator. There is a controller only when `ci_enc_dim`, `con_dim` and `co_dim` are all
+        > 0.
     ci_lag : int
         Bins by which the controller sees the encoder late (forward) and early (backward).
     co_dim, ic_dim, fac_dim : int
         Dimensions of inferred inputs, initial conditions and factors.
     dropout_rate : float
-    reconstruction : Module or ModuleList
-        Observation model, one for all sessions or one per session; default `Poisson`.
+        Probability that dropout zeroes an entry, 0 to below 1.
+    reconstruction : Module or ModuleList, optional
+        Observation model, one for all sessions or one per session; default: `Poisson`.
     variational : bool
         Whether initial conditions and inferred inputs are sampled. Without, priors must be `Null`.
-    co_prior, ic_prior : Module
-        Priors of inferred inputs and initial conditions; defaults
-        `AutoregressiveMultivariateNormal(tau=10, nvar=0.1)` and
-        `MultivariateNormal(mean=0, variance=0.1)`.
+    co_prior : Module, optional
+        Prior of inferred inputs; default: `AutoregressiveMultivariateNormal(tau=10, nvar=0.1)`.
+    ic_prior : Module, optional
+        Prior of initial conditions; default: `MultivariateNormal(mean=0, variance=0.1)`.
     ic_post_var_min : float
-        Floor of the initial condition's posterior variance.
+        Floor of the variance of the initial condition's posterior.
     cell_clip : float
         Bound of the recurrent states.
-    train_aug_stack, infer_aug_stack : AugmentationStack
-        Applied in training; in validation and sampling.
-    readin, readout : Module or ModuleList
-        One per session; defaults: identity, `FanInLinear`.
+    train_aug_stack : AugmentationStack, optional
+        Augmentations in training; default: none.
+    infer_aug_stack : AugmentationStack, optional
+        Augmentations in validation and sampling; default: none.
+    readin : Module or ModuleList, optional
+        Map from channels to the encoders' input, one per session; default: identity.
+    readout : Module or ModuleList, optional
+        Map from factors to the observation's parameters, one per session; default: `FanInLinear`.
     loss_scale : float
+        Factor of the whole objective.
     recon_reduce_mean : bool
         Average the loss over bins and channels instead of summing.
     weigh_sessions : {"session", "trial"}
@@ -83,16 +89,28 @@ class LFADS(Objective):
     lr_scheduler : bool
         Lower the learning rate on plateaus of `valid/recon_smth`: times `lr_decay` after
         `lr_patience` epochs, down to `lr_stop`.
-    lr_init, lr_stop, lr_decay, lr_patience, lr_adam_beta1, lr_adam_beta2, lr_adam_epsilon : float
-        Learning rate and AdamW.
+    lr_init : float
+        Learning rate of AdamW at the start.
+    lr_stop : float
+        Lowest learning rate.
+    lr_decay : float
+        Factor of the learning rate at a plateau, 0 to 1.
+    lr_patience : int
+        Epochs without improvement that make a plateau.
+    lr_adam_beta1, lr_adam_beta2 : float
+        Decay of AdamW's first and second moment per step.
+    lr_adam_epsilon : float
+        AdamW's addend to the root of the second moment.
     weight_decay : float
-        AdamW's, times the L2 ramp.
-    l2_start_epoch, l2_increase_epoch, kl_start_epoch, kl_increase_epoch : int
-        Ramps: first epoch and epochs until full weight.
+        Weight decay of AdamW, times the L2 ramp.
+    l2_start_epoch, kl_start_epoch : int
+        Epoch at which the ramp of the L2 and the KL terms starts.
+    l2_increase_epoch, kl_increase_epoch : int
+        Epochs until that ramp reaches 1.
     l2_ic_enc_scale, l2_ci_enc_scale, l2_gen_scale, l2_con_scale : float
-        Penalties of the recurrent weights.
+        Weight of the squared recurrent weights of IC encoder, CI encoder, generator and controller.
     kl_ic_scale, kl_co_scale : float
-        Weights of the KL terms.
+        Weight of the KL of initial conditions and of inferred inputs.
     kernel : str
         Implementation of the recurrent nets, see `lfads_torch.kernels`.
 
@@ -101,6 +119,12 @@ class LFADS(Objective):
     ConfigError
         For arguments that are out of range or contradict one another.
     """
+
+    hparams: Any
+    lr_init: Tensor
+    weight_decay: Tensor
+    l2_ramp: Tensor
+    kl_ramp: Tensor
 
     def __init__(
         self,
@@ -152,76 +176,23 @@ class LFADS(Objective):
         kernel: str = "auto",
         weigh_sessions: str = "session",
     ) -> None:
-        super().__init__()
+        given = dict(locals())
         if recon_seq_len is None:
-            recon_seq_len = encod_seq_len
+            recon_seq_len = given["recon_seq_len"] = encod_seq_len
+        _check_arguments(given)
+        network = inspect.signature(Network).parameters
+        super().__init__(**{name: given[name] for name in network})
         self.save_hyperparameters(ignore=list(PARTS))
-        check_arguments(self.hparams)
-        assert encod_data_dim is not None and recon_seq_len is not None
-        self.use_con = min(ci_enc_dim, con_dim, co_dim) > 0
-        try:
-            self.kernels = get_kernels(kernel)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-
-        self.readin = _as_list(readin or nn.Identity())
-        self.encoder = Encoder(
-            encod_data_dim=encod_data_dim,
-            recon_seq_len=recon_seq_len,
-            ic_enc_seq_len=ic_enc_seq_len,
-            ic_enc_dim=ic_enc_dim,
-            ic_dim=ic_dim,
-            ci_enc_dim=ci_enc_dim,
-            ci_lag=ci_lag,
-            ic_post_var_min=ic_post_var_min,
-            cell_clip=cell_clip,
-            use_con=self.use_con,
-        )
-        self.decoder = Decoder(
-            recon_seq_len=recon_seq_len,
-            ic_dim=ic_dim,
-            ci_enc_dim=ci_enc_dim,
-            con_dim=con_dim,
-            co_dim=co_dim,
-            ext_input_dim=ext_input_dim,
-            gen_dim=gen_dim,
-            fac_dim=fac_dim,
-            cell_clip=cell_clip,
-            use_con=self.use_con,
-        )
-        reconstruction = reconstruction or Poisson()
-        first_recon = reconstruction[0] if isinstance(reconstruction, nn.ModuleList) else None
-        n_params = int(getattr(first_recon or reconstruction, "n_params", 1))
-        self.readout = _as_list(readout or FanInLinear(fac_dim, n_params * encod_data_dim))
-        self.recon = _recon_per_session(reconstruction, self.readout)
-        start_from: Any = getattr(self.readout, "start_from", None)
-        if start_from is not None:
-            start_from(self.recon)
-        self.ic_prior, self.co_prior = self._priors(ic_prior, co_prior)
-        self.train_aug_stack = train_aug_stack or AugmentationStack()
-        self.infer_aug_stack = infer_aug_stack or AugmentationStack()
-        check_parts(self)
-        self.prepare_training()
-
-    def _priors(
-        self, ic_prior: nn.Module | None, co_prior: nn.Module | None
-    ) -> tuple[nn.Module, nn.Module]:
-        hp = self.hparams
-        if not hp.variational:
-            for name, prior in (("ic_prior", ic_prior), ("co_prior", co_prior)):
-                if not isinstance(prior, (Null, type(None))):
-                    raise ConfigError(
-                        f"{name} is {type(prior).__name__}, but variational is false: there is "
-                        "no posterior to hold against it. Use Null, or set variational: true"
-                    )
-            return Null(), Null()
-        if ic_prior is None:
-            ic_prior = MultivariateNormal(mean=0.0, variance=0.1, shape=hp.ic_dim)
-        if not self.use_con:
-            co_prior = Null()
-        elif co_prior is None:
-            co_prior = AutoregressiveMultivariateNormal(tau=10.0, nvar=0.1, shape=hp.co_dim)
-        return ic_prior, co_prior
+        # Buffers outside the state dict: checkpoints keep their keys, and a population stacks them.
+        for name in TUNABLES:
+            self.register_buffer(name, torch.tensor(float(given[name])), persistent=False)
+        for name in ("l2_ramp", "kl_ramp"):
+            self.register_buffer(name, torch.zeros(()), persistent=False)
+        self.set_ramps(self.current_epoch)
+        self.session_names: list[str] = []
+        self.session_trials: dict[int, int] = {}
+        self.scores = {split: EpochScores() for split in ("train", "valid", "test")}
+        self.recon_smth = ExpSmoothedMetric()
 
     @classmethod
     def from_data(cls, data: Any, **arguments: Any) -> LFADS:
@@ -232,21 +203,21 @@ class LFADS(Objective):
         data : BasicDataModule, or str or Path
             The data module, or the path or glob pattern of the session files.
         **arguments
-            Arguments of the constructor; those that are None and that the data tell are filled in.
+            Arguments of the constructor. Sizes that are missing or None are read from the data.
 
         Raises
         ------
         UserError
             Where arguments contradict the data.
         """
-        unknown = set(arguments) - set(inspect.signature(cls).parameters)
+        legal = inspect.signature(cls).parameters
+        unknown = sorted(set(arguments) - set(legal))
         if unknown:
-            legal = ", ".join(inspect.signature(cls).parameters)
-            raise ConfigError(f"unknown argument {sorted(unknown)[0]!r}; legal are {legal}")
+            raise ConfigError(f"unknown argument {unknown[0]!r}; legal are {', '.join(legal)}")
         data = _as_datamodule(data)
         sizes = data.sizes
         given = {key: value for key, value in arguments.items() if value is not None}
-        fac_dim = given.get("fac_dim", inspect.signature(cls).parameters["fac_dim"].default)
+        fac_dim = given.get("fac_dim", legal["fac_dim"].default)
         recon = given.get("reconstruction", Poisson())
         if not isinstance(recon, nn.ModuleList):
             recon = nn.ModuleList(recon_for_channels(recon, s.recon_dim) for s in sizes)
@@ -270,142 +241,324 @@ class LFADS(Objective):
         model.check_data(data)
         return model
 
+    # ---- tunable numbers, ramps and weights ------------------------------------------------------
+
+    def tunables(self) -> dict[str, Tensor]:
+        """Return every number that a search may change, by its path below ``model.``."""
+        tensors = {name: getattr(self, name) for name in TUNABLES}
+        for i, transform in enumerate(self.train_aug_stack.transforms):
+            if isinstance(transform, nn.Module):
+                for name, buffer in transform.named_buffers():
+                    tensors[f"train_aug_stack.transforms.{i}.{name}"] = buffer
+        return tensors
+
+    @property
+    def weights(self) -> Weights:
+        """How the objective weighs its terms, with the ramps of the current epoch."""
+        hp = self.hparams
+        scales = {name.removesuffix("_scale"): getattr(self, name) for name in _SCALES}
+        trials = self.session_trials if hp.weigh_sessions == "trial" else None
+        return Weights(
+            loss=hp.loss_scale,
+            l2_ramp=self.l2_ramp,
+            kl_ramp=self.kl_ramp,
+            mean=hp.recon_reduce_mean,
+            trials=trials,
+            **scales,
+        )
+
+    def set_ramps(self, epoch: int) -> None:
+        """Set the ramps of an epoch."""
+        hp = self.hparams
+        for ramp, start, increase in (
+            (self.l2_ramp, hp.l2_start_epoch, hp.l2_increase_epoch),
+            (self.kl_ramp, hp.kl_start_epoch, hp.kl_increase_epoch),
+        ):
+            ramp.fill_(min(1.0, max(0.0, (epoch + 1 - start) / (increase + 1))))
+
+    @property
+    def ramped_weight_decay(self) -> float:
+        """AdamW's weight decay in the epoch whose ramps are set."""
+        return self.weight_decay.item() * self.l2_ramp.item()
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    def aug_stack(self, split: str) -> AugmentationStack:
+        """Return the augmentations of a split."""
+        return self.train_aug_stack if split == "train" else self.infer_aug_stack
+
+    def evaluated(self, batch: Mapping[int, SessionBatch], split: str) -> BatchResult:
+        """Augment a batch and compute its objective and scores; nothing is kept of it."""
+        stack = self.aug_stack(split)
+        return evaluate(self, self.weights, augment(stack, batch), stack, split)
+
+    def _shared_step(self, batch: Batch, batch_idx: int, split: str) -> Tensor:
+        result = self.evaluated(sessions_of(batch), split)
+        count_batch(self.scores[split], result)
+        return result.terms.total
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective of a batch, with the training augmentations."""
+        return self._shared_step(batch, batch_idx, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective of a batch, with the inference augmentations."""
+        return self._shared_step(batch, batch_idx, "valid")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the objective of a batch, as in validation."""
+        return self._shared_step(batch, batch_idx, "test")
+
+    def predict_step(
+        self, batch: Batch, batch_idx: int, sample_posteriors: bool = True
+    ) -> dict[int, SessionOutput]:
+        """Infer one posterior sample, or the posterior means, for a dataloader's batch.
+
+        Bins past a trial's end are NaN.
+
+        Parameters
+        ----------
+        batch : dict of int to (SessionBatch, tuple), or of int to SessionBatch
+            Trials by session, with or without the extras of a dataloader.
+        batch_idx : int
+            Number of the batch; not used.
+        sample_posteriors : bool
+            Draw from the posteriors, where the model is variational.
+        """
+        stack = self.infer_aug_stack
+        augmented = {s: stack.process_batch(trials) for s, trials in sessions_of(batch).items()}
+        outputs = self(augmented, sample_posteriors=sample_posteriors and self.variational)
+        return {s: output.ended(augmented[s].lengths) for s, output in outputs.items()}
+
+    # ---- the optimiser ---------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW and, where `lr_scheduler` is set, `ReduceLROnPlateau`."""
+        hp = self.hparams
+        trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=self.lr_init.item(),
+            betas=(hp.lr_adam_beta1, hp.lr_adam_beta2),
+            eps=hp.lr_adam_epsilon,
+            weight_decay=self.weight_decay.item(),
+            fused=all(p.device.type in ("cpu", "cuda") for p in trained),
+        )
+        if not hp.lr_scheduler:
+            return optimizer
+        scheduler = ReduceLROnPlateau(
+            optimizer,
+            factor=hp.lr_decay,
+            patience=hp.lr_patience,
+            threshold=0.0,
+            min_lr=hp.lr_stop,
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "valid/recon_smth"},
+        }
+
+    # ---- epochs ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fit the model before anything is trained."""
+        data = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "sessions"):
+            self.check_data(data)
+
+    def on_train_epoch_start(self) -> None:
+        """Set the ramps of this epoch."""
+        self.scores["train"].reset()
+        self.set_ramps(self.current_epoch)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["weight_decay"] = self.ramped_weight_decay
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the scores."""
+        self.scores["valid"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Reset the scores."""
+        self.scores["test"].reset()
+
+    def summary(self, scores: EpochScores) -> dict[str, Tensor]:
+        """Return every number of an epoch by its name in the log, without the split."""
+        weights = self.weights
+        numbers = scores.compute(weights.trials)
+        numbers["wt_kl"] = numbers["wt_kl/ic"] + numbers["wt_kl/co"]
+        numbers["loss"] = total(weights, numbers["recon"], numbers["wt_l2"], numbers["wt_kl"])
+        numbers["wt_l2/ramp"], numbers["wt_kl/ramp"] = weights.l2_ramp, weights.kl_ramp
+        return numbers
+
+    def _log_scores(self, split: str) -> dict[str, Tensor]:
+        numbers = self.summary(self.scores[split])
+        self.log_dict({f"{split}/{k}": v.float() for k, v in numbers.items()})
+        return numbers
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's exact means."""
+        self._log_scores("train")
+        self.log("cur_epoch", float(self.current_epoch))
+        for name, value in self.tunables().items():
+            self.log(f"hp/{name}", value)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores and smooth the reconstruction loss."""
+        scores = self._log_scores("valid")
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.recon_smth.update(scores["recon"])
+        smoothed = self.recon_smth.smoothed
+        self.log_dict({"valid/recon_smth": smoothed, "hp_metric": smoothed})
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores."""
+        self._log_scores("test")
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Return what training needs to go on, in addition to parameters and optimiser."""
+        return {"recon_smth": self.recon_smth.smoothed.clone()}
+
+    def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `extra_state` gave."""
+        self.recon_smth.smoothed = state["recon_smth"].to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe the model by plain numbers and names, in addition to the state of training."""
+        stored = checkpoint.get("hyper_parameters", self.hparams)
+        checkpoint["hyper_parameters"] = {
+            # To load NumPy's numbers would take arbitrary unpickling, so they become plain ones.
+            name: value.item() if hasattr(value, "item") else value
+            for name, value in stored.items()
+        }
+        checkpoint["lfads"] = {
+            "session_names": list(self.session_names),
+            "parts": {name: to_spec(part) for name, part in self.parts().items()},
+            "frozen": [name for name, p in self.named_parameters() if not p.requires_grad],
+            "extra": self.extra_state(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the state of training; refuse a checkpoint of other sessions."""
+        state = checkpoint.get("lfads")
+        if state is None:
+            return
+        theirs = state["session_names"]
+        if self.session_names and theirs and self.session_names != theirs:
+            raise ConfigError(
+                f"the checkpoint was trained on the sessions {', '.join(theirs)}, the data are "
+                f"{', '.join(self.session_names)}; go on with the same files"
+            )
+        self.load_extra_state(state["extra"])
+
+    # ---- the data --------------------------------------------------------------------------------
+
     def check_data(self, data: Any) -> None:
-        """Hold the sizes and numbers of a data module against the model.
+        """Check that the data fit the model: sessions, channels, bins, values.
+
+        Parameters
+        ----------
+        data : BasicDataModule
+            After its `setup`.
 
         Raises
         ------
         ConfigError, DataError
-            Naming the argument or the file, key and channel, what was found and what is legal.
+            Naming the argument or the file, key and channel, its value and the legal ones.
         """
-        check_data(self, data)
+        names = data.session_names
+        if len(names) != len(self.readin):
+            raise ConfigError(
+                f"the model has {len(self.readin)} session(s), the data {len(names)} "
+                f"({', '.join(names)}); give readin, readout and reconstruction one entry per "
+                "session file, or change datafile_pattern"
+            )
+        for s, (session, size) in enumerate(zip(data.sessions, data.sizes, strict=True)):
+            self.check_session(s, session, size)
         self.session_trials = {i: size.n_train for i, size in enumerate(data.sizes)}
         if not self.session_names:
-            self.session_names = list(data.session_names)
+            self.session_names = list(names)
 
-    # The model ------------------------------------------------------------------------------------
+    def check_session(self, number: int, session: Any, size: Any) -> None:
+        """Check the sizes and values of one `SessionData` that is session `number` of the model."""
+        self._check_sizes(number, session.path, size)
+        recon = self.recon[number]
+        check = getattr(recon, "check_data", None)
+        for split in (name for name in SPLITS if name in session.splits):
+            arrays, where = session.splits[split], f"{session.path}: {split}_"
+            if check is not None and arrays.has_recon:
+                for block in _blocks_of(arrays.recon_data):
+                    check(block, where + "recon_data", True)
+            n_bad = sum(int(block.isinf().sum()) for block in _blocks_of(arrays.encod_data))
+            if n_bad:
+                raise DataError(
+                    f"{where}encod_data: {n_bad} values are infinite; legal are numbers, and "
+                    "NaN where something is missing"
+                )
+        # The whole session has passed, so that no training step checks its batches again.
+        if hasattr(recon, "data_checked"):
+            recon.data_checked = True
 
-    def encode(self, batch: Mapping[int, SessionBatch]) -> Encoding:
-        """Encode the trials of all sessions of a batch, one session after the other."""
-        data = [self.readin[s](_filled(own)) for s, own in batch.items()]
-        return self.encoder(_cat(data), self._dropout(), self.kernels, lengths_of(batch))
+    def _check_sizes(self, s: int, path: Any, size: Any) -> None:
+        hp = self.hparams
+        n_params = getattr(self.recon[s], "n_params", 1)
+        n_read = getattr(self.readin[s], "in_features", hp.encod_data_dim)
+        n_out = getattr(self.readout[s], "out_features", n_params * size.recon_dim)
+        for argument, expected, what, actual in (
+            (f"encod_data_dim (or readin {s})", n_read, "channels of encod_data", size.encod_dim),
+            (f"readout {s}", n_out / n_params, "channels of recon_data", size.recon_dim),
+            ("encod_seq_len", hp.encod_seq_len, "bins of encod_data", size.encod_len),
+            ("recon_seq_len", hp.recon_seq_len, "bins of recon_data", size.recon_len),
+            ("ext_input_dim", hp.ext_input_dim, "channels of ext_input", size.ext_dim),
+        ):
+            if expected != actual:
+                raise ConfigError(
+                    f"{path}: {what}: the file has {actual}, the model's {argument} is for "
+                    f"{expected:g}; change the model's configuration (null means: read it from the "
+                    "data) or the file"
+                )
 
-    def decode(
-        self,
-        encoding: Encoding,
-        ext_input: Tensor,
-        *,
-        sample: bool,
-        n_samples: int = 1,
-    ) -> Decoding:
-        """Decode each trial `n_samples` times; rows are sample by sample, trials within.
 
-        Parameters
-        ----------
-        encoding : Encoding
-            Of B trials.
-        ext_input : Tensor, shape (B, T, ext_input_dim)
-        sample : bool
-            Draw initial conditions and inferred inputs instead of taking posterior means.
-        n_samples : int
-        """
-        ic = encoding.ic_mean.unsqueeze(0)
-        if sample:
-            posterior = self.ic_prior.make_posterior(encoding.ic_mean, encoding.ic_std)
-            ic = posterior.rsample((n_samples,))
-        return self.decoder(
-            ic.flatten(0, 1),
-            encoding.ci,
-            ext_input,
-            sample=sample,
-            dropout_rate=self._dropout(),
-            kernels=self.kernels,
+_SCALES = [name for name in NUMBERS if name.endswith("_scale") and name != "loss_scale"]
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse numbers that no model can have, alone and together."""
+    for name in ("encod_data_dim", "encod_seq_len"):
+        if given[name] is None:
+            raise ConfigError(
+                f"{name} is not given; set it, or let LFADS.from_data(data) read it from the data"
+            )
+    check_numbers(given)
+    n_read = given["encod_seq_len"]
+    if given["recon_seq_len"] < n_read:
+        raise ConfigError(
+            f"recon_seq_len is {given['recon_seq_len']}, below encod_seq_len {n_read}; "
+            "every bin that is read is also reconstructed"
+        )
+    if given["ic_enc_seq_len"] >= n_read:
+        raise ConfigError(
+            f"ic_enc_seq_len is {given['ic_enc_seq_len']}, but only {n_read} bins are "
+            "read; legal are 0 (both encoders read all bins) to encod_seq_len - 1"
+        )
+    one_of("weigh_sessions", given["weigh_sessions"], ("session", "trial"))
+    if given["lr_scheduler"]:
+        number("lr_decay", given["lr_decay"], above=0, below=1)
+    controller = {name: given[name] for name in ("ci_enc_dim", "con_dim", "co_dim")}
+    if 0 in controller.values() and any(controller.values()):
+        warnings.warn(
+            f"no controller, since not all of {controller} are > 0: the generator is autonomous",
+            stacklevel=4,
         )
 
-    def read_out(self, session: int, factors: Tensor, output_means: bool) -> Tensor:
-        """Parameters (B, T_r, N_r, k), or means (B, T_r, N_r), of a session's observations."""
-        recon = self.recon[session]
-        params = recon.reshape_output_params(self.readout[session](factors))
-        return recon.compute_means(params) if output_means else params
 
-    def forward(
-        self, batch: Batch, sample_posteriors: bool = False, output_means: bool = True
-    ) -> dict[int, SessionOutput]:
-        """Infer everything for a batch.
-
-        Parameters
-        ----------
-        batch : dict of int to SessionBatch, or SessionBatch
-            Trials by session; any session may be absent. A single batch is session 0.
-        sample_posteriors : bool
-            Draw from the posteriors instead of taking their means.
-        output_means : bool
-            Give the means of the observations instead of their parameters.
-        """
-        batch = sessions_of(batch)
-        encoding, decoding = self.infer(batch, sample_posteriors)
-        return self.outputs(batch, encoding, decoding, output_means)
-
-    def infer(self, batch: Mapping[int, SessionBatch], sample: bool) -> tuple[Encoding, Decoding]:
-        """Encode and decode the trials of all sessions of a batch."""
-        encoding = self.encode(batch)
-        return encoding, self.decode(
-            encoding, _cat([b.ext_input for b in batch.values()]), sample=sample
-        )
-
-    def outputs(
-        self,
-        batch: Mapping[int, SessionBatch],
-        encoding: Encoding,
-        decoding: Decoding,
-        output_means: bool,
-    ) -> dict[int, SessionOutput]:
-        """Split what was inferred by session and read it out; past a trial's end too."""
-        sizes = [b.encod_data.shape[0] for b in batch.values()]
-        columns = {
-            "ic_mean": encoding.ic_mean,
-            "ic_std": encoding.ic_std,
-            **decoding._asdict(),
-        }
-        split = {name: tensor.split(sizes) for name, tensor in columns.items()}
-        outputs = {}
-        for i, s in enumerate(batch):
-            own = {name: parts[i] for name, parts in split.items()}
-            params = self.read_out(s, own["factors"], output_means)
-            outputs[s] = SessionOutput(output_params=params, **own)
-        return outputs
-
-    def _dropout(self) -> Tensor | None:
-        return self.get_buffer("dropout_rate") if self.training else None
-
-    def parts(self) -> dict[str, nn.Module]:
-        """The replaceable parts by their constructor arguments."""
-        return {
-            name: getattr(self, "recon" if name == "reconstruction" else name) for name in PARTS
-        }
-
-
-def _cat(tensors: list[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def _filled(batch: SessionBatch) -> Tensor:
-    """What the encoders see of a batch: 0 where something is missing."""
-    return batch.encod_data if batch.lengths is None else batch.encod_data.nan_to_num(nan=0.0)
-
-
-def _as_list(module: nn.Module) -> nn.ModuleList:
-    return module if isinstance(module, nn.ModuleList) else nn.ModuleList([module])
-
-
-def _recon_per_session(recon: nn.Module, readouts: nn.ModuleList) -> nn.ModuleList:
-    if isinstance(recon, nn.ModuleList) or len(readouts) == 1:
-        return _as_list(recon)
-    n_params = int(getattr(recon, "n_params", 1))
-    return nn.ModuleList(
-        recon_for_channels(recon, getattr(readout, "out_features", 0) // n_params)
-        for readout in readouts
-    )
+def _blocks_of(array: Any) -> Iterator[Tensor]:
+    """Yield an array in memory whole, and one that stays in its file block by block."""
+    if isinstance(array, StoredArray):
+        yield from (torch.from_numpy(block) for _, block in blocks(array))
+    else:
+        yield torch.from_numpy(array)
 
 
 def _as_datamodule(data: Any) -> Any:

@@ -1,141 +1,230 @@
-"""The objective of LFADS: reconstruction, KL and L2 terms, by session and with missing data.
+"""The objective of LFADS: reconstruction, KL and L2 terms, as functions of a network and a batch.
 
-The mathematics is in ``docs/model.md``.
+The mathematics is in ``docs/model.md``. A training run calls these functions for one model, a
+population calls the same ones under `torch.func.vmap` for all its members.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .metrics.epoch import EpochScores
 from .modules.augmentations import OBSERVED, AugmentationStack, LogFn, with_observed
-from .modules.decoder import Decoder, Decoding
-from .modules.encoder import Encoder, Encoding
-from .modules.masks import bins_past
 from .modules.priors import kl_over_bins
 from .modules.recons import observed_loss
-from .training import TrainingModule
-from .tuples import LossTerms, SessionBatch, SessionOutput, lengths_of
+from .network import Inferred, Network
+from .tuples import BatchResult, LossTerms, Scored, SessionBatch, bins_past, lengths_of
+
+Sessions = Mapping[int, SessionBatch]
 
 
-class Objective(TrainingModule):
-    """What a model is trained for, from what it infers; `LFADS` has the parts."""
+class Weights(NamedTuple):
+    """How the terms are weighed; scales and ramps are tensors, so that members may differ.
 
-    encoder: Encoder
-    decoder: Decoder
-    use_con: bool
-    # Duck-typed, so that one's own need no base class.
-    ic_prior: Any
-    co_prior: Any
+    `mean` averages the reconstruction over bins and channels instead of summing it. `trials` are
+    the training trials by session; None where all sessions weigh the same.
+    """
 
-    def l2_penalty(self) -> Tensor:
-        """Weighted squares of the recurrent weights, per penalised entry, and parts' penalties."""
-        encoder, cell = self.encoder, self.decoder.rnn.cell
-        groups = [
-            (self.l2_ic_enc_scale, [c.weight_hh for c in encoder.ic_enc.cells]),
-            (self.l2_gen_scale, [cell.gen_cell.weight_hh]),
-        ]
-        if self.use_con:
-            groups += [
-                (self.l2_ci_enc_scale, [c.weight_hh for c in encoder.ci_enc.cells]),
-                (self.l2_con_scale, [cell.con_cell.weight_hh]),
-            ]
-        penalty, n_entries = self.l2_gen_scale.new_zeros(()), self.l2_gen_scale.new_zeros(())
-        for scale, weights in groups:
-            for weight in weights:
-                penalty = penalty + scale * 0.5 * (weight**2).sum()
-                n_entries = n_entries + (scale > 0) * weight.numel()
-        penalty = penalty / n_entries.clamp_min(1)
-        for recon in self.recon:
-            if hasattr(recon, "penalty"):
-                penalty = penalty + recon.penalty()
-        return penalty
-
-    def loss_terms(
-        self,
-        batch: Mapping[int, SessionBatch],
-        encoding: Encoding,
-        decoding: Decoding,
-        outputs: Mapping[int, SessionOutput],
-        stack: AugmentationStack,
-        log_fn: LogFn,
-        split: str,
-    ) -> LossTerms:
-        """Compute the objective, term by term.
-
-        Parameters
-        ----------
-        batch : dict of int to SessionBatch
-            After `stack.process_batch`.
-        encoding, decoding : Encoding, Decoding
-            Of all trials of the batch.
-        outputs : dict of int to SessionOutput
-            With parameters, not means.
-        stack : AugmentationStack
-        log_fn : callable
-            ``log_fn(name, scalar)`` for what augmentations log.
-        split : str
-        """
-        session_recon = {}
-        for s, own in batch.items():
-            own = with_observed(own)
-            observed = (own.masks or {}).get(OBSERVED)
-            loss = observed_loss(self.recon[s], own.recon_data, observed, outputs[s].output_params)
-            loss = stack.process_losses(loss, own, log_fn, split)
-            session_recon[s] = self._mean_loss(loss, own)
-        weights = self.session_weights(batch)
-        losses = torch.stack(list(session_recon.values()))
-        recon = losses.mean() if weights is None else (losses * losses.new_tensor(weights)).sum()
-        l2 = self.l2_penalty()
-        sizes = [own.encod_data.shape[0] for own in batch.values()]
-        kl_ic = self.kl_ic_scale * _weighted(
-            self.ic_prior, (encoding.ic_mean, encoding.ic_std), None, sizes, weights
-        )
-        lengths, n_bins = lengths_of(batch), decoding.co_means.shape[1]
-        within = None if lengths is None else ~bins_past(lengths, n_bins)
-        kl_co = self.kl_co_scale * _weighted(
-            self.co_prior, (decoding.co_means, decoding.co_stds), within, sizes, weights
-        )
-        total = self.objective(recon, l2, kl_ic + kl_co)
-        return LossTerms(total, recon, l2, kl_ic, kl_co, session_recon)
-
-    def _mean_loss(self, loss: Tensor, batch: SessionBatch) -> Tensor:
-        """Mean over observed entries, or over trials of the sum over observed entries."""
-        if not self.hparams.recon_reduce_mean:
-            return loss.sum(dim=(1, 2)).mean()
-        if batch.lengths is None:
-            return loss.mean()
-        n_observed = torch.count_nonzero((batch.masks or {})[OBSERVED])
-        return loss.sum() / n_observed.clamp_min(1)
-
-    def session_weights(self, batch: Mapping[int, SessionBatch]) -> list[float] | None:
-        """Shares of a batch's sessions in the objective; None where all weigh the same."""
-        if self.hparams.weigh_sessions == "session" or len(batch) == 1:
-            return None
-        known = self.session_trials
-        n_trials = [known.get(s, b.encod_data.shape[0]) for s, b in batch.items()]
-        return [n / sum(n_trials) for n in n_trials]
-
-    def objective(self, recon: Tensor, l2: Tensor, kl: Tensor) -> Tensor:
-        """The objective from its terms, at the ramps of the current epoch."""
-        return self.hparams.loss_scale * (recon + self.l2_ramp * l2 + self.kl_ramp * kl)
+    loss: float
+    kl_ic: Tensor
+    kl_co: Tensor
+    kl_ramp: Tensor
+    l2_ic_enc: Tensor
+    l2_ci_enc: Tensor
+    l2_gen: Tensor
+    l2_con: Tensor
+    l2_ramp: Tensor
+    mean: bool = True
+    trials: Mapping[int, int] | None = None
 
 
-def _weighted(
+def augment(stack: AugmentationStack, batch: Sessions) -> dict[int, SessionBatch]:
+    """Apply augmentations; every mask that the loss needs travels in the batch from here on."""
+    return {s: with_observed(stack.process_batch(trials)) for s, trials in batch.items()}
+
+
+def evaluate(
+    network: Network, weights: Weights, batch: Sessions, stack: AugmentationStack, split: str
+) -> BatchResult:
+    """Compute the objective and the scores of an augmented batch, and keep nothing of it."""
+    inferred = network.infer(batch, sample=network.variational)
+    logged: dict[str, list[Tensor]] = {}
+    terms = elbo(network, weights, batch, inferred, stack, split, partial(_note, logged, split))
+    return BatchResult(terms, logged, score(network, weights, batch, inferred, terms))
+
+
+def elbo(
+    network: Network,
+    weights: Weights,
+    batch: Sessions,
+    inferred: Inferred,
+    stack: AugmentationStack,
+    split: str,
+    log_fn: LogFn = lambda *_, **__: None,
+) -> LossTerms:
+    """Compute the objective term by term; `log_fn` takes what augmentations log."""
+    recon = reconstruction(network, weights, batch, inferred, stack, split, log_fn)
+    shares = session_shares(weights, batch)
+    losses = torch.stack(list(recon.values()))
+    mean = losses.mean() if shares is None else (losses * losses.new_tensor(shares)).sum()
+    kl_ic, kl_co = kl(network, batch, inferred, shares)
+    kl_ic, kl_co = weights.kl_ic * kl_ic, weights.kl_co * kl_co
+    l2 = penalty(network, weights)
+    return LossTerms(total(weights, mean, l2, kl_ic + kl_co), mean, l2, kl_ic, kl_co, recon)
+
+
+def total(weights: Weights, recon: Tensor, l2: Tensor, kl: Tensor) -> Tensor:
+    """Add up the weighed terms, at the ramps of the current epoch."""
+    return weights.loss * (recon + weights.l2_ramp * l2 + weights.kl_ramp * kl)
+
+
+def reconstruction(
+    network: Network,
+    weights: Weights,
+    batch: Sessions,
+    inferred: Inferred,
+    stack: AugmentationStack,
+    split: str,
+    log_fn: LogFn,
+) -> dict[int, Tensor]:
+    """Compute each session's mean loss: over observed entries, or over trials of their sums."""
+    means = {}
+    for s, trials in batch.items():
+        observed, params = (trials.masks or {}).get(OBSERVED), inferred.outputs[s].output_params
+        loss = observed_loss(network.recon[s], trials.recon_data, observed, params)
+        loss = stack.process_losses(loss, trials, log_fn, split)
+        if not weights.mean:
+            means[s] = loss.sum(dim=(1, 2)).mean()
+        elif observed is None:
+            means[s] = loss.mean()
+        else:
+            means[s] = loss.sum() / torch.count_nonzero(observed).clamp_min(1)
+    return means
+
+
+def kl(
+    network: Network, batch: Sessions, inferred: Inferred, shares: list[float] | None
+) -> tuple[Tensor, Tensor]:
+    """Compute the KL of initial conditions and of inferred inputs, the latter within trials."""
+    encoding, decoding = inferred.encoding, inferred.decoding
+    lengths = lengths_of(batch)
+    within = None if lengths is None else ~bins_past(lengths, decoding.co_means.shape[1])
+    sizes = [trials.encod_data.shape[0] for trials in batch.values()]
+    ic, co = (encoding.ic_mean, encoding.ic_std), (decoding.co_means, decoding.co_stds)
+    return (
+        _mean_kl(network.ic_prior, ic, None, sizes, shares),
+        _mean_kl(network.co_prior, co, within, sizes, shares),
+    )
+
+
+def _mean_kl(
     prior: Any,
     posterior: tuple[Tensor, Tensor],
     mask: Tensor | None,
     sizes: list[int],
-    weights: list[float] | None,
+    shares: list[float] | None,
 ) -> Tensor:
-    """KL averaged over all trials, or over the sessions' means with weights."""
-    if weights is None:
+    """Average the KL over all trials, or the sessions' means by their shares."""
+    if shares is None:
         return kl_over_bins(prior, *posterior, mask)
     masks = [None] * len(sizes) if mask is None else mask.split(sizes)
-    parts = zip(*(tensor.split(sizes) for tensor in posterior), masks, strict=True)
+    sessions = zip(*(tensor.split(sizes) for tensor in posterior), masks, strict=True)
     return torch.stack(
-        [w * kl_over_bins(prior, *own) for w, own in zip(weights, parts, strict=True)]
+        [
+            share * kl_over_bins(prior, *session)
+            for share, session in zip(shares, sessions, strict=True)
+        ]
     ).sum()
+
+
+def penalty(network: Network, weights: Weights) -> Tensor:
+    """Compute the weighted squares of the recurrent weights per penalised entry.
+
+    Observation models add what they define as their own `penalty`.
+    """
+    encoder, cell = network.encoder, network.decoder.rnn.cell
+    groups = [
+        (weights.l2_ic_enc, [c.weight_hh for c in encoder.ic_enc.cells]),
+        (weights.l2_gen, [cell.gen_cell.weight_hh]),
+    ]
+    if network.use_con:
+        groups += [
+            (weights.l2_ci_enc, [c.weight_hh for c in encoder.ci_enc.cells]),
+            (weights.l2_con, [cell.con_cell.weight_hh]),
+        ]
+    squares, n_entries = weights.l2_gen.new_zeros(()), weights.l2_gen.new_zeros(())
+    for scale, matrices in groups:
+        for matrix in matrices:
+            squares = squares + scale * 0.5 * (matrix**2).sum()
+            # A tensor, not an `if`: whether a scale is 0 may differ between members under vmap.
+            n_entries = n_entries + (scale > 0) * matrix.numel()
+    l2 = squares / n_entries.clamp_min(1)
+    for recon in network.recon:
+        if hasattr(recon, "penalty"):
+            l2 = l2 + recon.penalty()
+    return l2
+
+
+def session_shares(weights: Weights, batch: Sessions) -> list[float] | None:
+    """Return the shares of a batch's sessions; None where all weigh the same."""
+    if weights.trials is None or len(batch) == 1:
+        return None
+    n_trials = [weights.trials.get(s, b.encod_data.shape[0]) for s, b in batch.items()]
+    return [n / sum(n_trials) for n in n_trials]
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def score(
+    network: Network, weights: Weights, batch: Sessions, inferred: Inferred, terms: LossTerms
+) -> dict[int, Scored]:
+    """Collect what each session's trials are scored by, without gradient."""
+    scored = {}
+    for s, trials in batch.items():
+        recon, params = network.recon[s], inferred.outputs[s].output_params.detach()
+        observed = (trials.masks or {}).get(OBSERVED)
+        fields: dict[str, Tensor] = {}
+        if getattr(recon, "for_counts", False):
+            fields |= {"counts": trials.recon_data, "log_rates": params[..., 0]}
+        if trials.truth.numel():
+            truth = trials.truth
+            if observed is not None:
+                truth = torch.where(observed, truth, torch.nan)
+            fields |= {"truth": truth, "means": recon.compute_means(params)}
+        if observed is not None and weights.mean:
+            fields["weight"] = torch.count_nonzero(observed)
+        n_trials, n_bins, n_read = trials.encod_data.shape
+        loss = terms.session_recon[s].detach()
+        scored[s] = Scored(loss, n_trials, (n_bins, n_read), **fields)
+    return scored
+
+
+@torch.no_grad()
+def count_batch(scores: EpochScores, result: BatchResult) -> None:
+    """Add a batch to the scores of an epoch."""
+    n_total = sum(session.n_trials for session in result.scored.values())
+    for name, values in result.logged.items():
+        for value in values:
+            scores.terms.add(name, value, n_total)
+    terms = result.terms
+    scores.add_terms({"wt_l2": terms.l2, "wt_kl/ic": terms.kl_ic, "wt_kl/co": terms.kl_co}, n_total)
+    for s, session in result.scored.items():
+        weight = session.n_trials if session.weight is None else session.weight
+        scores.add_session(s, session.recon, weight)
+        if session.log_rates is not None and session.counts is not None:
+            n_bins, n_read = session.window
+            scores.add_log_rates(s, session.log_rates, session.counts, n_read, n_bins)
+        if session.means is not None and session.truth is not None:
+            scores.r2.update(session.means, session.truth, key=s)
+
+
+def _note(logged: dict[str, list[Tensor]], split: str, name: str, value: Any, **_: Any) -> None:
+    """Note what an augmentation logs, without the split in its name."""
+    logged.setdefault(name.removeprefix(f"{split}/"), []).append(torch.as_tensor(value).detach())

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
+
+
+def bins_past(lengths: Int[Tensor, " B"], n_bins: int) -> Bool[Tensor, "B T"]:
+    """Mark the bins past the end of each trial."""
+    return torch.arange(n_bins, device=lengths.device) >= lengths.unsqueeze(1)
 
 
 class SessionBatch(NamedTuple):
@@ -83,8 +89,7 @@ class SessionOutput(NamedTuple):
         """Set the bins past each trial's end to NaN."""
         if lengths is None:
             return self
-        bins = torch.arange(self.factors.shape[1], device=lengths.device)
-        past = bins >= lengths.unsqueeze(1)
+        past = bins_past(lengths, self.factors.shape[1])
         return self._replace(**{name: _where_bins(past, getattr(self, name)) for name in _BY_BIN})
 
 

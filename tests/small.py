@@ -14,7 +14,8 @@ from torch import Tensor
 from lfads_torch.data import DataWarning, write_session
 from lfads_torch.datamodules import BasicDataModule
 from lfads_torch.model import LFADS
-from lfads_torch.tuples import SessionBatch
+from lfads_torch.objective import augment, elbo
+from lfads_torch.tuples import LossTerms, SessionBatch
 
 DIMS: dict[str, Any] = {
     "ic_enc_dim": 4,
@@ -110,3 +111,10 @@ def batch_of(
 def counts(n: int, bins: int, channels: int, rate: float = 1.5) -> Tensor:
     """Poisson counts, shape (n, bins, channels)."""
     return torch.poisson(torch.full((n, bins, channels), rate))
+
+
+def terms_at_means(model: LFADS, batch: Any) -> LossTerms:
+    """Compute the objective at posterior means, without training augmentations."""
+    stack = model.infer_aug_stack
+    batch = augment(stack, batch)
+    return elbo(model, model.weights, batch, model.infer(batch, sample=False), stack, "valid")

@@ -25,6 +25,7 @@ from tests.golden_utils import (
     load_golden,
     session_batches,
 )
+from tests.small import terms_at_means
 
 
 @pytest.fixture(scope="module", params=GOLDEN_NAMES)
@@ -40,13 +41,7 @@ def kernel(request: pytest.FixtureRequest) -> str:
 def evaluate(model: LFADS, golden: Golden) -> LossTerms:
     """Objective of the file: posterior means, no dropout."""
     batch = session_batches(golden)
-    encoding = model.encode(batch)
-    ext_input = torch.cat([b.ext_input for b in batch.values()])
-    decoding = model.decode(encoding, ext_input, sample=False)
-    outputs = model(batch, sample_posteriors=False, output_means=False)
-    return model.loss_terms(
-        batch, encoding, decoding, outputs, model.infer_aug_stack, lambda *_: None, "valid"
-    )
+    return terms_at_means(model, batch)
 
 
 def without_co_kl(golden: Golden, kernel: str) -> LFADS:

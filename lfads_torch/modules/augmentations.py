@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..errors import ConfigError, fraction, number, whole
-from ..tuples import SessionBatch
-from .masks import bins_past, coordinated_masks, random_mask, scaled_gradient
+from ..tuples import SessionBatch, bins_past
+from .masks import coordinated_masks, random_mask, scaled_gradient
 
 LogFn = Callable[[str, Tensor], None]
 

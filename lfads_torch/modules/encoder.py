@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..kernels import Kernels
-from .masks import bins_past, dropout_mask
+from ..tuples import bins_past
+from .masks import dropout_mask
 from .readin_readout import FanInLinear
 from .recurrent import BidirectionalClippedGRU
 

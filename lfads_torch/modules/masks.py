@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.autograd import Function
 
@@ -21,11 +20,6 @@ from ..kernels import c_library
 
 _LEVELS = 2**16
 _PER_WORD = 4  # 16-bit numbers in one of 64 bits
-
-
-def bins_past(lengths: Int[Tensor, " B"], n_bins: int) -> Bool[Tensor, "B T"]:
-    """Mark the bins past the end of each trial, from lengths (B,) in bins, as (B, n_bins)."""
-    return torch.arange(n_bins, device=lengths.device) >= lengths.unsqueeze(1)
 
 
 def dropout_mask(shape: Sequence[int], rate: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from ..data import list_some, observed_extent
 from ..datamodules import BasicDataModule
 from ..errors import UserError
 from ..model import LFADS
-from ..model_checks import check_session
 from ..modules.encoder import Encoding
 from ..tuples import SessionBatch, SessionOutput
 from .writing import computing, output_file
@@ -180,7 +179,7 @@ def match_sessions(model: LFADS, data: BasicDataModule) -> list[int]:
             )
         numbers = [known.index(name) for name in names]
     for number, own in enumerate(numbers):
-        check_session(model, own, data.sessions[number], data.sizes[number])
+        model.check_session(own, data.sessions[number], data.sizes[number])
     return numbers
 
 

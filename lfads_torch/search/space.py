@@ -10,6 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import number_of, search_ranges
 from ..errors import ConfigError, did_you_mean
 from .hyperparam import HyperParam
 
@@ -29,8 +30,6 @@ FloatArray = NDArray[np.float64]
 
 _PREFIX = "model."
 _TARGET = "HyperParam"
-_PROBABILITIES = ("dropout_rate", "cd_rate")
-_NOT_NEGATIVE = ("lr_init", "weight_decay", "_scale")
 
 
 Space = dict[str, HyperParam]
@@ -38,15 +37,7 @@ Space = dict[str, HyperParam]
 
 
 DEFAULT_SPACE: Space = {
-    "lr_init": HyperParam(1e-5, 5e-3, init=4e-3, explore_wt=0.3, enforce_limits=True),
-    "dropout_rate": HyperParam(0.0, 0.6, sample_fn="uniform", explore_wt=0.3, enforce_limits=True),
-    "train_aug_stack.transforms.0.cd_rate": HyperParam(
-        0.01, 0.7, init=0.5, sample_fn="uniform", explore_wt=0.3, enforce_limits=True
-    ),
-    "kl_co_scale": HyperParam(1e-6, 1e-4, explore_wt=0.8),
-    "kl_ic_scale": HyperParam(1e-6, 1e-3, explore_wt=0.8),
-    "l2_gen_scale": HyperParam(1e-4, 1.0, explore_wt=0.8),
-    "l2_con_scale": HyperParam(1e-4, 1.0, explore_wt=0.8),
+    name: HyperParam(*search_range) for name, search_range in search_ranges().items()
 }
 """The space of AutoLFADS (Keshtkaran, Sedler et al. 2022); `default_space` fits it to a model."""
 
@@ -148,8 +139,8 @@ def check_space(space: Mapping[str, HyperParam], tunables: Iterable[str]) -> Non
                 "(sizes and switches are not: members copy each other's weights); "
                 f"{did_you_mean(name, legal)}"
             )
-        last = name.rpartition(".")[2]
-        if last in _PROBABILITIES:
+        limits = number_of(name)
+        if limits is not None and limits.below == 1:
             if not 0 <= hyper_param.min_samp <= hyper_param.max_samp < 1:
                 raise ConfigError(
                     f"{_PREFIX}{name} is a probability, but its limits are "
@@ -160,7 +151,7 @@ def check_space(space: Mapping[str, HyperParam], tunables: Iterable[str]) -> Non
                     f"{_PREFIX}{name} is a probability, which perturbations would lead beyond 1; "
                     "give enforce_limits: true"
                 )
-        elif hyper_param.min_samp < 0 and "." not in name and last.endswith(_NOT_NEGATIVE):
+        elif limits is not None and hyper_param.min_samp < 0:
             raise ConfigError(
                 f"min_samp of {_PREFIX}{name} is {hyper_param.min_samp:g}; legal are 0 and more"
             )

@@ -185,7 +185,7 @@ def _infer(model: LFADS, data: BasicDataModule, number: int) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pairs = [
-            (model.infer({number: batch}, sample=sample)[1].factors, batch.recon_data)
+            (model.infer({number: batch}, sample=sample).decoding.factors, batch.recon_data)
             for batch in _batches(model, data, number)
         ]
     factors, recon_data = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))

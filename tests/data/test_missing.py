@@ -33,13 +33,13 @@ from lfads_torch.modules.augmentations import (
     TemporalShift,
 )
 from lfads_torch.modules.recurrent import BidirectionalClippedGRU
+from lfads_torch.objective import count_batch
 from lfads_torch.post_run.analysis import run_posterior_sampling, sample_posterior
 from lfads_torch.post_run.posterior import kl_by_dimension
 from lfads_torch.prep import bin_spikes, prepare
-from lfads_torch.training import count_batch
 from lfads_torch.tuples import SessionBatch
 from tests.search.lone import assert_as_alone
-from tests.small import DIMS, arrays, batch_of, counts, datamodule, lfads, write
+from tests.small import DIMS, arrays, batch_of, counts, datamodule, lfads, terms_at_means, write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::lfads_torch.data.DataWarning"),
@@ -165,11 +165,7 @@ def alone(batch: SessionBatch, i: int) -> SessionBatch:
 def evaluate(model: LFADS, batch: SessionBatch) -> tuple[Any, dict[str, Tensor]]:
     """Objective at posterior means, with its gradients."""
     own = {0: batch}
-    encoding, decoding = model.infer(own, sample=False)
-    outputs = model.outputs(own, encoding, decoding, output_means=False)
-    terms = model.loss_terms(
-        own, encoding, decoding, outputs, model.infer_aug_stack, lambda *_: None, "valid"
-    )
+    terms = terms_at_means(model, own)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
     found = torch.autograd.grad(terms.total, list(named.values()), allow_unused=True)
     grads = {n: g for n, g in zip(named, found, strict=True) if g is not None}
@@ -344,7 +340,7 @@ def test_sbtt_in_the_configuration_is_the_same_thing() -> None:
     named.infer_aug_stack = one(SelectiveBackpropThruTime())
     results = []
     for model in (plain, named):
-        result = model.evaluated(model.augmented({0: batch}, "valid"), "valid")
+        result = model.evaluated({0: batch}, "valid")
         results.append(result.terms._asdict())
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
@@ -443,7 +439,7 @@ def test_all_augmentations_train_on_ragged_data(tmp_path: Path) -> None:
         [2, 1],
     )
     model = lfads(data, train_aug_stack=stack)
-    result = model.evaluated(model.augmented(_first(data), "train"), "train")
+    result = model.evaluated(_first(data), "train")
     result.terms.total.backward()
     assert result.terms.total.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

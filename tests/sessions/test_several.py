@@ -14,7 +14,8 @@ from lfads_torch.datamodules import BasicDataModule
 from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.model import LFADS
 from lfads_torch.modules.priors import MultivariateNormal
-from tests.small import arrays, datamodule, lfads, trainer, write
+from lfads_torch.objective import session_shares
+from tests.small import arrays, datamodule, lfads, terms_at_means, trainer, write
 
 N_TRAIN = (12, 7, 4)
 
@@ -30,12 +31,7 @@ def step_of(data: BasicDataModule) -> dict[int, Any]:
 
 
 def terms_of(model: LFADS, batch: dict[int, Any]) -> Any:
-    encoding, decoding = model.infer(batch, sample=False)
-    outputs = model.outputs(batch, encoding, decoding, output_means=False)
-    stack = model.infer_aug_stack
-    return model.loss_terms(
-        batch, encoding, decoding, outputs, stack, lambda *_, **__: None, "train"
-    )
+    return terms_at_means(model, batch)
 
 
 # Any session may be absent ------------------------------------------------------------------------
@@ -157,7 +153,7 @@ def test_the_logged_loss_weighs_alike(data: BasicDataModule, tmp_path: Path) -> 
 def test_one_session_weighs_as_ever(tmp_path: Path) -> None:
     data = datamodule(write(tmp_path, arrays()))
     model = lfads(data, weigh_sessions="trial")
-    assert model.session_weights(step_of(data)) is None
+    assert session_shares(model.weights, step_of(data)) is None
 
 
 def test_an_unknown_weighing(data: BasicDataModule) -> None:

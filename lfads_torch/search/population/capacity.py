@@ -45,7 +45,7 @@ def step_bytes(model: Any, batch: Any) -> int:
         return tensor
 
     with global_generators(), saved_tensors_hooks(note, lambda tensor: tensor):
-        result = model.evaluated(model.augmented(batch, "train"), "train")
+        result = model.evaluated(batch, "train")
     del result
     return int(_PEAK * sum(kept.values()))
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...datamodules.batches import ahead
 from ...metrics.epoch import EpochScores
+from ...objective import count_batch
 from ...seeds import seed_all
-from ...training import count_batch
 from ...tuples import BatchResult, SessionBatch, sessions_of
 from .capacity import workers_of
 from .draws import Streams, global_generators

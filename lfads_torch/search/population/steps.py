@@ -10,6 +10,7 @@ import torch.utils._pytree
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ...objective import augment, evaluate
 from ...tuples import BatchResult, Scored, SessionBatch
 from .draws import StackedCalls, StackedDraws, Streams, no_other_draws
 
@@ -100,7 +101,7 @@ def augmented_apart(
         own = {s: b if shared else _member(b, k) for s, b in batch.items()}
         model.train(split == "train")
         with streams.lent(k):
-            found.append(_fields(model.augmented(own, split)))
+            found.append(_fields(augment(model.aug_stack(split), own)))
     return _sessions(torch.utils._pytree.tree_map(lambda *rows: torch.stack(rows), *found))
 
 
@@ -154,11 +155,11 @@ class _Caller(nn.Module):
 
 
 def _augment_and_evaluate(model: Any, batch: Sessions, split: str) -> BatchResult:
-    return model.evaluated(model.augmented(batch, split), split)
+    return model.evaluated(batch, split)
 
 
 def _evaluate(model: Any, batch: Sessions, split: str) -> BatchResult:
-    return model.evaluated(batch, split)
+    return evaluate(model, model.weights, batch, model.aug_stack(split), split)
 
 
 def _fields(batch: Sessions) -> Fields:

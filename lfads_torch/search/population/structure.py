@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ...arguments import TUNABLES
 from ...errors import ConfigError
-from ...training import TUNABLES
 
 #: Numbers of the constructor that each member has for itself, beside the tunables.
 _OWN_NUMBERS = {

@@ -10,9 +10,9 @@ import torch
 import torch.utils._pytree
 from torch import Tensor, nn
 
+from ...arguments import TUNABLES
 from ...metrics import ExpSmoothedMetric
 from ...model import LFADS
-from ...training import TUNABLES
 
 
 class MemberTensors:

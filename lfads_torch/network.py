@@ -1,0 +1,308 @@
+"""The network of LFADS: read-in, encoders, decoder and read-out, and one pass through them.
+
+The mathematics is in ``docs/model.md``; sources are listed in NOTICE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .kernels import get_kernels
+from .modules.augmentations import AugmentationStack
+from .modules.decoder import Decoder, Decoding
+from .modules.encoder import Encoder, Encoding
+from .modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal, Null
+from .modules.readin_readout import FanInLinear
+from .modules.recons import Poisson, recon_for_channels
+from .tuples import Batch, SessionBatch, SessionOutput, lengths_of, sessions_of
+
+PARTS = (
+    "reconstruction",
+    "co_prior",
+    "ic_prior",
+    "train_aug_stack",
+    "infer_aug_stack",
+    "readin",
+    "readout",
+)
+"""Constructor arguments that are modules, not numbers."""
+
+
+class Inferred(NamedTuple):
+    """What one pass gives: all trials together, and by session with parameters, not means."""
+
+    encoding: Encoding
+    decoding: Decoding
+    outputs: dict[int, SessionOutput]
+
+
+class Network(nn.Module):
+    """The modules of LFADS and how they are wired, without anything that training needs.
+
+    The arguments are those of `lfads_torch.model.LFADS`.
+    """
+
+    # Duck-typed, so that a user's own parts need no base class.
+    ic_prior: Any
+    co_prior: Any
+    recon: Any
+    readin: Any
+    readout: Any
+    dropout_rate: Tensor
+
+    def __init__(
+        self,
+        *,
+        encod_data_dim: int,
+        encod_seq_len: int,
+        recon_seq_len: int,
+        ext_input_dim: int,
+        ic_enc_seq_len: int,
+        ic_enc_dim: int,
+        ci_enc_dim: int,
+        ci_lag: int,
+        con_dim: int,
+        co_dim: int,
+        ic_dim: int,
+        gen_dim: int,
+        fac_dim: int,
+        dropout_rate: float,
+        variational: bool,
+        ic_post_var_min: float,
+        cell_clip: float,
+        kernel: str,
+        reconstruction: nn.Module | None,
+        co_prior: nn.Module | None,
+        ic_prior: nn.Module | None,
+        train_aug_stack: AugmentationStack | None,
+        infer_aug_stack: AugmentationStack | None,
+        readin: nn.Module | None,
+        readout: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.variational = variational
+        self.use_con = min(ci_enc_dim, con_dim, co_dim) > 0
+        self.register_buffer("dropout_rate", torch.tensor(float(dropout_rate)), persistent=False)
+        try:
+            self.kernels = get_kernels(kernel)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+        # Parts draw their first weights in this order; another order would change every seed.
+        self.readin = _as_list(readin or nn.Identity())
+        self.encoder = Encoder(
+            encod_data_dim=encod_data_dim,
+            recon_seq_len=recon_seq_len,
+            ic_enc_seq_len=ic_enc_seq_len,
+            ic_enc_dim=ic_enc_dim,
+            ic_dim=ic_dim,
+            ci_enc_dim=ci_enc_dim,
+            ci_lag=ci_lag,
+            ic_post_var_min=ic_post_var_min,
+            cell_clip=cell_clip,
+            use_con=self.use_con,
+        )
+        self.decoder = Decoder(
+            recon_seq_len=recon_seq_len,
+            ic_dim=ic_dim,
+            ci_enc_dim=ci_enc_dim,
+            con_dim=con_dim,
+            co_dim=co_dim,
+            ext_input_dim=ext_input_dim,
+            gen_dim=gen_dim,
+            fac_dim=fac_dim,
+            cell_clip=cell_clip,
+            use_con=self.use_con,
+        )
+        reconstruction = reconstruction or Poisson()
+        first_recon = reconstruction[0] if isinstance(reconstruction, nn.ModuleList) else None
+        n_params = int(getattr(first_recon or reconstruction, "n_params", 1))
+        self.readout = _as_list(readout or FanInLinear(fac_dim, n_params * encod_data_dim))
+        self.recon = _recon_per_session(reconstruction, self.readout)
+        start_from: Any = getattr(self.readout, "start_from", None)
+        if start_from is not None:
+            start_from(self.recon)
+        self.ic_prior, self.co_prior = _priors(
+            ic_prior, co_prior, ic_dim, co_dim if self.use_con else 0, variational
+        )
+        self.train_aug_stack = train_aug_stack or AugmentationStack()
+        self.infer_aug_stack = infer_aug_stack or AugmentationStack()
+        self._check_sessions(encod_data_dim, fac_dim)
+        _check_prior("ic_prior", self.ic_prior, "ic_dim", ic_dim)
+        _check_prior("co_prior", self.co_prior, "co_dim", co_dim)
+
+    def encode(self, batch: Mapping[int, SessionBatch]) -> Encoding:
+        """Encode the trials of all sessions of a batch, one session after the other."""
+        data = [self.readin[s](_filled(trials)) for s, trials in batch.items()]
+        return self.encoder(_cat(data), self._dropout(), self.kernels, lengths_of(batch))
+
+    def decode(
+        self,
+        encoding: Encoding,
+        ext_input: Float[Tensor, "B T E"],
+        *,
+        sample: bool,
+        n_samples: int = 1,
+    ) -> Decoding:
+        """Decode each trial `n_samples` times; rows are sample by sample, trials within.
+
+        With `sample`, initial conditions and inferred inputs are drawn from their posteriors;
+        without, they are the posterior means.
+        """
+        ic = encoding.ic_mean.unsqueeze(0)
+        if sample:
+            posterior = self.ic_prior.make_posterior(encoding.ic_mean, encoding.ic_std)
+            ic = posterior.rsample((n_samples,))
+        return self.decoder(
+            ic.flatten(0, 1),
+            encoding.ci,
+            ext_input,
+            sample=sample,
+            dropout_rate=self._dropout(),
+            kernels=self.kernels,
+        )
+
+    def read_out(self, session: int, factors: Tensor, output_means: bool) -> Tensor:
+        """Return parameters (B, T_r, N_r, k), or means (B, T_r, N_r), of the observations."""
+        recon = self.recon[session]
+        params = recon.reshape_output_params(self.readout[session](factors))
+        return recon.compute_means(params) if output_means else params
+
+    def infer(self, batch: Mapping[int, SessionBatch], *, sample: bool) -> Inferred:
+        """Encode and decode all trials of a batch, and read them out session by session."""
+        encoding = self.encode(batch)
+        ext_input = _cat([trials.ext_input for trials in batch.values()])
+        decoding = self.decode(encoding, ext_input, sample=sample)
+        columns = {"ic_mean": encoding.ic_mean, "ic_std": encoding.ic_std, **decoding._asdict()}
+        sizes = [trials.encod_data.shape[0] for trials in batch.values()]
+        split = {name: tensor.split(sizes) for name, tensor in columns.items()}
+        outputs = {}
+        for i, s in enumerate(batch):
+            fields = {name: pieces[i] for name, pieces in split.items()}
+            params = self.read_out(s, fields["factors"], output_means=False)
+            outputs[s] = SessionOutput(output_params=params, **fields)
+        return Inferred(encoding, decoding, outputs)
+
+    def forward(
+        self, batch: Batch, sample_posteriors: bool = False, output_means: bool = True
+    ) -> dict[int, SessionOutput]:
+        """Infer everything for a batch.
+
+        Parameters
+        ----------
+        batch : dict of int to SessionBatch, or SessionBatch
+            Trials by session; any session may be absent. A single batch is session 0.
+        sample_posteriors : bool
+            Draw from the posteriors instead of taking their means.
+        output_means : bool
+            Return the means of the observations instead of their parameters.
+        """
+        outputs = self.infer(sessions_of(batch), sample=sample_posteriors).outputs
+        if not output_means:
+            return outputs
+        return {
+            s: output._replace(output_params=self.recon[s].compute_means(output.output_params))
+            for s, output in outputs.items()
+        }
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the replaceable modules by their constructor arguments."""
+        return {
+            name: getattr(self, "recon" if name == "reconstruction" else name) for name in PARTS
+        }
+
+    def _dropout(self) -> Tensor | None:
+        return self.dropout_rate if self.training else None
+
+    def _check_sessions(self, encod_data_dim: int, fac_dim: int) -> None:
+        """Refuse read-ins, read-outs and observation models that do not fit one another.
+
+        A user's own modules that do not say their sizes pass.
+        """
+        n_readin, n_readout, n_recon = len(self.readin), len(self.readout), len(self.recon)
+        if not n_readin == n_readout == n_recon:
+            raise ConfigError(
+                f"readin, readout and reconstruction are for {n_readin}, {n_readout} and {n_recon} "
+                "sessions; they must agree"
+            )
+        for s, (readin, readout, recon) in enumerate(
+            zip(self.readin, self.readout, self.recon, strict=True)
+        ):
+            n_out, n_params = getattr(readout, "out_features", None), getattr(recon, "n_params", 1)
+            for what, size, argument, expected in (
+                (f"readin {s} gives", "out_features", "encod_data_dim", encod_data_dim),
+                (f"readout {s} takes", "in_features", "fac_dim", fac_dim),
+            ):
+                actual = getattr(readin if size == "out_features" else readout, size, None)
+                if actual is not None and actual != expected:
+                    raise ConfigError(
+                        f"{what} {actual} features, but {argument} is {expected}; they must agree"
+                    )
+            if n_out is not None and n_out % n_params:
+                raise ConfigError(
+                    f"readout {s} gives {n_out} features, no multiple of the {n_params} "
+                    f"parameters per channel of {type(recon).__name__} (recon_params of the "
+                    "readout)"
+                )
+
+
+def _priors(
+    ic_prior: nn.Module | None,
+    co_prior: nn.Module | None,
+    ic_dim: int,
+    co_dim: int,
+    variational: bool,
+) -> tuple[nn.Module, nn.Module]:
+    """Fill in default priors; `co_dim` is 0 where there is no controller."""
+    if not variational:
+        for name, prior in (("ic_prior", ic_prior), ("co_prior", co_prior)):
+            if not isinstance(prior, (Null, type(None))):
+                raise ConfigError(
+                    f"{name} is {type(prior).__name__}, but variational is false: no posterior is "
+                    "compared with it. Use Null, or set variational: true"
+                )
+        return Null(), Null()
+    if co_dim == 0:
+        co_prior = Null()
+    return (
+        ic_prior or MultivariateNormal(mean=0.0, variance=0.1, shape=ic_dim),
+        co_prior or AutoregressiveMultivariateNormal(tau=10.0, nvar=0.1, shape=co_dim),
+    )
+
+
+def _check_prior(name: str, prior: Any, argument: str, size: int) -> None:
+    shape = getattr(prior, "init_args", {}).get("shape", size)
+    if shape != size:
+        raise ConfigError(
+            f"{name} is for {shape} dimensions (its shape), but {argument} is {size}; "
+            "they must agree"
+        )
+
+
+def _cat(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _filled(batch: SessionBatch) -> Tensor:
+    """Return the encoders' data, with 0 where something is missing."""
+    return batch.encod_data if batch.lengths is None else batch.encod_data.nan_to_num(nan=0.0)
+
+
+def _as_list(module: nn.Module) -> nn.ModuleList:
+    return module if isinstance(module, nn.ModuleList) else nn.ModuleList([module])
+
+
+def _recon_per_session(recon: nn.Module, readouts: nn.ModuleList) -> nn.ModuleList:
+    if isinstance(recon, nn.ModuleList) or len(readouts) == 1:
+        return _as_list(recon)
+    n_params = int(getattr(recon, "n_params", 1))
+    return nn.ModuleList(
+        recon_for_channels(recon, getattr(readout, "out_features", 0) // n_params)
+        for readout in readouts
+    )
