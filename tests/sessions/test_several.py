@@ -157,5 +157,5 @@ def test_one_session_weighs_as_ever(tmp_path: Path) -> None:
 
 
 def test_an_unknown_weighing(data: BasicDataModule) -> None:
-    with pytest.raises(ConfigError, match="weigh_sessions is 'unit'; legal are 'session' and"):
+    with pytest.raises(ConfigError, match="weigh_sessions is 'unit'; legal: session, trial"):
         lfads(data, weigh_sessions="unit")
