@@ -141,7 +141,7 @@ class _Forward(_Folded):
 
 
 class _Backward(_Folded):
-    """The backward pass as a `Function` of its own, so that it is mapped by folding, too."""
+    """Run the backward pass as a second `Function`, so that it is mapped by folding, too."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor | None, ...]:

@@ -1,7 +1,7 @@
 """The library of kernels in C, for float32 on the CPU, and its passes over arrays.
 
-The library is built by the ordinary install where a C compiler is found and left out where none is;
-`why_not` says what is amiss. It takes its matrix product from the BLAS that torch carries, and its
+The ordinary install builds the library where it finds a C compiler and leaves it out elsewhere;
+`why_not` says what is wrong. It takes its matrix product from the BLAS that torch carries, and its
 threads are those of torch (both use the same OpenMP library). `c_loops` calls its loops over
 bins.
 """

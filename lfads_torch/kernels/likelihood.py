@@ -130,7 +130,7 @@ class _SpikeSums(Function):
             spikes, nll = c_library.spike_sums(log_rates.masked_fill(~observed, -80.0), counts)
             if nll.isfinite().all():
                 return torch.stack([channel_sum(observed.to(counts.dtype)), spikes, nll])
-        # A log rate of -inf is legal where there is no spike; clamped, 0 * -inf is no NaN.
+        # A log rate of -inf is legal where no spike is; clamped, 0 * -inf is no NaN.
         log_rates = log_rates.clamp(min=torch.finfo(log_rates.dtype).min)
         terms = torch.where(observed, log_rates.exp() - counts * log_rates, 0.0)
         return torch.stack([channel_sum(x) for x in (observed, counts, terms)])

@@ -156,8 +156,9 @@ class CoordinatedDropout(nn.Module):
 
     The encoder sees each entry with probability 1 - cd_rate, scaled by 1 / (1 - cd_rate); gradients
     of the reconstruction flow only from the hidden entries. The value of the loss does not change.
-    Held-out channels, bins past the encoder's and the IC segment are never hidden, and their
-    gradients always flow. Source: Keshtkaran & Pandarinath 2019 (NeurIPS 32, arXiv:1908.07896).
+    Channels and bins that the encoder does not read, and the IC segment, are never hidden, and
+    their gradients always flow.
+    Source: Keshtkaran & Pandarinath 2019 (NeurIPS 32, arXiv:1908.07896).
 
     Parameters
     ----------
@@ -283,8 +284,8 @@ class SelectiveBackpropThruTime(nn.Module):
 
     The encoder sees 0 there, and the loss is the mean over observed entries only. The model does so
     by itself for data that the data module knows to be incomplete (``batch.lengths``); there this
-    changes one thing: transforms after it, such as your own that cannot take NaN, see 0 in the
-    encoder's data. Source: Zhu et al. 2021 (SBTT; NeurIPS 34, arXiv:2111.00070).
+    changes only what later transforms see in the encoder's data: 0 instead of NaN, for your own
+    that cannot take NaN. Source: Zhu et al. 2021 (SBTT; NeurIPS 34, arXiv:2111.00070).
     """
 
     MASK = OBSERVED
@@ -382,7 +383,7 @@ class SpikeJitter(nn.Module):
         missing = counts.isnan()
         bins = torch.arange(n_bins, device=counts.device).view(1, -1, 1)
         moved = torch.zeros_like(counts)
-        # The k-th spike of every bin moves at once; few bins hold more than a handful.
+        # The k-th spike of every bin moves at once; few bins have more than a handful.
         for k in range(int(counts.nan_to_num().max()) if counts.numel() else 0):
             offset = torch.randint(-width, width + 1, counts.shape, device=counts.device)
             target = _reflected(bins + offset, ends)

@@ -1,9 +1,9 @@
 """Masks: of the bins past a trial's end, and random ones, drawn in bulk.
 
-Each random entry takes 16 random bits: drawing a float for each would be the larger part of the
-work. A rate is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that every member of a
-population may have its own. Masks are numbers, not truth values: torch multiplies by a float mask
-several times faster than it selects by a bool one.
+Each random entry takes 16 random bits: to draw a float for each would be most of the work. A rate
+is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that the members of a population
+may differ in them. Masks are numbers, not truth values: torch multiplies by a float mask several
+times faster than it selects by a bool one.
 """
 
 from __future__ import annotations
@@ -24,31 +24,29 @@ _PER_WORD = 4  # 16-bit numbers in one of 64 bits
 
 def dropout_mask(shape: Sequence[int], rate: Tensor) -> Tensor:
     """Draw an inverted-dropout mask: 0 with probability `rate`, else 1 / (1 - rate)."""
-    return _masks(shape, rate, scaled=True)[0]
+    return _masks(shape, rate, True)[0]
 
 
 def random_mask(shape: Sequence[int], rate: Tensor) -> Tensor:
     """Draw a mask that is 1 with probability `rate`, else 0."""
-    return _masks(shape, rate, dropped=True)[0]
+    return _masks(shape, rate, False)[0]
 
 
 def coordinated_masks(shape: Sequence[int], rate: Tensor) -> tuple[Tensor, Tensor]:
     """Draw an inverted-dropout mask, and the one that is 1 where that is 0, else 0."""
-    scaled, dropped = _masks(shape, rate, scaled=True, dropped=True)
+    scaled, dropped = _masks(shape, rate, True, False)
     return scaled, dropped
 
 
-def _masks(
-    shape: Sequence[int], rate: Tensor, *, scaled: bool = False, dropped: bool = False
-) -> list[Tensor]:
-    """Return the scaled mask, the one of dropped entries, or both, of the same draw."""
-    kinds = [is_scaled for is_scaled, use in ((True, scaled), (False, dropped)) if use]
+def _masks(shape: Sequence[int], rate: Tensor, *kinds: bool) -> list[Tensor]:
+    """Return masks of one draw: scaled where entries are kept, or 1 where they are dropped."""
     if c_library.fits(rate):
         # Entry by entry from a seed, so that the same seed gives masks of the same draw.
         seed = _draw(1, rate)
         return [_NativeMask.apply(seed, rate, tuple(shape), is_scaled) for is_scaled in kinds]
     size = math.prod(shape)
     bits = _draw(-(-size // _PER_WORD), rate).view(torch.int16)[:size]
+    # The bits are a number from -2^15 to 2^15 - 1.
     kept = (bits >= (_threshold(rate) - _LEVELS // 2).to(torch.int16)).view(*shape)
     return [kept * (1 / (1 - rate)) if x else (~kept).to(rate.dtype) for x in kinds]
 

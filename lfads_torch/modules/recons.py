@@ -175,9 +175,9 @@ class Reconstruction(nn.Module):
         missing = data.isnan()
         if not allow_nan and missing.any():
             raise DataError(
-                f"{where}: {_count(missing)} are NaN, which marks missing entries. Of these there "
-                "is no loss: give observed_loss the mask of observed entries, or a SessionBatch "
-                "its lengths"
+                f"{where}: {_count(missing)} are NaN, which marks missing entries, and these have "
+                "no loss: give observed_loss the mask of observed entries, or a SessionBatch its "
+                "lengths"
             )
         bad = ~missing & ~(data.isfinite() & self.is_legal(data))
         if bad.any():
@@ -385,7 +385,7 @@ class ZeroInflatedGamma(Reconstruction):
     def _distribution(self, output_params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # The floor keeps the logarithms, and the gradient of log Gamma(alpha), finite.
         s = output_params.sigmoid().clamp_min(1e-5)
-        # Training may take a scale below zero, where there is no gamma distribution.
+        # Training may take a scale below zero, where no gamma distribution exists.
         scale = self.scale.clamp_min(1e-5)
         return s[..., 0] * scale[0], s[..., 1] * scale[1], s[..., 2]
 
@@ -393,7 +393,7 @@ class ZeroInflatedGamma(Reconstruction):
         """Compute the negative log likelihood."""
         alpha, beta, q = self._distribution(output_params)
         event = data != 0
-        # Where there is no event, any legal number keeps the unused branch's gradient finite.
+        # Without an event, any legal number keeps the unused branch's gradient finite.
         size = torch.where(event, data - self.gamma_loc, 1.0)
         log_event = q.log() + _log_gamma(size, alpha, beta, beta.log())
         # log(1 - q) from the logit, exact also where q rounds to one.

@@ -14,7 +14,7 @@ from ..kernels import GRUStates, Kernels
 
 Cell = TypeVar("Cell", bound=nn.Module)
 
-# Input products that hold a state, whatever the state adds to them: an update gate of exactly 1,
+# Input products that keep a state, whatever the state adds to them: an update gate of exactly 1,
 # and a reset gate of next to 0, so that with no input the candidate is next to 0, too, which
 # z h + (1 - z) n, written as n + z (h - n), rounds away. A lower reset gate would make denormal
 # numbers, which are slow.

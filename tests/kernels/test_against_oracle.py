@@ -147,8 +147,8 @@ def test_odd_nets_run_backward(kernels: Kernels, used: str) -> None:
 
     def both(two_way: bool) -> list[Tensor]:
         x, h0, w = (leaf.clone().requires_grad_() for leaf in leaves)
-        found = kernels.clipped_gru(x if two_way else turned(x), h0, w, 1.0, two_way)
-        states, last = (found.states if two_way else turned(found.states)), found.last
+        computed = kernels.clipped_gru(x if two_way else turned(x), h0, w, 1.0, two_way)
+        states, last = (computed.states if two_way else turned(computed.states)), computed.last
         total = [(states * weights[0]).sum(), (last * weights[1]).sum()]
         chosen = {"states": total[:1], "last": total[1:], "both": total}[used]
         return [states, last, *torch.autograd.grad(sum(chosen), (x, h0, w))]

@@ -63,12 +63,12 @@ def test_mapped_gru(kernels: Kernels, n_nets: int, in_dims: tuple[int | None, ..
     states = torch.func.vmap(run, in_dims)(*stacked)
     grads = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)), in_dims)(*stacked)
     for i in range(N):
-        own = [
+        leaves = [
             members[0 if dim is None else i][k].clone().requires_grad_()
             for k, dim in enumerate(in_dims)
         ]
-        torch.testing.assert_close(states[i], run(*own).detach())
-        alone = torch.autograd.grad(loss(*own), own)
+        torch.testing.assert_close(states[i], run(*leaves).detach())
+        alone = torch.autograd.grad(loss(*leaves), leaves)
         for got, expected in zip(grads, alone, strict=True):
             torch.testing.assert_close(got[i], expected)
 
@@ -90,11 +90,11 @@ def test_mapped_decoder(kernels: Kernels, shared: tuple[str, ...]) -> None:
 
     grads, values = torch.func.vmap(torch.func.grad_and_value(loss), (in_dims,))(stacked)
     for i, member in enumerate(members):
-        own = {f: getattr(member, f).clone().requires_grad_() for f in fields}
-        value = loss(own)
+        leaves = {f: getattr(member, f).clone().requires_grad_() for f in fields}
+        value = loss(leaves)
         torch.testing.assert_close(values[i], value.detach())
         trained = [f for f in fields if f != "noise"]
-        alone = torch.autograd.grad(value, [own[f] for f in trained])
+        alone = torch.autograd.grad(value, [leaves[f] for f in trained])
         for name, expected in zip(trained, alone, strict=True):
             torch.testing.assert_close(grads[name][i], expected, msg=name)
 

@@ -38,15 +38,15 @@ def in_both(
     run: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor | None], n_trained: int
 ) -> None:
     """Outputs and gradients of `run(kernels, *tensors)` agree between C and float64."""
-    found = {}
+    results = {}
     for name, dtype in (("native", torch.float32), ("explicit", torch.float64)):
-        own = [None if x is None else x.to(dtype) for x in tensors]
-        leaves = [x.requires_grad_() for x in own[:n_trained] if x is not None]
-        outputs = run(get_kernels(name), *own)
+        converted = [None if x is None else x.to(dtype) for x in tensors]
+        leaves = [x.requires_grad_() for x in converted[:n_trained] if x is not None]
+        outputs = run(get_kernels(name), *converted)
         torch.manual_seed(1)
         total = sum((x * torch.randn(x.shape, dtype=torch.float64)).sum() for x in outputs)
-        found[name] = (*outputs, *torch.autograd.grad(total, leaves))
-    for got, exact in zip(found["native"], found["explicit"], strict=True):
+        results[name] = (*outputs, *torch.autograd.grad(total, leaves))
+    for got, exact in zip(results["native"], results["explicit"], strict=True):
         assert_near(got, exact)
 
 
@@ -166,14 +166,14 @@ def test_mapped() -> None:
 
 def test_it_can_be_switched_off() -> None:
     code = "from lfads_torch.kernels import c_library; print(c_library.why_not())"
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "LFADS_NATIVE": "0"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "LFADS_NATIVE=0" in found.stdout
+    assert "LFADS_NATIVE=0" in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")

@@ -39,7 +39,7 @@ def one(transform: Any) -> AugmentationStack:
 
 
 def gradient_of_loss(stack: AugmentationStack, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-    """Processed loss per element and the gradient of its sum; unprocessed, each is its own."""
+    """Processed loss per element and the gradient of its sum; unprocessed, each is itself."""
     loss = torch.rand(batch.recon_data.shape, requires_grad=True)
     out = stack.process_losses(loss, batch, ignore, "train")
     grads = torch.autograd.grad(out.sum(), loss, allow_unused=True)[0]
@@ -165,9 +165,9 @@ def test_sample_validation(segment: int, reduce_mean: bool) -> None:
     weight[:, segment:6, :3] = kept[:, segment:] / 0.6
     torch.testing.assert_close(out, loss * weight)
     held_out = loss[:, :6, :3] * ~kept
-    wanted = held_out.sum() / (~kept).sum() if reduce_mean else held_out.sum(dim=(1, 2)).mean()
+    expected = held_out.sum() / (~kept).sum() if reduce_mean else held_out.sum(dim=(1, 2)).mean()
     assert list(logged) == ["valid/recon/sv"]
-    torch.testing.assert_close(logged["valid/recon/sv"], wanted)
+    torch.testing.assert_close(logged["valid/recon/sv"], expected)
 
 
 def test_sample_validation_of_rate_zero_is_off() -> None:
@@ -305,7 +305,7 @@ def test_negative_widths_are_refused(kind: Any, arguments: dict[str, float]) -> 
         kind(**arguments)
 
 
-# ---- stacks and transforms of one's own --------------------------------------------------------
+# ---- stacks and your own transforms -------------------------------------------------------------
 
 
 class Doubles:

@@ -138,14 +138,14 @@ def test_observation_models_of_ones_own() -> None:
 
 def aligned(seed: int, n_read: int = N, **changes: Any) -> dict[str, Any]:
     rng, goal = np.random.default_rng(seed), line(seed)
-    found = arrays(channels=(n_read, N), seed=seed)
+    file = arrays(channels=(n_read, N), seed=seed)
     for split in ("train", "valid"):
-        data = positive(len(found[f"{split}_recon_data"]), seed=seed)
-        found[f"{split}_recon_data"], found[f"{split}_encod_data"] = data, data[..., :n_read]
-    found["readin_weight"] = rng.normal(size=(n_read, K))
-    found["readin_offset"] = goal.bias[:n_read]
-    found["readout_weight"], found["readout_bias"] = goal.weight, goal.bias
-    return {key: value for key, value in {**found, **changes}.items() if value is not None}
+        data = positive(len(file[f"{split}_recon_data"]), seed=seed)
+        file[f"{split}_recon_data"], file[f"{split}_encod_data"] = data, data[..., :n_read]
+    file["readin_weight"] = rng.normal(size=(n_read, K))
+    file["readin_offset"] = goal.bias[:n_read]
+    file["readout_weight"], file["readout_bias"] = goal.weight, goal.bias
+    return {key: value for key, value in {**file, **changes}.items() if value is not None}
 
 
 @pytest.mark.parametrize("name", ["MSE", "Gaussian", "ZeroInflatedGamma"])

@@ -23,10 +23,10 @@ N_FACTORS = 2
 
 def with_pcr(channels: tuple[int, int], seed: int, **changes: Any) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    found = arrays(channels=channels, seed=seed)
-    found["readin_weight"] = rng.normal(size=(channels[0], N_FACTORS)).astype(np.float32)
-    found["readout_bias"] = rng.uniform(0.5, 2.0, channels[0]).astype(np.float32)
-    return {key: value for key, value in {**found, **changes}.items() if value is not None}
+    file = arrays(channels=channels, seed=seed)
+    file["readin_weight"] = rng.normal(size=(channels[0], N_FACTORS)).astype(np.float32)
+    file["readout_bias"] = rng.uniform(0.5, 2.0, channels[0]).astype(np.float32)
+    return {key: value for key, value in {**file, **changes}.items() if value is not None}
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ def test_one_observation_model_per_session(tmp_path: Path) -> None:
 
 
 class Laplace(nn.Module):
-    """One's own, without base class."""
+    """A user's model without the base class."""
 
     n_params = 1
 

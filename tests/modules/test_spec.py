@@ -98,7 +98,7 @@ def test_sessions_from_files_need_no_files_later(tmp_path: Path) -> None:
 
 
 class Scaled:
-    """One's own transform, its argument an attribute."""
+    """A user's transform, its argument an attribute."""
 
     def __init__(self, factor: float, inner: Any = None) -> None:
         self.factor, self.inner = factor, inner
@@ -108,7 +108,7 @@ class Scaled:
 
 
 class Declared(nn.Module):
-    """One's own prior that says its arguments in `init_args`."""
+    """A user's prior that says its arguments in `init_args`."""
 
     def __init__(self, width: float, *rest: Any, **options: Any) -> None:
         super().__init__()
