@@ -11,7 +11,7 @@ from lfads_torch.errors import UserError
 from lfads_torch.metrics import gaussian_smooth
 from lfads_torch.post_run import plots
 from lfads_torch.post_run.dynamics import Generator, find_fixed_points
-from lfads_torch.post_run.plots.comparison import training_beside
+from lfads_torch.post_run.plots.training import training_beside
 from lfads_torch.post_run.plots.groups import by_condition, mean_and_error
 from lfads_torch.post_run.plots.initial import discriminants
 from lfads_torch.post_run.plots.inputs import align

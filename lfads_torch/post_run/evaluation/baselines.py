@@ -24,7 +24,7 @@ from .fitting import (
     regression_loss,
     subset,
 )
-from .predictions import Features, Prediction, only
+from .scoring import Features, Prediction, only
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]

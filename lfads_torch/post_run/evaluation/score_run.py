@@ -15,8 +15,14 @@ from ...metrics.trialwise import TrialScore, interval, ratio, resampled_trials
 from ..outputs import RunOutputs, load_outputs
 from .baselines import baseline_predictions
 from .behavior import Keys, Recording, read_recording
-from .predictions import Prediction, model_predictions, true_rates
-from .scoring import PSTH_SMOOTHING_MS, benchmark_scores, trial_scores
+from .scoring import (
+    PSTH_SMOOTHING_MS,
+    Prediction,
+    benchmark_scores,
+    model_predictions,
+    trial_scores,
+    true_rates,
+)
 from .table import Estimate, Evaluation, Scores, SessionScores
 
 FloatArray = NDArray[np.float64]

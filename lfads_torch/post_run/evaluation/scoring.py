@@ -1,8 +1,9 @@
-"""The scores of a prediction on one session, each kept per trial."""
+"""Predictions of rates and behaviour, and their scores on one session, each kept per trial."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
 from ...metrics.regression import LinearMap, ridge_by_trials
 from ...metrics.trialwise import CorrelationScore, ErrorScore, SpikeScore, TrialScore
 from .behavior import SCORED, TRAIN, Recording
-from .predictions import Features, Prediction
 
 Array = NDArray[Any]
 
@@ -24,6 +24,52 @@ ALPHAS = tuple(float(a) for a in np.logspace(-2, 7, 10))
 
 PSTH_SMOOTHING_MS = 50.0
 """Width of the Gaussian that smooths PSTHs measured here, where the file has none."""
+
+
+Features = Callable[[], tuple[Array, Array]]
+
+
+@dataclass
+class Prediction:
+    """What a row of the table knows.
+
+    `rates` are the expected data per bin, (scored trials, T_r, N_r). `unseen_rates` are used for
+    scoring on the very data that were read: each is inferred without its own bin. `features` are
+    functions that return (training, scored) arrays of shape (trials, bins, features), for linear
+    maps to behaviour and latents; cross-validation chooses among several for each target column.
+    `choices` says what was chosen, in words or numbers.
+    """
+
+    name: str
+    rates: Array | None = None
+    unseen_rates: Array | None = None
+    features: dict[str, Features] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
+
+
+def model_predictions(recording: Recording) -> list[Prediction]:
+    """Return the model's rates, and its factors."""
+    predictions = []
+    for name, source in (("lfads", "output_params"), ("lfads_factors", "factors")):
+        train, scored = (recording.trials[kind][source] for kind in (TRAIN, SCORED))
+        rates = scored if source == "output_params" else None
+        predictions.append(Prediction(name, rates, features=only(train, scored)))
+    return predictions
+
+
+def true_rates(recording: Recording) -> list[Prediction]:
+    """Return the rates that the data were drawn from, where the file has them: the ceiling."""
+    if not recording.truth:
+        return []
+    train, scored = (recording.truth[kind] for kind in (TRAIN, SCORED))
+    if not all(np.isfinite(array).all() for array in (train, scored)):
+        return []
+    return [Prediction("truth", scored, features=only(train, scored))]
+
+
+def only(train: Array, scored: Array) -> dict[str, Features]:
+    """Return features without anything to choose."""
+    return {"": lambda: (train, scored)}
 
 
 def trial_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:

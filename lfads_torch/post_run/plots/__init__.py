@@ -8,7 +8,6 @@ as they go and are never an error.
 """
 
 from .activity import raster_panel
-from .comparison import training_beside
 from .decoding import decoded_behavior
 from .generator import fixed_points
 from .hyperparameters import (
@@ -22,7 +21,7 @@ from .responses import psths, single_trials
 from .scores import channel_scores, score_intervals
 from .shared import shared_factors
 from .style import paper
-from .training import read_csv_log, training_curves
+from .training import read_csv_log, training_beside, training_curves
 from .trajectories import factors_3d, trajectories
 
 __all__ = [

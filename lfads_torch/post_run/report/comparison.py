@@ -11,10 +11,9 @@ from ... import __version__
 from ...errors import UserError
 from ...folder import write_atomically
 from ..evaluation.table import COLUMNS, ROWS
-from ..plots.comparison import training_beside
+from ..plots.training import training_beside
 from .findings import find_all
-from .page import Press, render
-from .pictures import Picture
+from .page import Picture, Press, render
 from .record import RunRecord, Wanted, read_run
 from .session_figures import session_pictures
 from .single import Report, run_facts

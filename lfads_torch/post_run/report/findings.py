@@ -1,11 +1,32 @@
-"""What a reader should be warned of: checks of a run, each with what was found and what to do."""
+"""What a reader should be warned of: checks of a run, each with its result and what to do."""
 
 from __future__ import annotations
 
-from .finding import LEVELS, Finding
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...data import shared_ends, shared_trials
+from ...metrics.trialwise import SpikeScore, score_value
+from ..evaluation.behavior import SCORED, TRAIN, Recording
+from ..posterior import ACTIVE, active_share
 from .record import RunRecord
-from .run_checks import RUN_CHECKS
-from .session_checks import SESSION_CHECKS
+
+
+class Finding(NamedTuple):
+    """One warning: its level of `LEVELS`, its title, the facts, and what to do."""
+
+    level: str
+    title: str
+    text: str
+    advice: str = ""
+
+
+LEVELS = ("problem", "caution", "note")
+"""Not to be trusted; to be looked at; to be known."""
 
 CHECKED = (
     "divergence",
@@ -19,22 +40,359 @@ CHECKED = (
 )
 """What the checks look at, for a reader who sees no warning."""
 
+RISE = 0.05
+"""Share of the whole descent of the validation loss that it rose again after its best epoch."""
+LEAST_DESCENT = 0.002
+"""Share of itself by which the validation loss must fall for its course to mean anything."""
+LAST = 0.03
+"""Share of the epochs that are the last ones: a best epoch among them, training was cut short."""
+GAP = 0.2
+"""Share of the training trials' bits per spike that validation trials lack, above which the model
+is said to overfit."""
+LEAST_GAP = 0.02
+"""Bits per spike; a smaller difference is no sign of overfitting, whatever its share."""
+FLAT = 0.02
+"""Standard deviation of a channel's rate over its mean, below which the rate is called flat."""
+FEW = 20
+"""Validation trials below which scores are uncertain."""
+
 
 def find_all(record: RunRecord) -> list[Finding]:
-    """Run all checks on a run.
-
-    Parameters
-    ----------
-    record : RunRecord
-
-    Returns
-    -------
-    list of Finding
-        Problems first.
-    """
-    found = [finding for check in RUN_CHECKS for finding in check(record)]
+    """Run all checks on a run; return the findings, problems first."""
+    findings = [finding for check in RUN_CHECKS for finding in check(record)]
     for recording in record.recordings:
         where = f"{recording.session.name}: " if len(record.recordings) > 1 else ""
         for session_check in SESSION_CHECKS:
-            found += [f._replace(text=where + f.text) for f in session_check(record, recording)]
-    return sorted(found, key=lambda finding: LEVELS.index(finding.level))
+            findings += [f._replace(text=where + f.text) for f in session_check(record, recording)]
+    return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _stage(record: RunRecord) -> Iterator[Finding]:
+    stage = record.status.get("stage")
+    if stopped := record.status.get("stopped"):
+        yield Finding("problem", "Training stopped", str(stopped))
+    elif stage is not None and stage != "complete":
+        yield Finding(
+            "caution",
+            "The run is not finished",
+            f"It got as far as: {stage}.",
+            f"lfads train --resume {record.place}",
+        )
+
+
+def _diverged(record: RunRecord) -> Iterator[Finding]:
+    broken = {
+        name: int(epochs[~np.isfinite(values)][0])
+        for name, (epochs, values) in record.log.items()
+        if name.partition("/")[0] in ("train", "valid") and not np.isfinite(values).all()
+        if "bps" not in name and "r2" not in name
+    }
+    if broken:
+        first = min(broken, key=lambda name: broken[name])
+        yield Finding(
+            "problem",
+            "Training diverged",
+            f"{first} is not finite in epoch {broken[first]}"
+            + (f", nor are {len(broken) - 1} other terms." if len(broken) > 1 else "."),
+            "Lower model.lr_init or trainer.gradient_clip_val, look for extreme values with lfads "
+            "check, or train with on_nan=recover.",
+        )
+
+
+def _validation_loss(record: RunRecord) -> Iterator[Finding]:
+    series = record.log.get("valid/recon_smth")
+    if series is None:
+        return
+    epochs, values = (part[np.isfinite(series[1])] for part in series)
+    if len(values) < 10:
+        return
+    best = int(values.argmin())
+    descent = float(values[: best + 1].max() - values[best])
+    if descent <= 0:
+        yield Finding(
+            "problem",
+            "The validation loss never fell",
+            f"It was lowest in epoch {epochs[best]:.0f}, {values[best]:.4g}.",
+            "Lower model.lr_init; look at the data with lfads check.",
+        )
+        return
+    if descent < LEAST_DESCENT * float(np.abs(values).max()):
+        yield Finding(
+            "problem",
+            "The validation loss hardly fell",
+            f"From {values[: best + 1].max():.5g} to {values[best]:.5g}: the model has learnt "
+            "next to nothing.",
+            "Raise model.lr_init, or train longer; look at the data with lfads check.",
+        )
+        return
+    rise = float(values[-1] - values[best]) / descent
+    if rise > RISE:
+        yield Finding(
+            "caution",
+            "The validation loss rose again",
+            f"It was lowest in epoch {epochs[best]:.0f} and rose by {rise:.0%} of its descent "
+            f"until epoch {epochs[-1]:.0f}: the model began to learn training trials by heart. "
+            "Outputs are of the best epoch.",
+            "More regularisation: coordinated dropout (cd_rate), dropout_rate, kl_ic_scale, "
+            "kl_co_scale, l2_gen_scale; or a smaller generator.",
+        )
+    elif best >= len(values) - max(1, round(LAST * len(values))):
+        yield Finding(
+            "note",
+            "Training was still improving",
+            f"The validation loss was lowest in epoch {epochs[best]:.0f} of "
+            f"{epochs[-1] + 1:.0f}, at the very end.",
+            f"Go on: lfads train --resume {record.place} "
+            f"trainer.max_epochs={int(1.5 * (epochs[-1] + 1))}",
+        )
+
+
+def _ramps(record: RunRecord) -> Iterator[Finding]:
+    for term, name in (("kl", "KL"), ("l2", "L2")):
+        weight = record.last(f"train/wt_{term}/ramp")
+        if weight < 1:
+            yield Finding(
+                "caution",
+                f"The {name} ramp had not ended",
+                f"The last epoch weighted the {name} term with {weight:.2f}, so the model was "
+                "never trained on its full objective.",
+                f"Train longer, or shorten model.{term}_increase_epoch.",
+            )
+
+
+def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
+    differences = (record.scores or {}).get("differences", {})
+    # Not PSTHs: measured on the trials that are scored, they hold the noise that smoothing keeps.
+    names = {"co_bps": "co-bps", "fp_bps": "fp-bps", "behavior_r2": "decoding of behaviour"}
+    rows = {
+        "smoothing": "smoothed spikes",
+        "factor_analysis": "factor analysis",
+        "psth": "the PSTH",
+    }
+    for row, own in differences.items():
+        for score, title in names.items():
+            estimate = own.get(score)
+            if estimate and estimate["high"] is not None and estimate["high"] < 0:
+                yield Finding(
+                    "caution",
+                    f"A simpler method does better: {rows.get(row, row)}",
+                    f"In {title} the model is {-estimate['value']:.3f} below {rows.get(row, row)} "
+                    f"(interval {estimate['low']:.3f} to {estimate['high']:.3f}).",
+                    "Train longer, or search hyper-parameters: lfads pbt.",
+                )
+
+
+def _generator_clip(record: RunRecord) -> Iterator[Finding]:
+    clip = float(record.config.get("model", {}).get("cell_clip") or math.inf)
+    for recording in record.recordings:
+        states = recording.trials[SCORED].get("gen_states")
+        if states is None or not states.size:
+            continue
+        share = float((np.abs(states) >= 0.98 * clip).mean())
+        if share > 0.01:
+            yield Finding(
+                "caution",
+                "Generator states sit at the clip",
+                f"{share:.1%} of the states of {recording.session.name} are at ±{clip:g}.",
+                "Raise model.cell_clip, or model.l2_gen_scale.",
+            )
+
+
+RUN_CHECKS: tuple[Callable[[RunRecord], Iterator[Finding]], ...] = (
+    _stage,
+    _diverged,
+    _validation_loss,
+    _ramps,
+    _beside_baselines,
+    _generator_clip,
+)
+
+
+def _not_finite(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    for split in recording.session.splits:
+        trials = recording.session.trials(split)
+        rates, past = trials["output_params"], trials.past_end
+        bad = np.any(~np.isfinite(rates), axis=2)
+        n_bad = int(np.any(bad if past is None else bad & ~past, axis=1).sum())
+        if n_bad:
+            yield Finding(
+                "problem",
+                "Rates are not finite",
+                f"{n_bad} of {len(rates)} {split} trials have NaN or infinite rates.",
+                "Look at these trials with lfads check; the model diverged or the data are broken.",
+            )
+
+
+def _gap(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    """Bits per spike of training and validation trials, both of posterior means."""
+    if not recording.counts or recording.session.splits[:2] != ("train", "valid"):
+        return
+    train, valid = (_bits(recording, kind) for kind in (TRAIN, SCORED))
+    if not (math.isfinite(train) and math.isfinite(valid)) or train <= 0:
+        return
+    gap = (train - valid) / train
+    if gap > GAP and train - valid > LEAST_GAP:
+        yield Finding(
+            "problem" if gap > 0.5 else "caution",
+            "Overfitting",
+            f"{train:.3f} bits per spike on training trials, {valid:.3f} on validation trials "
+            f"({gap:.0%} less).",
+            "More regularisation: coordinated dropout (cd_rate), dropout_rate, kl_ic_scale, "
+            "kl_co_scale, l2_gen_scale; a smaller generator; or more trials.",
+        )
+
+
+def _bits(recording: Recording, kind: str) -> float:
+    read = slice(recording.n_bins), slice(recording.n_channels)
+    rates = recording.trials[kind]["output_params"][:, read[0], read[1]]
+    score = SpikeScore.of(rates, recording.data[kind][:, read[0], read[1]])
+    return score_value(score, len(rates))
+
+
+def _collapse(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    trials = recording.trials[SCORED]
+    model = record.config.get("model", {})
+    if model.get("variational") is False or len(trials) < 2:
+        return
+    if {"ic_mean", "ic_std"} <= set(trials.names):
+        yield from _collapsed_start(active_share(trials["ic_mean"], trials["ic_std"]))
+    if {"co_means", "co_stds"} <= set(trials.names) and np.any(trials["co_means"]):
+        yield from _collapsed_inputs(active_share(trials["co_means"], trials["co_stds"]))
+
+
+def _collapsed_start(share: NDArray[np.float64]) -> Iterator[Finding]:
+    n_active = int((share > ACTIVE).sum())
+    if n_active == 0:
+        yield Finding(
+            "problem",
+            "The initial conditions have collapsed",
+            f"None of {len(share)} dimensions differs between trials by more than {ACTIVE:.0%} of "
+            "its variance: every trial starts alike.",
+            "Lower model.kl_ic_scale, or lengthen model.kl_increase_epoch.",
+        )
+    elif n_active < 0.25 * len(share):
+        yield Finding(
+            "note",
+            "Few initial-condition dimensions are used",
+            f"{n_active} of {len(share)} differ between trials.",
+            "model.ic_dim can be smaller, or model.kl_ic_scale lower.",
+        )
+
+
+def _collapsed_inputs(share: NDArray[np.float64]) -> Iterator[Finding]:
+    n_active = int((share > ACTIVE).sum())
+    if n_active == 0:
+        yield Finding(
+            "caution",
+            "The inferred inputs have collapsed",
+            f"None of {len(share)} carries anything of a trial. That is right for dynamics that "
+            "run by themselves, and wrong if inputs were expected.",
+            "Lower model.kl_co_scale if inputs were expected; else leave the controller out "
+            "(model.con_dim=0).",
+        )
+    elif n_active < len(share):
+        yield Finding(
+            "note",
+            "Some inferred inputs are not used",
+            f"{len(share) - n_active} of {len(share)} carry nothing of a trial.",
+            "model.co_dim can be smaller.",
+        )
+
+
+def _channels(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    data = recording.data[TRAIN]
+    seen = np.isfinite(data)
+    silent = ~((data != 0) & seen).any(axis=(0, 1))
+    n_channels = data.shape[2]
+    if silent.any():
+        listed = ", ".join(map(str, np.flatnonzero(silent)[:20].tolist()))
+        more = ", ..." if silent.sum() > 20 else ""
+        yield Finding(
+            "caution" if silent.sum() > 0.2 * n_channels else "note",
+            "Silent channels",
+            f"{int(silent.sum())} of {n_channels} channels have no event in any training trial: "
+            f"{listed}{more} (counted from 0). Their rates mean nothing.",
+            "Leave them out of the data file.",
+        )
+    rates = recording.trials[SCORED]["output_params"].astype(np.float64)
+    rates = rates[np.isfinite(rates).all(axis=2)]  # bins x channels, past no trial's end
+    if not len(rates):
+        return
+    spread = rates.std(axis=0) / np.maximum(np.abs(rates.mean(axis=0)), 1e-12)
+    flat = (spread < FLAT) & ~silent
+    if flat.sum() > 0.5 * (~silent).sum():
+        yield Finding(
+            "problem",
+            "Rates are flat",
+            f"The rates of {int(flat.sum())} of {int((~silent).sum())} channels that fire vary by "
+            f"less than {FLAT:.0%} of their mean.",
+            "The model has learnt little more than mean rates: train longer, raise model.lr_init, "
+            "lower the KL and L2 scales.",
+        )
+
+
+def _below_mean(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    own = record.session_scores(recording).get("by_channel", {}).get("lfads", {})
+    values = np.array([np.nan if v is None else v for v in own.get("bps", [])], dtype=np.float64)
+    below, scored = int((values < 0).sum()), int(np.isfinite(values).sum())
+    if below > 0.5 * scored:
+        yield Finding(
+            "problem",
+            "Most channels are predicted worse than by their mean",
+            f"{below} of {scored} channels have negative bits per spike: the model has found "
+            "nothing that holds for trials it has not seen.",
+            "Train longer, or with another model.lr_init; look at the warnings beside this one.",
+        )
+    elif below > 0.1 * scored:
+        yield Finding(
+            "note",
+            "Some channels are predicted worse than by their mean",
+            f"{below} of {scored} channels have negative bits per spike. Often they hardly fire.",
+            "Leave channels with very few spikes out, or give the model more trials.",
+        )
+
+
+def _trials(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    if recording.n_scored < FEW:
+        yield Finding(
+            "note",
+            "Few validation trials",
+            f"There are {recording.n_scored}; scores are uncertain (see their intervals).",
+        )
+    pair = [_read(recording, kind) for kind in (TRAIN, SCORED)]
+    if recording.session.splits[:2] == ("train", "valid") and pair[0] is not None:
+        shared = shared_trials(*pair)
+        if len(shared):
+            yield Finding(
+                "problem",
+                "Validation trials are training trials",
+                f"{len(shared)} of {recording.n_scored} validation trials are, bit for bit, also "
+                "in training, so validation scores flatter.",
+                "Split the trials anew.",
+            )
+        overlap, share = shared_ends(*pair)
+        if overlap:
+            yield Finding(
+                "caution",
+                "Validation windows overlap training windows",
+                f"{share:.0%} of them begin with the last {overlap} bins of a training window, so "
+                "validation scores flatter.",
+                "Split a continuous recording by blocks: lfads prep --chop-ms.",
+            )
+
+
+def _read(recording: Recording, kind: str) -> Any:
+    trials = recording.trials[kind]
+    if "encod_data" not in trials:
+        return None
+    return np.ascontiguousarray(trials["encod_data"], dtype=np.float32)
+
+
+SESSION_CHECKS: tuple[Callable[[RunRecord, Recording], Iterator[Finding]], ...] = (
+    _not_finite,
+    _gap,
+    _collapse,
+    _channels,
+    _below_mean,
+    _trials,
+)

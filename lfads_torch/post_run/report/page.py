@@ -12,14 +12,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from ..plots.style import LOOKS, paper
-from .pictures import Picture
 
 DPI = 144
 """Two pixels for a point of the screen at the width at which figures are shown."""
 _SEEN, _SHARE_SEEN = 8, 0.02  # difference of a channel of 255 that the eye may see
 FORMATS = ("png", "pdf", "svg")
+
+
+class Picture(NamedTuple):
+    """A figure before it is drawn; `key` is its short name for files and anchors."""
+
+    key: str
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
 
 
 class Shown(NamedTuple):

@@ -13,7 +13,7 @@ from .. import plots
 from ..dynamics import FixedPoints, Generator, find_fixed_points
 from ..evaluation.behavior import SCORED, Recording
 from ..plots.scores import score_intervals
-from .pictures import Picture
+from .page import Picture
 from .record import RunRecord
 
 

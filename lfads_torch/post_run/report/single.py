@@ -13,8 +13,7 @@ from ...errors import UserError, did_you_mean
 from ...folder import write_atomically
 from ..evaluation.behavior import Recording
 from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
-from .finding import Finding
-from .findings import CHECKED, find_all
+from .findings import CHECKED, Finding, find_all
 from .page import FORMATS, Press, render
 from .record import RunRecord, Wanted, read_run
 from .run_figures import run_pictures, score_picture
