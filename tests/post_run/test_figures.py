@@ -11,12 +11,12 @@ from lfads_torch.errors import UserError
 from lfads_torch.metrics import gaussian_smooth
 from lfads_torch.post_run import plots
 from lfads_torch.post_run.dynamics import Generator, find_fixed_points
-from lfads_torch.post_run.plots.training import training_beside
 from lfads_torch.post_run.plots.groups import by_condition, mean_and_error
 from lfads_torch.post_run.plots.initial import discriminants
 from lfads_torch.post_run.plots.inputs import align
 from lfads_torch.post_run.plots.scores import channel_scores, score_intervals
 from lfads_torch.post_run.plots.style import LOOKS, paper
+from lfads_torch.post_run.plots.training import training_beside
 
 
 def drawn(figure):
