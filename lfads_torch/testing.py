@@ -32,9 +32,7 @@ __all__ = ["check_augmentation", "check_likelihood", "check_prior"]
 _N_TRIALS = 64
 
 
-def check_prior(
-    prior: nn.Module, dim: int, *, n_bins: int | None = 6, stacked: bool = True
-) -> None:
+def check_prior(prior: Any, dim: int, *, n_bins: int | None = 6, stacked: bool = True) -> None:
     """Check the contract of a prior.
 
     Parameters
@@ -112,9 +110,7 @@ def check_prior(
             _check_stacked(name, prior, lambda one, *args: one(*args), mean, std)
 
 
-def check_likelihood(
-    recon: nn.Module, data: Float[Tensor, "B T N"], *, stacked: bool = True
-) -> None:
+def check_likelihood(recon: Any, data: Float[Tensor, "B T N"], *, stacked: bool = True) -> None:
     """Check the contract of an observation model.
 
     Parameters
@@ -168,7 +164,9 @@ def check_likelihood(
             raise ConfigError(f"{what} is not 0 where an entry is missing; mask it there")
         _check_description(recon)
         if stacked:
-            _check_stacked(recon, lambda one, *args: one.compute_loss(*args), data, params.detach())
+            _check_stacked(
+                name, recon, lambda one, *args: one.compute_loss(*args), data, params.detach()
+            )
 
 
 def check_augmentation(transform: Any, *, stacked: bool = True) -> None:
@@ -245,7 +243,7 @@ def _check_trials(transform: Any, name: str, batch: SessionBatch, inside: Tensor
 
 
 def _augmented_loss(stack: Any, *fields: Tensor) -> Tensor:
-    batch = stack.process_batch(SessionBatch(*fields))
+    batch = stack.process_batch(SessionBatch._make((*fields, None, None)))
     loss = (batch.recon_data - batch.encod_data) ** 2
     return stack.process_losses(loss, batch, lambda *_: None, "train")
 
