@@ -29,12 +29,11 @@ from lfads_torch.commands import quieten
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.demo import read_arrays, score_rates
-from lfads_torch.folder import read_status
+from lfads_torch.folder import RunFolder, read_population
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.run_model import run_model
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search.run import run_search
-from lfads_torch.search.tables import read_population
 
 SCORE = "valid/recon_smth"
 DEMO = ["model=demo", "datamodule=demo"]
@@ -56,7 +55,7 @@ class Trained(NamedTuple):
 def single(folder: Path, overrides: Sequence[str]) -> Trained:
     """Train one model, unless it is trained."""
     began = time.monotonic()
-    status = read_status(folder)
+    status = RunFolder(folder).status
     if status.get("stage") != "complete":
         texts = [*overrides, "callbacks.early_stopping=null", "trainer.enable_progress_bar=false"]
         figures = ["callbacks.raster_plot=null", "callbacks.trajectory_plot=null"]
@@ -69,7 +68,7 @@ def single(folder: Path, overrides: Sequence[str]) -> Trained:
 def searched(folder: Path, config: str, overrides: Sequence[str]) -> Trained:
     """Run a search, unless it is complete."""
     began = time.monotonic()
-    status = read_status(folder)
+    status = RunFolder(folder).status
     if status.get("stage") != "complete":
         texts = [] if status else overrides
         run_search(texts, config, run_dir=folder, resume=bool(status))
@@ -171,7 +170,7 @@ def wrist(options: argparse.Namespace) -> str:
     header = ["", "validation loss", "bits per spike", "same, unseen bins"]
     header += ["R2 of behaviour", "same, unseen bins"]
     minutes = population.seconds / 60
-    status = read_status(population.folder)
+    status = RunFolder(population.folder).status
     return (
         f"{_format(header, rows)}\n\nvalidation loss of the single models: {losses}\n"
         f"the search ended after {status['epochs']} epochs: {status['ended']}; it took "

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, UserError
-from .folder import find_checkpoint
+from .folder import RunFolder
 from .model import LFADS
 from .modules import priors, recons
 from .modules.readin_readout import FanInLinear
@@ -57,7 +57,7 @@ def load_model(path: str | Path, *, best: bool = True, **arguments: Any) -> LFAD
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{place} does not exist; give a run folder or a checkpoint (*.ckpt)")
-    found = find_checkpoint(place, best=best)
+    found = RunFolder(place).checkpoint(best=best)
     if found is None:
         raise UserError(f"{place} holds no checkpoint (*.ckpt, lightning_checkpoints/*.ckpt)")
     checkpoint = read_checkpoint(found)

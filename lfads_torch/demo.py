@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError
-from .folder import BEST_MODEL, METRICS, delete_run, prepare
+from .folder import BEST_MODEL, METRICS, RunFolder
 
 Array = NDArray[Any]
 
@@ -89,9 +89,9 @@ def run_demo(
         raise UserError(f"epochs is {max_epochs}; legal are whole numbers >= 1")
     began = time.monotonic()
     data = lorenz(n_conditions, n_trials, n_units, n_bins, mean_rate, seed=seed)
-    prepare(folder, resume=False, overwrite=overwrite)
+    RunFolder(folder).claim(resume=False, overwrite=overwrite)
     if overwrite:
-        delete_run(folder)
+        RunFolder(folder).delete()
     write_session(folder / DATA, data, {"source": "Lorenz system", "seed": seed})
     print(
         f"{len(data['train_recon_data'])} training and {len(data['valid_recon_data'])} validation "

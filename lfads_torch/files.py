@@ -151,6 +151,8 @@ def _parse(path: Path) -> tuple[list[str], list[dict[str, str]], bool]:
         return [], [], True
     # A kill can cut within a row, or within a character; what is whole ends with a line end.
     whole = text[: text.rfind("\n") + 1]
+    while whole.count('"') % 2:  # that line end stands within quotes
+        whole = whole[: whole.rfind("\n", 0, -1) + 1]
     table = list(csv.reader(io.StringIO(whole, newline="")))
     header = table[0] if table else []
     rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]

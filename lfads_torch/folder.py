@@ -1,318 +1,396 @@
-"""The folder of a run: what lies where, how far the run got, and logs that survive a resume."""
+"""What lies where in the folder of a run or a search, and the reading of its tables.
+
+A run::
+
+    config.yaml                       the composed configuration
+    status.json                       stage, versions, best checkpoint, outputs
+    csv_logs/metrics.csv              what was logged, a row for each epoch
+    lightning_checkpoints/last.ckpt   and best-*.ckpt
+    lfads_output*.h5                  posterior means, a file for each session
+
+A search has ``config.yaml`` and ``status.json`` of its own (with a key ``search``) and::
+
+    population.csv    every member in every epoch; exchanges.csv: who copied whom
+    members/          the checkpoints of the final members
+    best_model/       an ordinary run folder
+"""
 
 from __future__ import annotations
 
-import csv
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Literal
 
-from .errors import UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, UserError
+from .files import Table, cannot_write, read_table, write_whole
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
 CHECKPOINTS = "lightning_checkpoints"
 LAST = f"{CHECKPOINTS}/last.ckpt"
 METRICS = "csv_logs/metrics.csv"
-#: In the run folder of a search: an ordinary run folder.
 BEST_MODEL = "best_model"
+POPULATION = "population.csv"
+EXCHANGES = "exchanges.csv"
+#: Column of a hyper-parameter in `POPULATION`, as training logs it: "hp/lr_init".
+HP = "hp/"
 
-#: How far a run can have got, in order.
-STAGES = ("training", "sampling", "complete")
-
-_OURS = (CONFIG, STATUS, CHECKPOINTS, "csv_logs", "tensorboard", "figures")
+_OF_RUNS = (CONFIG, STATUS, CHECKPOINTS, "csv_logs", "tensorboard", "figures")
 _SCORES = ("scores.json", "scores.md")
-_OURS_OF_SEARCH = (
-    BEST_MODEL,
-    "members",
-    "population.csv",
-    "exchanges.csv",
-    "search_state.pt",
-    "ray",
-)
-_FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_OF_SEARCHES = (BEST_MODEL, "members", POPULATION, EXCHANGES, "search_state.pt", "ray")
+
+Stage = Literal["training", "sampling", "complete"]
+
+Columns = dict[str, NDArray[Any]]
+"""Columns by name, all of one length: whole numbers, booleans, or floats with NaN for blanks."""
+
+_INTEGERS = ("epoch", "generation", "member", "parent")
+_FLAGS = ("diverged",)
 
 
-def read_status(folder: Path) -> dict[str, Any]:
-    """Read how far a run got.
+class RunFolder:
+    """The folder of a run or of a search; it need not exist."""
 
-    Parameters
-    ----------
-    folder : Path
-        Run folder.
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
-    Returns
-    -------
-    dict
-        ``stage`` (one of `STAGES`) and what else was recorded; empty where there is no run.
-    """
-    try:
-        status = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    @classmethod
+    def around(cls, place: Path) -> RunFolder:
+        """Return the run folder that holds a checkpoint or a folder of checkpoints."""
+        folder = place if place.is_dir() else place.parent
+        return cls(folder.parent if folder.name == CHECKPOINTS else folder)
 
+    @property
+    def status(self) -> dict[str, Any]:
+        """How far the run got: ``stage`` and further facts; empty where there is no run."""
+        try:
+            status = json.loads((self.path / STATUS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if isinstance(status, dict) else {}
 
-def write_status(folder: Path, stage: str, **more: Any) -> None:
-    """Record how far a run got; the file is replaced at once, never half-written.
+    def write_status(self, stage: Stage, **facts: Any) -> None:
+        """Record how far the run got; only "complete" means that every output is there."""
+        write_whole(self.path / STATUS, json.dumps({"stage": stage, **facts}, indent=2) + "\n")
 
-    Parameters
-    ----------
-    folder : Path
-        Run folder.
-    stage : str
-        One of `STAGES`. Only ``complete`` means that every output is there.
-    **more
-        Further facts that JSON can hold.
-
-    Raises
-    ------
-    UserError
-        If the folder cannot be written to.
-    """
-    write_atomically(folder / STATUS, json.dumps({"stage": stage, **more}, indent=2) + "\n")
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Parameters
-    ----------
-    path : Path
-        Where to.
-    content : str or bytes
-        What; text is written as UTF-8.
-
-    Raises
-    ------
-    UserError
-        If the disk is full or the folder may not be written to.
-    """
-    with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextmanager
-def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
-    """Open a file to be written that takes its place when it is whole.
-
-    Parameters
-    ----------
-    path : Path
-        Its place.
-    flush : bool, default=True
-        Whether to wait until it is on the disk. A kill needs no such wait, a power cut does.
-
-    Raises
-    ------
-    UserError
-        If the disk is full or the folder may not be written to.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            if flush:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def cannot_write(path: Path | str, error: OSError) -> UserError:
-    """Say in words why a file could not be written.
-
-    Parameters
-    ----------
-    path : Path or str
-        The file or folder.
-    error : OSError
-        What the system said.
-
-    Returns
-    -------
-    UserError
-    """
-    why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-    return UserError(
-        f"{path} cannot be written: {why or error}. Make room or name another folder; an "
-        "interrupted run goes on from its last epoch with --resume."
-    )
-
-
-def is_write_failure(error: OSError) -> bool:
-    """Return whether the system refused to write (disk full, quota, permission)."""
-    return error.errno in _FULL_OR_FORBIDDEN
-
-
-def holds_a_run(folder: Path) -> bool:
-    """Return whether a folder holds a run, finished or not."""
-    return (
-        (folder / STATUS).is_file()
-        or (folder / METRICS).is_file()
-        or any((folder / CHECKPOINTS).glob("*.ckpt"))
-    )
-
-
-def prepare(folder: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Make a run folder ready, or refuse it.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder; made where it does not exist.
-    resume : bool
-        Whether the run in it shall go on.
-    overwrite : bool
-        Whether the run in it is going to be deleted (`delete_run`).
-
-    Returns
-    -------
-    bool
-        Whether the folder was made by this call.
-
-    Raises
-    ------
-    UserError
-        If it holds a run and neither was asked for, holds none to resume, or is not writable.
-    """
-    if resume and overwrite:
-        raise UserError("resume and overwrite exclude each other; choose one")
-    occupied = holds_a_run(folder)
-    status = read_status(folder)
-    command = "pbt" if "search" in status else "train"
-    if resume and not occupied:
-        raise UserError(f"{folder} holds no run to resume; start one without --resume")
-    if occupied and not resume and not overwrite:
-        state = "a finished run" if status.get("stage") == "complete" else "an unfinished run"
-        raise UserError(
-            f"{folder} already holds {state}. Go on with it (lfads {command} --resume {folder}; "
-            f"run_model(..., resume=True)), delete it (--overwrite; overwrite=True), or name "
-            "another folder (--run-dir; run_dir=...)."
+    @property
+    def kind(self) -> Literal["run", "search", "none"]:
+        """What the folder holds, complete or not."""
+        if "search" in self.status:
+            return "search"
+        holds_run = (
+            (self.path / STATUS).is_file()
+            or (self.path / METRICS).is_file()
+            or any((self.path / CHECKPOINTS).glob("*.ckpt"))
         )
-    is_new = not folder.exists()
+        return "run" if holds_run else "none"
+
+    @property
+    def single(self) -> RunFolder:
+        """The folder of one run: for a search that of its best model, else the folder itself."""
+        return RunFolder(self.path / BEST_MODEL) if self.kind == "search" else self
+
+    def checkpoint(self, *, best: bool = False) -> Path | None:
+        """Return the last checkpoint or the best one by smoothed validation loss, if any.
+
+        `path` may also be a folder of checkpoints, or a checkpoint, which is then returned. For a
+        search, return the checkpoint of its best model.
+        """
+        if self.path.is_file():
+            return self.path
+        place = self.single.path
+        recorded = self.single.status.get("best_checkpoint")
+        if best and recorded and (place / recorded).is_file():
+            return place / recorded
+        for folder in (place / CHECKPOINTS, place):
+            paths = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+            lasts = [path for path in paths if path.stem == "last" or path.stem.startswith("last-")]
+            others = [path for path in paths if path not in lasts]
+            for group in (others, lasts) if best else (lasts, others):
+                if group:
+                    return group[-1]
+        return None
+
+    def models(self) -> list[Path]:
+        """Return the checkpoints of the final members of a search, the best first."""
+        status = self.status
+        if self.kind != "search":
+            raise UserError(
+                f"{self.path} holds no search; an ensemble averages the final members of a search. "
+                "Name the folder of a search, or leave out --ensemble"
+            )
+        if status.get("stage") == "training" or not status.get("members"):
+            raise UserError(
+                f"the search in {self.path} is not complete; complete it first: "
+                f"lfads pbt --resume {self.path}"
+            )
+        return [self.path / str(member["checkpoint"]) for member in status["members"]]
+
+    def claim(self, *, resume: bool, overwrite: bool) -> bool:
+        """Make the folder ready for a run, or refuse it; return whether this call made it.
+
+        Raises
+        ------
+        UserError
+            If it holds a run and neither flag is set, holds none to resume, or is not writable.
+        """
+        if resume and overwrite:
+            raise UserError("resume and overwrite exclude each other; choose one")
+        kind, folder = self.kind, self.path
+        if resume and kind == "none":
+            raise UserError(f"{folder} holds no run to resume; start one without --resume")
+        if kind != "none" and not resume and not overwrite:
+            state = "a finished" if self.status.get("stage") == "complete" else "an unfinished"
+            command = "pbt" if kind == "search" else "train"
+            raise UserError(
+                f"{folder} already holds {state} run. Go on with it (lfads {command} --resume "
+                f"{folder}; run_model(..., resume=True)), delete it (--overwrite; "
+                "overwrite=True), or name another folder (--run-dir; run_dir=...)."
+            )
+        is_new = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Permissions do not say whether a network drive or a full disk accepts a file.
+            probe = folder / f".probe.{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        return is_new
+
+    def delete(self) -> None:
+        """Delete what a run or a search left in the folder, and nothing else."""
+        for name in (*_OF_RUNS, *_SCORES, *(_OF_SEARCHES if self.kind == "search" else ())):
+            path = self.path / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        for pattern in ("lfads_output*.h5", "lfads_merged*.h5"):
+            for output in self.path.glob(pattern):
+                output.unlink()
+
+    def rewind_metrics(
+        self, step: int = 0, first_step: int = 0, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Cut ``metrics.csv`` back to a checkpoint, so that a resumed run continues it.
+
+        Rows from `step` on go: the checkpoint has that many optimiser steps behind it. Its epoch
+        began at `first_step` and logged `metrics`; what a kill kept from the file is added.
+        """
+        path = self.path / METRICS
+        if not path.is_file():
+            return
+        table = Table(path)
+        kept = [r for r in table.read() if r.get("step", "").isdigit() and int(r["step"]) < step]
+        epoch = [row for row in kept if int(row["step"]) >= first_step]
+        logged = {name for row in epoch for name in row if row[name]}
+        lost = {name: str(value) for name, value in (metrics or {}).items() if name not in logged}
+        header = table.header
+        if lost:
+            lost["epoch"] = str(int((metrics or {}).get("epoch", 0)))
+            lost["step"] = str(step - 1)
+            header = [*header, *(name for name in lost if name not in header)]
+            kept.append(lost)
+        table.rewrite(kept, header or ["step"])
+
+
+def read_csv_log(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Read Lightning's ``metrics.csv`` into one series per metric.
+
+    Parameters
+    ----------
+    path : path of the CSV file, or of a folder that holds one ``metrics.csv`` at any depth
+
+    Returns
+    -------
+    dict of metric to (epochs, values)
+        Sorted by epoch. Of values logged twice for one epoch, as after a resume, the last stands.
+
+    Raises
+    ------
+    DataError
+        If there is no log, or it has no ``epoch`` column.
+    """
+    file = Path(path)
+    if file.is_dir():
+        logs = sorted(file.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime)
+        file = logs[-1] if logs else file / "metrics.csv"
+    if not file.is_file():
+        raise DataError(f"no training log at {file}; name a run folder or its metrics.csv")
+    header, rows = read_table(file)
+    if "epoch" not in header:
+        raise DataError(f"{file} has no column 'epoch'; is it a log written by CSVLogger?")
+    series: dict[str, dict[float, float]] = {}
+    for row in rows:
+        epoch = _number(row.pop("epoch"))
+        for key, text in row.items():
+            value = _number(text)
+            if epoch is not None and value is not None:
+                series.setdefault(key, {})[epoch] = value
+    return {
+        key: (np.array(sorted(values)), np.array([values[e] for e in sorted(values)]))
+        for key, values in series.items()
+    }
+
+
+def _number(text: str) -> float | None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    return is_new
+        return float(text)
+    except ValueError:
+        return None
 
 
-def delete_run(folder: Path) -> None:
-    """Delete what a run left in a folder, and nothing else.
+def read_population(folder: str | Path) -> Columns:
+    """Read what every member of a search was in every epoch.
 
     Parameters
     ----------
-    folder : Path
-        Run folder.
-    """
-    is_search = "search" in read_status(folder)
-    for name in (*_OURS, *_SCORES, *(_OURS_OF_SEARCH if is_search else ())):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for pattern in ("lfads_output*.h5", "lfads_merged*.h5"):
-        for output in folder.glob(pattern):
-            output.unlink()
-
-
-def find_checkpoint(place: Path, *, best: bool = False) -> Path | None:
-    """Find a checkpoint.
-
-    Parameters
-    ----------
-    place : Path
-        A checkpoint, a folder of checkpoints or a run folder; of a search, its best model counts.
-    best : bool, default=False
-        The best one by the smoothed validation loss instead of the last.
+    folder : path
+        Run folder of a search.
 
     Returns
     -------
-    Path or None
+    dict of str to ndarray
+        ``epoch``, ``generation``, ``member``, ``parent`` (the member it became a copy of before
+        this epoch, else itself), ``diverged``, hyper-parameters ``hp/...`` and the metrics.
+
+    Raises
+    ------
+    DataError
+        If there is no such file, or it is not one of ours.
     """
-    if place.is_file():
-        return place
-    status = read_status(place)
-    if "search" in status:
-        place = place / BEST_MODEL
-        status = read_status(place)
-    recorded = status.get("best_checkpoint")
-    if best and recorded and (place / recorded).is_file():
-        return place / recorded
-    for folder in (place / CHECKPOINTS, place):
-        found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-        lasts = [path for path in found if path.stem == "last" or path.stem.startswith("last-")]
-        others = [path for path in found if path not in lasts]
-        for group in (others, lasts) if best else (lasts, others):
-            if group:
-                return group[-1]
-    return None
+    return _columns(_population_path(Path(folder)))
 
 
-def rewind_metrics(
-    path: Path, step: int = 0, first_step: int = 0, metrics: Mapping[str, float] | None = None
-) -> None:
-    """Cut a metrics file back to a checkpoint, so that a resumed run continues it.
+def read_exchanges(folder: str | Path) -> Columns:
+    """Read which member of a search copied which.
 
     Parameters
     ----------
-    path : Path
-        ``metrics.csv``; nothing happens where it does not exist.
-    step : int, default=0
-        Optimiser steps that the checkpoint has behind it; rows of later steps go, and so do rows
-        that a kill left half-written.
-    first_step : int, default=0
-        Step at which the checkpoint's epoch began.
-    metrics : mapping of str to float, optional
-        What that epoch had to log. What a kill kept from the file is added.
+    folder : path
+        Run folder of a search.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``generation``, ``epoch`` (epochs trained by then), ``member``, ``parent``, ``score``,
+        ``parent_score``, and each hyper-parameter as ``old/...`` and ``new/...``. Empty columns
+        where nobody has copied yet.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no search.
     """
+    path = _population_path(Path(folder)).with_name(EXCHANGES)
     if not path.is_file():
-        return
-    with open(path, newline="", encoding="utf-8") as file:
-        table = list(csv.reader(file))
-    header = table[0] if table else []
-    rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]
-    kept = [row for row in rows if row.get("step", "").isdigit() and int(row["step"]) < step]
-    epoch = [row for row in kept if int(row["step"]) >= first_step]
-    logged = {name for row in epoch for name in row if row[name]}
-    lost = {name: str(value) for name, value in (metrics or {}).items() if name not in logged}
-    if lost:
-        lost["epoch"] = str(int((metrics or {}).get("epoch", 0)))
-        lost["step"] = str(step - 1)
-        header = [*header, *(name for name in lost if name not in header)]
-        kept.append(lost)
-    write_atomically(path, table_text(header or ["step"], kept))
+        names = ("generation", "epoch", "member", "parent", "score", "parent_score")
+        return {name: np.zeros(0, _dtype(name)) for name in names}
+    return _columns(path)
 
 
-def table_text(header: list[str], rows: list[dict[str, str]]) -> str:
-    """Return rows as CSV.
+def read_hyperparameters(folder: str | Path) -> Columns:
+    """Read the hyper-parameters of every member of a search in every generation.
 
     Parameters
     ----------
-    header : list of str
-        Columns.
-    rows : list of dict
-        Values by column; blank where absent.
+    folder : path
+        Run folder of a search.
 
     Returns
     -------
-    str
+    dict of str to ndarray
+        One row for each generation and member: ``generation``, ``epoch`` (its first), ``member``,
+        ``parent`` and, by the names of the configuration, ``model.lr_init`` and so on.
+
+    Raises
+    ------
+    DataError
+        If the folder holds no search.
     """
-    lines = [",".join(header)]
-    lines += [",".join(str(row.get(name, "")) for name in header) for row in rows]
-    return "\n".join(lines) + "\n"
+    population = read_population(folder)
+    pairs = np.stack([population["generation"], population["member"]])
+    first = np.unique(pairs, axis=1, return_index=True)[1]
+    columns = {
+        name: population[name][first] for name in ("generation", "epoch", "member", "parent")
+    }
+    for name, column in population.items():
+        if name.startswith(HP):
+            columns[f"model.{name.removeprefix(HP)}"] = column[first]
+    return columns
+
+
+def as_frame(columns: Columns) -> Any:
+    """Return a table as a pandas data frame.
+
+    Parameters
+    ----------
+    columns : dict of str to ndarray
+        As the functions above return it.
+
+    Returns
+    -------
+    pandas.DataFrame
+
+    Raises
+    ------
+    UserError
+        If pandas is not installed.
+    """
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise UserError(
+            "a data frame needs pandas, which is not installed: pip install 'lfads-torch[tune]'. "
+            "Without it, lfads_torch.folder reads the same as NumPy arrays."
+        ) from error
+    return pd.DataFrame(columns)
+
+
+def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read header and whole rows of a table of a search as text, or raise `DataError`."""
+    header, rows = read_table(path)
+    if header and not {"epoch", "member", "parent"} <= set(header):
+        raise DataError(f"{path} is not the history of a search: it has columns {header[:6]}")
+    return header, rows
+
+
+def _population_path(folder: Path) -> Path:
+    path = folder / POPULATION
+    if path.is_file():
+        return path
+    around = [folder.parent, *(file.parent for file in sorted(folder.glob(f"*/{POPULATION}")))]
+    hints = [str(place) for place in around if (place / POPULATION).is_file()]
+    advice = f"; did you mean {' or '.join(hints[:3])}?" if hints else ""
+    raise DataError(
+        f"no {POPULATION} in {folder}: name the run folder of a search (lfads pbt, lfads search)"
+        f"{advice}"
+    )
+
+
+def _columns(path: Path) -> Columns:
+    header, rows = read_rows(path)
+    try:
+        return {
+            name: np.array([_value(name, row[name]) for row in rows], _dtype(name))
+            for name in header
+        }
+    except ValueError as error:
+        raise DataError(f"{path} holds what is not a number: {error}") from error
+
+
+def _dtype(name: str) -> Any:
+    return np.int64 if name in _INTEGERS else bool if name in _FLAGS else np.float64
+
+
+def _value(name: str, text: str) -> float:
+    if name in _INTEGERS or name in _FLAGS:
+        return int(text)
+    return float(text) if text else np.nan

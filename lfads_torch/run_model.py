@@ -16,20 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import ConfigError, UserError
-from .folder import (
-    CONFIG,
-    LAST,
-    METRICS,
-    cannot_write,
-    delete_run,
-    find_checkpoint,
-    holds_a_run,
-    is_write_failure,
-    prepare,
-    read_status,
-    rewind_metrics,
-    write_status,
-)
+from .files import cannot_write, is_write_failure
+from .folder import CONFIG, LAST, RunFolder, Stage
 from .runs.build import (
     build,
     build_model,
@@ -137,11 +125,11 @@ def run_model(
     """
     start = Path.cwd()
     folder = Path(run_dir or start).expanduser().absolute()
-    continued = checkpoint_dir is not None and holds_a_run(folder)
+    continued = checkpoint_dir is not None and RunFolder(folder).kind != "none"
     if resume:
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder} holds no run to resume: there is no {folder / CONFIG}")
-        if "search" in read_status(folder):
+        if RunFolder(folder).kind == "search":
             raise ConfigError(
                 f"{folder} holds a search; go on with it: lfads pbt --resume {folder}"
             )
@@ -150,7 +138,7 @@ def run_model(
     _drop_old_arguments(config)
     check_config(config)
     if do_train:
-        is_new = prepare(folder, resume=resume or continued, overwrite=overwrite)
+        is_new = RunFolder(folder).claim(resume=resume or continued, overwrite=overwrite)
     else:
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +185,7 @@ class _Run:
         datamodule.setup("fit")
         model = build_model(self.config["model"], datamodule)
         model.check_data(datamodule)
-        status = read_status(self.folder) if self.goes_on or not do_train else {}
+        status = RunFolder(self.folder).status if self.goes_on or not do_train else {}
         metrics: dict[str, float] = {}
         if do_train and (status.get("stage", "training") == "training" or self._is_longer(status)):
             status, metrics = self._train(model, datamodule)
@@ -220,15 +208,17 @@ class _Run:
         asked, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
         return asked is not None and before is not None and not 0 <= asked <= before
 
-    def _write_status(self, stage: str, facts: Mapping[str, Any]) -> None:
-        write_status(self.folder, stage, **{k: v for k, v in facts.items() if k != "stage"})
+    def _write_status(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+        RunFolder(self.folder).write_status(
+            stage, **{k: v for k, v in facts.items() if k != "stage"}
+        )
 
     def _train(self, model: LFADS, datamodule: Any) -> tuple[dict[str, Any], dict[str, float]]:
         from .checkpoint import load_weights, read_checkpoint
         from .runs.resume import RUN_KEY
 
         if self.overwrite:
-            delete_run(self.folder)
+            RunFolder(self.folder).delete()
         checkpoint = self._checkpoint_to_go_on_from()
         step = 0
         if checkpoint is not None:
@@ -237,9 +227,9 @@ class _Run:
             step = int(state.get("global_step", 0))
             run = state.get(RUN_KEY, {})
             first = int(run.get("first_step", 0))
-            rewind_metrics(self.folder / METRICS, step, first, run.get("metrics"))
+            RunFolder(self.folder).rewind_metrics(step, first, run.get("metrics"))
         elif self.goes_on:
-            rewind_metrics(self.folder / METRICS)
+            RunFolder(self.folder).rewind_metrics()
         trainer = build_trainer(self.config, self.folder, self.seed, step)
         facts = {
             "version": __version__,
@@ -267,7 +257,7 @@ class _Run:
         if self.given is None:
             own = self.folder / LAST
             return own if self.goes_on and own.is_file() else None
-        found = find_checkpoint(self.given)
+        found = RunFolder(self.given).checkpoint()
         if found is None:
             raise UserError(f"checkpoint_dir={self.given}: there is no checkpoint (*.ckpt) in it")
         return found
@@ -292,7 +282,7 @@ class _Run:
             return []
         best = bool(settings.get("use_best_ckpt", True))
         place = self.folder if trained or self.given is None else self.given
-        path = find_checkpoint(place, best=best)
+        path = RunFolder(place).checkpoint(best=best)
         if path is None:
             raise UserError(f"{place} holds no checkpoint to sample from; train first")
         load_weights(model, read_checkpoint(path)["state_dict"], path)

@@ -21,7 +21,7 @@ MODULES = {
 # stands for the module and all below it; the longest match decides.
 LAYERS = [
     "errors seeds tuples files progress folder",
-    "arguments kernels data search.space search.rules search.settings search.history search.tables",
+    "arguments kernels data search.space search.rules search.settings search.history",
     "modules metrics datamodules prep sessions.align sessions.align_files sessions.pcr",
     "network",
     "objective",
@@ -46,7 +46,6 @@ NEIGHBOURS = {
     ("search", "search"),
     ("modules", "data"),
     ("prep", "data"),
-    ("search.history", "search.tables"),
     ("search.space", "arguments"),
     ("search.settings", "search.space"),
     ("search.rules", "search.space"),

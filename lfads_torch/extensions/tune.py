@@ -14,9 +14,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 
 from ..errors import ConfigError
+from ..folder import as_frame, read_population
 from ..search.ray import require_ray
 from ..search.space import HyperParam
-from ..search.tables import as_frame, read_population
 
 if TYPE_CHECKING:
     from .tune_scheduler import BinaryTournamentPBT as BinaryTournamentPBT

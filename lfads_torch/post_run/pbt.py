@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ..search.tables import as_frame, read_hyperparameters, read_population
+from ..folder import as_frame, read_hyperparameters, read_population
 from .plots.hyperparameters import hyperparameter_paths
 
 

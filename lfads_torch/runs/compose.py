@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, did_you_mean
 from .check_config import arguments_of, find_target
-from ..folder import write_atomically
+from ..files import write_whole
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGED = PACKAGE / "configs"
@@ -106,7 +106,7 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     config : mapping
         Plain, as `compose_config` returns it.
     """
-    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 def locate_config(config_path: str | Path, start: Path) -> Path:

@@ -15,7 +15,8 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from ..seeds import seed_all as seed_all
-from ..folder import LAST, table_text, write_atomically
+from ..files import csv_text, write_whole
+from ..folder import LAST
 
 #: Key of a checkpoint under which a run keeps what Lightning does not.
 RUN_KEY = "lfads_run"
@@ -127,7 +128,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_atomically(Path(path), buffer.getvalue())
+        write_whole(Path(path), buffer.getvalue())
 
 
 class RunCSVLogger(CSVLogger):
@@ -173,4 +174,4 @@ class _Writer(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         _, rows = self._read()
-        write_atomically(Path(self.metrics_file_path), table_text(fieldnames, rows))
+        write_whole(Path(self.metrics_file_path), csv_text(fieldnames, rows))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, whole
 from .compose import absolute_pattern
-from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, find_checkpoint, read_status
+from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, RunFolder
 from .build import build, pick_device
 
 
@@ -56,12 +56,15 @@ def sample_run(
 
     if members is not None and not ensemble:
         raise UserError("a number of members says how large an ensemble is; give --ensemble too")
-    if num_samples < 1:
-        raise UserError(f"the number of samples must be 1 or more, not {num_samples}")
+    whole("num_samples (--samples)", num_samples, least=1)
+    if members is not None:
+        whole("members (--members)", members, least=1)
     place = Path(run).expanduser().absolute()
-    folder = run_folder_of(place)
+    folder = RunFolder.around(place).single.path
     chosen: Sequence[Path | None] = (
-        final_members(place, members) if ensemble else [find_checkpoint(place, best=best)]
+        RunFolder(place).models()[:members]
+        if ensemble
+        else [RunFolder(place).checkpoint(best=best)]
     )
     checkpoint = chosen[0]
     if checkpoint is None:
@@ -94,54 +97,6 @@ def sample_run(
         model, datamodule, path, num_samples, run=folder, checkpoint=checkpoint
     )
     return [Path(one).absolute() for one in written]
-
-
-def run_folder_of(place: Path) -> Path:
-    """Return the run folder that holds a checkpoint.
-
-    Parameters
-    ----------
-    place : Path
-        A run folder, its folder of checkpoints or a checkpoint. Of a search, its best model counts.
-
-    Returns
-    -------
-    Path
-    """
-    folder = place if place.is_dir() else place.parent
-    folder = folder.parent if folder.name == CHECKPOINTS else folder
-    return folder / BEST_MODEL if "search" in read_status(folder) else folder
-
-
-def final_members(search: Path, most: int | None = None) -> list[Path]:
-    """Return the checkpoints of the members with which a search ended, the best first.
-
-    Parameters
-    ----------
-    search : Path
-        Run folder of a search.
-    most : int, optional
-        So many at most; all by default.
-
-    Returns
-    -------
-    list of Path
-
-    Raises
-    ------
-    UserError
-        If the folder holds no search that is complete, or `most` is below 1.
-    """
-    status = read_status(search)
-    if "search" not in status:
-        raise UserError(f"{search} holds no search; an ensemble is one of the members of a search")
-    if status.get("stage") == "training" or not status.get("members"):
-        raise UserError(
-            f"the search in {search} is not complete; end it first: lfads pbt --resume {search}"
-        )
-    if most is not None and most < 1:
-        raise UserError(f"the number of members must be 1 or more, not {most}")
-    return [search / str(member["checkpoint"]) for member in status["members"]][:most]
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..folder import write_atomically
+from ..files import write_whole
+from ..folder import HP, POPULATION, read_exchanges, read_population
 from .history import History
 from .live_table import LiveTable, Row
 from .methods import Method, Verdict
 from .ray.plan import Plan, needs_all
 from .settings import SearchSettings
 from .space import Space
-from .tables import HP, POPULATION, read_exchanges, read_population
 
 STATE = "ray/state.json"
 
@@ -204,7 +204,7 @@ class Referee:
             "max_epochs": self.max_epochs,
             "session": self.session,
         }
-        write_atomically(self.folder / STATE, json.dumps(state))
+        write_whole(self.folder / STATE, json.dumps(state))
 
     # ---- decisions -------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import read_checkpoint
-from ..folder import write_atomically
+from ..files import write_whole
 from .members import build_members, max_epochs_of
 from .population import Population
 from .ray.plan import Plan, needs_all
@@ -205,7 +205,7 @@ class Chunk:
             "scores": {number: score for number, (score, _) in left.items()},
             "steps_per_epoch": self.population.steps_per_epoch,
         }
-        write_atomically(folder / ABOUT, json.dumps(about))
+        write_whole(folder / ABOUT, json.dumps(about))
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote; the chunk may not have got further than that."""

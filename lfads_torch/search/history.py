@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..folder import cannot_write, write_atomically
-from .tables import EXCHANGES, HP, POPULATION, read_rows
+from ..files import cannot_write, write_whole
+from ..folder import EXCHANGES, HP, POPULATION, read_rows
 
 
 class History:
@@ -156,7 +156,7 @@ class History:
             if self._headers[name]:
                 header, rows = read_rows(path)
                 kept = [row for row in rows if int(row["epoch"]) <= last]
-                write_atomically(path, _csv_text(header, kept))
+                write_whole(path, _csv_text(header, kept))
         self._restore_parents()
 
     def _restore_parents(self) -> None:
@@ -179,7 +179,7 @@ class History:
         path, header = self.folder / name, self._headers[name]
         new = [column for column in rows[0] if column not in header]
         if new and header:
-            write_atomically(path, _csv_text([*header, *new], read_rows(path)[1]))
+            write_whole(path, _csv_text([*header, *new], read_rows(path)[1]))
         is_first = not header
         header.extend(new)
         text = _csv_text(header, rows, with_header=is_first)
@@ -197,7 +197,7 @@ def _mend(path: Path) -> None:
     content = path.read_bytes() if path.is_file() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
-        write_atomically(path, whole)
+        write_whole(path, whole)
 
 
 def _header(path: Path) -> list[str]:

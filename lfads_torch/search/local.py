@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..errors import DivergedError, UserError
-from ..folder import CONFIG, delete_run, write_status
+from ..folder import CONFIG, RunFolder
 from ..run_model import RunResult
 from ..runs.build import pick_device
 from ..runs.compose import write_config
@@ -80,7 +80,7 @@ class LocalSearch:
         self.population = self._population(self.members, device)
         self.members.models.clear()  # the population has copies
         if overwrite:
-            delete_run(self.folder)
+            RunFolder(self.folder).delete()
         self.numbers = np.arange(self.settings.n_members)
         self.scores = np.full(self.settings.n_members, np.inf)
         state = load_state(self.folder) if resume else None
@@ -97,7 +97,7 @@ class LocalSearch:
             "started": now(),
         }
         write_config(self.folder / CONFIG, self.config)
-        write_status(self.folder, "training", **self.facts)
+        RunFolder(self.folder).write_status("training", **self.facts)
         self.table = LiveTable(
             self.members.method.group,
             self.members.method.replaced,
@@ -107,7 +107,7 @@ class LocalSearch:
         try:
             self._train()
         except DivergedError as error:
-            write_status(self.folder, "training", **self.facts, stopped=str(error))
+            RunFolder(self.folder).write_status("training", **self.facts, stopped=str(error))
             raise
         finally:
             self.table.close()

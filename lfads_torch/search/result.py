@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -15,20 +14,21 @@ import numpy as np
 
 from .. import __version__
 from ..errors import UserError
+from ..files import copy_whole, csv_text, write_whole
 from ..folder import (
     BEST_MODEL,
     CHECKPOINTS,
     CONFIG,
+    HP,
     METRICS,
-    table_text,
-    write_atomically,
-    write_status,
+    Columns,
+    RunFolder,
+    read_population,
 )
 from ..run_model import RunResult, run_model
 from ..runs.compose import write_config
 from .settings import SearchSettings
 from .state import BEST_CHECKPOINT, LAST_CHECKPOINT, Best, member_path
-from .tables import HP, Table, read_population
 
 
 def finish_search(
@@ -91,7 +91,7 @@ def finish_search(
     own_config = member_config(config, table, rows[-1])
     write_config(place / CONFIG, own_config)
     header, text = _metrics_of(table, rows, steps_per_epoch)
-    write_atomically(place / METRICS, table_text(header, text))
+    write_whole(place / METRICS, csv_text(header, text))
     status = {
         "version": __version__,
         "seed": own_config["seed"],
@@ -102,7 +102,7 @@ def finish_search(
         "last": {"member": winner, "epoch": last_epoch},
         settings.metric: settings.sign * best.score,
     }
-    write_status(place, "sampling", **status)
+    RunFolder(place).write_status("sampling", **status)
     more = {
         **(facts or {}),
         "epochs": n_epochs,
@@ -118,12 +118,12 @@ def finish_search(
             for k in sorted(finite, key=lambda k: (finite[k], k))
         ],
     }
-    write_status(folder, "sampling", **more)
+    RunFolder(folder).write_status("sampling", **more)
     sampled = run_model(config_path=place / CONFIG, run_dir=place, do_train=False)
     outputs = [path.relative_to(place).as_posix() for path in sampled.outputs]
-    write_status(place, "complete", **status, outputs=outputs)
+    RunFolder(place).write_status("complete", **status, outputs=outputs)
     _draw(folder, settings)
-    write_status(folder, "complete", **more)
+    RunFolder(folder).write_status("complete", **more)
     last = {n: float(column[rows[-1]]) for n, column in table.items() if "/" in n}
     return RunResult(
         run_dir=folder,
@@ -134,12 +134,12 @@ def finish_search(
     )
 
 
-def lineage(table: Table, member: int) -> list[int]:
+def lineage(table: Columns, member: int) -> list[int]:
     """Return the rows of a member's history and of whom it descends from.
 
     Parameters
     ----------
-    table : Table
+    table : Columns
         As `read_population` returns it.
     member : int
 
@@ -162,14 +162,14 @@ def lineage(table: Table, member: int) -> list[int]:
     return rows[::-1]
 
 
-def member_config(config: Mapping[str, Any], table: Table, row: int) -> dict[str, Any]:
+def member_config(config: Mapping[str, Any], table: Columns, row: int) -> dict[str, Any]:
     """Return the configuration of a single model with what a member had in an epoch.
 
     Parameters
     ----------
     config : mapping
         That of the search.
-    table : Table
+    table : Columns
         As `read_population` returns it.
     row : int
         Which epoch of which member.
@@ -203,7 +203,7 @@ def _put(node: Any, path: list[str], value: float) -> None:
 
 
 def _metrics_of(
-    table: Table, rows: list[int], steps_per_epoch: int
+    table: Columns, rows: list[int], steps_per_epoch: int
 ) -> tuple[list[str], list[dict[str, str]]]:
     """Return header and rows as a single run would have logged them."""
     logged = [name for name in table if "/" in name]
@@ -221,14 +221,6 @@ def _metrics_of(
             }
         )
     return header, text
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copy a file so that it is there whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    temporary.replace(target)
 
 
 def draw_search(folder: Path, settings: SearchSettings) -> list[Path]:

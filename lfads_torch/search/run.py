@@ -6,13 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
-from ..folder import (
-    CONFIG,
-    cannot_write,
-    is_write_failure,
-    prepare,
-    read_status,
-)
+from ..files import cannot_write, is_write_failure
+from ..folder import CONFIG, RunFolder
 from ..run_model import RunResult
 from ..runs.compose import Overrides, compose_config
 from .local import LocalSearch
@@ -71,7 +66,7 @@ def run_search(
     if resume:
         load_state(folder)  # refuses what is no search
         config_path = folder / CONFIG
-        recorded = str(read_status(folder).get("backend", "local"))
+        recorded = str(RunFolder(folder).status.get("backend", "local"))
         if backend not in (None, recorded):
             raise UserError(f"{folder} was begun with --backend {recorded}; go on with the same")
         backend = recorded
@@ -82,7 +77,7 @@ def run_search(
         config_path, overrides or (), start, groups=None if resume else {"search": method}
     )
     settings = check_search(config)
-    is_new = prepare(folder, resume=resume, overwrite=overwrite)
+    is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)
     try:
         if backend == "ray":
             from .ray import run_ray_search

@@ -22,9 +22,9 @@ import torch
 
 from ..checkpoint import read_checkpoint
 from ..errors import DivergedError, UserError
-from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, read_status, replacing
+from ..files import replacing
+from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, POPULATION, RunFolder
 from ..runs.resume import AtomicCheckpointIO
-from .tables import POPULATION
 
 STATE = "search_state.pt"
 MEMBERS = "members"
@@ -89,8 +89,8 @@ def load_state(folder: Path) -> dict[str, Any] | None:
     UserError
         If the folder holds no search, or its state is damaged.
     """
-    status = read_status(folder)
-    if not (folder / CONFIG).is_file() or "search" not in status:
+    status = RunFolder(folder).status
+    if not (folder / CONFIG).is_file() or RunFolder(folder).kind != "search":
         kind = "an ordinary run (lfads train --resume)" if status else "no search"
         raise UserError(f"{folder} holds {kind}; there is nothing that lfads pbt could go on with")
     path = folder / STATE

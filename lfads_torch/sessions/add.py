@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..folder import CONFIG, find_checkpoint, holds_a_run, write_atomically
+from ..files import write_whole
+from ..folder import CONFIG, RunFolder
 from ..runs.build import build, pick_device
 from ..runs.compose import absolute_pattern
-from ..runs.sampling import read_config, run_folder_of
+from ..runs.sampling import read_config
 
 if TYPE_CHECKING:
     from ..datamodules import BasicDataModule
@@ -110,13 +111,13 @@ def add_session(
     if epochs < 1 or all_epochs < 0:
         raise UserError(f"epochs={epochs}, all_epochs={all_epochs}; legal are >= 1 and >= 0")
     place = Path(run).expanduser().absolute()
-    folder, target = run_folder_of(place), Path(run_dir).expanduser().absolute()
-    checkpoint = find_checkpoint(place, best=best)
+    folder, target = RunFolder.around(place).single.path, Path(run_dir).expanduser().absolute()
+    checkpoint = RunFolder(place).checkpoint(best=best)
     if checkpoint is None or not (folder / CONFIG).is_file():
         raise UserError(f"{place} holds no run with a checkpoint and a {CONFIG}; name a run folder")
     if target == folder:
         raise UserError(f"the new run needs a folder of its own, not {target}")
-    if holds_a_run(target) and not overwrite:
+    if RunFolder(target).kind != "none" and not overwrite:
         raise UserError(
             f"{target} already holds a run; delete it (--overwrite; overwrite=True) or name another"
         )
@@ -232,7 +233,7 @@ def _prepare(
     model.on_save_checkpoint(state)
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(folder / START / "model.ckpt", buffer.getvalue())
+    write_whole(folder / START / "model.ckpt", buffer.getvalue())
     start = {
         # Relative to the run folder, so that this can be moved.
         "_target_": "lfads_torch.checkpoint.load_model",
@@ -243,7 +244,7 @@ def _prepare(
     trainer = {**config.get("trainer", {}), "max_epochs": epochs}
     whole = {**config, **changes, "model": start, "trainer": trainer}
     path = folder / START / CONFIG
-    write_atomically(path, OmegaConf.to_yaml(OmegaConf.create(whole)))
+    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(whole)))
     return path
 
 

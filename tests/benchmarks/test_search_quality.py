@@ -10,7 +10,7 @@ import search_quality
 
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
-from lfads_torch.folder import read_status
+from lfads_torch.folder import RunFolder
 
 SMALL = [
     *(f"model.{name}=4" for name in ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")),
@@ -43,8 +43,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = table(search_quality.demo(options))
     assert list(found)[1:] == ["single default model", "random search", "PBT", "PBT, all members"]
     assert len(found[""]) == 5
-    assert read_status(tmp_path / "demo" / "pbt_1")["epochs"] == 3
-    assert read_status(tmp_path / "demo" / "random_0")["epochs"] == 3
+    assert RunFolder(tmp_path / "demo" / "pbt_1").status["epochs"] == 3
+    assert RunFolder(tmp_path / "demo" / "random_0").status["epochs"] == 3
     losses = [float(text) for text in found["PBT"][:3]]
     assert losses[2] == pytest.approx((losses[0] + losses[1]) / 2, abs=1e-5)
 

@@ -26,14 +26,8 @@ from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, DivergedError, UserError
 from lfads_torch.run_model import RunResult, run_model
 from lfads_torch.runs.resume import AtomicCheckpointIO, seed_all
-from lfads_torch.folder import (
-    LAST,
-    METRICS,
-    find_checkpoint,
-    read_status,
-    rewind_metrics,
-    write_atomically,
-)
+from lfads_torch.files import write_whole
+from lfads_torch.folder import LAST, METRICS, RunFolder
 
 EPOCHS = 5
 SMALL: dict[str, Any] = {
@@ -156,7 +150,7 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 def test_a_run_leaves_everything_that_is_promised(whole: RunResult, data: Path) -> None:
     folder = whole.run_dir
-    status = read_status(folder)
+    status = RunFolder(folder).status
     assert status["stage"] == "complete"
     assert status["epochs"] == EPOCHS
     assert status["outputs"] == ["lfads_output_sess0.h5"]
@@ -195,10 +189,10 @@ def test_a_run_broken_off_anywhere_ends_as_if_it_were_not(
     fail = {**target(Fail), "hook": hook, "epoch": epoch}
     with pytest.raises(RuntimeError, match="broken off"):
         train(data, tmp_path, {"callbacks.fail": fail})
-    assert read_status(tmp_path)["stage"] == "training"
+    assert RunFolder(tmp_path).status["stage"] == "training"
     assert not list(tmp_path.glob("*.h5"))
     run_model({"callbacks.fail": None}, run_dir=tmp_path, resume=True)
-    assert read_status(tmp_path)["stage"] == "complete"
+    assert RunFolder(tmp_path).status["stage"] == "complete"
     assert_same_run(whole.run_dir, tmp_path)
 
 
@@ -209,7 +203,7 @@ def test_a_kill_between_checkpoint_and_log_loses_no_row(
     path = tmp_path / "run" / METRICS
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])
-    status = {**read_status(tmp_path / "run"), "stage": "training"}
+    status = {**RunFolder(tmp_path / "run").status, "stage": "training"}
     (tmp_path / "run" / "status.json").write_text(json.dumps(status))
     run_model(run_dir=tmp_path / "run", resume=True)
     assert_same_run(whole.run_dir, tmp_path / "run")
@@ -239,7 +233,7 @@ def test_kill_nine(delay: float, whole: RunResult, data: Path, tmp_path: Path) -
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert read_status(tmp_path).get("stage") != "complete"
+    assert RunFolder(tmp_path).status.get("stage") != "complete"
     run_model({"callbacks.slow": None}, run_dir=tmp_path, resume=True)
     assert_same_run(whole.run_dir, tmp_path)
 
@@ -265,9 +259,9 @@ def test_an_occupied_folder_is_refused_resumed_or_overwritten(data: Path, tmp_pa
         run_model(run_dir=tmp_path, resume=True, overwrite=True)
     with pytest.raises(ConfigError):  # nothing is deleted before everything is checked
         train(data, tmp_path, {"model.gen_dmi": 3}, overwrite=True)
-    assert read_status(tmp_path)["stage"] == "complete"
+    assert RunFolder(tmp_path).status["stage"] == "complete"
     train(data, tmp_path, {**short, "seed": 3}, overwrite=True)
-    assert read_status(tmp_path)["seed"] == 3
+    assert RunFolder(tmp_path).status["seed"] == 3
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -314,7 +308,7 @@ def test_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(
 ) -> None:
     with pytest.raises(DivergedError, match=r"(?s)epoch"):
         train(data, tmp_path, {"callbacks.spoil": target(Spoil)})
-    status = read_status(tmp_path)
+    status = RunFolder(tmp_path).status
     assert status["stage"] == "training" and "epoch" in status["stopped"]
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
 
@@ -322,7 +316,7 @@ def test_loss_that_turns_nan_stops_and_keeps_the_last_good_checkpoint(
 def test_on_nan_recover_goes_on(data: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning):
         train(data, tmp_path, {"callbacks.spoil": target(Spoil), "on_nan": "recover"})
-    assert read_status(tmp_path)["stage"] == "complete"
+    assert RunFolder(tmp_path).status["stage"] == "complete"
 
 
 def test_callbacks_and_loggers_of_lightning_are_taken_as_they_are(
@@ -430,31 +424,28 @@ def test_a_full_disk_leaves_no_partial_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_atomically_makes_folders(tmp_path: Path) -> None:
-    write_atomically(tmp_path / "a" / "b.txt", "text")
-    assert (tmp_path / "a" / "b.txt").read_text() == "text"
-
-
 def test_rewinding_metrics(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
+    path = tmp_path / "csv_logs" / "metrics.csv"
+    path.parent.mkdir()
     path.write_text("epoch,step,a,b\n0,2,1.0,\n1,5,2.0,\n2,8,3.0,\n2,8")
-    rewind_metrics(path, 6, 3, {"epoch": 1.0, "a": 2.0, "b": 7.0})
+    RunFolder(tmp_path).rewind_metrics(6, 3, {"epoch": 1.0, "a": 2.0, "b": 7.0})
     assert path.read_text() == "epoch,step,a,b\n0,2,1.0,\n1,5,2.0,\n1,5,,7.0\n"
-    rewind_metrics(path)
+    RunFolder(tmp_path).rewind_metrics()
     assert path.read_text() == "epoch,step,a,b\n"
-    rewind_metrics(tmp_path / "none.csv", 3)
-    assert not (tmp_path / "none.csv").exists()
+    RunFolder(tmp_path / "none").rewind_metrics(3)
+    assert not (tmp_path / "none").exists()
 
 
 def test_finding_checkpoints(tmp_path: Path) -> None:
-    assert find_checkpoint(tmp_path) is None
+    assert RunFolder(tmp_path).checkpoint() is None
     folder = tmp_path / "lightning_checkpoints"
     folder.mkdir()
     for name in ("best-epoch=0001.ckpt", "last.ckpt"):
         (folder / name).write_bytes(b"")
-    assert find_checkpoint(tmp_path) == folder / "last.ckpt"
-    assert find_checkpoint(tmp_path, best=True) == folder / "best-epoch=0001.ckpt"
-    assert find_checkpoint(folder) == find_checkpoint(folder / "last.ckpt") == folder / "last.ckpt"
+    assert RunFolder(tmp_path).checkpoint() == folder / "last.ckpt"
+    assert RunFolder(tmp_path).checkpoint(best=True) == folder / "best-epoch=0001.ckpt"
+    for place in (folder, folder / "last.ckpt"):
+        assert RunFolder(place).checkpoint() == folder / "last.ckpt"
 
 
 def test_seeding_depends_on_every_number() -> None:

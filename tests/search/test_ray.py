@@ -17,9 +17,8 @@ from lfads_torch import load_model
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.extensions.tune import HyperParam, read_pbt_fitlog
-from lfads_torch.folder import read_status
+from lfads_torch.folder import RunFolder, read_exchanges, read_population
 from lfads_torch.search.run import run_search
-from lfads_torch.search.tables import read_exchanges, read_population
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lfads-torch[tune]'")
 
@@ -92,8 +91,8 @@ def assert_same_search(one: Path, other: Path) -> None:
         assert ours.keys() == theirs.keys()
         for name in ours:
             np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, err_msg=name)
-    assert read_status(one)["ended"] == read_status(other)["ended"]
-    assert read_status(one)["best"] == pytest.approx(read_status(other)["best"], rel=2e-3)
+    assert RunFolder(one).status["ended"] == RunFolder(other).status["ended"]
+    assert RunFolder(one).status["best"] == pytest.approx(RunFolder(other).status["best"], rel=2e-3)
 
 
 def at_report(
@@ -126,7 +125,9 @@ def test_pbt_survives_a_killed_worker_and_is_the_search_of_one_process(
     assert result.best_checkpoint is not None and result.best_checkpoint.is_file()
     best = tmp_path / "ray" / "best_model"
     assert [path.parent for path in result.outputs] == [best]
-    assert read_status(best)["stage"] == read_status(tmp_path / "ray")["stage"] == "complete"
+    assert (
+        RunFolder(best).status["stage"] == RunFolder(tmp_path / "ray").status["stage"] == "complete"
+    )
     assert load_model(tmp_path / "ray").hparams.gen_dim == 4
     assert len(read_pbt_fitlog(tmp_path / "ray")) == 4 * 8
 
@@ -151,7 +152,7 @@ def test_a_random_search_that_was_stopped_goes_on_where_it_was(
         at_report(patch, 5, lambda result: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             search(data, tmp_path / "ray", overrides, method="random", backend="ray")
-    assert read_status(tmp_path / "ray")["stage"] == "training"
+    assert RunFolder(tmp_path / "ray").status["stage"] == "training"
 
     run_search(run_dir=tmp_path / "ray", resume=True)
     search(data, tmp_path / "one", overrides, method="random")

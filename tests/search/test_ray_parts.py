@@ -19,6 +19,7 @@ from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.extensions import tune
+from lfads_torch.folder import read_exchanges, read_population
 from lfads_torch.run_model import RunResult
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.search import group, local, result, run
@@ -27,7 +28,6 @@ from lfads_torch.search.group import ABOUT, BEST, Chunk, final_name
 from lfads_torch.search.live_table import LiveTable
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
 from lfads_torch.search.ray import RayOptions, run_ray_search
-from lfads_torch.search.tables import read_exchanges, read_population
 
 from .fake import FakePopulation
 

@@ -20,14 +20,13 @@ from lfads_torch.checkpoint import load_model, read_checkpoint
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, DivergedError, UserError
-from lfads_torch.folder import find_checkpoint, read_status
+from lfads_torch.folder import RunFolder, read_exchanges, read_population
 from lfads_torch.run_model import RunResult, run_model
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search import local, members, result, run
 from lfads_torch.search.run import run_search
 from lfads_torch.search.state import STATE
-from lfads_torch.search.tables import read_exchanges, read_population
 
 from .fake import FakePopulation
 
@@ -106,7 +105,7 @@ def contents(folder: Path) -> dict[str, str]:
         for name in ("population.csv", "exchanges.csv", "best_model/csv_logs/metrics.csv")
         if (folder / name).is_file()
     }
-    status = read_status(folder)
+    status = RunFolder(folder).status
     for name in ("ended", "members", "best", "epochs"):
         found[name] = json.dumps(status[name])
     for path in sorted((folder / "members").glob("*.ckpt")):
@@ -122,7 +121,7 @@ def test_what_a_population_leaves_behind(
     folder = tmp_path / "run"
     result = search(data, folder)
     assert result.run_dir == folder
-    status = read_status(folder)
+    status = RunFolder(folder).status
     assert (status["stage"], status["search"], status["epochs"]) == ("complete", "pbt", 11)
     assert status["ended"] == "trainer.max_epochs=11 is reached"
     table = read_population(folder)
@@ -144,16 +143,16 @@ def test_the_best_model_is_an_ordinary_run(
     folder = tmp_path / "run"
     result = search(data, folder)
     best = folder / "best_model"
-    status = read_status(best)
+    status = RunFolder(best).status
     assert status["stage"] == "complete"
     assert "search" not in status
     assert status["outputs"] == ["lfads_output_sess0.h5"]
     assert result.outputs == [best / "lfads_output_sess0.h5"]
-    assert result.best_checkpoint == find_checkpoint(best, best=True)
-    assert result.last_checkpoint == find_checkpoint(best)
+    assert result.best_checkpoint == RunFolder(best).checkpoint(best=True)
+    assert result.last_checkpoint == RunFolder(best).checkpoint()
     # The same from the folder of the search.
-    assert find_checkpoint(folder, best=True) == result.best_checkpoint
-    winner = read_status(folder)["members"][0]["member"]
+    assert RunFolder(folder).checkpoint(best=True) == result.best_checkpoint
+    winner = RunFolder(folder).status["members"][0]["member"]
     table = read_population(folder)
     final = (table["epoch"] == 10) & (table["member"] == winner)
     text = (best / "config.yaml").read_text()
@@ -185,7 +184,7 @@ def test_the_best_score_of_all_epochs_is_kept(
     loss(lambda epoch, seeds, values: (1.0 + 0.1 * seeds) * (1 + abs(epoch - 6)))
     folder = tmp_path / "run"
     search(data, folder)
-    assert read_status(folder)["best"] == {"score": 1.0, "member": 0, "epoch": 6}
+    assert RunFolder(folder).status["best"] == {"score": 1.0, "member": 0, "epoch": 6}
     best = folder / "best_model/lightning_checkpoints"
     assert read_checkpoint(best / "best.ckpt")["epoch"] == 6
     assert read_checkpoint(best / "last.ckpt")["epoch"] == 10
@@ -326,7 +325,7 @@ def test_when_all_have_diverged_the_history_remains_with_advice(
     assert "best.ckpt (member 0, epoch 0)" in str(e.value)
     table = read_population(folder)
     assert table["diverged"][table["epoch"] == 3].all()
-    assert "diverged" in read_status(folder)["stopped"]
+    assert "diverged" in RunFolder(folder).status["stopped"]
     with pytest.raises(DivergedError):
         search(data, folder, settings, resume=True)
 
@@ -341,7 +340,7 @@ def test_a_random_search_ends_when_its_last_members_diverge(
     loss(own)
     folder = tmp_path / "run"
     search(data, folder, RANDOM)
-    status = read_status(folder)
+    status = RunFolder(folder).status
     assert status["ended"] == "no member trains any more"
     assert [member["member"] for member in status["members"]] == [0, 1]
     assert status["best"]["member"] == 2
@@ -354,7 +353,7 @@ def test_more_is_better_where_the_metric_says_so(
     loss(lambda epoch, seeds, values: 1.0 + 0.1 * seeds + 0.01 * epoch)
     folder = tmp_path / "run"
     search(data, folder, {**PBT, "search.metric": "valid/recon", "search.mode": "max"})
-    status = read_status(folder)
+    status = RunFolder(folder).status
     assert status["best"]["member"] == status["members"][0]["member"] == 5
     assert status["best"]["score"] == pytest.approx(1.6)
     copies = read_exchanges(folder)
@@ -448,7 +447,7 @@ def test_a_folder_with_a_search_is_not_overwritten_unasked(data: Path, tmp_path:
     (folder / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="never logged"):
         search(data, folder, {**PBT, "search.metric": "nothing"}, overwrite=True)
-    assert read_status(folder)["stage"] == "complete"
+    assert RunFolder(folder).status["stage"] == "complete"
     search(data, folder, {**PBT, "search.num_workers": 2}, overwrite=True)
     assert len(read_population(folder)["epoch"]) == 2 * 11
     assert len(list((folder / "members").iterdir())) == 2

@@ -20,14 +20,13 @@ from lfads_torch import cli
 from lfads_torch.checkpoint import load_model, read_checkpoint
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
-from lfads_torch.folder import read_status
+from lfads_torch.folder import RunFolder, read_exchanges, read_population
 from lfads_torch.post_run.plots import read_csv_log
 from lfads_torch.run_model import run_model
 from lfads_torch.search import result
 from lfads_torch.search.population import Population
 from lfads_torch.search.run import run_search
 from lfads_torch.search.space import DEFAULT_SPACE
-from lfads_torch.search.tables import read_exchanges, read_population
 
 EPOCHS = 7
 SIZES = ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")
@@ -73,13 +72,13 @@ def assert_equal(one: Path, other: Path) -> None:
         states = [read_checkpoint(folder / "members" / path.name) for folder in (one, other)]
         for name, tensor in states[0]["state_dict"].items():
             assert torch.equal(tensor, states[1]["state_dict"][name])
-    status, others = read_status(one), read_status(other)
+    status, others = RunFolder(one).status, RunFolder(other).status
     for name in ("ended", "best", "members", "epochs"):
         assert status[name] == others[name]
 
 
 def test_the_best_model_has_the_weights_and_numbers_of_the_best_member(whole: Path) -> None:
-    status = read_status(whole)
+    status = RunFolder(whole).status
     winner = status["members"][0]["member"]
     table = read_population(whole)
     final = (table["epoch"] == EPOCHS - 1) & (table["member"] == winner)
@@ -200,7 +199,7 @@ def test_kills_at_any_moment_lose_at_most_an_epoch(data: Path, whole: Path, tmp_
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         _, errors = process.communicate()
-        if read_status(folder).get("stage") == "complete":
+        if RunFolder(folder).status.get("stage") == "complete":
             break
         assert process.returncode == -signal.SIGKILL, errors.decode()
         # No more is lost than the epoch that was going on.
@@ -248,7 +247,7 @@ def test_the_command_line_searches_resumes_and_samples(
     assert "members   epoch" in captured.err
     assert "the search ended: trainer.max_epochs=2 is reached" in captured.err
     assert cli.main(["search", "--resume", str(folder), "trainer.max_epochs=3"]) == 0
-    assert read_status(folder)["epochs"] == 3
+    assert RunFolder(folder).status["epochs"] == 3
     assert cli.main(["sample", str(folder), "--ensemble", "--samples", "2"]) == 0
     assert "lfads_output_ensemble_sess0.h5" in capsys.readouterr().out
     assert cli.main(["pbt", "--resume", str(folder), "--run-dir", "x"]) == 2

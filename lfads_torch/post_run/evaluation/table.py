@@ -140,14 +140,14 @@ class Evaluation:
 
     def write(self, folder: Path) -> list[Path]:
         """Write ``scores.json`` and ``scores.md`` into a folder; return their paths."""
-        from ...folder import write_atomically
+        from ...files import write_whole
 
         contents = {
             "scores.json": json.dumps(self.to_dict(), indent=1) + "\n",
             "scores.md": self.markdown() + "\n",
         }
         for name, content in contents.items():
-            write_atomically(folder / name, content)
+            write_whole(folder / name, content)
         return [folder / name for name in contents]
 
     def _render(self, markdown: bool) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from ...errors import UserError, did_you_mean
-from ...search.tables import HP
+from ...folder import HP
 from .lineage import Family, family_of
 from .style import FloatArray, empty_figure, look, styled
 
@@ -41,7 +41,7 @@ def hyperparameter_paths(
     Parameters
     ----------
     population : mapping of str to array
-        As `lfads_torch.search.tables.read_population` returns it; a data frame will do.
+        As `lfads_torch.folder.read_population` returns it; a data frame will do.
     names : sequence of str, optional
         Hyper-parameters, with or without ``model.`` in front; by default all that vary.
     metric : str, default="valid/recon_smth"
@@ -82,7 +82,7 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
     Parameters
     ----------
     population : mapping of str to array
-        As `lfads_torch.search.tables.read_population` returns it; a data frame will do.
+        As `lfads_torch.folder.read_population` returns it; a data frame will do.
     metric : str, default="valid/recon_smth"
         A loss: the smaller the better.
 
@@ -134,7 +134,7 @@ def scores_by_value(
     Parameters
     ----------
     population : mapping of str to array
-        As `lfads_torch.search.tables.read_population` returns it; a data frame will do.
+        As `lfads_torch.folder.read_population` returns it; a data frame will do.
     names : sequence of str, optional
         Hyper-parameters, with or without ``model.`` in front; by default all that vary.
     metric : str, default="valid/recon_smth"

@@ -83,7 +83,7 @@ def family_of(population: Mapping[str, ArrayLike]) -> Family | None:
     Parameters
     ----------
     population : mapping of str to array
-        As `lfads_torch.search.tables.read_population` returns it; a data frame will do. Without
+        As `lfads_torch.folder.read_population` returns it; a data frame will do. Without
         ``parent`` nobody was copied, without ``diverged`` nobody diverged.
 
     Returns
@@ -100,7 +100,7 @@ def family_of(population: Mapping[str, ArrayLike]) -> Family | None:
     if lacking:
         raise UserError(
             f"the table has no column {' nor '.join(lacking)}; give what "
-            "lfads_torch.search.tables.read_population returns"
+            "lfads_torch.folder.read_population returns"
         )
     epochs, row_epoch = np.unique(np.asarray(population["epoch"]), return_inverse=True)
     members, row_member = np.unique(np.asarray(population["member"]), return_inverse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ...errors import DataError
+from ...folder import read_csv_log as read_csv_log
 from .groups import colours_of
 from .style import (
     FloatArray,
@@ -92,55 +92,6 @@ _PANELS = (
         robust=False,
     ),
 )
-
-
-def read_csv_log(path: str | Path) -> dict[str, tuple[FloatArray, FloatArray]]:
-    """Read Lightning's ``metrics.csv`` into one series per metric.
-
-    Parameters
-    ----------
-    path : path of the CSV file, or of a folder that holds one ``metrics.csv`` at any depth
-
-    Returns
-    -------
-    dict of metric to (epochs, values)
-        Sorted by epoch. Of values logged twice for one epoch, as after a resume, the last stands.
-
-    Raises
-    ------
-    DataError
-        If there is no log, or it has no ``epoch`` column.
-    """
-    file = Path(path)
-    if file.is_dir():
-        found = sorted(file.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime)
-        file = found[-1] if found else file / "metrics.csv"
-    if not file.is_file():
-        raise DataError(f"no training log at {file}; name a run folder or its metrics.csv")
-    series: dict[str, dict[float, float]] = {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if "epoch" not in (reader.fieldnames or ()):
-            raise DataError(f"{file} has no column 'epoch'; is it a log written by CSVLogger?")
-        for row in reader:
-            epoch = _number(row["epoch"])
-            if epoch is None:
-                continue
-            for key, text in row.items():
-                value = _number(text)
-                if key is not None and key != "epoch" and value is not None:
-                    series.setdefault(key, {})[epoch] = value
-    return {
-        key: (np.array(sorted(values)), np.array([values[e] for e in sorted(values)]))
-        for key, values in series.items()
-    }
-
-
-def _number(text: object) -> float | None:
-    try:
-        return float(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
 
 
 @styled

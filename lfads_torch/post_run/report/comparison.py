@@ -9,7 +9,7 @@ from typing import Any
 
 from ... import __version__
 from ...errors import UserError
-from ...folder import write_atomically
+from ...files import write_whole
 from ..evaluation.table import COLUMNS, ROWS
 from ..plots.training import training_beside
 from .findings import find_all
@@ -89,7 +89,7 @@ def compare_runs(
         ],
     )
     path = Path(output or COMPARISON).expanduser().absolute()
-    write_atomically(path, page)
+    write_whole(path, page)
     return Report(path, [finding for own in findings for finding in own], [])
 
 

@@ -14,8 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ...folder import BEST_MODEL, CONFIG, METRICS, holds_a_run, read_status
-from ...search.tables import POPULATION, read_population
+from ...folder import BEST_MODEL, CONFIG, METRICS, POPULATION, RunFolder, read_population
 from ..evaluation import evaluate_run
 from ..evaluation.behavior import Keys, Recording, read_recording
 from ..outputs import RunOutputs, load_outputs, output_files
@@ -160,7 +159,7 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     own = Path(folder).expanduser().absolute()
     if not own.is_dir():
         raise UserError(f"{own} is no folder; name a run folder, such as runs/my_run")
-    is_search = "search" in read_status(own) or (own / POPULATION).is_file()
+    is_search = RunFolder(own).kind == "search" or (own / POPULATION).is_file()
     place = own / BEST_MODEL if is_search and (own / BEST_MODEL).is_dir() else own
     absent: list[str] = []
     outputs: RunOutputs | None = None
@@ -168,7 +167,7 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
         outputs = load_outputs(place, bin_ms=wanted.bin_ms)
     except UserError as error:
         absent.append(f"There are no outputs to look at: {error}.")
-    if outputs is None and not holds_a_run(place) and not is_search:
+    if outputs is None and RunFolder(place).kind == "none" and not is_search:
         raise UserError(
             f"{own} holds no run (no status.json, csv_logs, checkpoints or lfads_output*.h5); "
             "name a run folder, such as runs/my_run"
@@ -179,7 +178,7 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
         folder=own,
         place=place,
         wanted=wanted,
-        status=read_status(place),
+        status=RunFolder(place).status,
         config=config,
         config_text=text,
         log=_read_log(log_path, absent),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ... import __version__
 from ...errors import UserError, did_you_mean
-from ...folder import write_atomically
+from ...files import write_whole
 from ..evaluation.behavior import Recording
 from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
 from .findings import CHECKED, Finding, find_all
@@ -128,7 +128,7 @@ def report_run(
         settings=record.config_text,
     )
     path = Path(output).expanduser().absolute() if output else record.folder / REPORT
-    write_atomically(path, page)
+    write_whole(path, page)
     return Report(path, findings, press.files)
 
 

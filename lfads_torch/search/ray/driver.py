@@ -17,14 +17,15 @@ from ray import tune
 
 from ... import __version__
 from ...errors import UserError
-from ...folder import CONFIG, delete_run, write_status
+from ...files import copy_whole
+from ...folder import CONFIG, RunFolder
 from ...run_model import RunResult
 from ...runs.compose import write_config
 from ..coordinator import STATE, Referee
 from ..group import ABOUT, BEST, final_name
 from ..live_table import LiveTable
 from ..members import build_members, check_search, max_epochs_of
-from ..result import copy_whole, finish_search, now
+from ..result import finish_search, now
 from ..settings import SearchSettings
 from ..state import BEST_CHECKPOINT, Best, all_diverged, member_path
 from .cluster import RayOptions
@@ -150,7 +151,7 @@ class _Session:
         members = build_members(self.config, self.settings, [0])
         n_steps = len(members.datamodule.train_dataloader())
         if overwrite:  # now that nothing is left to be wrong
-            delete_run(self.folder)
+            RunFolder(self.folder).delete()
         method = members.method
         interval = math.ceil(self.settings.perturbation_interval / self.options.checkpoint_every)
         return Referee(
@@ -181,7 +182,7 @@ class _Session:
             "started": now(),
         }
         write_config(self.folder / CONFIG, self.config)
-        write_status(self.folder, "training", **facts)
+        RunFolder(self.folder).write_status("training", **facts)
         referee.write_state()
         try:
             if not all(referee.over):
@@ -194,7 +195,7 @@ class _Session:
                 n_members = len(referee.training)
                 raise all_diverged(self.folder, n_members, referee.diverged_at, best)
         except UserError as error:
-            write_status(self.folder, "training", **facts, stopped=str(error))
+            RunFolder(self.folder).write_status("training", **facts, stopped=str(error))
             raise
         finally:
             referee.table.close()
