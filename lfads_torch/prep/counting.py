@@ -208,7 +208,7 @@ def _count_times(
     for unit in range(spikes.n_units):
         progress("counting spikes, unit", unit, spikes.n_units)
         counts, last = np.zeros(shape, dtype=np.uint16), -np.inf
-        for times, tolerance in spikes.pieces(unit):
+        for times, tolerance in spikes.blocks(unit):
             ascending = is_sorted(times) and not (len(times) and times[0] < last)
             if not ascending:
                 unsorted.append(unit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .sources.options import SourceOptions
+from .sources.recording import SourceOptions
 from .trials import Align
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .binning import TOLERANCE_S
-from .sources.lazy import read_all
 from .sources.recording import Series
 
 Floats = NDArray[np.float64]
@@ -35,7 +34,7 @@ class Sampler:
         self.series, self.bin_s = series, bin_s
         self.times: Floats | None = None
         if series.times is not None:
-            self.times = series.clock.seconds(read_all(series.times))
+            self.times = series.clock.seconds(series.times[:])
         step = self._step()
         self.coarse = step > bin_s * (1 + 1e-6)
 

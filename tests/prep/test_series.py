@@ -8,18 +8,17 @@ import pytest
 from lfads_torch.prep import series
 from lfads_torch.prep.series import Sampler
 from lfads_torch.prep.sources import Series
-from lfads_torch.prep.sources.lazy import Held
 
 RAMP = np.arange(5000) / 1000  # value = time
 
 
 def ramp(**options: object) -> Series:
-    return Series(Held(RAMP), ("time",), rate=1000.0, **options)  # type: ignore[arg-type]
+    return Series(RAMP, ("time",), rate=1000.0, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_several_samples_per_bin_are_averaged(timed: bool) -> None:
-    series = Series(Held(RAMP), ("time",), times=Held(RAMP)) if timed else ramp()
+    series = Series(RAMP, ("time",), times=RAMP) if timed else ramp()
     values = Sampler(series, 0.01).sample(np.array([1.0, 0.1 + 0.2, 4.96]), 5)
     assert values.shape == (3, 5, 1)
     # samples at 0, 1, ..., 9 ms of a bin: their mean is 4.5 ms after its beginning
@@ -33,15 +32,15 @@ def test_gaps_and_missing_samples() -> None:
     data = RAMP.copy()
     data[105:110] = np.nan  # half a bin
     data[120:130] = np.nan  # a whole one
-    values = Sampler(Series(Held(data), ("time",), rate=1000.0), 0.01).sample(np.array([0.1]), 4)
+    values = Sampler(Series(data, ("time",), rate=1000.0), 0.01).sample(np.array([0.1]), 4)
     np.testing.assert_allclose(values[0, :, 0], [0.102, 0.1145, np.nan, 0.1345])
 
 
 def test_coarse_series_are_interpolated_or_held() -> None:
-    slow = Series(Held(np.array([0.0, 1.0, 4.0])), ("time",), rate=10.0)
+    slow = Series(np.array([0.0, 1.0, 4.0]), ("time",), rate=10.0)
     values = Sampler(slow, 0.05).sample(np.array([0.0]), 5)[0, :, 0]
     np.testing.assert_allclose(values, [0.25, 0.75, 1.75, 3.25, np.nan])
-    binned = Series(Held(np.array([0.0, 1.0, 4.0])), ("time",), rate=10.0, at_edges=True)
+    binned = Series(np.array([0.0, 1.0, 4.0]), ("time",), rate=10.0, at_edges=True)
     values = Sampler(binned, 0.05).sample(np.array([0.0]), 7)[0, :, 0]
     np.testing.assert_allclose(values, [0, 0, 1, 1, 4, 4, np.nan])
 
@@ -56,7 +55,7 @@ def test_far_windows_are_read_apart_and_in_any_order(monkeypatch: pytest.MonkeyP
 
 def test_conversion_and_channels() -> None:
     data = np.stack([RAMP, 2 * RAMP])  # channel x time
-    series = Series(Held(data), ("channel", "time"), rate=1000.0, scale=10.0, offset=1.0)
+    series = Series(data, ("channel", "time"), rate=1000.0, scale=10.0, offset=1.0)
     values = Sampler(series, 0.001).sample(np.array([1.0]), 2)
     np.testing.assert_allclose(values[0], [[11, 21], [11.01, 21.02]])
     assert series.read(1000, 1001, raw=True).tolist() == [[1.0, 2.0]]

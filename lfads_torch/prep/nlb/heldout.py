@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from ..binning import TOLERANCE_S, bin_windows, rebin
 from ..counting import Progress
-from ..sources.lazy import read_all
 from ..sources.recording import Series, SpikeTimes
 
 Array = NDArray[Any]
@@ -46,7 +45,7 @@ def decimated(series: Series, end_s: float, bin_ms: int) -> Floats:
 
     n_ms = round(end_s / _MS)
     if series.times is not None:
-        times = series.clock.seconds(read_all(series.times))
+        times = series.clock.seconds(series.times[:])
     else:
         times = series.start + np.arange(series.n_samples) / series.rate
     place = np.round(times / _MS).astype(np.int64)
@@ -132,7 +131,7 @@ def condition_averages(
     for unit in range(spikes.n_units):
         progress("averaging conditions, unit", unit, spikes.n_units)
         counts = np.zeros((len(starts), length), dtype=np.uint16)
-        for times, tolerance in spikes.pieces(unit):
+        for times, tolerance in spikes.blocks(unit):
             slack = max(tolerance, TOLERANCE_S)
             bin_windows(times, early, length, _MS, tolerance=slack, out=counts)
         for number, trials in enumerate(members):

@@ -18,13 +18,12 @@ from pathlib import Path
 
 from ...data.find import absolute_pattern, check_output, list_some, make_folder
 from ...data.nlb_files import NLB_FILES, dandi_download
-from ...errors import DataError, UserError
+from ...errors import DataError, UserError, one_of
 from ..checks import raise_if_strict
 from ..counting import Progress, count, silent
 from ..options import PrepOptions
 from ..prepare import Prepared
 from ..sources import Recording, open_recording
-from ..sources.recording import nearest
 from ..splits import count_splits
 from ..unit_selection import sum_units
 from ..write import Contents, source_attributes, write_contents
@@ -73,12 +72,7 @@ def prepare_nlb(
     UserError, DataError
         For unknown names, and files that are not this data set.
     """
-    if name not in RECIPES:
-        raise UserError(
-            f"--nlb {name}: no such data set{nearest(name, RECIPES)} Legal are "
-            f"{', '.join(RECIPES)}."
-        )
-    recipe = RECIPES[name]
+    recipe = RECIPES[one_of("--nlb", name, RECIPES)]
     bin_ms = recipe.bin_ms if bin_ms is None else bin_ms
     if bin_ms not in BINS_MS:
         raise UserError(f"--bin-ms {bin_ms:g}; the benchmark has bins of 5 and 20 ms.")

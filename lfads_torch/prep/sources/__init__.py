@@ -1,7 +1,8 @@
 """Recordings as labs store them: NWB, .npz, .mat, HDF5 and CSV.
 
-`open_recording` tells the format and returns a `Recording`: spikes, units, trials and series, of
-which nothing large is read before it is needed.
+`open_recording` recognises the format and returns a `Recording`: spikes, units, trials and series,
+of which nothing large is read before it is needed. One file for each format; `layout` makes sense
+of named arrays, `recording` is what all become.
 """
 
 from __future__ import annotations
@@ -14,20 +15,12 @@ import h5py
 
 from ...data.find import absolute_pattern, list_some
 from ...errors import DataError
-from .clock import Clock
 from .csv import read_csv, read_table
 from .hdf5 import read_hdf5
 from .mat import read_mat
 from .npz import read_npz
 from .nwb import is_nwb, read_nwb
-from .options import SourceOptions
-from .recording import (
-    BinnedSpikes,
-    Recording,
-    Series,
-    SpikeTimes,
-    Table,
-)
+from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
 
 __all__ = [
     "BinnedSpikes",
@@ -51,24 +44,26 @@ _HDF5 = (".nwb", ".h5", ".hdf5", ".hdf")
 
 
 def open_recording(path: str | os.PathLike[str], options: SourceOptions | None = None) -> Recording:
-    """Open a recording; its format is told by the file's ending and contents.
+    """Open a recording; the file's ending and contents give its format.
 
     Parameters
     ----------
     path : str or path
+        NWB, .npz, .mat, HDF5 or CSV file.
     options : SourceOptions, optional
         What the file does not say itself.
 
     Returns
     -------
     Recording
+        Spikes, units, trials and series; large arrays are read when they are needed.
 
     Raises
     ------
     DataError
         For files that are missing, damaged or of an unknown format.
     UserError
-        Where it is unclear what in the file is what; says what there is.
+        Where it is unclear which array of the file holds what; the message lists its arrays.
     """
     options = options or SourceOptions()
     file = Path(absolute_pattern(path))

@@ -13,14 +13,13 @@ import numpy as np
 
 from ...data.find import list_some
 from ...errors import DataError, UserError
-from .grouped import group_by_unit
-from .layout import TIMES
-from .lazy import Array, Held
-from .options import SourceOptions
+from .layout import TIMES, group_by_unit
 from .recording import (
+    Array,
     BinnedSpikes,
     Recording,
     Series,
+    SourceOptions,
     SpikeTimes,
     Table,
 )
@@ -36,16 +35,6 @@ def read_csv(path: Path, options: SourceOptions) -> Recording:
     A file with a column of times and one of units (``time,unit``) holds a spike per row. Any other
     holds a bin per row and a unit per column: all numeric columns but that of the times, or those
     that `options.spikes` names (with wildcards, as ``unit*``); the others then are series.
-
-    Parameters
-    ----------
-    path : Path
-    options : SourceOptions
-
-    Raises
-    ------
-    DataError, UserError
-        For a file without header, rows that are no numbers, unknown columns, bins of unknown width.
     """
     header, delimiter, first = _header(path)
     lower = [name.lower() for name in header]
@@ -68,17 +57,7 @@ def read_csv(path: Path, options: SourceOptions) -> Recording:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table of trials: a header and a row per trial; empty fields are NaN.
-
-    Parameters
-    ----------
-    path : Path
-
-    Raises
-    ------
-    DataError
-        For a file that cannot be read, and rows of the wrong length.
-    """
+    """Read a table of trials: a header and a row per trial; empty fields are NaN."""
     header, delimiter, _ = _header(path)
     with _open(path) as file:
         rows = list(csv.reader(file, delimiter=delimiter))[1:]
@@ -109,7 +88,7 @@ def _open(path: Path) -> TextIO:
 
 
 def _header(path: Path) -> tuple[list[str], str, list[str]]:
-    """Names of the columns, what parts them, and the first row."""
+    """Return the names of the columns, the delimiter, and the first row."""
     try:
         with _open(path) as file:
             lines = [line for line in itertools.islice(file, 2)]
@@ -141,7 +120,7 @@ def _column(header: list[str], names: tuple[str, ...]) -> int | None:
 
 
 def _parse(path: Path, delimiter: str, **options: Any) -> Iterator[Array]:
-    """Rows as numbers, so many at a time."""
+    """Yield rows as numbers, block after block."""
     with _open(path) as file:
         next(file)
         while lines := list(itertools.islice(file, _ROWS)):
@@ -172,11 +151,11 @@ def _spikes(
 def _binned(path: Path, header: list[str], delimiter: str, options: SourceOptions) -> Recording:
     lower = [name.lower() for name in header]
     time = _column(lower, TIMES)
-    wanted = [p.strip() for p in options.spikes.split(",")] if options.spikes else ["*"]
+    patterns = [p.strip() for p in options.spikes.split(",")] if options.spikes else ["*"]
     units = [
         i
         for i, name in enumerate(header)
-        if i != time and any(fnmatch(name, pattern) for pattern in wanted)
+        if i != time and any(fnmatch(name, pattern) for pattern in patterns)
     ]
     if not units:
         raise UserError(
@@ -200,7 +179,7 @@ def _binned(path: Path, header: list[str], delimiter: str, options: SourceOption
             f"of ascending times). For spike times it needs columns {_TIME[0]} and {_UNIT[0]}; it "
             f"has {list_some(header, 20)}."
         )
-    spikes = BinnedSpikes(Held(data[:, units]), ("time", "unit"), bin_s, start)
+    spikes = BinnedSpikes(data[:, units], ("time", "unit"), bin_s, start)
     rest = [i for i in range(len(header)) if i not in units and i != time]
     return Recording(
         path,
@@ -208,7 +187,7 @@ def _binned(path: Path, header: list[str], delimiter: str, options: SourceOption
         spikes,
         units={"name": np.array([header[i] for i in units])},
         series={
-            header[i]: Series(Held(data[:, i]), ("time",), None, start, 1 / bin_s, at_edges=True)
+            header[i]: Series(data[:, i], ("time",), None, start, 1 / bin_s, at_edges=True)
             for i in rest
         },
         clock=clock,

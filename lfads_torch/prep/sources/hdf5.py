@@ -9,27 +9,55 @@ import h5py
 import numpy as np
 
 from ...data.find import open_h5
-from .arrays import recording_from_tree
-from .lazy import Held, LazyArray, Node, Ragged, Stored, Tree
-from .options import SourceOptions
-from .recording import Recording
+from ...data.stored import StoredArray
+from ...errors import DataError
+from .layout import Node, Ragged, Tree, recording_from_tree
+from .recording import AnyArray, Array, Recording, SourceOptions
+
+
+class DataSet:
+    """Reader of an HDF5 data set along one axis, which is moved to the front.
+
+    The axes of files that MATLAB wrote stand in reverse order (`reverse`). With `is_flat`, axes of
+    one entry are dropped.
+    """
+
+    def __init__(
+        self, data: h5py.Dataset, reverse: bool = False, axis: int = 0, is_flat: bool = False
+    ) -> None:
+        self.data, self.reverse, self.axis, self.is_flat = data, reverse, axis, is_flat
+        self.attrs, self.dtype = data.attrs, data.dtype
+        shape = tuple(data.shape)[::-1] if reverse else tuple(data.shape)
+        self.shape = (shape[axis], *(() if is_flat else shape[:axis] + shape[axis + 1 :]))
+
+    def read(self, rows: slice) -> Array:
+        """Read rows; a `DataError` where the file is damaged."""
+        place = self.data.ndim - 1 - self.axis if self.reverse else self.axis
+        try:
+            values = np.asarray(self.data[(*[slice(None)] * place, rows)])
+        except (OSError, RuntimeError) as err:
+            raise DataError(
+                f"{self.data.file.filename}: {self.data.name} cannot be read; the file seems "
+                f"damaged or cut short: make or copy it again. ({err})"
+            ) from err
+        values = np.moveaxis(values.T if self.reverse else values, self.axis, 0)
+        return values.reshape(-1) if self.is_flat else values
+
+    def along(self, axis: int) -> StoredArray:
+        """View the rows along another axis."""
+        return StoredArray(DataSet(self.data, self.reverse, axis))
+
+    def flat(self) -> StoredArray:
+        """View the only axis of more than one entry."""
+        axis = next((i for i, n in enumerate(self.shape) if n != 1), 0)
+        return StoredArray(DataSet(self.data, self.reverse, axis, is_flat=True))
 
 
 def read_hdf5(path: Path, options: SourceOptions) -> Recording:
     """Open an HDF5 file as a recording; data sets are read when needed.
 
-    Groups and their members become names parted by dots. MATLAB's files (v7.3) are told by their
-    attributes: their axes stand in reverse order, cell arrays are lists of references.
-
-    Parameters
-    ----------
-    path : Path
-    options : SourceOptions
-
-    Raises
-    ------
-    DataError
-        For a file that cannot be read.
+    Groups and their members become names with dots. Attributes show a file of MATLAB (v7.3): its
+    axes stand in reverse order, and cell arrays are lists of references.
     """
     with open_h5(path):  # for its errors: what is wrong with the file, and what to do
         pass
@@ -49,36 +77,36 @@ def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> No
             _visit(file, node[name], f"{key}.{name}", matlab, tree)
         return
     if node.shape is None or "MATLAB_empty" in node.attrs:
-        tree[key] = Held(np.empty(0))
+        tree[key] = np.empty(0)
     elif node.shape == ():
-        tree[key] = Held(node[()])
+        tree[key] = np.atleast_1d(node[()])
     elif node.dtype.names:  # a table
         for name in node.dtype.names:
-            tree[f"{key}.{name}"] = Held(node[name])
+            tree[f"{key}.{name}"] = node[name]
     elif h5py.check_ref_dtype(node.dtype) is not None:
         tree[key] = _cells(file, node)
     elif (inner := h5py.check_vlen_dtype(node.dtype)) and inner not in (str, bytes):
-        tree[key] = Ragged([Held(row) for row in node[()].ravel()])
+        tree[key] = Ragged([np.atleast_1d(row) for row in node[()].ravel()])
     elif matlab and node.attrs.get("MATLAB_class") == b"char":
-        tree[key] = Held(np.array([_text(node)]))
+        tree[key] = np.array([_text(node)])
     else:
-        tree[key] = Stored(node, reverse=matlab)
+        tree[key] = StoredArray(DataSet(node, reverse=matlab))
 
 
 def _cells(file: h5py.File, node: Any) -> Node:
-    """A MATLAB cell array, or a field of an array of structs."""
+    """Read a MATLAB cell array, or a field of an array of structs."""
     members = [file[reference] for reference in node[()].T.ravel()]
     kinds = [member.attrs.get("MATLAB_class", b"") for member in members]
     if members and all(kind == b"char" for kind in kinds):
-        return Held(np.array([_text(member) for member in members]))
-    rows: list[LazyArray] = [
-        Held(np.empty(0))
+        return np.array([_text(member) for member in members])
+    rows: list[AnyArray] = [
+        np.empty(0)
         if "MATLAB_empty" in m.attrs or not isinstance(m, h5py.Dataset)
-        else Stored(m, reverse=True)
+        else StoredArray(DataSet(m, reverse=True))
         for m in members
     ]
     if rows and all(row.shape and np.prod(row.shape) == 1 for row in rows):
-        return Held(np.array([row.take(0, 1).ravel()[0] for row in rows]))
+        return np.array([row[:].ravel()[0] for row in rows])
     return Ragged(rows)
 
 

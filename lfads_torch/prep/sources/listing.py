@@ -15,17 +15,7 @@ _EXAMPLES = 6
 
 
 def describe_recording(recording: Recording) -> str:
-    """Describe spikes, units, trials and series of a recording.
-
-    Parameters
-    ----------
-    recording : Recording
-
-    Returns
-    -------
-    str
-        Several lines, ending with a command that prepares it.
-    """
+    """Describe a recording in several lines, the last of which is a command that prepares it."""
     first, last = recording.span()
     lines = [f"{recording.path.name}  ({recording.kind}), {last - first:.6g} s from {first:.6g} s"]
     lines += [f"  {note}" for note in recording.notes]
@@ -83,7 +73,7 @@ def _values(column: NDArray[Any]) -> str:
 
 def _series(series: Series) -> list[str]:
     shape = f"{series.n_samples} x {series.n_channels}"
-    rate = f"{series.rate:g} samples/s" if series.times is None else "times of its own"
+    rate = f"{series.rate:g} samples/s" if series.times is None else "with times"
     return [shape, rate, series.unit]
 
 

@@ -9,28 +9,16 @@ import h5py
 import numpy as np
 
 from ...errors import DataError
-from .arrays import recording_from_tree
 from .hdf5 import read_hdf5
-from .lazy import Held, Ragged, Tree
+from .layout import Ragged, Tree, recording_from_tree
 from .npz import damaged
-from .options import SourceOptions
-from .recording import Recording
+from .recording import Recording, SourceOptions
 
 
 def read_mat(path: Path, options: SourceOptions) -> Recording:
     """Open a MATLAB file as a recording.
 
-    Structs become names parted by dots, cell arrays lists of arrays, arrays of structs a table.
-
-    Parameters
-    ----------
-    path : Path
-    options : SourceOptions
-
-    Raises
-    ------
-    DataError
-        For a file that cannot be read.
+    Structs become names with dots, cell arrays lists of arrays, arrays of structs a table.
     """
     if h5py.is_hdf5(path):
         return read_hdf5(path, options)
@@ -63,14 +51,14 @@ def _add(tree: Tree, key: str, value: Any) -> None:
     elif value.dtype.kind == "O":
         _add_cells(tree, key, value.ravel(order="F"))
     else:
-        tree[key] = Held(value)
+        tree[key] = np.atleast_1d(value)
 
 
 def _add_cells(tree: Tree, key: str, cells: Any) -> None:
     arrays = [np.asarray(cell) for cell in cells]
     if arrays and all(a.dtype.kind == "U" for a in arrays):
-        tree[key] = Held(np.array([a.ravel()[0] if a.size else "" for a in arrays]))
+        tree[key] = np.array([a.ravel()[0] if a.size else "" for a in arrays])
     elif arrays and all(a.size == 1 and a.dtype.kind in "buif" for a in arrays):
-        tree[key] = Held(np.array([a.ravel()[0] for a in arrays]))
+        tree[key] = np.array([a.ravel()[0] for a in arrays])
     elif all(a.dtype.kind in "buif" for a in arrays):
-        tree[key] = Ragged([Held(a) for a in arrays])
+        tree[key] = Ragged([np.atleast_1d(a) for a in arrays])

@@ -1,39 +1,27 @@
-"""NumPy archives (.npz), read piece by piece."""
+"""NumPy archives (.npz), read block by block."""
 
 from __future__ import annotations
 
+import copy
 import pickle
 import zipfile
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ...data.stored import StoredArray
 from ...errors import DataError
-from .arrays import recording_from_tree
-from .lazy import Array, Tree, held_tree
-from .options import SourceOptions
-from .recording import Recording
+from .layout import Node, Ragged, Tree, recording_from_tree
+from .recording import Array, Recording, SourceOptions
 
 _SMALL = 1 << 24  # bytes; smaller arrays are simply read
 _FAULTS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, pickle.UnpicklingError)
 
 
 def read_npz(path: Path, options: SourceOptions) -> Recording:
-    """Open a NumPy archive as a recording.
-
-    Parameters
-    ----------
-    path : Path
-    options : SourceOptions
-
-    Raises
-    ------
-    DataError
-        For a damaged archive, and for object arrays that hold anything but arrays of numbers.
-    """
+    """Open a NumPy archive as a recording; its object arrays may hold arrays of numbers only."""
     try:
         archive = zipfile.ZipFile(path)
         tree: Tree = {}
@@ -42,55 +30,58 @@ def read_npz(path: Path, options: SourceOptions) -> Recording:
                 key = info.filename.removesuffix(".npy").replace("/", ".")
                 member = Member(archive, info.filename)
                 small = member.dtype.hasobject or info.file_size <= _SMALL or not member.shape
-                tree[key] = held_tree({key: member.whole()})[key] if small else member
+                tree[key] = _node(member.whole()) if small else StoredArray(member)
     except _FAULTS as err:
         raise DataError(damaged(path, err)) from err
     return recording_from_tree(path, "NumPy archive", tree, options, {})
 
 
+def _node(array: Array) -> Node:
+    """Return an array in memory; one of arrays, as of lists of spike times, becomes `Ragged`."""
+    rows = list(array.flat) if array.dtype.kind == "O" else []
+    if rows and all(isinstance(row, np.ndarray | list | tuple) for row in rows):
+        return Ragged([np.atleast_1d(np.asarray(row)) for row in rows])
+    return np.atleast_1d(array)
+
+
 class Member:
-    """An array of the archive, read along its first axis without holding it.
+    """Reader of an array of the archive along its first axis, without keeping it in memory.
 
     Along other axes, and where it was written in Fortran order, it is read whole.
-
-    Parameters
-    ----------
-    archive : ZipFile
-    name : str
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         self.archive, self.name = archive, name
-        self.attrs: Mapping[str, Any] = {}
         self._file: Any = archive.open(name)
         version = np.lib.format.read_magic(self._file)
         headers = np.lib.format
         read = headers.read_array_header_1_0 if version == (1, 0) else headers.read_array_header_2_0
-        self._shape, self.fortran, self._dtype = read(self._file)
+        self.shape, self.fortran, self.dtype = read(self._file)
         self.offset = self._file.tell()
         self._whole: Array | None = None
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array."""
-        return tuple(self._shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of its entries."""
-        return np.dtype(self._dtype)
-
-    def take(self, start: int, stop: int, axis: int = 0) -> Array:
-        """Read entries `start` to `stop` (exclusive) along an axis."""
-        if axis or self.fortran:
-            return self.whole()[(*[slice(None)] * axis, slice(start, stop))]
-        row = int(np.prod(self._shape[1:], dtype=np.int64)) * self.dtype.itemsize
+    def read(self, rows: slice) -> Array:
+        """Read rows."""
+        if self.fortran:
+            return self.whole()[rows]
+        row = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        n = rows.stop - rows.start
         try:
-            self._file.seek(self.offset + start * row)
-            data = self._file.read((stop - start) * row)
-            return np.frombuffer(data, self.dtype).reshape(stop - start, *self._shape[1:])
+            self._file.seek(self.offset + rows.start * row)
+            return np.frombuffer(self._file.read(n * row), self.dtype).reshape(n, *self.shape[1:])
         except _FAULTS as err:
             raise DataError(damaged(Path(str(self.archive.filename)), err)) from err
+
+    def along(self, axis: int) -> Array:
+        """Read all of it, with another axis in front."""
+        return np.moveaxis(self.whole(), axis, 0)
+
+    def flat(self) -> StoredArray:
+        """View the only axis of more than one entry."""
+        view = copy.copy(self)
+        # One long axis lies in the file in the same way in either order.
+        view.shape, view.fortran = (int(np.prod(self.shape)),), False
+        return StoredArray(view)
 
     def whole(self) -> Array:
         """Read all of it; a second time from memory."""
@@ -105,7 +96,7 @@ class Member:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickled lists of arrays and nothing that could execute anything."""
+    """Reader of pickled lists of arrays that refuses all that could execute anything."""
 
     _LEGAL = frozenset({"_reconstruct", "scalar", "ndarray", "dtype", "_frombuffer"})
 
@@ -119,7 +110,7 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def damaged(path: Path, err: Exception) -> str:
-    """Say that a file cannot be read."""
+    """Return the text of the error for a file that cannot be read."""
     return (
         f"{path} cannot be read; if it is damaged or cut short, make or copy it again. "
         f"({type(err).__name__}: {err})"

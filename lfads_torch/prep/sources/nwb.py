@@ -1,7 +1,7 @@
 """NWB files (Neurodata Without Borders 2), read as the HDF5 files they are.
 
-Only what is asked for is read, and no schema is loaded, so that a file with hours of raw voltages
-opens as fast as one without. `pynwb` is not needed.
+Only what a recording needs is read, and no schema is loaded, so that a file with hours of raw
+voltages opens as fast as one without. `pynwb` is not needed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import h5py
 import numpy as np
 
 from ...data.find import list_some, open_h5
+from ...data.stored import StoredArray, flat
 from ...errors import DataError, UserError
-from .layout import split_by_index
-from .lazy import Array, Stored, Vector, as_text
-from .options import SourceOptions
+from .hdf5 import DataSet
+from .layout import as_text, split_by_index
 from .recording import (
+    Array,
     BinnedSpikes,
     Recording,
     Series,
+    SourceOptions,
     SpikeTimes,
     Table,
     find,
@@ -32,25 +34,15 @@ _RAGGED_UNITS = ("spike_times", "obs_intervals", "waveforms", "waveform_mean", "
 
 
 def is_nwb(file: h5py.File) -> bool:
-    """Whether an HDF5 file says that it is NWB."""
+    """Return whether an HDF5 file says that it is NWB."""
     return "nwb_version" in file.attrs or "NWBFile" in str(file.attrs.get("neurodata_type"))
 
 
 def read_nwb(path: Path, options: SourceOptions) -> Recording:
     """Open an NWB file as a recording.
 
-    Parameters
-    ----------
-    path : Path
-    options : SourceOptions
-        `spikes` may name a time series of binned spikes, `trials` another table of intervals.
-
-    Raises
-    ------
-    DataError
-        For a file that cannot be read, or without units.
-    UserError
-        For names that are not there.
+    `options.spikes` may name a time series of binned spikes, `options.trials` another table of
+    intervals.
     """
     with open_h5(path):  # for its errors: what is wrong with the file, and what to do
         pass
@@ -76,9 +68,9 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         if node is None or "spike_times" not in node or "spike_times_index" not in node:
             raise DataError(
                 f"{path.name} has no units with spike times. Where spikes are binned, name their "
-                f"time series with --spikes; there is: {list_some(list(series), 20) or 'none'}."
+                f"time series with --spikes; it has: {list_some(list(series), 20) or 'none'}."
             )
-        times = Vector(Stored(node["spike_times"]))
+        times = flat(StoredArray(DataSet(node["spike_times"])))
         spikes = SpikeTimes(split_by_index(times, node["spike_times_index"][()]), options.clock())
         units = _table(node)
         observed = _observed(node, warnings)
@@ -102,7 +94,7 @@ def _text(value: Any) -> str:
 
 
 def _table(node: Any) -> Table:
-    """The columns of a DynamicTable that hold one number or text per row."""
+    """Read the columns of a DynamicTable that hold one number or text per row."""
     n_rows = len(node["id"]) if "id" in node else None
     columns: Table = {}
     for name, data in node.items():
@@ -128,7 +120,7 @@ def _trials(file: h5py.File, options: SourceOptions) -> Table:
 
 
 def _observed(units: Any, warnings: list[str]) -> Array | None:
-    """Stretches in which units were recorded; those of all units together where they differ."""
+    """Return the stretches in which units were recorded, all together where units differ."""
     if "obs_intervals" not in units or "obs_intervals_index" not in units:
         return None
     intervals = np.asarray(units["obs_intervals"][()], dtype=np.float64).reshape(-1, 2)
@@ -154,7 +146,7 @@ def _observed(units: Any, warnings: list[str]) -> Array | None:
 
 
 def _series(file: h5py.File) -> Iterator[tuple[str, Series]]:
-    """Every TimeSeries by its path."""
+    """Yield every TimeSeries by its path."""
     found: dict[str, Series] = {}
 
     def visit(name: str, node: Any) -> None:
@@ -170,12 +162,12 @@ def _series(file: h5py.File) -> Iterator[tuple[str, Series]]:
             "unit": _text(data.attrs.get("unit", "")),
         }
         if isinstance(node.get("timestamps"), h5py.Dataset):
-            times = Vector(Stored(node["timestamps"]))
-            found[name] = Series(Stored(data), axes, times=times, **common)
+            times = flat(StoredArray(DataSet(node["timestamps"])))
+            found[name] = Series(StoredArray(DataSet(data)), axes, times=times, **common)
         elif isinstance(node.get("starting_time"), h5py.Dataset):
             begin = node["starting_time"]
             start, rate = float(begin[()]), float(begin.attrs.get("rate", 1.0))
-            found[name] = Series(Stored(data), axes, start=start, rate=rate, **common)
+            found[name] = Series(StoredArray(DataSet(data)), axes, start=start, rate=rate, **common)
 
     for place in _PLACES:
         if place in file:
@@ -194,13 +186,7 @@ def _walk(group: Any, path: str, visit: Any) -> None:
 
 
 def unit_flags(recording: Recording, name: str) -> Array:
-    """A column of yes and no of the units, such as the benchmark's ``heldout``.
-
-    Raises
-    ------
-    UserError
-        Where there is no such column, or it holds something else.
-    """
+    """Return a column of yes and no of the units, such as the benchmark's ``heldout``."""
     column = find(recording.units, name, "column of the units")
     if column.dtype.kind not in "bui" or not np.isin(column, (0, 1)).all():
         raise UserError(f"Column {name!r} of the units does not hold yes and no (True, False).")

@@ -1,9 +1,8 @@
-"""What every source becomes: spikes, trials and series, read when they are needed."""
+"""What every source becomes: spikes, units, trials and series, read when they are needed."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,98 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.find import list_some
-from ...errors import DataError, UserError
-from .clock import Clock
-from .lazy import LazyArray, pieces
+from ...data.stored import StoredArray, along, blocks
+from ...errors import DataError, UserError, nearest, number
+from ..binning import TOLERANCE_S, time_tolerance
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+AnyArray = NDArray[Any] | StoredArray
+"""An array in memory or in its file."""
 Table = dict[str, Array]
 """Columns by name, all of one length."""
+
+UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+"""Units of time by name, in seconds; ``samples`` needs a sampling rate."""
+
+# Spike times that are converted at once: 32 MB of float64.
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How times in a file become seconds: their unit, and the rate of samples they move to."""
+
+    scale: float = 1.0
+    sampling_hz: float | None = None
+
+    def seconds(self, times: Array) -> Floats:
+        """Convert times of the file to seconds."""
+        with np.errstate(invalid="ignore"):
+            values = times.astype(np.float64) * self.scale
+        rate = self.sampling_hz
+        return np.round(values * rate) / rate if rate else values
+
+    def tolerance(self, latest: float, stored: np.dtype[Any]) -> float:
+        """Return the seconds by which a time may lie below an edge and still count as on it."""
+        if self.sampling_hz or stored.kind != "f":
+            return TOLERANCE_S
+        return max(TOLERANCE_S, self.scale * time_tolerance(latest / self.scale, stored))
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How to read a recording, where its file does not say so itself.
+
+    Attributes
+    ----------
+    spikes : str, optional
+        Name of the array, cell array, group, column or time series that holds the spikes.
+    spike_units : str, optional
+        Name of the array that gives the unit of each spike, where spikes are one long list.
+    axes : str, optional
+        Axes of binned spikes, such as "time,unit" or "unit,time,trial".
+    input_bin_ms : float, optional
+        Bin width of binned spikes.
+    trials : str, optional
+        Name of the table of trials in the file, or a CSV file with one.
+    time_unit : {"s", "ms", "us", "samples"}
+        Unit of spike times, and of times of trials and series.
+    sampling_hz : float, optional
+        Sampling rate of the recording: needed for "samples"; else times are moved to the nearest
+        sample.
+    """
+
+    spikes: str | None = None
+    spike_units: str | None = None
+    axes: str | None = None
+    input_bin_ms: float | None = None
+    trials: str | None = None
+    time_unit: str = "s"
+    sampling_hz: float | None = None
+
+    def clock(self) -> Clock:
+        """Return how times become seconds, or raise `UserError` for an unknown unit."""
+        if self.sampling_hz is not None:
+            number("sampling_hz (--sampling-hz, samples/s)", self.sampling_hz, above=0)
+        if self.time_unit == "samples":
+            if self.sampling_hz is None:
+                raise UserError(
+                    "Times in samples need the sampling rate: add --sampling-hz, such as 30000."
+                )
+            return Clock(1 / self.sampling_hz, self.sampling_hz)
+        if self.time_unit not in UNIT_S:
+            raise UserError(
+                f"time_unit={self.time_unit!r}; legal are {', '.join(UNIT_S)}, samples."
+            )
+        return Clock(UNIT_S[self.time_unit], self.sampling_hz)
 
 
 @dataclass
 class SpikeTimes:
-    """Spike times, unit by unit.
+    """Spike times by unit, one-dimensional arrays in the file's unit of time."""
 
-    Attributes
-    ----------
-    units : sequence of LazyArray
-        One-dimensional, in the file's unit of time.
-    clock : Clock
-    """
-
-    units: Sequence[LazyArray]
+    units: Sequence[AnyArray]
     clock: Clock = field(default_factory=Clock)
 
     @property
@@ -45,16 +114,16 @@ class SpikeTimes:
         """Count a unit's spikes."""
         return self.units[unit].shape[0]
 
-    def pieces(self, unit: int) -> Iterator[tuple[Floats, float]]:
-        """Read a unit's spikes piece by piece: seconds as stored, and their tolerance."""
+    def blocks(self, unit: int) -> Iterator[tuple[Floats, float]]:
+        """Read a unit's spikes, block after block: seconds as stored, and their tolerance."""
         array = self.units[unit]
-        for part in pieces(array):
-            if part.dtype.kind not in "uif":
+        for _, block in blocks(array, _BLOCK):
+            if block.dtype.kind not in "uif":
                 raise DataError(
-                    f"Spike times must be numbers; unit {unit} has type {part.dtype}. Name the "
+                    f"Spike times must be numbers; unit {unit} has type {block.dtype}. Name the "
                     "array that holds them with --spikes."
                 )
-            times = self.clock.seconds(part)
+            times = self.clock.seconds(block)
             low, high = float(times.min()), float(times.max())
             if not np.isfinite([low, high]).all():
                 bad = int((~np.isfinite(times)).sum())
@@ -64,22 +133,13 @@ class SpikeTimes:
 
 @dataclass
 class BinnedSpikes:
-    """Counts (or continuous values) in bins of equal width.
+    """Counts, or continuous values, in bins of `bin_s` seconds that begin at `start` (seconds).
 
-    Attributes
-    ----------
-    array : LazyArray
-        Two or three dimensions.
-    axes : tuple of str
-        Names of its axes: "time" and "unit", or "trial", "time" and "unit", in any order. Trials
-        are taken one after another.
-    bin_s : float
-        Width of a bin in seconds.
-    start : float
-        Left edge of the first bin in seconds.
+    `axes` names the axes of `array`: "time" and "unit", or "trial", "time" and "unit", in any
+    order. Trials are taken one after another.
     """
 
-    array: LazyArray
+    array: AnyArray
     axes: tuple[str, ...]
     bin_s: float
     start: float = 0.0
@@ -97,46 +157,35 @@ class BinnedSpikes:
     @property
     def n_bins(self) -> int:
         """Bins of all trials together."""
-        n = self.array.shape[self.axes.index("trial")] if "trial" in self.axes else 1
-        return n * self.trial_bins
+        return _length(self.array, self.axes)
 
     def read(self, start: int, stop: int) -> Array:
         """Read bins `start` to `stop` (exclusive), shape (bins, units)."""
-        if "trial" not in self.axes:
-            part = self.array.take(start, stop, self.axes.index("time"))
-            return part if self.axes[0] == "time" else part.T
-        length = self.trial_bins
-        first, last = start // length, -(-stop // length)
-        part = self.array.take(first, last, self.axes.index("trial"))
-        part = part.transpose([self.axes.index(axis) for axis in ("trial", "time", "unit")])
-        return part.reshape(-1, self.n_units)[start - first * length : stop - first * length]
+        return _read(self.array, self.axes, start, stop)
 
 
 @dataclass
 class Series:
-    """A quantity over time, such as hand velocity.
+    """A quantity over time, such as hand velocity; values are ``scale * stored + offset``.
 
     Attributes
     ----------
-    data : LazyArray
-        One to three dimensions.
+    data : array
+        One to three dimensions, in memory or in its file.
     axes : tuple of str
         As of `BinnedSpikes`, with "channel" for "unit" (absent where there is one channel).
-    times : LazyArray or None
+    times : array or None
         Time of each sample in the file's unit; None for equal steps.
     start, rate : float
         First sample in seconds and samples per second, where `times` is None.
-    scale, offset : float
-        Values are ``scale * stored + offset``.
     at_edges : bool
         Whether a sample stands for the time that follows it, as a bin's count does, and not for
         the moment itself.
-    unit : str
     """
 
-    data: LazyArray
+    data: AnyArray
     axes: tuple[str, ...]
-    times: LazyArray | None = None
+    times: AnyArray | None = None
     start: float = 0.0
     rate: float = 1.0
     scale: float = 1.0
@@ -148,8 +197,7 @@ class Series:
     @property
     def n_samples(self) -> int:
         """Number of samples; of all trials together."""
-        n = self.data.shape[self.axes.index("trial")] if "trial" in self.axes else 1
-        return n * self.data.shape[self.axes.index("time")]
+        return _length(self.data, self.axes)
 
     @property
     def n_channels(self) -> int:
@@ -159,25 +207,31 @@ class Series:
     def read(self, start: int, stop: int, *, raw: bool = False) -> Floats:
         """Read samples `start` to `stop` (exclusive), shape (samples, channels).
 
-        Parameters
-        ----------
-        start, stop : int
-        raw : bool
-            Values as stored, without `scale` and `offset`.
+        With `raw`, values are as stored, without `scale` and `offset`.
         """
-        axes = tuple("unit" if axis == "channel" else axis for axis in self.axes)
-        if "unit" in axes:
-            part = BinnedSpikes(self.data, axes, 1.0).read(start, stop)
-        elif "trial" in axes:
-            length = self.data.shape[axes.index("time")]
-            first = start // length
-            part = self.data.take(first, -(-stop // length), axes.index("trial"))
-            part = part if axes[0] == "trial" else part.T
-            part = part.reshape(-1)[start - first * length : stop - first * length, None]
-        else:
-            part = self.data.take(start, stop)[:, None]
-        values = part.astype(np.float64)
+        values = _read(self.data, self.axes, start, stop).astype(np.float64)
         return values if raw else values * self.scale + self.offset
+
+
+def _length(array: AnyArray, axes: tuple[str, ...]) -> int:
+    """Count the bins or samples of all trials together."""
+    n_trials = array.shape[axes.index("trial")] if "trial" in axes else 1
+    return n_trials * array.shape[axes.index("time")]
+
+
+def _read(array: AnyArray, axes: tuple[str, ...], start: int, stop: int) -> Array:
+    """Read a stretch of time, trials one after another, shape (time, units or channels)."""
+    first = "trial" if "trial" in axes else "time"
+    rows = along(array, axes.index(first))
+    rest = tuple(axis for axis in axes if axis != first)
+    if first == "time":
+        return np.asarray(rows[start:stop]) if rest else np.asarray(rows[start:stop])[:, None]
+    length = array.shape[axes.index("time")]
+    begin = start // length
+    trials = np.asarray(rows[begin : -(-stop // length)])
+    trials = np.moveaxis(trials, 1 + rest.index("time"), 1)
+    values = trials.reshape(len(trials) * length, int(np.prod(trials.shape[2:])))
+    return values[start - begin * length : stop - begin * length]
 
 
 @dataclass
@@ -187,14 +241,17 @@ class Recording:
     Attributes
     ----------
     path : Path
+        The file.
     kind : str
         Name of the format.
     spikes : SpikeTimes or BinnedSpikes
+        Spikes of all units.
     units : Table
         What the file says of each unit.
     trials : Table
         What the file says of each trial; empty where it has none.
     series : dict of str to Series
+        Behaviour and other quantities by name.
     observed : ndarray, shape (n, 2), or None
         Stretches of time that were recorded, in seconds; None where the file does not say.
     clock : Clock
@@ -231,13 +288,7 @@ class Recording:
         return len(next(iter(self.trials.values()))) if self.trials else 0
 
     def event_times(self, name: str) -> Floats:
-        """Time of an event in each trial, in seconds; NaN where it did not happen.
-
-        Raises
-        ------
-        UserError
-            If there is no such column, or it does not hold times.
-        """
+        """Return the time of an event in each trial, in seconds; NaN where it did not happen."""
         column = find(self.trials, name, "column of the trials")
         if column.dtype.kind not in "uif" or column.ndim != 1:
             raise UserError(
@@ -249,7 +300,7 @@ class Recording:
         return times if self.starts is None else times + self.starts
 
     def span(self) -> tuple[float, float]:
-        """First and last moment of the recording in seconds, as far as the file says.
+        """Return first and last moment of the recording in seconds, as far as the file says.
 
         What was observed; else the bins, else from the first to the last spike of all, which means
         to read them.
@@ -261,8 +312,8 @@ class Recording:
             return start, start + self.spikes.n_bins * self.spikes.bin_s
         if self._span is None:
             spikes = self.spikes
-            parts = (t for unit in range(self.n_units) for t, _ in spikes.pieces(unit))
-            ends = [(float(times.min()), float(times.max())) for times in parts]
+            blocks_of_all = (t for unit in range(self.n_units) for t, _ in spikes.blocks(unit))
+            ends = [(float(times.min()), float(times.max())) for times in blocks_of_all]
             if not ends:
                 raise DataError(f"{self.path}: none of the {self.n_units} units has a spike.")
             self._span = min(low for low, _ in ends), max(high for _, high in ends)
@@ -270,18 +321,12 @@ class Recording:
 
 
 def numeric_columns(table: Mapping[str, Array]) -> list[str]:
-    """Names of the columns that hold one number per row."""
+    """Return the names of the columns that hold one number per row."""
     return [name for name, column in table.items() if column.dtype.kind in "buif"]
 
 
 def find(items: Mapping[str, Any], name: str, what: str) -> Any:
-    """Look an item up by its name, or by the end of its path where that is unique.
-
-    Raises
-    ------
-    UserError
-        Where there is none or several; says what there is.
-    """
+    """Look an item up by its name, or by the end of its path where only one ends so."""
     if name in items:
         return items[name]
     tails = [key for key in items if key.replace("/", ".").endswith(f".{name.replace('/', '.')}")]
@@ -289,15 +334,7 @@ def find(items: Mapping[str, Any], name: str, what: str) -> Any:
         return items[tails[0]]
     if tails:
         raise UserError(f"{name!r} names several: {list_some(tails)}. Write the whole name.")
-    raise UserError(f"There is no {what} {name!r}{nearest(name, items)} {have(items, what)}")
-
-
-def nearest(name: str, legal: Iterable[str]) -> str:
-    """Say what was perhaps meant, ready to end a sentence."""
-    near = difflib.get_close_matches(name, list(legal), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-
-
-def have(items: Mapping[str, Any], what: str) -> str:
-    """Say what there is."""
-    return f"There is: {list_some(list(items), 20)}." if items else f"The file has no {what}."
+    near = " or ".join(map(repr, nearest(name, items, most=2)))
+    hint = f"; did you mean {near}?" if near else "."
+    has = f"Legal are {list_some(list(items), 20)}." if items else f"The file has no {what}."
+    raise UserError(f"There is no {what} {name!r}{hint} {has}")

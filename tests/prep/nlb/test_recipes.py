@@ -289,7 +289,7 @@ def test_the_same_files_give_the_same_bytes_and_strict_wants_the_published_size(
 def test_what_is_not_the_data_set_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path, "mc_rtt")
     out = tmp_path / "o.h5"
-    with pytest.raises(UserError, match=r"mc_mase.*did you mean 'mc_maze'"):
+    with pytest.raises(UserError, match=r"mc_mase.*did you mean mc_maze"):
         prepare_nlb("mc_mase", source, out)
     with pytest.raises(UserError, match="5 and 20 ms"):
         prepare_nlb("mc_rtt", source, out, bin_ms=10)

@@ -30,7 +30,7 @@ def seconds(recording: Recording) -> list[list[float]]:
     spikes = recording.spikes
     assert isinstance(spikes, SpikeTimes)
     return [
-        sorted(t for times, _ in spikes.pieces(u) for t in times.tolist())
+        sorted(t for times, _ in spikes.blocks(u) for t in times.tolist())
         for u in range(spikes.n_units)
     ]
 
@@ -319,10 +319,10 @@ def test_units_of_time(tmp_path: Path) -> None:
 def test_large_members_of_an_archive_are_read_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lfads_torch.prep.sources import grouped, npz
+    from lfads_torch.prep.sources import layout, npz
 
     monkeypatch.setattr(npz, "_SMALL", 0)
-    monkeypatch.setattr(grouped, "_IN_MEMORY", 3)
+    monkeypatch.setattr(layout, "_IN_MEMORY", 3)
     for write in (as_npz_index, as_npz_pairs):
         recording = open_recording(write(tmp_path))
         assert seconds(recording) == [s.tolist() for s in SPIKES]
