@@ -6,7 +6,7 @@ read and N_r >= N_e channels reconstructed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,40 @@ class SessionBatch(NamedTuple):
     sv_mask: Tensor
     masks: dict[str, Tensor] | None = None
     lengths: Tensor | None = None
+
+    @classmethod
+    def from_rows(
+        cls, read: Callable[[str, Tensor], Tensor | None], rows: Tensor, window: tuple[int, int]
+    ) -> SessionBatch:
+        """Assemble a batch from some rows of a session, with empty arrays for what it lacks.
+
+        `read(name, rows)` copies the rows of a field, or returns None where the session has none.
+        Without `encod_data`, the encoders read a `window` of bins and channels of `recon_data`.
+        """
+        recon = read("recon_data", rows)
+        if recon is None:
+            raise KeyError("recon_data")
+        encod, ext_input = read("encod_data", rows), read("ext_input", rows)
+        truth, sv_mask = read("truth", rows), read("sv_mask", rows)
+        if encod is None:
+            n_bins, n_channels = window
+            # A copy, since an augmentation may write into one of the two.
+            encod = recon[:, :n_bins, :n_channels].clone(memory_format=torch.contiguous_format)
+        none = recon.new_empty((len(recon), 0, 0))
+        return cls(
+            encod_data=encod,
+            recon_data=recon,
+            ext_input=recon.new_empty((*recon.shape[:2], 0)) if ext_input is None else ext_input,
+            truth=none if truth is None else truth,
+            sv_mask=none.bool() if sv_mask is None else sv_mask,
+            lengths=read("lengths", rows),
+        )
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> SessionBatch:
+        """Apply a function to every tensor of the batch."""
+        tensors = {name: change(x) for name, x in self._asdict().items() if isinstance(x, Tensor)}
+        masks = None if self.masks is None else {k: change(x) for k, x in self.masks.items()}
+        return SessionBatch(**tensors, masks=masks)
 
 
 class SessionOutput(NamedTuple):

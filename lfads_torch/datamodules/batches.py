@@ -116,7 +116,9 @@ class StreamedSession:
             self._arrays["encod_data"] = encod
         self._extras = tuple(data.pooled[name] for name in batch_keys)
         self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
-        self._lengths, self._mask = data.lengths, mask
+        if data.lengths is not None:
+            self._arrays["lengths"] = data.lengths
+        self._mask = mask
         self.device = torch.device("cpu")
 
     #: Where rows have to be given.
@@ -129,25 +131,15 @@ class StreamedSession:
     def read(self, rows: Tensor, split: str) -> Draw:
         """Read trials into memory; on the way to a GPU, into pinned memory."""
         chosen = rows.numpy()
-        found = {
-            name: torch.from_numpy(array[chosen])
-            for name, array in self._arrays.items()
-            if name != "truth" or split in self._has_truth
-        }
-        recon = found["recon_data"]
-        none = recon.new_empty((len(rows), 0, 0))
-        n_bins, n_channels = self._window
-        if "encod_data" not in found:
-            window = recon[:, :n_bins, :n_channels]
-            found["encod_data"] = window.clone(memory_format=torch.contiguous_format)
-        batch = SessionBatch(
-            encod_data=found["encod_data"],
-            recon_data=recon,
-            ext_input=found.get("ext_input", recon.new_empty((len(rows), recon.shape[1], 0))),
-            truth=found.get("truth", none),
-            sv_mask=none.bool() if self._mask is None else self._mask.rows(chosen),
-            lengths=None if self._lengths is None else torch.from_numpy(self._lengths[chosen]),
-        )
+
+        def field(name: str, _: Tensor) -> Tensor | None:
+            if name == "sv_mask":
+                return None if self._mask is None else self._mask.rows(chosen)
+            if name not in self._arrays or (name == "truth" and split not in self._has_truth):
+                return None
+            return torch.from_numpy(self._arrays[name][chosen])
+
+        batch = SessionBatch.from_rows(field, rows, self._window)
         extras = tuple(torch.from_numpy(array[chosen]) for array in self._extras)
         if self.device.type != "cuda":
             return batch, extras
@@ -165,10 +157,7 @@ class StreamedSession:
 
 
 def _each(act: Callable[[Tensor], Tensor], batch: SessionBatch, extras: tuple[Tensor, ...]) -> Draw:
-    own: dict[str, Any] = {
-        name: act(t) for name, t in batch._asdict().items() if isinstance(t, Tensor)
-    }
-    return batch._replace(**own), tuple(map(act, extras))
+    return batch.mapped(act), tuple(map(act, extras))
 
 
 Wanted = tuple[dict[int, Tensor], str]

@@ -162,16 +162,21 @@ class SessionTensors:
         arrays = {name: torch.from_numpy(array) for name, array in data.pooled.items()}
         encod = data.pooled["encod_data"]
         self._window = encod.shape[1:]
-        self.recon = arrays["recon_data"]
-        is_view = np.shares_memory(encod, data.pooled["recon_data"])
-        self._encod = None if is_view else arrays["encod_data"]
-        self._ext = arrays.get("ext_input")
-        self._truth = arrays.get("truth")
-        self._mask = mask
+        names = ["recon_data", "ext_input", "truth"]
+        if not np.shares_memory(encod, data.pooled["recon_data"]):
+            names.append("encod_data")
+        self._fields = {name: arrays[name] for name in names if name in arrays}
+        if mask is not None:
+            self._fields["sv_mask"] = mask
+        if data.lengths is not None:
+            self._fields["lengths"] = torch.from_numpy(data.lengths)
         self._extras = tuple(arrays[name] for name in batch_keys)
-        lengths = data.lengths
-        self._lengths = None if lengths is None else torch.from_numpy(lengths)
         self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
+
+    @property
+    def recon(self) -> Tensor:
+        """All trials that are reconstructed."""
+        return self._fields["recon_data"]
 
     @property
     def device(self) -> torch.device:
@@ -185,33 +190,16 @@ class SessionTensors:
 
     def to(self, device: torch.device) -> None:
         """Move all arrays to a device."""
-        if device == self.recon.device:
-            return
-        self.recon = self.recon.to(device)
-        self._encod, self._ext, self._truth, self._mask, self._lengths = (
-            None if tensor is None else tensor.to(device)
-            for tensor in (self._encod, self._ext, self._truth, self._mask, self._lengths)
-        )
+        self._fields = {name: tensor.to(device) for name, tensor in self._fields.items()}
         self._extras = tuple(tensor.to(device) for tensor in self._extras)
 
     def batch(self, rows: Tensor, split: str) -> tuple[SessionBatch, tuple[Tensor, ...]]:
         """Copy the given rows; the caller may write into them."""
-        n_bins, n_channels = self._window
-        encod = self.recon[:, :n_bins, :n_channels] if self._encod is None else self._encod
-        none = self.recon.new_empty((len(rows), 0, 0))
-        return SessionBatch(
-            encod_data=encod.index_select(0, rows),
-            recon_data=self.recon.index_select(0, rows),
-            ext_input=(
-                self.recon.new_empty((len(rows), self.recon.shape[1], 0))
-                if self._ext is None
-                else self._ext.index_select(0, rows)
-            ),
-            truth=(
-                self._truth.index_select(0, rows)
-                if self._truth is not None and split in self._has_truth
-                else none
-            ),
-            sv_mask=none.bool() if self._mask is None else self._mask.index_select(0, rows),
-            lengths=None if self._lengths is None else self._lengths.index_select(0, rows),
-        ), tuple(tensor.index_select(0, rows) for tensor in self._extras)
+
+        def field(name: str, rows: Tensor) -> Tensor | None:
+            if name not in self._fields or (name == "truth" and split not in self._has_truth):
+                return None
+            return self._fields[name].index_select(0, rows)
+
+        batch = SessionBatch.from_rows(field, rows, self._window)
+        return batch, tuple(tensor.index_select(0, rows) for tensor in self._extras)

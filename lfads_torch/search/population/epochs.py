@@ -183,20 +183,11 @@ class Epochs:
 
     def _gathered(self, rows: Mapping[int, Tensor]) -> Sessions:
         """Trials of the sessions by their rows, of any shape (...); arrays (..., T, N)."""
-        sessions = self._data.ready_tensors()
-        return {
-            s: SessionBatch(
-                **{
-                    name: array.unflatten(0, own.shape)
-                    for name, array in sessions[s]
-                    .batch(own.flatten(), "train")[0]
-                    ._asdict()
-                    .items()
-                    if array is not None
-                }
-            )
-            for s, own in rows.items()
-        }
+        sessions, batch = self._data.ready_tensors(), {}
+        for s, places in rows.items():
+            trials, _ = sessions[s].batch(places.flatten(), "train")
+            batch[s] = trials.mapped(partial(_unflattened, shape=places.shape))
+        return batch
 
 
 def even_chunks(n_members: int, most: int, workers: int) -> list[slice]:
@@ -245,11 +236,9 @@ def _results(futures: Sequence[Future[Any]]) -> list[Any]:
     return [future.result() for future in futures]
 
 
+def _unflattened(array: Tensor, shape: torch.Size) -> Tensor:
+    return array.unflatten(0, shape)
+
+
 def _repeated(batch: SessionBatch, n_members: int) -> SessionBatch:
-    return SessionBatch(
-        **{
-            name: array.unsqueeze(0).repeat(n_members, *[1] * array.ndim)
-            for name, array in batch._asdict().items()
-            if array is not None
-        }
-    )
+    return batch.mapped(lambda array: array.unsqueeze(0).repeat(n_members, *[1] * array.ndim))

@@ -174,7 +174,7 @@ def _sessions(fields: Fields) -> dict[int, SessionBatch]:
 
 
 def _member(batch: SessionBatch, k: int) -> SessionBatch:
-    return SessionBatch(**{n: v[k] for n, v in batch._asdict().items() if v is not None})
+    return batch.mapped(lambda array: array[k])
 
 
 def _arrays(scored: Scored) -> dict[str, Tensor]:
