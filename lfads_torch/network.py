@@ -89,10 +89,7 @@ class Network(nn.Module):
         self.variational = variational
         self.use_con = min(ci_enc_dim, con_dim, co_dim) > 0
         self.register_buffer("dropout_rate", torch.tensor(float(dropout_rate)), persistent=False)
-        try:
-            self.kernels = get_kernels(kernel)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        self.kernels = get_kernels(kernel)
 
         # Parts draw their first weights in this order; another order would change every seed.
         self.readin = _as_list(readin or nn.Identity())

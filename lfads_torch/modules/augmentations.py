@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..arguments import AUGMENTATION_NUMBERS, CD_RATE
 from ..errors import ConfigError, fraction, number, whole
 from ..tuples import SessionBatch, bins_past
 from .masks import coordinated_masks, random_mask, scaled_gradient
@@ -182,7 +183,7 @@ class CoordinatedDropout(nn.Module):
 
     def __init__(self, cd_rate: float, cd_pass_rate: float = 0.0, ic_enc_seq_len: int = 0) -> None:
         super().__init__()
-        keep_tunable(self, "cd_rate", number("cd_rate", cd_rate, least=0, below=1))
+        keep_tunable(self, "cd_rate", AUGMENTATION_NUMBERS[CD_RATE].check("cd_rate", cd_rate))
         # Which operations run is decided once: a population is one graph for all its members.
         self.off = cd_rate == 0
         self.cd_pass_rate = fraction("cd_pass_rate", cd_pass_rate)

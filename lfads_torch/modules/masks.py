@@ -1,4 +1,4 @@
-"""Masks: of the bins past a trial's end, and random ones, drawn in bulk.
+"""Random masks, drawn in bulk, and gradients that they scale.
 
 Each random entry takes 16 random bits: to draw a float for each would be most of the work. A rate
 is met to 1 / 65536, and 0 exactly. Rates are scalar tensors, so that the members of a population

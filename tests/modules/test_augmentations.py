@@ -19,6 +19,7 @@ from lfads_torch.modules.augmentations import (
     SpikeJitter,
     TemporalShift,
 )
+from lfads_torch.modules.spec import to_spec
 from lfads_torch.tuples import SessionBatch
 from tests.small import batch_of, counts
 
@@ -134,6 +135,14 @@ def test_coordinated_dropout_of_rate_zero_is_off() -> None:
 def test_coordinated_dropout_refuses_rates(arguments: dict[str, float], legal: str) -> None:
     with pytest.raises(ConfigError, match=legal):
         CoordinatedDropout(**arguments)
+
+
+def test_a_tunable_number_is_a_tensor_described_as_it_was_given() -> None:
+    transform = CoordinatedDropout(0.1)
+    assert dict(transform.named_buffers()) == {"cd_rate": transform.cd_rate}
+    assert to_spec(transform)["cd_rate"] == 0.1
+    transform.cd_rate.fill_(0.25)
+    assert to_spec(transform)["cd_rate"] == 0.25
 
 
 # ---- sample validation -------------------------------------------------------------------------
