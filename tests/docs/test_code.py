@@ -67,6 +67,7 @@ LEAVES = {
     "README.md": ["runs/first/lfads_output_sess0.h5", "new_rates_sess0.h5"],
     "docs/data.md": ["chopped.h5"],
     "docs/continuous.md": ["chopped_merged.h5"],
+    "docs/extending.md": ["runs/figure/figures/mean_rates.png", "runs/silent/status.json"],
 }
 """What a page promises to write."""
 
