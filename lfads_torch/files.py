@@ -94,8 +94,10 @@ class Table:
         """Read all rows."""
         return _parse(self.path)[1]
 
-    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows at the end and flush them to the disk; new columns rewrite the file.
+    def append(self, rows: Sequence[Mapping[str, Any]], *, flush: bool = True) -> None:
+        """Write rows at the end; new columns rewrite the file.
+
+        With `flush`, wait until they are on the disk, as in `replacing`.
 
         Raises
         ------
@@ -113,7 +115,8 @@ class Table:
             with open(self.path, "ab") as file:
                 file.write(csv_text(self.header, rows, with_header=False).encode())
                 file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    os.fsync(file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from ..seeds import seed_all as seed_all
-from ..files import csv_text, write_whole
+from ..files import Table, write_whole
 from ..folder import LAST
 
 #: Key of a checkpoint under which a run keeps what Lightning does not.
@@ -27,11 +26,6 @@ class EpochSeed(Callback):
 
     The numbers of epoch k then depend on the run's seed and k alone, so that a run resumed at
     epoch k draws what the uninterrupted one draws.
-
-    Parameters
-    ----------
-    seed : int
-        Seed of the run.
     """
 
     def __init__(self, seed: int) -> None:
@@ -110,22 +104,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Save a checkpoint.
-
-        Parameters
-        ----------
-        checkpoint : dict
-            What to save.
-        path : str or Path
-            Where to.
-        storage_options : object, optional
-            Not used.
-
-        Raises
-        ------
-        UserError
-            If the disk is full or the folder may not be written to.
-        """
+        """Save a checkpoint, or raise `UserError` where the folder cannot be written."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_whole(Path(path), buffer.getvalue())
@@ -142,15 +121,7 @@ class RunCSVLogger(CSVLogger):
         return self._experiment
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Log one row.
-
-        Parameters
-        ----------
-        metrics : dict of str to float or Tensor
-            Values by name.
-        step : int, optional
-            Optimiser steps so far.
-        """
+        """Log one row: values by name, after `step` optimiser steps."""
         super().log_metrics(metrics, step)
         self.save()
 
@@ -158,20 +129,16 @@ class RunCSVLogger(CSVLogger):
 class _Writer(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir=log_dir)
-        self.metrics_keys, _ = self._read()
+        self.table = Table(self.metrics_file_path)
 
     def _check_log_dir_exists(self) -> None:
         """Leave the rows of a resumed run where they are; Lightning would delete them."""
 
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return [], []
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        return list(reader.fieldnames or []), rows
-
-    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        _, rows = self._read()
-        write_whole(Path(self.metrics_file_path), csv_text(fieldnames, rows))
+    def save(self) -> None:
+        rows, self.metrics = self.metrics, []
+        # Lightning sorts the columns, and existing files have them so.
+        header = sorted({*self.table.header, *(name for row in rows for name in row)})
+        if header != sorted(self.table.header):
+            self.table.rewrite([*self.table.read(), *rows], header)
+        else:
+            self.table.append(rows, flush=False)

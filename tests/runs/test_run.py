@@ -25,9 +25,9 @@ from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, DivergedError, UserError
 from lfads_torch.run_model import RunResult, run_model
-from lfads_torch.runs.resume import AtomicCheckpointIO, seed_all
+from lfads_torch.runs.resume import AtomicCheckpointIO, RunCSVLogger, seed_all
 from lfads_torch.files import write_whole
-from lfads_torch.folder import LAST, METRICS, RunFolder
+from lfads_torch.folder import LAST, METRICS, RunFolder, read_csv_log
 
 EPOCHS = 5
 SMALL: dict[str, Any] = {
@@ -223,9 +223,9 @@ def test_more_epochs_go_on_from_the_last(whole: RunResult, data: Path, tmp_path:
 def test_kill_nine(delay: float, whole: RunResult, data: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        f"from tests.test_run_model import *\n"
+        f"from tests.runs.test_run import *\n"
         f"train(Path({str(data)!r}), Path({str(tmp_path)!r}), "
-        "{'callbacks.slow': {'_target_': 'tests.test_run_model.Slow'}})"
+        "{'callbacks.slow': {'_target_': 'tests.runs.test_run.Slow'}})"
     )
     process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code])
     while process.poll() is None and not (tmp_path / LAST).is_file():
@@ -434,6 +434,15 @@ def test_rewinding_metrics(tmp_path: Path) -> None:
     assert path.read_text() == "epoch,step,a,b\n"
     RunFolder(tmp_path / "none").rewind_metrics(3)
     assert not (tmp_path / "none").exists()
+
+
+def test_names_of_metrics_with_commas_survive_resumes(tmp_path: Path) -> None:
+    for step in range(3):
+        logger = RunCSVLogger(str(tmp_path), name="csv_logs", version="")
+        logger.log_metrics({"epoch": step, "my,score": step + 0.5, f"new_{step}": 1.0}, step)
+        RunFolder(tmp_path).rewind_metrics(step + 1)
+    assert [row["my,score"] for row in rows(tmp_path)] == ["0.5", "1.5", "2.5"]
+    assert list(read_csv_log(tmp_path)["my,score"][1]) == [0.5, 1.5, 2.5]
 
 
 def test_finding_checkpoints(tmp_path: Path) -> None:

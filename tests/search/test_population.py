@@ -167,7 +167,7 @@ def test_members_equal_runs_of_run_model(tmp_path: Path, monkeypatch: pytest.Mon
         runs.append(run_model(config, run_dir=run_dir, do_posterior_sample=False))
     firsts = []
     for seed in (4, 5):
-        monkeypatch.setattr("lfads_torch.run_model._Run._train", _Stop(firsts))
+        monkeypatch.setattr("lfads_torch.runs.run._Run._train", _Stop(firsts))
         with pytest.raises(_StoppedError):
             run_model({**config, "seed": seed}, run_dir=tmp_path / "x", do_posterior_sample=False)
     monkeypatch.undo()

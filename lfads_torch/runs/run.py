@@ -1,0 +1,351 @@
+"""Train a model from a configuration: compose, check, fit, sample, write the run folder."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..errors import ConfigError, UserError
+from ..files import cannot_write, is_write_failure
+from ..folder import CONFIG, LAST, RunFolder, Stage
+from .build import build, build_model, build_trainer, pick_device
+from .check_config import arguments_of, check_config, find_target
+from .compose import Overrides, compose_config, write_config
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from ..model import LFADS
+
+#: Packages whose versions a run records.
+_PACKAGES = ("torch", "pytorch-lightning", "numpy", "h5py", "hydra-core", "scikit-learn")
+
+#: Arguments of the Trainer of PyTorch Lightning 1 that existing configurations still hold.
+_OLD_TRAINER = (
+    "amp_backend",
+    "auto_select_gpus",
+    "checkpoint_callback",
+    "flush_logs_every_n_steps",
+    "gpus",
+    "move_metrics_to_cpu",
+    "multiple_trainloader_mode",
+    "process_position",
+    "progress_bar_refresh_rate",
+    "replace_sampler_ddp",
+    "track_grad_norm",
+    "weights_save_path",
+    "weights_summary",
+)
+
+
+@dataclass
+class RunResult:
+    """What a run left behind.
+
+    Attributes
+    ----------
+    run_dir : Path
+        The run folder.
+    best_checkpoint, last_checkpoint : Path or None
+        Checkpoints of the lowest smoothed validation loss and of the last epoch.
+    outputs : list of Path
+        Output files of posterior sampling, one per session.
+    metrics : dict of str to float
+        What was logged last.
+    """
+
+    run_dir: Path
+    best_checkpoint: Path | None = None
+    last_checkpoint: Path | None = None
+    outputs: list[Path] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def run_model(
+    overrides: Overrides | None = None,
+    checkpoint_dir: str | Path | None = None,
+    config_path: str | Path = "../configs/single.yaml",
+    do_train: bool = True,
+    do_posterior_sample: bool = True,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> RunResult:
+    """Train a model and average its posterior samples.
+
+    Everything is checked before training: keys and targets of the configuration, the data, the
+    model's sizes against the data, and the run folder.
+
+    Parameters
+    ----------
+    overrides : mapping or sequence of str, optional
+        Changes of the configuration: a mapping, nested or dotted, or strings as on the command
+        line.
+    checkpoint_dir : str or Path, optional
+        A checkpoint, or a folder with checkpoints, to go on from.
+    config_path : str or Path, default="../configs/single.yaml"
+        The primary configuration. A path that does not exist means the packaged file of that
+        name.
+    do_train : bool, default=True
+        Whether to train. Without training the weights come from `checkpoint_dir`, or from the
+        run folder.
+    do_posterior_sample : bool, default=True
+        Whether to write the output files.
+    run_dir : str or Path, optional
+        The run folder; the working directory by default.
+    resume : bool, default=False
+        Go on with the run that `run_dir` holds, with its own configuration, from its last epoch.
+    overwrite : bool, default=False
+        Delete the run that `run_dir` holds.
+
+    Returns
+    -------
+    RunResult
+
+    Raises
+    ------
+    UserError
+        For whatever is wrong with configuration, data, checkpoint or folder.
+    DivergedError
+        If the loss turns NaN or infinite.
+    """
+    start = Path.cwd()
+    folder = Path(run_dir or start).expanduser().absolute()
+    continued = checkpoint_dir is not None and RunFolder(folder).kind != "none"
+    if resume:
+        if not (folder / CONFIG).is_file():
+            raise ConfigError(f"{folder} holds no run to resume: there is no {folder / CONFIG}")
+        if RunFolder(folder).kind == "search":
+            raise ConfigError(
+                f"{folder} holds a search; go on with it: lfads pbt --resume {folder}"
+            )
+        config_path = folder / CONFIG
+    config = compose_config(config_path, overrides or (), start)
+    _drop_old_arguments(config)
+    check_config(config)
+    if do_train:
+        is_new = RunFolder(folder).claim(resume=resume or continued, overwrite=overwrite)
+    else:
+        is_new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+    given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
+    try:
+        with _inside(folder):
+            run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
+            return run.run(do_train, do_posterior_sample)
+    except OSError as error:
+        if is_write_failure(error):
+            raise cannot_write(error.filename or folder, error) from error
+        raise
+    finally:
+        if is_new:
+            with suppress(OSError):  # not empty: the run got as far as writing something
+                folder.rmdir()
+
+
+class _Run:
+    """One run: what is built from the configuration, and the order in which it happens."""
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        folder: Path,
+        given: Path | None,
+        *,
+        goes_on: bool,
+        overwrite: bool,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.given = given
+        self.goes_on = goes_on
+        self.overwrite = overwrite
+        self.seed = int(config.get("seed") or 0)
+
+    def run(self, do_train: bool, do_posterior_sample: bool) -> RunResult:
+        """Build, check, train, sample."""
+        import pytorch_lightning as pl
+
+        pl.seed_everything(self.seed, workers=True, verbose=False)
+        datamodule = build(self.config["datamodule"], "datamodule")
+        datamodule.setup("fit")
+        model = build_model(self.config["model"], datamodule)
+        model.check_data(datamodule)
+        status = RunFolder(self.folder).status if self.goes_on or not do_train else {}
+        metrics: dict[str, float] = {}
+        if do_train and (status.get("stage", "training") == "training" or self._is_longer(status)):
+            status, metrics = self._train(model, datamodule)
+        outputs = self._sample(model, datamodule, trained=do_train) if do_posterior_sample else []
+        if do_train:
+            names = [_relative(path, self.folder) for path in outputs]
+            status = {**status, "outputs": names or status.get("outputs", [])}
+            self._write_status("complete", status)
+        best = status.get("best_checkpoint")
+        last = self.folder / LAST
+        return RunResult(
+            run_dir=self.folder,
+            best_checkpoint=self.folder / best if best else None,
+            last_checkpoint=last if last.is_file() else None,
+            outputs=outputs,
+            metrics=metrics,
+        )
+
+    def _is_longer(self, status: Mapping[str, Any]) -> bool:
+        asked, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
+        return asked is not None and before is not None and not 0 <= asked <= before
+
+    def _write_status(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+        RunFolder(self.folder).write_status(
+            stage, **{k: v for k, v in facts.items() if k != "stage"}
+        )
+
+    def _train(self, model: LFADS, datamodule: Any) -> tuple[dict[str, Any], dict[str, float]]:
+        from ..checkpoint import load_weights, read_checkpoint
+        from .resume import RUN_KEY
+
+        if self.overwrite:
+            RunFolder(self.folder).delete()
+        checkpoint = self._checkpoint_to_go_on_from()
+        step = 0
+        if checkpoint is not None:
+            state = read_checkpoint(checkpoint)
+            load_weights(model, state["state_dict"], checkpoint)
+            step = int(state.get("global_step", 0))
+            run = state.get(RUN_KEY, {})
+            first = int(run.get("first_step", 0))
+            RunFolder(self.folder).rewind_metrics(step, first, run.get("metrics"))
+        elif self.goes_on:
+            RunFolder(self.folder).rewind_metrics()
+        trainer = build_trainer(self.config, self.folder, self.seed, step)
+        facts = {
+            "version": __version__,
+            "seed": self.seed,
+            "max_epochs": self.config["trainer"].get("max_epochs"),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "environment": environment(pick_device(self.config["trainer"])),
+        }
+        write_config(self.folder / CONFIG, self.config)
+        self._write_status("training", facts)
+        try:
+            self._fit(trainer, model, datamodule, checkpoint)
+        except UserError as error:
+            self._write_status("training", {**facts, "stopped": str(error)})
+            raise
+        best = _best_of(trainer)
+        facts["finished"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        facts["epochs"] = trainer.current_epoch
+        facts["best_checkpoint"] = _relative(best, self.folder) if best else None
+        self._write_status("sampling", facts)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return facts, metrics
+
+    def _checkpoint_to_go_on_from(self) -> Path | None:
+        if self.given is None:
+            own = self.folder / LAST
+            return own if self.goes_on and own.is_file() else None
+        found = RunFolder(self.given).checkpoint()
+        if found is None:
+            raise UserError(f"checkpoint_dir={self.given}: there is no checkpoint (*.ckpt) in it")
+        return found
+
+    def _fit(self, trainer: pl.Trainer, model: LFADS, datamodule: Any, path: Path | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=path, weights_only=True)
+        except SystemExit as error:
+            if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
+                raise KeyboardInterrupt from error
+            raise
+        finally:
+            with suppress(ValueError, TypeError):  # not the main thread
+                signal.signal(signal.SIGINT, interrupt)
+
+    def _sample(self, model: LFADS, datamodule: Any, *, trained: bool) -> list[Path]:
+        from ..checkpoint import load_weights, read_checkpoint
+
+        settings = self.config.get("posterior_sampling") or {}
+        if not settings.get("fn"):
+            return []
+        best = bool(settings.get("use_best_ckpt", True))
+        place = self.folder if trained or self.given is None else self.given
+        path = RunFolder(place).checkpoint(best=best)
+        if path is None:
+            raise UserError(f"{place} holds no checkpoint to sample from; train first")
+        load_weights(model, read_checkpoint(path)["state_dict"], path)
+        known = arguments_of(find_target(settings["fn"]["_target_"], "posterior_sampling.fn"))
+        facts = {"run": str(self.folder), "checkpoint": _relative(path, self.folder)}
+        facts = {name: value for name, value in facts.items() if name in known.legal}
+        sample = build({**settings["fn"], "_partial_": True}, "posterior_sampling.fn")
+        model.to(pick_device(self.config["trainer"]))
+        try:
+            outputs = sample(model, datamodule, **facts)
+        finally:
+            model.to("cpu")
+        return [Path(output).absolute() for output in outputs or []]
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    start = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(start)
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _best_of(trainer: pl.Trainer) -> Path | None:
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if not path:
+        return None
+    here = Path(getattr(trainer.checkpoint_callback, "dirpath", "")) / Path(path).name
+    return Path(path) if Path(path).is_file() else here if here.is_file() else None
+
+
+def _drop_old_arguments(config: dict[str, Any]) -> None:
+    trainer = config.get("trainer")
+    if not isinstance(trainer, dict):
+        raise ConfigError("the configuration has no trainer; compare the packaged single.yaml")
+    for part in ("model", "datamodule"):
+        if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
+            raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
+    trainer.setdefault("_target_", "pytorch_lightning.Trainer")
+    for name in [name for name in trainer if name in _OLD_TRAINER]:
+        warnings.warn(
+            f"trainer.{name}={trainer.pop(name)!r} belongs to PyTorch Lightning 1 and is left out",
+            stacklevel=3,
+        )
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Describe what computes: versions, system and device, without names of hosts or users."""
+    import torch
+
+    packages = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(torch.device(device)) if on_gpu else device,
+        "packages": packages,
+    }
