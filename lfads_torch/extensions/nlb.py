@@ -29,7 +29,7 @@ FloatArray = NDArray[np.floating[Any]]
 
 
 class NLBEvaluation(Callback):
-    """Log ``nlb/<score>`` and its smoothed value ``nlb/<score>_smth`` every so many epochs.
+    """Log ``nlb/<score>`` and its smoothed value ``nlb/<score>_smth`` at an interval.
 
     - ``co_bps``: bits per spike of held-out neurons, within the bins that the encoders read
     - ``fp_bps``: bits per spike of all neurons in the bins beyond
@@ -131,7 +131,7 @@ class NLBEvaluation(Callback):
 
 
 def _attribute(data: Any, key: str, session: int) -> Any:
-    """The session's own array: the data module holds a list of them where there are several."""
+    """Return the session's array: the data module holds a list of them where there are several."""
     value = getattr(data, key, None)
     return value if value is None or data.n_sessions == 1 else value[session]
 

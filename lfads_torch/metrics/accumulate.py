@@ -102,19 +102,14 @@ def bits_per_spike(
 
 
 class R2Moments(NamedTuple):
-    """What R2 needs of a batch, per channel, each of shape (channels,).
+    """What R2 needs of a batch, per channel, each of shape (channels,)."""
 
-    Attributes
-    ----------
-    n, mean, spread : Tensor
-        Number of observed targets, their mean and their sum of squared deviations from it.
-    error : Tensor
-        Sum of squared errors of the predictions.
-    """
-
+    # n, mean, spread: Number of observed targets, their mean and their sum of squared
+    # deviations from it
     n: Tensor
     mean: Tensor
     spread: Tensor
+    # Sum of squared errors of the predictions
     error: Tensor
 
 

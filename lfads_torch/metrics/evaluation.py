@@ -19,24 +19,16 @@ _DRAWS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class PsthScore:
-    """R2 between condition averages of rates and PSTHs (Pei et al. 2021), the mean over neurons.
+    """R2 between condition averages of rates and PSTHs (Pei et al. 2021), the mean over neurons."""
 
-    Attributes
-    ----------
-    sums : list of array
-        Of each condition: the summands of its trials' rates in bins that are scored, shape
-        (trials, bins, neurons), 0 in bins that a trial's window did not reach.
-    reached : list of array
-        Which bins it reached, shape (trials, bins).
-    members : list of array of int
-        The trials.
-    targets : list of array
-        The PSTH, shape (bins, neurons).
-    """
-
+    # Of each condition: the summands of its trials' rates in bins that are scored, shape
+    # (trials, bins, neurons), 0 in bins that a trial's window did not reach
     sums: list[NDArray[Any]]
+    # Which bins it reached, shape (trials, bins)
     reached: list[FloatArray]
+    # The trials
     members: list[NDArray[np.int64]]
+    # The PSTH, shape (bins, neurons)
     targets: list[FloatArray]
 
     @classmethod
@@ -165,18 +157,12 @@ def psth_r2(
 
 @dataclass(frozen=True)
 class SpeedScore:
-    """Correlation of neural speed with the produced interval, the mean over conditions.
+    """Correlation of neural speed with the produced interval, the mean over conditions."""
 
-    Attributes
-    ----------
-    speed, produced : array, shape (trials,)
-        NaN where a trial has none.
-    conditions : list of array of int
-        Trials of each condition.
-    """
-
+    # speed, produced: NaN where a trial has none; shape (trials,)
     speed: FloatArray
     produced: FloatArray
+    # Trials of each condition
     conditions: list[NDArray[np.int64]]
 
     @classmethod

@@ -21,16 +21,11 @@ NLB_BIN_MS = 5.0
 
 
 class RatesAndBehavior(NamedTuple):
-    """Trials of a split.
+    """Trials of a split."""
 
-    Attributes
-    ----------
-    rates : array, shape (trials, bins, neurons)
-        Spikes per bin.
-    behavior : array, shape (trials, bins, columns) or (trials, columns), or None
-    """
-
+    # Spikes per bin; shape (trials, bins, neurons)
     rates: FloatArray
+    # shape (trials, bins, columns) or (trials, columns)
     behavior: FloatArray | None
 
 
@@ -119,17 +114,10 @@ def decoding_r2(
     *,
     alphas: tuple[float, ...] = NLB_ALPHAS,
 ) -> float:
-    """Mean R2 of behaviour decoded linearly from rates, over sets of trials.
+    """Return the mean R2 of behaviour decoded linearly from rates, over sets of trials.
 
-    Parameters
-    ----------
-    train, valid : RatesAndBehavior
-        Behaviour of shape (trials, bins, columns), which may have fewer bins than the rates; NaN
-        samples are left out.
-    train_mask, valid_mask : array of bool, shape (trials, sets), optional
-        Trials of each set; one set with all trials by default.
-    alphas : tuple of float
-        Ridge penalties to choose from.
+    Behaviour of shape (trials, bins, columns) may have fewer bins than the rates; NaN samples are
+    left out. Masks have shape (trials, sets); without them all trials are one set.
     """
     if train.behavior is None or valid.behavior is None:
         raise DataError("decoding needs behaviour in both train and valid")
@@ -150,7 +138,7 @@ def decoding_r2(
 
 
 def trial_sets(mask: ArrayLike | None, n_trials: int) -> NDArray[np.bool_]:
-    """Masks of sets of trials, one per row: shape (sets, trials); all trials where None."""
+    """Return masks of sets of trials, one per row: shape (sets, trials); all trials where None."""
     if mask is None:
         return np.ones((1, n_trials), dtype=bool)
     return np.asarray(mask).astype(bool).reshape(n_trials, -1).T
@@ -159,22 +147,9 @@ def trial_sets(mask: ArrayLike | None, n_trials: int) -> NDArray[np.bool_]:
 def set_go_mask(
     produced_ms: ArrayLike, jitter: ArrayLike, n_bins: int, bin_ms: float | int = NLB_BIN_MS
 ) -> NDArray[np.bool_]:
-    """Bins between Set and Go, for windows that end `jitter` bins after Go.
+    """Return the bins between Set and Go, shape (trials, n_bins), for windows `jitter` bins late.
 
-    Parameters
-    ----------
-    produced_ms : array, shape (trials,)
-        Produced interval t_p from Set to Go in ms; NaN gives no bins.
-    jitter : integer array, shape (trials,)
-        Bins by which the window was shifted to later times.
-    n_bins : int
-        Bins of the window.
-    bin_ms : float
-        Bin width; the benchmark's is 5 ms.
-
-    Returns
-    -------
-    array of bool, shape (trials, n_bins)
+    `produced_ms` is the interval t_p from Set to Go; NaN gives no bins.
     """
     go = n_bins - np.asarray(jitter, dtype=np.float64)
     start = go - np.asarray(produced_ms, dtype=np.float64) / bin_ms
@@ -183,19 +158,7 @@ def set_go_mask(
 
 
 def trials_by_condition(cond_idx: Any, n_conditions: int) -> list[NDArray[np.int64]]:
-    """Lists of trials from lists of trials, or from one condition number per trial.
-
-    Parameters
-    ----------
-    cond_idx : ragged array or 2-D array of trial numbers, or 1-D array of condition numbers
-    n_conditions : int
-        Conditions in the PSTHs.
-
-    Raises
-    ------
-    DataError
-        If conditions and PSTHs do not match.
-    """
+    """List the trials of each condition, from such lists or from a condition number per trial."""
     entries = list(cond_idx)
     if all(np.ndim(entry) == 0 for entry in entries):
         numbers = np.asarray(entries, dtype=np.int64)

@@ -15,20 +15,18 @@ FloatArray = NDArray[np.float64]
 NLB_ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-4, 0, 9))
 """Ridge penalties among which the Neural Latents Benchmark chooses by cross-validation."""
 
-# Small enough for a processor's own cache.
-_CHUNK_ENTRIES = 1 << 16
+# Rows of this number of entries, 512 kB, fit into the cache of a processor.
+_BLOCK_ENTRIES = 1 << 16
+# What rounding leaves of the spread of a constant column, as a share of its power.
+_ROUNDING = 1e-12
 
 
 class LinearMap(NamedTuple):
-    """``y = x @ weight + bias``.
+    """``y = x @ weight + bias``."""
 
-    Attributes
-    ----------
-    weight : array, shape (features, targets)
-    bias : array, shape (targets,)
-    """
-
+    # shape (features, targets)
     weight: FloatArray
+    # shape (targets,)
     bias: FloatArray
 
     def __call__(self, x: ArrayLike) -> FloatArray:
@@ -37,20 +35,13 @@ class LinearMap(NamedTuple):
 
 
 class RidgeChoice(NamedTuple):
-    """A ridge regression whose penalties were chosen by cross-validation.
+    """A ridge regression whose penalties were chosen by cross-validation."""
 
-    Attributes
-    ----------
-    fit : LinearMap
-        Fitted to all samples.
-    alpha : array, shape (targets,)
-        The penalties.
-    score : array, shape (targets,)
-        Mean over folds of the R2 in the fold left out.
-    """
-
+    # Fitted to all samples
     fit: LinearMap
+    # The penalties; shape (targets,)
     alpha: FloatArray
+    # Mean over folds of the R2 in the fold left out; shape (targets,)
     score: FloatArray
 
 
@@ -97,27 +88,34 @@ def fit_linear(x: ArrayLike, y: ArrayLike, alphas: Sequence[float] = (0.0,)) -> 
         raise UserError("no sample is finite in both x and y, so there is nothing to fit")
     # Centred, the sums of products lose no digits to the means.
     x_mean, y_mean = inputs.mean(axis=0), targets.mean(axis=0)
-    fits = _solve(_gram(inputs - x_mean, targets - y_mean), inputs.shape[1], alphas)
+    fits = _solve(_gram(inputs - x_mean, targets - y_mean), np.ones(inputs.shape[1]), alphas)
     return [LinearMap(weight, y_mean + bias - x_mean @ weight) for weight, bias in fits]
 
 
 def _gram(x: FloatArray, y: FloatArray) -> FloatArray:
-    """Sums of products of (1, x, y): all that linear regression needs to know of its data."""
+    """Sum the products of (1, x, y): all that linear regression needs to know of its data."""
     joined = np.concatenate([np.ones((len(x), 1)), x, y], axis=1)
     return joined.T @ joined
 
 
-def _solve(gram: FloatArray, n_features: int, alphas: Sequence[float]) -> list[LinearMap]:
+def _solve(gram: FloatArray, scale: FloatArray, alphas: Sequence[float]) -> list[LinearMap]:
+    """Solve ridge regressions with penalties on the weights of features divided by `scale`."""
+    n_features = len(scale)
+    factor = np.ones(len(gram))
+    factor[1 : n_features + 1] = 1 / scale
+    gram = gram * np.outer(factor, factor)
     means = gram[0, 1:] / gram[0, 0]
     covariance = gram[1:, 1:] - gram[0, 0] * np.outer(means, means)
     power, axes = np.linalg.eigh(covariance[:n_features, :n_features])
     # Directions without variance carry no information; dropping them is the pseudo-inverse.
-    scale = gram.diagonal()[1 : n_features + 1].max(initial=0.0)
-    alive = power > scale * len(power) * np.finfo(np.float64).eps
+    largest = gram.diagonal()[1 : n_features + 1].max(initial=0.0)
+    alive = power > largest * len(power) * np.finfo(np.float64).eps
     axes, power = axes[:, alive], power[alive]
     projected = axes.T @ covariance[:n_features, n_features:]
     weights = [axes @ (projected / (power + alpha)[:, None]) for alpha in alphas]
-    return [LinearMap(w, means[n_features:] - means[:n_features] @ w) for w in weights]
+    return [
+        LinearMap(w / scale[:, None], means[n_features:] - means[:n_features] @ w) for w in weights
+    ]
 
 
 def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> FloatArray:
@@ -127,7 +125,7 @@ def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> FloatArray:
     error = (residual * (gram @ residual)).sum(axis=0)
     power = gram.diagonal()[-n_targets:]
     spread = power - gram[0, -n_targets:] ** 2 / gram[0, 0]
-    varies = spread > 1e-12 * power
+    varies = spread > _ROUNDING * power
     return np.where(varies, 1 - error / np.where(varies, spread, 1.0), 0.0)
 
 
@@ -138,6 +136,9 @@ def _choose(
     scaled: bool = False,
 ) -> RidgeChoice:
     """Choose penalties over folds, each (x, y) of finite rows, and fit to all of them."""
+    # scikit-learn's RidgeCV chooses a penalty for each target by leave-one-out alone, which parts
+    # the bins of a trial. From the folds' sums of products every penalty and scale costs one small
+    # eigenproblem, and no row is read twice.
     n = sum(len(x) for x, _ in folds)
     # Centred, the sums of products lose no digits to the means.
     x_mean = np.sum([x.sum(axis=0) for x, _ in folds], axis=0) / n
@@ -148,68 +149,43 @@ def _choose(
     options = [(scale, alpha) for scale in scales for alpha in alphas]
     scores = np.zeros((len(options), len(y_mean)))
     for gram in grams if len(grams) > 1 else ():
-        fits = [fit for scale in scales for fit in _solve_scaled(total - gram, scale, alphas)]
-        for own, fit in zip(scores, fits, strict=True):
-            own += _r2_from_gram(gram, fit) / len(grams)
+        fits = [fit for scale in scales for fit in _solve(total - gram, scale, alphas)]
+        for score, fit in zip(scores, fits, strict=True):
+            score += _r2_from_gram(gram, fit) / len(grams)
     judged = scores if per_target else np.broadcast_to(scores.mean(1, keepdims=True), scores.shape)
     best = judged.argmax(axis=0)
-    fits = [_solve_scaled(total, scale, [alpha])[0] for scale, alpha in (options[k] for k in best)]
+    fits = [_solve(total, scale, [alpha])[0] for scale, alpha in (options[k] for k in best)]
     weight = np.stack([fit.weight[:, k] for k, fit in enumerate(fits)], axis=1)
     bias = np.array([fit.bias[k] for k, fit in enumerate(fits)])
     alpha = np.array([float(options[k][1]) for k in best])
-    found = LinearMap(weight, y_mean + bias - x_mean @ weight)
-    return RidgeChoice(found, alpha, np.take_along_axis(scores, best[None], axis=0)[0])
+    fit = LinearMap(weight, y_mean + bias - x_mean @ weight)
+    return RidgeChoice(fit, alpha, np.take_along_axis(scores, best[None], axis=0)[0])
 
 
 def _feature_scales(gram: FloatArray, n_features: int) -> list[FloatArray]:
-    """Each feature's own spread, and one for all."""
+    """Return the spread of each feature, and one for all."""
     n, rows = gram[0, 0], slice(1, n_features + 1)
     variance = gram.diagonal()[rows] / n - (gram[0, rows] / n) ** 2
-    varies = variance > 1e-12 * gram.diagonal()[rows] / n
+    varies = variance > _ROUNDING * gram.diagonal()[rows] / n
     variance = np.where(varies, variance, 0.0)
     mean = variance.sum() / max(int(varies.sum()), 1) or 1.0
     return [np.sqrt(np.where(varies, variance, mean)), np.full(n_features, np.sqrt(mean))]
 
 
-def _solve_scaled(gram: FloatArray, scale: FloatArray, alphas: Sequence[float]) -> list[LinearMap]:
-    """Ridge regression with penalties on the weights of features divided by `scale`."""
-    factor = np.ones(len(gram))
-    factor[1 : len(scale) + 1] = 1 / scale
-    fits = _solve(gram * np.outer(factor, factor), len(scale), alphas)
-    return [LinearMap(fit.weight / scale[:, None], fit.bias) for fit in fits]
-
-
-def ridge_by_trials(
+def ridge(
     x: ArrayLike,
     y: ArrayLike,
     alphas: Sequence[float],
     n_folds: int = 5,
     scaled: bool = False,
 ) -> RidgeChoice:
-    """Ridge regression; each target's penalty is chosen by cross-validation that parts no trial.
+    """Fit a ridge regression; cross-validation that parts no trial chooses each target's penalty.
 
-    Parameters
-    ----------
-    x : array, shape (trials, bins, features)
-    y : array, shape (trials, bins, targets)
-        Samples with a NaN are left out, and so are trials without any sample.
-    alphas : sequence of float
-    n_folds : int
-        Contiguous folds of trials; fewer where there are fewer trials.
-    scaled : bool
-        Whether penalties are on weights of scaled features, so that they mean the same whatever the
-        features' units: divided each by its own spread, or all by a common one, whichever turns
-        out better. It depends on whether weak features are worth as much as strong ones.
-
-    Returns
-    -------
-    RidgeChoice
-        With a single trial there is no cross-validation: the first penalty, and scores of 0.
-
-    Raises
-    ------
-    UserError
-        If no sample is finite in both.
+    `x` and `y` have shape (trials, bins, ...); samples with a NaN are left out. Folds are
+    contiguous. With a single trial the first penalty counts, and scores are 0. With `scaled`,
+    penalties are on weights of scaled features, so that they mean the same whatever the features'
+    units: each feature is divided by its spread, or all by a common one, whichever predicts better.
+    That depends on whether weak features are worth as much as strong ones.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.shape[:2] != y.shape[:2]:
@@ -337,12 +313,12 @@ def poisson_regression(
     complete = bool(observed.all())
     # The part of the likelihood that is linear in the weights is known before the first step.
     spikes, moments = y.sum(axis=0), z.T @ y
-    step = max(1, _CHUNK_ENTRIES // max(1, len(active)))
+    step = max(1, _BLOCK_ENTRIES // max(1, len(active)))
 
     def objective(flat: FloatArray) -> tuple[float, FloatArray]:
-        own = flat.reshape(len(power) + 1, len(active))
-        weight = own[1:] * scale
-        log_mean = np.log(mean[active]) + own[0] / np.sqrt(mean[active])
+        scaled = flat.reshape(len(power) + 1, len(active))
+        weight = scaled[1:] * scale
+        log_mean = np.log(mean[active]) + scaled[0] / np.sqrt(mean[active])
         total, slope = np.zeros(len(active)), -moments
         for start in range(0, len(z), step):
             rows = slice(start, start + step)
@@ -363,8 +339,8 @@ def poisson_regression(
     if active.size and power.size:
         options = {"maxiter": 500, "ftol": tolerance, "gtol": 1e-7}
         start = np.zeros((len(power) + 1) * len(active))
-        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
-        own = found.reshape(len(power) + 1, len(active))
-        weight[:, active] = axes @ (own[1:] * scale)
-        bias[active] += own[0] / np.sqrt(mean[active]) - centre @ weight[:, active]
+        flat = minimize(objective, start, jac=True, method="L-BFGS-B", options=options).x
+        solution = flat.reshape(len(power) + 1, len(active))
+        weight[:, active] = axes @ (solution[1:] * scale)
+        bias[active] += solution[0] / np.sqrt(mean[active]) - centre @ weight[:, active]
     return LinearMap(weight, bias)

@@ -29,20 +29,20 @@ _ROUNDING = 1e-12
 
 @runtime_checkable
 class TrialScore(Protocol):
-    """What every score of this kind can say."""
+    """What every score of this kind can compute."""
 
     def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Numerator and denominator for weights of shape (draws, trials), each (draws,)."""
 
     def by_column(self) -> FloatArray | None:
-        """The score of each channel or column; None where it has none."""
+        """Return the score of each channel or column; None where it has none."""
 
     def by_group(self, groups: Sequence[NDArray[np.int64]]) -> FloatArray | None:
-        """The score of each group of trials, against the reference of all; None where undefined."""
+        """Return each group's score, against the reference of all trials; None where undefined."""
 
 
 def resampled_trials(n_trials: int, n_draws: int, seed: int | Sequence[int] = 0) -> FloatArray:
-    """How often each trial is drawn when trials are drawn with replacement.
+    """Count how often each trial is drawn when trials are drawn with replacement.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def resampled_trials(n_trials: int, n_draws: int, seed: int | Sequence[int] = 0)
 
 
 def interval(value: float, draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap draws, moved so that their median is the value.
+    """Compute the percentile interval of bootstrap draws, moved so that their median is the value.
 
     Drawing trials anew doubles the noise in averages over few trials, such as PSTHs: all draws then
     score lower than the trials themselves, which says nothing of how sure the score is.
@@ -89,12 +89,12 @@ def interval(value: float, draws: ArrayLike, level: float = 0.95) -> tuple[float
 
 
 def score_value(score: TrialScore, n_trials: int) -> float:
-    """The score over all trials."""
+    """Return the score over all trials."""
     return float(ratio(*score.parts(np.ones((1, n_trials))))[0])
 
 
 def ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    """Ratio of the parts of scores, NaN where there is nothing to go by."""
+    """Divide the parts of scores, NaN where there is nothing to go by."""
     out = np.full(np.shape(numerator), np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
 

@@ -156,11 +156,6 @@ def match_sessions(model: LFADS, data: BasicDataModule) -> list[int]:
 
     A model of one session takes data of any one session (checked by size); a model of several
     knows its sessions by name.
-
-    Raises
-    ------
-    UserError
-        Where a session is unknown, or its sizes are not the model's.
     """
     names, known = data.session_names, model.session_names
     n_known = len(model.readin)

@@ -61,7 +61,7 @@ class Generator:
 
     @classmethod
     def of_model(cls, model: Any) -> Generator:
-        """Generator of a trained `lfads_torch.model.LFADS`."""
+        """Return the generator of a trained `lfads_torch.model.LFADS`."""
         cell = model.decoder.rnn.cell.gen_cell
         return cls(cell.weight_hh, cell.bias, cell.weight_ih, model.decoder.clip)
 
@@ -76,7 +76,7 @@ class Generator:
         return self.weight_ih.shape[1]
 
     def drive(self, inputs: ArrayLike | None) -> Tensor:
-        """What a constant input, shape (inputs,), adds to the gates; zero input if None."""
+        """Return what a constant input, shape (inputs,), adds to the gates; zero input if None."""
         if inputs is None:
             return self.bias
         u = _double(inputs).reshape(-1)
@@ -90,7 +90,7 @@ class Generator:
         return clipped_gru_cell(rows, states[None], self.weight_hh[None], self.clip)[0]
 
     def jacobian(self, states: Tensor, drive: Tensor) -> Tensor:
-        """Derivatives of the step, shape (n, states, states): rows are the next bin's states."""
+        """Compute the step's derivatives, (n, states, states): rows are the next bin's states."""
         n = self.n_states
         w_z, w_r, w_n = self.weight_hh.split(n)
         x_z, x_r, x_n = drive.split(n)
@@ -155,15 +155,15 @@ class FixedPoints(NamedTuple):
             return -1.0 / np.log(np.abs(self.eigenvalues))
 
     def frequencies(self) -> FloatArray:
-        """Turns per bin of each eigenvalue, between 0 and 0.5."""
+        """Return the turns per bin of each eigenvalue, between 0 and 0.5."""
         return np.abs(np.angle(self.eigenvalues)) / (2 * np.pi)
 
     def near(self, distance: float | int = 1.0) -> FixedPoints:
-        """The points within so many spreads of a start."""
+        """Return the points within a number of spreads of a start."""
         return self.take(self.distances <= distance)
 
     def take(self, chosen: Any) -> FixedPoints:
-        """The points of an index, a slice or a mask."""
+        """Return the points of an index, a slice or a mask."""
         return FixedPoints._make([*(part[chosen] for part in self[:-1]), self.inputs])
 
 
@@ -311,7 +311,7 @@ def _descend(
 def _merge(
     states: FloatArray, speeds: FloatArray, radii: FloatArray
 ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Indices of distinct points, the most visited first, and how many ended at each."""
+    """Return indices of distinct points, the most visited first, and how many ended at each."""
     kept: list[int] = []
     counts: list[int] = []
     for k in np.argsort(speeds, kind="stable").tolist():

@@ -30,32 +30,6 @@ def run_ensemble_sampling(
     models of their posterior mean rates (or other means). Factors, states, initial conditions and
     inferred inputs are left out: each model has coordinates of its own for them, so a mean over
     models means nothing.
-
-    Parameters
-    ----------
-    models : iterable of LFADS
-        Trained on the same sessions; one at a time is kept in memory.
-    datamodule : BasicDataModule
-    filename : str or Path
-        ``name.h5`` stands for ``name_sess0.h5``, ``name_sess1.h5``, ...
-    num_samples : int, default=50
-        Posterior samples of each model.
-    seed : int, default=0
-        Seed of the first model's samples; each further one has the next.
-    max_bytes : int
-        As in `sample_posterior`.
-    run : str or Path, optional
-        Recorded as attribute of the files.
-
-    Returns
-    -------
-    list of Path
-        The files, by session.
-
-    Raises
-    ------
-    UserError
-        Where there is no model, the data do not fit one, or a file cannot be written.
     """
     target = Path(filename)
     sessions = datamodule.sessions

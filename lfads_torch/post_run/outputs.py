@@ -58,7 +58,7 @@ _NUMBERED = re.compile(r"_sess(\d+)$")
 
 
 class Trials:
-    """The trials of one split, or of several merged: arrays by name, read when first asked for.
+    """The trials of one split, or of several merged: arrays by name, read when they are first used.
 
     ``trials["factors"]`` and ``trials.factors`` are the same array, one row per trial in the order
     of the file. Names are those of the file without their split: the model's (`INFERRED`), the
@@ -153,7 +153,7 @@ class Trials:
         return self._arrays[name]
 
     def get(self, name: str) -> Array | None:
-        """The array of that name, None where there is none."""
+        """Return the array of that name, or None where the file lacks it."""
         return self[name] if name in self._names else None
 
     def __getattr__(self, name: str) -> Array:
@@ -344,7 +344,7 @@ class SessionOutputs:
         return self.trials("test")
 
     def trials(self, split: str) -> Trials:
-        """The trials of a split.
+        """Return the trials of a split.
 
         Raises
         ------
@@ -361,7 +361,7 @@ class SessionOutputs:
         return self._trials[split]
 
     def merged(self, splits: Sequence[str] | None = None) -> Trials:
-        """Trials of several splits, in the order in which they were recorded.
+        """Return trials of several splits, in the order in which they were recorded.
 
         Parameters
         ----------
@@ -405,7 +405,7 @@ class SessionOutputs:
         Raises
         ------
         DataError
-            If there is none of that name.
+            If the file has no such key.
         """
         if key not in self._shapes:
             raise DataError(
@@ -415,11 +415,11 @@ class SessionOutputs:
             return np.asarray(file[key][()])
 
     def n_trials(self, split: str) -> int:
-        """Trials of a split."""
+        """Return the number of trials of a split."""
         return int(self._shapes[f"{split}_output_params"][0])
 
     def names_of(self, split: str) -> list[str]:
-        """Names, without the split, of the arrays that have a row for each trial of a split."""
+        """Return the names, without the split, of arrays that have a row for each of its trials."""
         prefix, n_trials = f"{split}_", self.n_trials(split)
         return [
             key.removeprefix(prefix)
@@ -468,7 +468,7 @@ class RunOutputs:
     Attributes
     ----------
     path : Path
-        What was asked for.
+        What was named.
     sessions : tuple of SessionOutputs
     """
 
@@ -515,8 +515,8 @@ class RunOutputs:
 def load_outputs(run: str | Path, *, bin_ms: float | None = None) -> RunOutputs:
     """Read what a run inferred of its trials.
 
-    Nothing but the files' keys and shapes is read at once; an array is read when it is first asked
-    for.
+    Nothing but the files' keys and shapes is read at once; an array is read when it is first
+    used.
 
     Parameters
     ----------
@@ -549,13 +549,7 @@ def load_outputs(run: str | Path, *, bin_ms: float | None = None) -> RunOutputs:
 
 
 def output_files(place: Path) -> list[Path]:
-    """Find the output files of a run, in the order of its sessions.
-
-    Raises
-    ------
-    UserError
-        If there are none.
-    """
+    """Find the output files of a run, in the order of its sessions."""
     if place.is_file():
         return [place]
     stem = "lfads_output" if place.is_dir() else place.stem

@@ -105,7 +105,7 @@ def _array(parameter: Any) -> FloatArray:
 
 
 def _expected_log_t(prior: MultivariateStudentT, m: FloatArray, s: FloatArray) -> FloatArray:
-    """Expected log density of Student's t under a Gaussian."""
+    """Compute the expected log density of Student's t under a Gaussian."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
     loc, scale, df = _array(prior.loc), np.exp(_array(prior.logscale)), prior.df
     total = np.zeros_like(m)

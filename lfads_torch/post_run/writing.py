@@ -28,13 +28,7 @@ class _PassedError(Exception):
 
 
 class OutputFile:
-    """The output file of one session while it is written.
-
-    Parameters
-    ----------
-    file : h5py.File
-    session : SessionData
-    """
+    """The output file of one session while it is written."""
 
     def __init__(self, file: Any, session: SessionData) -> None:
         self._file, self._session = file, session
@@ -61,16 +55,7 @@ class OutputFile:
 
 
 class RowWriter:
-    """Takes what is inferred of a split's trials, in order, and writes it.
-
-    Parameters
-    ----------
-    file : h5py.File
-    split : str
-    n_trials : int
-    fields : sequence of str
-        Of `SessionOutput`.
-    """
+    """Takes what is inferred of a split's trials, in order, and writes it."""
 
     def __init__(self, file: Any, split: str, n_trials: int, fields: Sequence[str]) -> None:
         self._file, self._split, self._n_trials, self._fields = file, split, n_trials, fields
@@ -101,23 +86,7 @@ class RowWriter:
 
 @contextmanager
 def output_file(path: Path, session: SessionData) -> Iterator[OutputFile]:
-    """Write the output file of a session, complete or not at all.
-
-    Parameters
-    ----------
-    path : Path
-    session : SessionData
-
-    Yields
-    ------
-    OutputFile
-
-    Raises
-    ------
-    DataError
-        If the file cannot be written. Errors of a model pass, where they are raised in
-        `computing`.
-    """
+    """Write the output file of a session, complete or not at all."""
     try:
         with new_file(path) as file:
             yield OutputFile(file, session)
@@ -135,7 +104,7 @@ def computing() -> Iterator[None]:
 
 
 def ended_data(session: SessionData, split: str) -> dict[str, Any]:
-    """What an output file says of trials that end before the last bin: lengths, and data with NaN.
+    """Return the lengths of trials that end before the last bin, and their data with NaN.
 
     Empty where all trials of a split are whole.
     """

@@ -15,6 +15,7 @@ from ..data import open_h5
 from ..data.smoothing import gaussian_smooth
 from ..datamodules import BasicDataModule
 from ..errors import UserError
+from ..metrics.regression import ridge
 from ..model import LFADS
 from ..modules.initial_readout import ChannelStats, Line, initial_blocks, set_blocks
 from ..modules.readin_readout import FanInLinear, readin_of
@@ -22,7 +23,6 @@ from ..modules.recons import recon_for_channels
 from ..tuples import SessionBatch
 from .align import PENALTIES, align_to
 from .align_files import read_conditions, read_trials
-from .pcr import choose_penalty, ridge
 
 SESSION_GROUPS = ("readin", "readout", "recon")
 """First parts of the names of the parameters that belong to one session."""
@@ -192,21 +192,11 @@ def _infer(model: LFADS, data: BasicDataModule, number: int) -> tuple[Any, Any]:
     return factors.astype(np.float64), recon_data
 
 
-def _line(factors: Any, smoothed: Any, n_folds: int = 5) -> Line:
-    """Means by the factors: ridge regression, its penalty by cross-validation over trials."""
-    fold = np.arange(len(factors)) % min(n_folds, len(factors))
-    flat = [array.reshape(-1, array.shape[-1]) for array in (factors, smoothed)]
-    penalty = PENALTIES[-1]
-    if fold.any():
-        parts = [
-            tuple(
-                array[rows].reshape(-1, array.shape[-1])
-                for rows in (fold != k, fold == k)
-                for array in (factors, smoothed)
-            )
-            for k in range(fold.max() + 1)
-        ]
-        penalty = choose_penalty(parts, PENALTIES, intercept=True)[0]
-    [(weight, bias)] = ridge(flat[0], flat[1], [penalty], intercept=True)
+def _line(factors: Any, smoothed: Any) -> Line:
+    """Return means as a line of the factors, by ridge regression, cross-validated over trials."""
+    # Penalties are in units of the factors' mean power, so that their scale does not matter. The
+    # largest comes first: it counts where a single trial leaves nothing to choose by.
+    unit = factors.shape[0] * factors.shape[1] * factors.var(axis=(0, 1)).mean() or 1.0
+    weight, bias = ridge(factors, smoothed, [p * unit for p in reversed(PENALTIES)]).fit
     lowest = 0.0 if np.nanmin(smoothed) >= 0 else -np.inf
     return Line(weight.T, np.maximum(bias, lowest))

@@ -10,10 +10,10 @@ from sklearn.linear_model import PoissonRegressor, Ridge
 from sklearn.model_selection import GridSearchCV
 
 from lfads_torch.errors import UserError
-from lfads_torch.metrics.regression import poisson_regression, ridge_by_trials
+from lfads_torch.metrics.regression import poisson_regression, ridge
 
 
-class TestRidgeByTrials:
+class TestRidge:
     def data(self, seed=0, n_trials=10):
         rng = np.random.default_rng(seed)
         x = rng.normal(size=(n_trials, 6, 5)) * [3, 1, 0.1, 0.05, 2] + 4
@@ -23,7 +23,7 @@ class TestRidgeByTrials:
     def test_each_target_gets_the_penalty_that_sklearn_chooses(self):
         x, y = self.data()
         alphas = tuple(np.logspace(-2, 4, 7).tolist())
-        choice = ridge_by_trials(x, y, alphas)
+        choice = ridge(x, y, alphas)
         trials = np.repeat(np.arange(10), 6)
         # Contiguous folds of two trials each.
         folds = [(trials // 2 != k, trials // 2 == k) for k in range(5)]
@@ -43,7 +43,7 @@ class TestRidgeByTrials:
         label = rng.normal(size=(12, 1, 1))
         x = np.repeat(rng.normal(size=(12, 1, 40)), 8, axis=1)
         y = np.repeat(label, 8, axis=1)
-        grouped = ridge_by_trials(x, y, (1e-3, 1e3))
+        grouped = ridge(x, y, (1e-3, 1e3))
         assert grouped.score[0] < 0.1
 
     def test_missing_samples_and_trials_are_left_out(self):
@@ -53,18 +53,18 @@ class TestRidgeByTrials:
         x[5, 1, 0] = np.nan
         kept = np.isfinite(x).all(axis=2) & np.isfinite(y).all(axis=2)
         expected = Ridge(alpha=0.5).fit(x[kept], y[kept])
-        got = ridge_by_trials(x, y, (0.5,)).fit
+        got = ridge(x, y, (0.5,)).fit
         assert got(x[kept]) == pytest.approx(expected.predict(x[kept]), abs=1e-8)
 
     def test_one_trial_and_none(self):
         x, y = self.data(3, n_trials=1)
-        choice = ridge_by_trials(x, y, (0.1, 1.0))
+        choice = ridge(x, y, (0.1, 1.0))
         assert choice.alpha.tolist() == [0.1] * 3
         assert choice.score.tolist() == [0.0] * 3
         with pytest.raises(UserError, match="nothing to fit"):
-            ridge_by_trials(x, y * np.nan, (0.1,))
+            ridge(x, y * np.nan, (0.1,))
         with pytest.raises(UserError, match="must agree"):
-            ridge_by_trials(x, y[:, :3], (0.1,))
+            ridge(x, y[:, :3], (0.1,))
 
 
 class TestPoissonRegression:

@@ -56,20 +56,13 @@ def baseline_predictions(recording: Recording) -> list[Prediction]:
 
 @dataclass(frozen=True)
 class Smoother:
-    """Gaussian smoothing that leans on each channel's mean where it sees little.
+    """Gaussian smoothing that leans on each channel's mean where it sees little."""
 
-    Attributes
-    ----------
-    width : float
-        Standard deviation of the Gaussian in bins.
-    prior : float
-        How many bins the channel's mean counts for.
-    mean : array, shape (channels,)
-        Of the training trials.
-    """
-
+    # Standard deviation of the Gaussian in bins
     width: float
+    # How many bins the channel's mean counts for
     prior: float
+    # Of the training trials; shape (channels,)
     mean: FloatArray
 
     def __call__(self, data: Array, leave_own: bool = False) -> FloatArray:
@@ -241,7 +234,7 @@ def fit_factors(data: Array, n_factors: int) -> Any:
 
 
 def _padded(recording: Recording, kind: str) -> Array:
-    """What was read, with bins beyond it missing: shape (trials, T_r, channels read)."""
+    """Return what was read, with bins beyond it missing: (trials, T_r, channels read)."""
     trials = recording.trials[kind]
     read = trials["encod_data"] if "encod_data" in trials else trials["recon_data"]
     n_more = recording.data[kind].shape[1] - read.shape[1]

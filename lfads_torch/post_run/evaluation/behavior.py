@@ -1,4 +1,4 @@
-"""What there is to score in one session: counts, conditions, behaviour, truth."""
+"""What can be scored in one session: counts, conditions, behaviour, truth."""
 
 from __future__ import annotations
 
@@ -22,62 +22,42 @@ CONDITION_KEYS = ("cond_idx", "cond_id", "condition", "target")
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys, without their split, of what is scored beside spikes.
-
-    Attributes
-    ----------
-    behavior, latents : str
-    condition : str or None
-        By default the first of `CONDITION_KEYS` that there is.
-    """
+    """Keys, without their split, of what is scored beside spikes."""
 
     behavior: str = "behavior"
     latents: str = "latents"
+    # The first of `CONDITION_KEYS` that the file has, where None
     condition: str | None = None
 
 
 @dataclass
 class Recording:
-    """One session's training trials and the trials that are scored, under ``train`` and ``scored``.
-
-    Attributes
-    ----------
-    session : SessionOutputs
-    trials : dict of str to Trials
-    data : dict of str to array, shape (trials, T_r, N_r)
-        What was to be modelled; NaN where missing.
-    n_bins, n_channels : int
-        Of these, what the encoders read.
-    counts : bool
-        Whether they are counts.
-    labels : dict of str to array of int, shape (trials,)
-        Number of each trial's condition; -1 where unknown. All 0 where there are no conditions.
-    condition_names : list of str
-        Empty where there are no conditions.
-    condition_key : str or None
-    psth : array, shape (conditions, bins, N_r), or None
-        As the file has them.
-    jitter : array of int, shape (scored trials,), or None
-    behavior, latents, truth : dict of str to array
-        Empty where there are none; truth in the units of `data`.
-    sets : dict of str to array of bool, shape (sets, trials)
-        Sets of trials, each with a decoder of its own.
-    """
+    """One session: its training trials under ``train``, those that are scored under ``scored``."""
 
     session: SessionOutputs
     trials: dict[str, Trials]
+    # What was to be modelled; NaN where missing; shape (trials, T_r, N_r)
     data: dict[str, Array]
+    # n_bins, n_channels: Of these, what the encoders read
     n_bins: int
     n_channels: int
+    # Whether they are counts
     counts: bool
+    # Number of each trial's condition; -1 where unknown. All 0 where there are no conditions;
+    # shape (trials,)
     labels: dict[str, NDArray[np.int64]]
+    # Empty where there are no conditions
     condition_names: list[str]
     condition_key: str | None
+    # As the file has them; shape (conditions, bins, N_r)
     psth: Array | None = None
+    # shape (scored trials,)
     jitter: Array | None = None
+    # behavior, latents, truth: Empty where there are none; truth in the units of `data`
     behavior: dict[str, Array] = field(default_factory=dict)
     latents: dict[str, Array] = field(default_factory=dict)
     truth: dict[str, Array] = field(default_factory=dict)
+    # Sets of trials, each with a decoder of its own; shape (sets, trials)
     sets: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
@@ -93,26 +73,7 @@ class Recording:
 
 
 def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording:
-    """Gather what there is to score.
-
-    Parameters
-    ----------
-    session : SessionOutputs
-    split : {"train", "valid", "test"}
-        The trials that are scored; baselines and decoders are fitted to the training trials.
-    keys : Keys
-
-    Returns
-    -------
-    Recording
-
-    Raises
-    ------
-    UserError
-        If there is no such split, or a key that was named is absent.
-    DataError
-        If arrays do not fit together.
-    """
+    """Gather what can be scored, or raise where a key that was named is absent or does not fit."""
     trials = {TRAIN: session.trials("train"), SCORED: session.trials(split)}
     for part in trials.values():
         if "recon_data" not in part:
@@ -145,14 +106,14 @@ def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording
 
 
 def _pair(trials: dict[str, Trials], name: str, named: bool) -> dict[str, Array]:
-    """The array of both kinds of trials; nothing where one lacks it and nobody asked for it."""
+    """Return the array of both kinds of trials; nothing where one lacks it and none named it."""
     if not named and not all(name in part for part in trials.values()):
         return {}
     return {kind: _ended(part, part[name]) for kind, part in trials.items()}
 
 
 def _ended(trials: Trials, array: Array) -> Array:
-    """The array with NaN past the ends of trials, where nothing was inferred."""
+    """Return the array with NaN past the ends of trials, where nothing was inferred."""
     past = trials.past_end
     if past is None or array.ndim != 3 or array.dtype.kind not in "buif":
         return array
@@ -173,7 +134,7 @@ def _truth(session: SessionOutputs, trials: dict[str, Trials]) -> dict[str, Arra
 def _conditions(
     session: SessionOutputs, trials: dict[str, Trials], split: str, named: str | None
 ) -> tuple[dict[str, NDArray[np.int64]], list[str], str | None]:
-    """Number of each trial's condition, the conditions' names, and where they are from."""
+    """Return the number of each trial's condition, the conditions' names, and their key."""
     file_splits = {TRAIN: "train", SCORED: split}
     candidates = CONDITION_KEYS if named is None else (named,)
     there = [k for k in candidates if f"{split}_{k}" in session.keys]

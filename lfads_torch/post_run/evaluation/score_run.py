@@ -211,7 +211,7 @@ def pool(sessions: Sequence[dict[str, dict[str, Parts]]]) -> dict[str, dict[str,
 
 
 def estimate(values: FloatArray, level: float) -> Estimate:
-    """A score and its interval: the first value, and those of the draws."""
+    """Return a score and its interval, from its value and those of the draws after it."""
     return Estimate(float(values[0]), *interval(float(values[0]), values[1:], level))
 
 

@@ -13,7 +13,7 @@ from ...data.smoothing import gaussian_smooth
 from ...errors import DataError
 from ...metrics.evaluation import PsthScore, SpeedScore
 from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
-from ...metrics.regression import LinearMap, ridge_by_trials
+from ...metrics.regression import LinearMap, ridge
 from ...metrics.trialwise import CorrelationScore, ErrorScore, SpikeScore, TrialScore
 from .behavior import SCORED, TRAIN, Recording
 
@@ -73,7 +73,7 @@ def only(train: Array, scored: Array) -> dict[str, Features]:
 
 
 def trial_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:
-    """Every score of a prediction for which the recording has data, by name."""
+    """Compute every score of a prediction for which the recording has data, by name."""
     scores: dict[str, TrialScore] = {}
     if prediction.rates is not None:
         scores |= _data_scores(recording, prediction)
@@ -99,7 +99,7 @@ def trial_scores(recording: Recording, prediction: Prediction) -> dict[str, Tria
 
 
 def _data_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:
-    """How well the data themselves are predicted: read, held out, and later in time."""
+    """Score how well the data themselves are predicted: read, held out, and later in time."""
     rates = prediction.rates if prediction.unseen_rates is None else prediction.unseen_rates
     if rates is None:
         return {}
@@ -134,7 +134,7 @@ def _psth_score(recording: Recording, rates: Array) -> dict[str, TrialScore]:
 
 
 def measured_psths(recording: Recording) -> tuple[Array, list[NDArray[np.int64]]]:
-    """Smoothed means of the scored trials' data over each condition, for files without PSTHs."""
+    """Smooth the mean of the scored trials of each condition, for files without PSTHs."""
     bin_ms = recording.session.bin_ms
     width = PSTH_SMOOTHING_MS / bin_ms if bin_ms else 2.0
     members = [m for m in recording.members if m.size]
@@ -170,7 +170,7 @@ def _mapped(
     n_bins: int,
     name: str,
 ) -> TrialScore:
-    """R2 of a linear map from features, fitted to training trials, for each set of trials."""
+    """Score a linear map from features, fitted to training trials, for each set of trials."""
     y_train, y = target[TRAIN], target[SCORED]
     n_bins = min(n_bins, y.shape[1], y_train.shape[1])
     y_train, y = y_train[:, :n_bins].astype(np.float64), y[:, :n_bins].astype(np.float64)
@@ -194,9 +194,9 @@ def _mapped(
 def _best_maps(
     candidates: Mapping[str, Features], y: Array, members: NDArray[np.bool_]
 ) -> list[tuple[str, LinearMap]]:
-    """For each column of `y` the best of the candidates, and the map from it."""
+    """Return for each column of `y` the best of the candidates, and the map from it."""
     found = {
-        name: ridge_by_trials(features()[0][members, : y.shape[1]], y[members], ALPHAS, scaled=True)
+        name: ridge(features()[0][members, : y.shape[1]], y[members], ALPHAS, scaled=True)
         for name, features in candidates.items()
     }
     names = list(found)
@@ -205,7 +205,7 @@ def _best_maps(
 
 
 def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:
-    """The model's scores by the exact definitions of the Neural Latents Benchmark."""
+    """Compute the model's scores by the exact definitions of the Neural Latents Benchmark."""
     if not recording.counts:
         return {}
     session = recording.session

@@ -67,29 +67,20 @@ Scores = dict[str, dict[str, Estimate]]
 
 @dataclass
 class SessionScores:
-    """One session.
-
-    Attributes
-    ----------
-    name : str
-    facts : dict
-        Trials, bins, channels, conditions, and what kind of data they are.
-    scores : dict of dict of Estimate
-        By row and score.
-    by_channel, by_condition : dict of dict of list
-        By row and score; a number per channel (or column of behaviour) and per condition.
-    nlb : dict of str to float
-        The model's scores by the exact definitions of the Neural Latents Benchmark.
-    choices : dict of dict
-        What was chosen for each baseline.
-    """
+    """One session."""
 
     name: str
+    # Trials, bins, channels, conditions, and what kind of data they are
     facts: dict[str, Any]
+    # By row and score
     scores: Scores
+    # by_channel, by_condition: By row and score; a number per channel (or column of behaviour)
+    # and per condition
     by_channel: dict[str, dict[str, list[float]]]
     by_condition: dict[str, dict[str, list[float]]]
+    # The model's scores by the exact definitions of the Neural Latents Benchmark
     nlb: dict[str, float]
+    # What was chosen for each baseline
     choices: dict[str, dict[str, Any]]
 
 
@@ -126,16 +117,16 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: numbers that are not finite are None."""
+        """Return plain values for JSON; numbers that are not finite are None."""
         found: dict[str, Any] = _plain(asdict(self))
         return {"format": 1, **found}
 
     def text(self) -> str:
-        """The table, for a terminal."""
+        """Return the table, for a terminal."""
         return self._render(markdown=False)
 
     def markdown(self) -> str:
-        """The table, for a page."""
+        """Return the table, for a page."""
         return self._render(markdown=True)
 
     def write(self, folder: Path) -> list[Path]:
@@ -179,15 +170,7 @@ def score_table(
     markdown: bool = False,
     rows: Mapping[str, str] | None = None,
 ) -> str:
-    """Lay scores out, a row per prediction and a column per score.
-
-    Parameters
-    ----------
-    scores : by row, then by score
-    markdown : bool
-    rows : dict of str to str, optional
-        Rows in their order, and what they are called; `ROWS` by default.
-    """
+    """Lay scores out, a row per prediction and a column per score."""
     named = ROWS if rows is None else rows
     columns = [key for key in COLUMNS if any(key in own for own in scores.values())]
     table = [["", *(COLUMNS[key] for key in columns)]]

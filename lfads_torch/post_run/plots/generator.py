@@ -90,7 +90,7 @@ def _marker(points: FixedPoints, k: int) -> str:
 
 
 def _face(points: FixedPoints, k: int, colour: str) -> dict[str, Any]:
-    """Filled where stable, open where not."""
+    """Fill the marker where stable, leave it open where not."""
     stable = bool(points.is_stable[k])
     return {"markerfacecolor": colour if stable else look().paper, "markeredgewidth": 2.0}
 

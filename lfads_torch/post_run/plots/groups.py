@@ -16,16 +16,9 @@ MAX_GROUPS = 8
 
 
 class Group(NamedTuple):
-    """Trials of one condition.
+    """Trials of one condition."""
 
-    Attributes
-    ----------
-    name : str
-        Empty where trials have no condition.
-    trials : ndarray of int
-    colour : str or RGBA
-    """
-
+    # Empty where trials have no condition
     name: str
     trials: NDArray[np.intp]
     colour: Any
@@ -34,22 +27,10 @@ class Group(NamedTuple):
 def by_condition(
     conditions: ArrayLike | None, n_trials: int, max_groups: int = MAX_GROUPS
 ) -> tuple[list[Group], int]:
-    """Sort trials into conditions, of too many those with the most trials.
+    """Sort trials into at most `max_groups` conditions, those with the most trials.
 
-    Parameters
-    ----------
-    conditions : array, shape (trials,), optional
-        A number or name per trial; NaN is no condition. One group of all trials if None.
-    n_trials : int
-        Trials that there are; conditions of further ones are ignored.
-    max_groups : int
-
-    Returns
-    -------
-    groups : list of Group
-        In the order of the conditions.
-    n_all : int
-        How many conditions there are, drawn or not.
+    `conditions` are numbers or names, shape (trials,); NaN is none. Return the number of
+    all conditions, too.
     """
     if conditions is None:
         return [Group("", np.arange(n_trials), look().blue)], 1

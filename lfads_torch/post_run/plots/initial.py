@@ -113,21 +113,15 @@ def _principal(points: FloatArray, finite: NDArray[np.bool_]) -> tuple[FloatArra
 
 
 class Discriminants(NamedTuple):
-    """What linear discriminant analysis finds.
+    """The result of a linear discriminant analysis."""
 
-    Attributes
-    ----------
-    scores : ndarray, shape (trials, 2)
-        Of held-out trials; NaN for trials of no group.
-    accuracy, chance : float
-        Fraction of held-out trials whose condition is told right; that of the most frequent one.
-    n_axes : int
-        Discriminants that there are: one for two conditions.
-    """
-
+    # Of held-out trials; NaN for trials of no group; shape (trials, 2)
     scores: FloatArray
+    # accuracy, chance: Fraction of held-out trials whose condition is predicted right; that of the
+    # most frequent one
     accuracy: float
     chance: float
+    # Number of discriminants: one for two conditions
     n_axes: int
 
 
@@ -136,18 +130,7 @@ def discriminants(
 ) -> Discriminants | None:
     """Project trials on the discriminants of their conditions, each fitted without the trial.
 
-    Parameters
-    ----------
-    points : ndarray, shape (trials, dimensions)
-    groups : list of Group
-        Conditions with fewer than two trials are left out.
-    seed : int
-        Of the folds.
-
-    Returns
-    -------
-    Discriminants, or None
-        None where fewer than two conditions have two trials, or nothing varies.
+    Return None where fewer than two conditions have two trials, or nothing varies.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import StratifiedKFold

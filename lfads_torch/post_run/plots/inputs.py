@@ -31,22 +31,10 @@ from .style import (
 def align(
     values: ArrayLike, events: ArrayLike, before: int | None = None, after: int | None = None
 ) -> tuple[FloatArray, int]:
-    """Cut trials around an event, one bin per trial, with NaN where a trial does not reach.
+    """Cut (trials, time, dimensions) around an event, with NaN where a trial does not reach.
 
-    Parameters
-    ----------
-    values : array, shape (trials, time, dimensions)
-    events : array, shape (trials,)
-        The bin of the event, counted from 0; fractions fall into the bin that holds them, and
-        trials with NaN are NaN throughout.
-    before, after : int, optional
-        Bins shown before the event's bin and after it; by default as many as any trial has.
-
-    Returns
-    -------
-    aligned : ndarray, shape (trials, before + 1 + after, dimensions)
-    before : int
-        The position of the event's bin.
+    `events` are bins, shape (trials,), counted from 0; fractions fall into the bin that holds them.
+    By default as many bins are kept as any trial has. Return the position of the event's bin, too.
     """
     data = np.asarray(values, dtype=np.float64)
     at = np.full(len(data), np.nan)

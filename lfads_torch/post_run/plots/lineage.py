@@ -13,27 +13,21 @@ from .style import FloatArray
 
 
 class Family(NamedTuple):
-    """A population as a grid of epochs and members.
+    """A population as a grid of epochs and members."""
 
-    Attributes
-    ----------
-    epochs : array, shape (E,)
-    members : array, shape (K,)
-    rows : array, shape (E, K)
-        Row of the table for each epoch and member, -1 where there is none.
-    parents : array, shape (E, K)
-        Column of the member from whose previous epoch this one goes on.
-    diverged : array of bool, shape (E, K)
-    """
-
+    # shape (E,)
     epochs: NDArray[np.int64]
+    # shape (K,)
     members: NDArray[np.int64]
+    # Row of the table for each epoch and member, -1 where there is none; shape (E, K)
     rows: NDArray[np.intp]
+    # Column of the member from whose previous epoch this one goes on; shape (E, K)
     parents: NDArray[np.intp]
+    # shape (E, K)
     diverged: NDArray[np.bool_]
 
     def column(self, values: ArrayLike) -> FloatArray:
-        """A column of the table by epoch and member, NaN where there is none."""
+        """Return a column of the table by epoch and member, NaN where a row is missing."""
         grid = np.asarray(values, dtype=np.float64)[self.rows]
         return np.where(self.rows >= 0, grid, np.nan)
 
@@ -62,7 +56,7 @@ class Family(NamedTuple):
         return found & (self.rows >= 0)
 
     def blocks(self) -> NDArray[np.intp]:
-        """Indices of the epochs before which members were copied, and of the first one."""
+        """Return indices of the epochs before which members were copied, and of the first one."""
         own = np.arange(len(self.members))
         copied = ((self.parents != own) & (self.rows >= 0)).any(axis=1)
         copied[:1] = True
@@ -78,23 +72,9 @@ class Family(NamedTuple):
 
 
 def family_of(population: Mapping[str, ArrayLike]) -> Family | None:
-    """Arrange a table by epoch and member.
+    """Arrange a table by epoch and member, or return None where it is empty.
 
-    Parameters
-    ----------
-    population : mapping of str to array
-        As `lfads_torch.folder.read_population` returns it; a data frame will do. Without
-        ``parent`` nobody was copied, without ``diverged`` nobody diverged.
-
-    Returns
-    -------
-    Family or None
-        None where the table is empty.
-
-    Raises
-    ------
-    UserError
-        If the table has no epochs or members.
+    Without ``parent`` nobody was copied, without ``diverged`` nobody diverged.
     """
     lacking = [n for n in ("epoch", "member") if n not in population]
     if lacking:

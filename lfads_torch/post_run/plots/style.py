@@ -35,19 +35,10 @@ MISSING = "#F3D9C8"
 
 
 class Look(NamedTuple):
-    """Colours for one kind of paper; the hues are those of Okabe & Ito (2008).
-
-    Attributes
-    ----------
-    name : str
-    paper, ink, muted, missing : str
-        Background, text and truth, what steps back, and missing bins.
-    blue, orange, green, pink, sky, amber : str
-    range : (float, float)
-        Part of viridis in which lines and dots stand out from the paper.
-    """
+    """Colours for one kind of paper; the hues are those of Okabe & Ito (2008)."""
 
     name: str = "light"
+    # paper, ink, muted, missing: Background, text and truth, what steps back, and missing bins
     paper: str = "#FFFFFF"
     ink: str = BLACK
     muted: str = GREY
@@ -58,6 +49,7 @@ class Look(NamedTuple):
     pink: str = PINK
     sky: str = SKY
     amber: str = AMBER
+    # Part of viridis in which lines and dots stand out from the paper
     range: tuple[float, float] = (0.0, 0.9)
 
     @property

@@ -42,7 +42,7 @@ def compare_runs(
     wanted : Wanted, optional
         As of `report_run`.
     tell : callable, optional
-        Is given a line before each longer step.
+        Called with a line of text before each longer step.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def compare_runs(
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Names of folders, with as much of their path as tells them apart."""
+    """Return names of folders, with as much of their path as tells them apart."""
     for depth in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
         if len(set(names)) == len(names):
@@ -103,19 +103,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 
 def score_comparison(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """Scores of LFADS rates by run, with smoothed spikes as what to beat.
-
-    Parameters
-    ----------
-    names : sequence of str
-    records : sequence of RunRecord
-
-    Returns
-    -------
-    dict or None
-        ``columns``: names; ``rows``: a score's name and a cell for each run, with the model's
-        estimate, that of smoothed spikes, and whether it is the best.
-    """
+    """Return a table of the LFADS rates' scores by run, with smoothed spikes as what to beat."""
     own = [(record.scores or {}).get("scores", {}) for record in records]
     rows = []
     for key, title in COLUMNS.items():
@@ -164,7 +152,7 @@ def caveats(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]
 def differing_settings(
     names: Sequence[str], records: Sequence[RunRecord]
 ) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs: key, and a value for each run."""
+    """Return the settings that differ between runs: key, and a value for each run."""
     flat = [dict(_flatten(record.config)) for record in records]
     keys = dict.fromkeys(key for own in flat for key in own)
     return [
@@ -186,7 +174,7 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _beside(records: Sequence[RunRecord], press: Press) -> Iterator[tuple[str, list[Any]]]:
-    """Rows of pictures: a title, and for each run the picture of its first session, or None."""
+    """Yield rows of pictures: a title, and each run's picture of its first session, or None."""
     own = [
         {p.key: p for p in session_pictures(record, record.recordings[0])}
         if record.recordings

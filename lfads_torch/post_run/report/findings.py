@@ -224,7 +224,7 @@ def _not_finite(record: RunRecord, recording: Recording) -> Iterator[Finding]:
 
 
 def _gap(record: RunRecord, recording: Recording) -> Iterator[Finding]:
-    """Bits per spike of training and validation trials, both of posterior means."""
+    """Compare bits per spike of training and validation trials, both of posterior means."""
     if not recording.counts or recording.session.splits[:2] != ("train", "valid"):
         return
     train, valid = (_bits(recording, kind) for kind in (TRAIN, SCORED))

@@ -32,38 +32,21 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A picture on a page.
-
-    Attributes
-    ----------
-    key, title, caption : str
-    images : dict of str to str
-        Data address of a PNG for each paper; empty where drawing failed.
-    failure : str
-        Why, then.
-    width : int
-        Of the image in pixels of the page.
-    """
+    """A picture on a page."""
 
     key: str
     title: str
     caption: str
+    # Data address of a PNG for each paper; empty where drawing failed
     images: Mapping[str, str]
+    # Why drawing failed
     failure: str = ""
+    # In pixels of the page
     width: int = 0
 
 
 class Press:
-    """Draws pictures for a page, and into files where these are wanted.
-
-    Parameters
-    ----------
-    folder : Path, optional
-        Where figures are written as files too.
-    file_format : {"png", "pdf", "svg"}
-    tell : callable, optional
-        Is given the title of each picture before it is drawn.
-    """
+    """Draws pictures for a page, and into files of a folder where one is given."""
 
     def __init__(
         self,
@@ -103,7 +86,7 @@ class Press:
 
 
 def _data_address(figure: Any) -> str:
-    """The figure as PNG, of 256 colours where that looks the same: a third of the size."""
+    """Return the figure as PNG, of 256 colours where that looks the same: a third of the size."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -119,20 +102,7 @@ def _data_address(figure: Any) -> str:
 
 
 def render(template: str, **content: Any) -> str:
-    """Fill in a template of this package.
-
-    Parameters
-    ----------
-    template : str
-        File in ``templates/``.
-    **content
-        What the template names.
-
-    Returns
-    -------
-    str
-        HTML; text from outside is escaped.
-    """
+    """Fill in a file of ``templates/``; return HTML in which text from outside is escaped."""
     environment = Environment(
         loader=PackageLoader(__package__ or "lfads_torch.post_run.report"),
         autoescape=True,
@@ -145,7 +115,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A score for people; a dash where there is none. Minus signs are minus signs."""
+    """Write a score for people; a dash where it is missing. Minus signs are minus signs."""
     if value is None or not math.isfinite(value):
         return "\u2013"
     text = f"{value:.{digits}f}"
@@ -155,7 +125,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def interval(estimate: Mapping[str, float | None]) -> Markup:
-    """The ends of an interval, nothing where it is not known."""
+    """Write the ends of an interval, nothing where it is not known."""
     low, high = estimate.get("low"), estimate.get("high")
     if low is None or high is None:
         return Markup("")

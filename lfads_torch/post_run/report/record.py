@@ -1,4 +1,4 @@
-"""What a run folder holds, read for a report; what is absent or broken is noted, never fatal."""
+"""The content of a run folder, read for a report; what is absent or broken is noted, not fatal."""
 
 from __future__ import annotations
 
@@ -25,61 +25,39 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to look for in the data, and how much to compute.
+    """Which keys of the data a report uses, and how much it computes."""
 
-    Attributes
-    ----------
-    keys : Keys
-        Keys, without their split, of behaviour, conditions and true latents.
-    event : str or None
-        Key, without its split, that holds the bin of an event in each trial.
-    event_ms : float or None
-        Time of an event that is the same in all trials, in ms from their first bin.
-    bin_ms : float or None
-        Bin width, where the files do not say it.
-    quick : bool
-        Leave out what takes long: baselines and fixed points.
-    """
-
+    # Keys, without their split, of behaviour, conditions and true latents
     keys: Keys = field(default_factory=Keys)
+    # Key, without its split, that holds the bin of an event in each trial
     event: str | None = None
+    # Time of an event that is the same in all trials, in ms from their first bin
     event_ms: float | None = None
+    # Bin width, where the files do not say it
     bin_ms: float | None = None
+    # Leave out what takes long: baselines and fixed points
     quick: bool = False
 
 
 @dataclass
 class RunRecord:
-    """A run, as far as it can be read.
+    """A run, as far as it can be read."""
 
-    Attributes
-    ----------
-    folder : Path
-        As named; of a search `place` is its best model's run folder, else both are the same.
-    place : Path
-    wanted : Wanted
-    status, config : dict
-        Empty where absent.
-    config_text : str
-    log : dict of str to (epochs, values)
-        Read from `log_path`.
-    outputs : RunOutputs or None
-    scores : dict or None
-        As `lfads evaluate` writes them.
-    absent : list of str
-        What could not be read and why, in sentences.
-    """
-
+    # As named; of a search `place` is its best model's run folder, else both are the same
     folder: Path
     place: Path
     wanted: Wanted
+    # status, config: Empty where absent
     status: dict[str, Any]
     config: dict[str, Any]
     config_text: str
+    # Read from `log_path`
     log: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
     outputs: RunOutputs | None
     log_path: Path
+    # As `lfads evaluate` writes them
     scores: dict[str, Any] | None = None
+    # What could not be read and why, in sentences
     absent: list[str] = field(default_factory=list)
 
     @property
@@ -119,12 +97,12 @@ class RunRecord:
             return None
 
     def session_scores(self, recording: Recording) -> dict[str, Any]:
-        """Scores of one session, as far as there are any."""
+        """Return the scores of one session, as far as they are known."""
         sessions = {s["name"]: s for s in (self.scores or {}).get("sessions", [])}
         return sessions.get(recording.session.name, {})
 
     def last(self, metric: str) -> float:
-        """The last value of a metric that was logged, NaN where there is none."""
+        """Return the last value of a metric that was logged, NaN where it was not."""
         series = self.log.get(metric)
         return float(series[1][-1]) if series is not None and len(series[1]) else float("nan")
 
@@ -138,23 +116,7 @@ class RunRecord:
 
 
 def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
-    """Read a run folder.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Run folder, of a single run or of a search.
-    wanted : Wanted, optional
-
-    Returns
-    -------
-    RunRecord
-
-    Raises
-    ------
-    UserError
-        If there is no such folder, or it holds no run.
-    """
+    """Read the folder of a run or search; raise `UserError` where it is neither."""
     wanted = wanted or Wanted()
     own = Path(folder).expanduser().absolute()
     if not own.is_dir():
@@ -213,7 +175,7 @@ def _read_log(path: Path, absent: list[str]) -> dict[str, Any]:
 
 
 def _scores(record: RunRecord, outputs: RunOutputs) -> dict[str, Any] | None:
-    """Scores as `lfads evaluate` left them, if they are of these outputs; else computed now."""
+    """Return the scores that `lfads evaluate` left of these outputs; else compute them now."""
     stored = _stored_scores(record)
     if stored is not None:
         return stored

@@ -18,16 +18,7 @@ from .record import RunRecord
 
 
 def run_pictures(record: RunRecord) -> list[Picture]:
-    """Figures of the run: training, the generator, the search.
-
-    Parameters
-    ----------
-    record : RunRecord
-
-    Returns
-    -------
-    list of Picture
-    """
+    """Return figures of the run: training, the generator, the search."""
     found = []
     if record.log:
         caption = (
@@ -50,19 +41,7 @@ def run_pictures(record: RunRecord) -> list[Picture]:
 
 
 def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str, str]) -> Picture:
-    """Scores of the run beside the baselines'.
-
-    Parameters
-    ----------
-    scores : dict
-        As `lfads evaluate` writes them.
-    names, rows : dict of str to str
-        What scores and rows are called.
-
-    Returns
-    -------
-    Picture
-    """
+    """Return a picture of the run's scores beside the baselines'."""
     titles = {key: title.replace("R2", "R²") for key, title in names.items()}
     shown = {
         rows.get(row, row): {
@@ -83,19 +62,7 @@ def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str,
 
 
 def generator_points(record: RunRecord, n_starts: int = 64) -> FixedPoints:
-    """Fixed points of the generator near the states that trials visit, at their mean input.
-
-    Parameters
-    ----------
-    record : RunRecord
-        With a model and outputs.
-    n_starts : int
-        Starts of the minimisation.
-
-    Returns
-    -------
-    FixedPoints
-    """
+    """Find fixed points of the generator near the states of trials, at their mean input."""
     states = np.concatenate([_flat(r.trials[SCORED]["gen_states"]) for r in record.recordings])
     inputs = np.concatenate([_flat(r.trials[SCORED]["gen_inputs"]) for r in record.recordings])
     mean = np.nan_to_num(inputs.mean(axis=0)) if inputs.shape[1] else np.zeros(0)
@@ -125,7 +92,7 @@ def _dynamics(record: RunRecord) -> Iterator[Picture]:
 
 
 def _alignment(record: RunRecord) -> Iterator[Picture]:
-    """Condition averages of the factors, session by session."""
+    """Show condition averages of the factors, session by session."""
     if any("factors" not in r.trials[SCORED] for r in record.recordings):
         return
     names = list(dict.fromkeys(n for r in record.recordings for n in r.condition_names or [""]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
-from ...metrics.regression import ridge_by_trials
+from ...metrics.regression import ridge
 from .. import plots
 from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..evaluation.scoring import ALPHAS
@@ -23,18 +23,7 @@ from .record import RunRecord
 
 
 def session_pictures(record: RunRecord, recording: Recording) -> list[Picture]:
-    """Figures of one session, as far as its data allow.
-
-    Parameters
-    ----------
-    record : RunRecord
-    recording : Recording
-        One of `record.recordings`.
-
-    Returns
-    -------
-    list of Picture
-    """
+    """Return figures of one session, as far as its data allow."""
     there = set(recording.trials[SCORED].names) & set(recording.trials[TRAIN].names)
     return [
         picture
@@ -49,7 +38,7 @@ def _trials(recording: Recording) -> Any:
 
 
 def _labels(recording: Recording) -> NDArray[Any] | None:
-    """Name of each scored trial's condition; numbers stay numbers, so that they sort as such."""
+    """Return each scored trial's condition; numbers stay numbers, so that they sort as such."""
     if not recording.condition_names:
         return None
     names = np.array(recording.condition_names)
@@ -200,13 +189,7 @@ def _initial(record: RunRecord, recording: Recording) -> Iterator[Picture]:
 
 
 def event_bins(record: RunRecord, recording: Recording) -> tuple[NDArray[np.float64] | None, str]:
-    """Bin of the event in each scored trial, and what it is called; None where none was named.
-
-    Raises
-    ------
-    UserError
-        If the key that was named is absent or not one number per trial.
-    """
+    """Return the event's bin in each scored trial, or None where none was named, and its name."""
     wanted, trials = record.wanted, _trials(recording)
     if wanted.event is not None:
         bins = np.asarray(trials[wanted.event], dtype=np.float64)
@@ -270,7 +253,7 @@ _WIDTH = re.compile(r"width ([\d.]+) bins$")
 
 
 def _behavior(record: RunRecord, recording: Recording) -> Iterator[Picture]:
-    """Behaviour decoded from the inferred rates, where the file has behaviour."""
+    """Show behaviour decoded from the inferred rates, where the file has behaviour."""
     behavior = recording.behavior
     if not behavior or behavior[SCORED].ndim != 3 or len(recording.sets[SCORED]) != 1:
         return
@@ -298,12 +281,12 @@ def _behavior(record: RunRecord, recording: Recording) -> Iterator[Picture]:
 def _decode(recording: Recording, train: NDArray[Any], scored: NDArray[Any]) -> NDArray[np.float64]:
     target = recording.behavior[TRAIN].astype(np.float64)
     n_bins = min(recording.n_bins, target.shape[1])
-    fit = ridge_by_trials(train[:, :n_bins], target[:, :n_bins], ALPHAS, scaled=True).fit
+    fit = ridge(train[:, :n_bins], target[:, :n_bins], ALPHAS, scaled=True).fit
     return fit(scored[:, :n_bins])
 
 
 def _from_smoothed(record: RunRecord, recording: Recording) -> NDArray[np.float64] | None:
-    """Behaviour decoded from spikes, smoothed as `lfads evaluate` chose; None without scores."""
+    """Decode behaviour from spikes, smoothed as `lfads evaluate` chose; None without scores."""
     choices = record.session_scores(recording).get("choices", {}).get("smoothing", {})
     [sources, *_] = choices.get("behavior_from") or [[]]
     widths = [_WIDTH.match(str(source)) for source in sources]
@@ -322,7 +305,7 @@ def _from_smoothed(record: RunRecord, recording: Recording) -> NDArray[np.float6
 
 
 def _column_names(recording: Recording) -> list[str] | None:
-    """Names of the behaviour's columns, from the attribute ``behavior`` of the file."""
+    """Return names of the behaviour's columns, from the attribute ``behavior`` of the file."""
     text = recording.session.attrs.get("behavior")
     names = [name.strip() for name in text.split(",")] if isinstance(text, str) else []
     n_columns = recording.behavior[SCORED].shape[2]

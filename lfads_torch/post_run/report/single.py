@@ -27,19 +27,12 @@ N_TILES = 4
 
 
 class Report(NamedTuple):
-    """What was written.
+    """What was written."""
 
-    Attributes
-    ----------
-    path : Path
-        The page.
-    findings : list of Finding
-    figures : list of Path
-        Files with figures, where these were wanted.
-    """
-
+    # The page
     path: Path
     findings: list[Finding]
+    # Files with figures, where these were wanted
     figures: list[Path]
 
 
@@ -70,7 +63,7 @@ def report_run(
     figure_format : {"png", "pdf", "svg"}
         Of these files.
     tell : callable, optional
-        Is given a line before each longer step.
+        Called with a line of text before each longer step.
 
     Returns
     -------
@@ -133,7 +126,7 @@ def report_run(
 
 
 def session_facts(recording: Recording) -> list[tuple[str, str]]:
-    """What the data of a session are, in words."""
+    """Describe the data of a session in words."""
     session = recording.session
     _, n_bins, n_channels = recording.data["scored"].shape
     width = f" of {session.bin_ms:g} ms" if session.bin_ms is not None else ""
@@ -153,7 +146,7 @@ def session_facts(recording: Recording) -> list[tuple[str, str]]:
 
 
 def tiles(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The weightiest scores of the model, each with what smoothed spikes reach."""
+    """Return the weightiest scores of the model, each with what smoothed spikes reach."""
     if not scores:
         return []
     own, other = (scores["scores"].get(row, {}) for row in ("lfads", "smoothing"))
@@ -177,21 +170,9 @@ def _value(estimate: dict[str, Any] | None) -> float | None:
 def score_rows(
     scores: dict[str, dict[str, Any]], names: dict[str, str] | None = None, *, best: bool = True
 ) -> dict[str, Any]:
-    """A table of scores: titles of the columns, and rows with a name and a cell for each.
+    """Lay out a table of scores: titles of columns, and rows with a name and a cell for each.
 
-    Parameters
-    ----------
-    scores : dict of dict
-        By row, then by score: ``value``, ``low``, ``high``.
-    names : dict of str to str, optional
-        What rows are called, in their order; those of `lfads evaluate` by default.
-    best : bool
-        Mark the best of each column, the truth set aside; else mark what excludes 0.
-
-    Returns
-    -------
-    dict
-        ``columns`` and ``rows``.
+    With `best`, the best of each column is marked, the truth set aside; else what excludes 0.
     """
     names = names or ROWS
     columns = [
@@ -230,7 +211,7 @@ def _by_session(scores: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _benchmark(scores: dict[str, Any] | None) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Scores by the definitions of the Neural Latents Benchmark, by session."""
+    """Return scores by the definitions of the Neural Latents Benchmark, by session."""
     return [
         (s["name"], [(NLB_NAMES[k], v) for k, v in s["nlb"].items()])
         for s in (scores or {}).get("sessions", [])
@@ -239,7 +220,7 @@ def _benchmark(scores: dict[str, Any] | None) -> list[tuple[str, list[tuple[str,
 
 
 def run_facts(record: RunRecord) -> list[tuple[str, str]]:
-    """How the run went, in words."""
+    """Describe in words how the run went."""
     status, model = record.status, record.config.get("model", {})
     facts = [("state", str(status.get("stage", "unknown")))]
     if record.log:
@@ -269,7 +250,7 @@ SIZES = {
 
 
 def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
-    """What the run was computed with, as it recorded it."""
+    """List what the run was computed with, as it recorded it."""
     own = record.status.get("environment") or {}
     facts = [("lfads-torch", str(record.status["version"]))] if "version" in record.status else []
     facts += [
@@ -279,7 +260,7 @@ def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    """Commands that make the run and this report again, each with what it does."""
+    """Return commands that make the run and this report again, each with what it does."""
     search = record.status.get("search")
     kind = search if isinstance(search, str) else "pbt" if record.population is not None else ""
     samples = 50
