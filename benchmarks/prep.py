@@ -116,7 +116,7 @@ def _write_times(path: Path, gigabytes: float, n_units: int = 200) -> None:
 
 
 def _write_bins(path: Path, gigabytes: float, n_units: int = 200) -> None:
-    """Counts in bins of 1 ms as bytes, and trials every second."""
+    """Return counts in bins of 1 ms as bytes, and trials every second."""
     n_bins = round(gigabytes * 1e9 / n_units)
     rng = np.random.default_rng(0)
     some = rng.poisson(RATE_HZ / 1000, (100_000, n_units)).astype(np.uint8)

@@ -66,7 +66,7 @@ SHAPES = {
 
 
 def build_model(shape: Shape, kernel: str = "auto") -> LFADS:
-    """The package's model, in training mode, with the regularisers of the default configuration."""
+    """Build the package's model for training, with the default configuration's regularisers."""
     torch.manual_seed(0)
     model = LFADS(
         encod_data_dim=shape.n_read,
@@ -109,7 +109,7 @@ def build_batch(shape: Shape, n_trials: int | None = None) -> SessionBatch:
 
 
 def build_datamodule(shape: Shape, folder: Path, **changes: Any) -> BasicDataModule:
-    """A data module on a file of Poisson counts in `folder`; `changes` name other trial counts."""
+    """Build a data module on a file of Poisson counts; `changes` name other numbers of trials."""
     rng = np.random.default_rng(0)
     n_trials = {"train": shape.n_train, "valid": shape.n_valid, **changes}
     arrays: dict[str, Any] = {}

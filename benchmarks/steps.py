@@ -28,14 +28,14 @@ def stepper(
 
 
 def package_step(shape: Shape, kernel: str) -> Callable[[], None]:
-    """A step of `lfads_torch.LFADS` on a batch that is there."""
+    """Return a step of `lfads_torch.LFADS` on a batch."""
     model, batch = build_model(shape, kernel), build_batch(shape)
     optimizer: Any = model.configure_optimizers()
     return stepper(model, lambda: model.training_step(batch, 0), optimizer)
 
 
 def textbook_step(shape: Shape) -> Callable[[], None]:
-    """A step of the textbook's LFADS on the same batch, from the same parameters."""
+    """Return a step of the textbook's LFADS on the same batch, from the same parameters."""
     from textbook import TextbookLFADS
 
     model, batch = TextbookLFADS(build_model(shape)).train(), {0: build_batch(shape)}

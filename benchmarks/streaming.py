@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def write_layouts(folder: Path, n_trials: int) -> dict[str, Path]:
-    """Counts as bytes: contiguous, compressed trial by trial, and in the chunks h5py chooses."""
+    """Write counts as bytes: contiguous, compressed by trial, and in the chunks h5py chooses."""
     shape, rng = SHAPES["mc_maze"], np.random.default_rng(0)
     paths = {layout: folder / f"{number}.h5" for number, layout in enumerate(LAYOUTS)}
     with h5py.File(paths["contiguous"], "w") as one, h5py.File(paths["gzip of h5py"], "w") as two:

@@ -157,7 +157,7 @@ class TextbookLFADS(nn.Module):
         return batch._replace(encod_data=data * scaled), learn
 
     def training_step(self, batch: Batch) -> Tensor:
-        """The objective of a batch, in training."""
+        """Compute the objective of a batch, in training."""
         learn = None
         if self.cd_rate > 0:
             dropped = {s: self.coordinated_dropout(own) for s, own in batch.items()}

@@ -175,7 +175,7 @@ class Decoder(nn.Module):
     def forward(
         self, ic: Tensor, ci: Tensor, ext_input: Tensor, sample: bool
     ) -> tuple[Tensor, ...]:
-        """Initial state, and all parts of the decoder's states, each (B, T_r, .)."""
+        """Return the initial state, and all states of the decoder, each (B, T_r, .)."""
         cell, n_trials = self.rnn.cell, ic.shape[0]
         missing = self.hps.recon_seq_len - ext_input.shape[1]
         ext = self.dropout(F.pad(ext_input, (0, 0, 0, missing)))

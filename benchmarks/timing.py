@@ -48,7 +48,7 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory that the process has held.
+    """Return the most memory that the process has held.
 
     On Linux not `ru_maxrss`, which a new process inherits from the one that started it.
     """

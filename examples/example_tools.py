@@ -42,7 +42,7 @@ def read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Array]:
 
 
 def small_model(n_factors: int, seed: int, epochs: int, *, quick: bool) -> dict[str, Any]:
-    """Configuration of the models of the examples with several sessions.
+    """Configure the models of the examples with several sessions.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def small_model(n_factors: int, seed: int, epochs: int, *, quick: bool) -> dict[
     if quick:
         sizes = dict.fromkeys(sizes, 8)
     numbers = {**sizes, "co_dim": 3, "fac_dim": n_factors, **dict.fromkeys(ramps, 20)}
-    found: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         "seed": seed,
         **{f"model.{key}": value for key, value in numbers.items()},
         "trainer.max_epochs": 2 if quick else epochs,
@@ -69,7 +69,7 @@ def small_model(n_factors: int, seed: int, epochs: int, *, quick: bool) -> dict[
         "callbacks.raster_plot": None,
         "callbacks.trajectory_plot": None,
     }
-    return found | ({"posterior_sampling.fn.num_samples": 2} if quick else {})
+    return overrides | ({"posterior_sampling.fn.num_samples": 2} if quick else {})
 
 
 def output_of(run: str | Path) -> Path:
@@ -128,7 +128,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's main function; the user's mistakes are told without a traceback.
+    """Run a script's main function; print mistakes of the user without a traceback.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ The rows of the table, all scored on validation trials against each channel's me
 - Smoothed spikes: a Poisson regression from all channels that are read, smoothed by a Gaussian, to
   each held-out channel. Width and penalty are chosen on a quarter of the training trials.
 - PSTH: each held-out channel's smoothed mean over the training trials to the same target. It is
-  told the target, which the other two are not, and knows nothing of the single trial.
+  knows the target, which the other two do not, and nothing of the single trial.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def main() -> None:
     rows = [
         ("LFADS", lfads[..., n_read:], f"reads {n_read} channels"),
         ("smoothed spikes", smoothed, f"Gaussian {width:g} bins, penalty {penalty:g}"),
-        ("PSTH of the target", averages, f"Gaussian {psth_width:g} bins; told the target"),
+        ("PSTH of the target", averages, f"Gaussian {psth_width:g} bins; knows the target"),
     ]
     table = [(name, f"{co_bps(rates, truth):.3f}", note) for name, rates, note in rows]
     print(
