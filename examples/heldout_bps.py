@@ -7,7 +7,7 @@ The rows of the table, all scored on validation trials against each channel's me
 - LFADS: rates averaged over posterior samples, from the channels that are read.
 - Smoothed spikes: a Poisson regression from all channels that are read, smoothed by a Gaussian, to
   each held-out channel. Width and penalty are chosen on a quarter of the training trials.
-- PSTH: each held-out channel's smoothed mean over the training trials to the same target. It is
+- PSTH: each held-out channel's smoothed mean over the training trials to the same target. It
   knows the target, which the other two do not, and nothing of the single trial.
 """
 
