@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .arguments import NUMBERS, TUNABLES, check_numbers
-from .data import SPLITS, StoredArray, blocks
-from .errors import ConfigError, DataError, number, one_of
+from .data import StoredArray, blocks
+from .errors import ConfigError, number, one_of
 from .metrics import ExpSmoothedMetric
 from .metrics.epoch import EpochScores
 from .modules.augmentations import AugmentationStack
@@ -485,17 +485,13 @@ class LFADS(Network, pl.LightningModule):
         self._check_sizes(number, session.path, size)
         recon = self.recon[number]
         check = getattr(recon, "check_data", None)
-        for split in (name for name in SPLITS if name in session.splits):
-            arrays, where = session.splits[split], f"{session.path}: {split}_"
-            if check is not None and arrays.has_recon:
-                for block in _blocks_of(arrays.recon_data):
-                    check(block, where + "recon_data", True)
-            n_bad = sum(int(block.isinf().sum()) for block in _blocks_of(arrays.encod_data))
-            if n_bad:
-                raise DataError(
-                    f"{where}encod_data: {n_bad} values are infinite; legal are numbers, and "
-                    "NaN where something is missing"
-                )
+        # Once a run: training, its search and the sampling after it ask about the same session.
+        # Infinite values cannot be here, because `read_session` refuses them.
+        if check is not None and recon not in session.passed:
+            for split, arrays in session.splits.items():
+                for block in _blocks_of(arrays.recon_data) if arrays.has_recon else ():
+                    check(block, f"{session.path}: {split}_recon_data", True)
+            session.passed.add(recon)
         # The whole session has passed, so that no training step checks its batches again.
         if hasattr(recon, "data_checked"):
             recon.data_checked = True

@@ -51,6 +51,7 @@ from .read import (
     bin_width_ms,
     bytes_in_memory,
     read_session,
+    session_in_use,
     slow_reads,
 )
 from .stored import StoredArray, blocks, shares, write_rows
@@ -81,6 +82,7 @@ __all__ = [
     "observed_extent",
     "open_h5",
     "read_session",
+    "session_in_use",
     "shared_ends",
     "shared_trials",
     "shares",

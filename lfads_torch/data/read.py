@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 import h5py
 import numpy as np
@@ -95,6 +96,8 @@ class SessionData:
         All keys of the file.
     arrays : dict of str to ndarray
         The attribute keys' arrays, as they are in the file.
+    passed : set of object
+        Likelihoods whose support has been checked, so that each run checks it once.
     """
 
     path: Path
@@ -110,11 +113,36 @@ class SessionData:
     keys: list[str] = field(default_factory=list)
     arrays: dict[str, Array] = field(default_factory=dict)
     lengths: Lengths | None = None
+    passed: WeakSet[Any] = field(default_factory=WeakSet, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weak references cannot be pickled; in another process the support is checked again.
+        return {name: value for name, value in vars(self).items() if name != "passed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, passed=WeakSet())
 
     @property
     def bin_ms(self) -> float | None:
         """Bin width in milliseconds, where the file's attributes say it."""
         return bin_width_ms(self.attrs)
+
+
+# Sessions that are in use, by path, size and time of change. The references are weak: the data
+# module decides how long the arrays of a run live, and a file that changed is read again.
+_IN_USE: WeakValueDictionary[tuple[Any, ...], SessionData] = WeakValueDictionary()
+
+
+def _key_of(path: Path) -> tuple[Any, ...]:
+    status = path.stat()
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def session_in_use(path: str | os.PathLike[str]) -> SessionData:
+    """Return the session of a file as a data module holds it, or read it without its trials."""
+    path = Path(absolute_pattern(path))
+    session = _IN_USE.get(_key_of(path)) if path.exists() else None
+    return read_session(path, in_memory=False) if session is None else session
 
 
 def bin_width_ms(attrs: Mapping[str, Any]) -> float | None:
@@ -166,10 +194,13 @@ def read_session(
     path = Path(absolute_pattern(path))
     batch_keys, attr_keys = tuple(batch_keys), tuple(attr_keys)
     with open_h5(path) as file:
+        key = _key_of(path)
         problems = find_problems(file, batch_keys, attr_keys)
         if problems:
             raise DataError(join_problems(path, problems))
-        return _read(file, path, batch_keys, attr_keys, in_memory)
+        session = _read(file, path, batch_keys, attr_keys, in_memory)
+        _IN_USE[key] = session
+        return session
 
 
 def bytes_in_memory(

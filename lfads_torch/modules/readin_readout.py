@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import find_sessions, read_session
+from ..data import find_sessions, session_in_use
 from ..errors import ConfigError, DataError, one_of, whole
 from .initial_readout import ChannelStats, Line, initial_blocks, log_line, set_blocks
 
@@ -196,8 +196,7 @@ class MultisessionReadout(nn.ModuleList):
 
 
 def _read_sessions(datafile_pattern: str, pcr_init: bool) -> list[Any]:
-    # Of the trials only sizes and sums over them are needed.
-    sessions = [read_session(path, in_memory=False) for path in find_sessions(datafile_pattern)]
+    sessions = [session_in_use(path) for path in find_sessions(datafile_pattern)]
     weights = {s.path.name: s.readin_weight for s in sessions if s.readin_weight is not None}
     columns = {name: weight.shape[1] for name, weight in weights.items()}
     if pcr_init and len(set(columns.values())) > 1:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..data import find_sessions, read_session
+from ..data import find_sessions, session_in_use
 from ..errors import DataError
 from ..kernels.likelihood import poisson_loss
 from .initial_readout import (
@@ -445,8 +445,7 @@ class MultisessionReconstruction(nn.ModuleList):
     """
 
     def __init__(self, datafile_pattern: str, recon: nn.Module) -> None:
-        paths = find_sessions(datafile_pattern)
-        sessions = [read_session(path, in_memory=False) for path in paths]
+        sessions = [session_in_use(path) for path in find_sessions(datafile_pattern)]
         super().__init__(
             recon_for_channels(recon, s.splits["train"].recon_data.shape[2]) for s in sessions
         )
