@@ -152,7 +152,7 @@ def _weights(checkpoint: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _described(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments from a checkpoint of this project."""
+    """Read constructor arguments from a checkpoint of this project."""
     known = inspect.signature(LFADS).parameters
     numbers = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in known}
     return {**numbers, **{name: from_spec(spec) for name, spec in own["parts"].items()}}
@@ -161,7 +161,7 @@ def _described(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> dict[st
 def _inferred(
     checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor], given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Constructor arguments from the weights and hyper-parameters of a foreign checkpoint."""
+    """Derive constructor arguments from weights and numbers of a foreign checkpoint."""
     stored = checkpoint.get("hyper_parameters") or {}
     if isinstance(stored, _Inert):
         stored = stored.attributes

@@ -171,7 +171,7 @@ def _is_loss(name: str) -> bool:
 
 
 def _epoch_sums(pl_module: pl.LightningModule) -> dict[str, Tensor]:
-    """Sums of the model's loss terms over the epoch so far, where the model keeps them."""
+    """Return the sums of the model's loss terms over the epoch so far, where it keeps them."""
     scores: Any = getattr(pl_module, "scores", None)
     if not isinstance(scores, dict) or "train" not in scores:
         return {}

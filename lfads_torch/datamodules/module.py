@@ -436,7 +436,7 @@ class BasicDataModule(pl.LightningDataModule):
         return [isinstance(tensors, StreamedSession) for tensors in self._tensors]
 
     def ready_tensors(self) -> list[SessionTensors | StreamedSession]:
-        """The sessions' tensors, on the Trainer's device where there is a Trainer."""
+        """Return the sessions' tensors, on the Trainer's device where there is a Trainer."""
         self.setup()
         if self.trainer is not None:
             if self.trainer.world_size > 1:

@@ -53,7 +53,7 @@ class ChopPlan:
     starts: dict[str, Indices]
 
     def keys(self) -> dict[str, Indices]:
-        """What the data file needs beside the windows: ``{split}_chop_start``."""
+        """Return what the data file needs with the windows: ``{split}_chop_start``."""
         return {f"{split}_{START_KEY}": starts for split, starts in self.starts.items()}
 
     def attributes(self, series: Sequence[str] = ()) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def _default_block(n_bins: int, window: int, overlap: int, fraction: float) -> i
 
 
 def _draw_splits(n_blocks: int, valid: float, test: float, seed: int) -> Indices:
-    """Number of the split of each block, by `SPLITS`."""
+    """Return the number of the split of each block, by `SPLITS`."""
     counts = {1: max(1, round(n_blocks * valid)), 2: round(n_blocks * test) or int(test > 0)}
     if sum(counts.values()) >= n_blocks:
         raise UserError(

@@ -94,7 +94,7 @@ def parse_align(text: str) -> Align:
 
 
 def whole_bins(width_ms: float, bin_ms: float, what: str) -> int:
-    """Number of bins in a width that must be a whole number of them.
+    """Return the number of bins in a width, which must be whole.
 
     Raises
     ------

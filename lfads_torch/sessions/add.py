@@ -188,7 +188,7 @@ def _files(model: LFADS, config: Mapping[str, Any], data: Any, new: Path) -> tup
 
 
 def _frozen_before(folder: Path, model: LFADS, extended: LFADS, number: int) -> list[str]:
-    """What the run did not train, by the names of the extended model."""
+    """Return what the run did not train, by the names of the extended model."""
     from ..checkpoint import read_checkpoint
 
     own = {name for name, p in model.named_parameters() if not p.requires_grad}

@@ -358,7 +358,7 @@ def _components(
 def _regress(
     own: _Averages, components: FloatArray, penalties: Sequence[float]
 ) -> SessionAlignment:
-    """Maps between a session's channels and the shared components, penalties by trial folds."""
+    """Fit maps between a session's channels and the shared components, penalties by trial folds."""
     scores = components.reshape(-1, components.shape[-1])
     (encod, encod_folds), (recon, recon_folds) = (
         _by_row(own.encod, own.encod_folds),

@@ -206,7 +206,7 @@ class Population:
         return {name: values.numpy().copy() for name, values in self._metrics.items()}
 
     def _named(self, found: Sequence[Scores | None]) -> dict[str, Tensor]:
-        """What is logged of each member; NaN for one that could not be trained."""
+        """Return what is logged of each member; NaN for one that could not be trained."""
         rows: list[dict[str, float]] = [
             {
                 f"{split}/{name}": float(value.float())

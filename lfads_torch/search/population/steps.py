@@ -163,7 +163,7 @@ def _evaluate(model: Any, batch: Sessions, split: str) -> BatchResult:
 
 
 def _fields(batch: Sessions) -> Fields:
-    """A batch as nested dicts of tensors, which vmap can map."""
+    """Return a batch as nested dicts of tensors, which vmap can map."""
     return {
         s: {k: v for k, v in own._asdict().items() if v is not None} for s, own in batch.items()
     }

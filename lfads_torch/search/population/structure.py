@@ -45,7 +45,7 @@ def check_structure(models: Sequence[Any]) -> None:
 
 
 def _facts(model: Any) -> Iterator[tuple[str, Any]]:
-    """What makes up the structure of a model, by name."""
+    """Yield what makes up the structure of a model, by name."""
     for name, value in model.hparams.items():
         if name not in _OWN_NUMBERS:
             yield f"model.{name}", value
