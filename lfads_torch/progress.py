@@ -13,11 +13,16 @@ class Line:
     """A line that every update rewrites; where there is no terminal, it is printed now and then.
 
     `refresh_s` are the seconds between updates on a terminal, `every_s` those between plain lines
-    elsewhere; `stream` is standard error by default, looked up when something is written.
+    elsewhere, of which None writes none; `stream` is standard error by default, looked up when
+    something is written.
     """
 
     def __init__(
-        self, stream: TextIO | None = None, *, refresh_s: float = 0.1, every_s: float = 10.0
+        self,
+        stream: TextIO | None = None,
+        *,
+        refresh_s: float = 0.1,
+        every_s: float | None = 10.0,
     ) -> None:
         self._stream = stream
         self._interval = refresh_s if self.is_terminal else every_s
@@ -37,7 +42,13 @@ class Line:
     @property
     def is_due(self) -> bool:
         """Whether enough time has passed since the last update."""
-        return time.monotonic() - self._shown >= self._interval
+        interval = self._interval
+        return interval is not None and time.monotonic() - self._shown >= interval
+
+    def start(self) -> None:
+        """Count the time from now on: the first plain line comes only after `every_s`."""
+        if not self.is_terminal:
+            self._shown = time.monotonic()
 
     def show(self, text: str, *, final: bool = False) -> None:
         """Show a text if an update is due; a final one is always shown, and stays."""

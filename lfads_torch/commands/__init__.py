@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from ..progress import Line
 
 COMMANDS = (
     "demo",
@@ -35,17 +38,7 @@ COMMANDS = (
 
 
 def new_run_folder(name: str) -> Path:
-    """Return a run folder that does not exist yet, under ``runs`` in the working directory.
-
-    Parameters
-    ----------
-    name : str
-        What the run is about.
-
-    Returns
-    -------
-    Path
-    """
+    """Return a run folder that does not exist yet, ``runs/<time>_<name>``."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
     candidates = (
         Path("runs") / f"{stem}{suffix}" for suffix in ("", *map("-{}".format, range(2, 1000)))
@@ -60,6 +53,16 @@ def data_name(overrides: Sequence[str]) -> str:
     pattern = given.get("datamodule.datafile_pattern", "").strip("'\"")
     stem = Path(pattern).stem.replace("*", "").strip("_-. ") if pattern else ""
     return stem if chosen == "default" and stem else chosen
+
+
+@contextmanager
+def terminal_line(refresh_s: float = 0.0) -> Iterator[Line]:
+    """Give a line of progress that is shown on terminals only, and clear it at the end."""
+    line = Line(refresh_s=refresh_s, every_s=None)
+    try:
+        yield line
+    finally:
+        line.clear()
 
 
 def quieten() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from . import quieten
-from .report import add_data_arguments, done, tell, wanted_of
+from . import quieten, terminal_line
+from .report import add_data_arguments, wanted_of
 
 SUMMARY = "write one HTML page with several runs beside each other"
 TEXT = """\
@@ -29,7 +29,12 @@ def run(options: argparse.Namespace) -> int:
     from ..post_run.report import compare_runs
 
     quieten()
-    report = compare_runs(options.run_folders, options.output, wanted_of(options), tell=tell)
-    done()
+    with terminal_line() as line:
+        report = compare_runs(
+            options.run_folders,
+            options.output,
+            wanted_of(options),
+            tell=lambda text: line.show(f"{text} ..."),
+        )
     print(f"written: {report.path}")
     return 0

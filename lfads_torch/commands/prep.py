@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from . import terminal_line
 
 SUMMARY = "make a data file out of a recording"
 TEXT = """\
@@ -112,9 +112,13 @@ def run(options: argparse.Namespace) -> int:
 
     width = f"_{options.bin_ms:g}ms" if options.bin_ms else "_lfads"
     output = options.output or f"{Path(source).stem}{width}.h5"
-    with _Bar() as bar:
+    with terminal_line(0.1) as line:
         done = prepare(
-            source, output, PrepOptions(**given), overwrite=options.overwrite, progress=bar.update
+            source,
+            output,
+            PrepOptions(**given),
+            overwrite=options.overwrite,
+            progress=lambda what, n_done, n: line.show(f"{what} {n_done}/{n}"),
         )
     _report(done)
     return 0
@@ -131,13 +135,13 @@ def _run_nlb(options: argparse.Namespace, given: dict[str, Any]) -> int:
         )
     if options.list:
         raise UserError("--list looks into one file; leave out --nlb")
-    with _Bar() as bar:
+    with terminal_line(0.1) as line:
         done = prepare_nlb(
             options.nlb,
             options.files,
             options.output,
             overwrite=options.overwrite,
-            progress=bar.update,
+            progress=lambda what, n_done, n: line.show(f"{what} {n_done}/{n}"),
             **given,
         )
     _report(done)
@@ -171,30 +175,3 @@ def _number_or_word(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
-
-
-class _Bar:
-    """A progress bar that is shown on terminals only."""
-
-    def __enter__(self) -> _Bar:
-        from tqdm import tqdm
-
-        self._make: Callable[..., Any] = tqdm
-        self._bar: Any = None
-        return self
-
-    def update(self, what: str, done: int, total: int) -> None:
-        """Show how much of what is done."""
-        if self._bar is None or self._bar.desc != what:
-            self._close()
-            # `disable=None`: not where the output goes to a file
-            self._bar = self._make(total=total, disable=None, leave=False)
-            self._bar.desc = what
-        self._bar.update(done - self._bar.n)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __exit__(self, *_: object) -> None:
-        self._close()

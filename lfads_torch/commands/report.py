@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
-from . import quieten
+from . import quieten, terminal_line
 
 if TYPE_CHECKING:
     from ..post_run.report import Wanted
@@ -61,32 +60,20 @@ def wanted_of(options: argparse.Namespace) -> Wanted:
     )
 
 
-def tell(line: str) -> None:
-    """Say on standard error what is being done, where someone is looking."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{line} ...", end="", file=sys.stderr, flush=True)
-
-
-def done() -> None:
-    """Take the last line of `tell` away."""
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads report --help``."""
     from ..post_run.report import report_run
 
     quieten()
-    report = report_run(
-        options.run_folder,
-        options.output,
-        wanted_of(options),
-        figures=options.figures,
-        figure_format=options.figure_format,
-        tell=tell,
-    )
-    done()
+    with terminal_line() as line:
+        report = report_run(
+            options.run_folder,
+            options.output,
+            wanted_of(options),
+            figures=options.figures,
+            figure_format=options.figure_format,
+            tell=lambda text: line.show(f"{text} ..."),
+        )
     for finding in report.findings:
         print(f"{finding.level}: {finding.title}. {finding.text}")
     for path in (*report.figures, report.path):

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import NamedTuple, TextIO
 
-from ..callbacks.bar import clock
+from ..progress import clock
 
 _RECENT = 20
 _WIDTHS = (7, 6, 9, 9, 7, 8, 8, 9)

@@ -15,10 +15,10 @@ from torch import nn
 
 from lfads_torch import LFADS, BasicDataModule
 from lfads_torch.callbacks import EpochProgressBar, NaNGuard, RasterPlot, TrajectoryPlot
-from lfads_torch.callbacks.bar import clock
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, DivergedError
+from lfads_torch.progress import clock
 
 SIZES = dict(
     gen_dim=8, con_dim=4, ci_enc_dim=4, ic_enc_dim=4, ic_dim=4, fac_dim=4, co_dim=2, lr_init=1e-2

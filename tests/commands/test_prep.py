@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from lfads_torch import cli
-from lfads_torch.commands.prep import _Bar
+from lfads_torch.commands import terminal_line
 from tests.prep.nlb.test_recipes import write as write_benchmark
 from tests.prep.test_prepare import ALIGN, session
 
@@ -125,25 +125,17 @@ def test_hold_out_0_declines_the_files_flags(tmp_path: Path) -> None:
             assert file["train_encod_data"].shape[2] == n_read
 
 
-def test_the_bar_starts_anew_for_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
-
-    class Fake:
-        def __init__(self, total: int, **_: Any) -> None:
-            self.total, self.n, self.desc, self.closed = total, 0, "", False
-            made.append(self)
-
-        def update(self, more: int) -> None:
-            self.n += more
-
-        def close(self) -> None:
-            self.closed = True
-
-    monkeypatch.setattr("tqdm.tqdm", Fake)
-    with _Bar() as bar:
-        for what, done in (("one", 0), ("one", 3), ("two", 1), ("two", 4)):
-            bar.update(what, done, 4)
-    assert [(b.desc, b.n, b.closed) for b in made] == [("one", 3, True), ("two", 4, True)]
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_on_terminals_only(
+    is_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr("sys.stderr", out)
+    with terminal_line() as line:
+        line.show("trials 1/4")
+    assert ("trials 1/4" in out.getvalue()) == is_terminal
+    assert not is_terminal or out.getvalue().endswith("\r\x1b[K")
 
 
 SCORES = {
