@@ -21,13 +21,13 @@ STEPS = 3
 
 def measure_memory(shape: Shape, kernel: str, rounds: int) -> dict[str, float]:
     """Peak memory of steps beyond what imports and the batch take."""
-    own, textbook = (
+    package, textbook = (
         statistics.median(_run("memory", which, shape, kernel)[1] for _ in range(rounds))
         for which in ("package", "textbook")
     )
     return {
-        "package / textbook": own / textbook,
-        "package, MiB": own / 2**20,
+        "package / textbook": package / textbook,
+        "package, MiB": package / 2**20,
         "textbook, MiB": textbook / 2**20,
     }
 

@@ -53,10 +53,12 @@ def measure(shape: Shape, rounds: int) -> dict[str, float]:
             start = time.process_time()
             action()
             seconds[name].append(time.process_time() - start)
-    seconds = {name: own[1:] for name, own in seconds.items()}  # the first one warms up
-    found = {f"{name}, ms": 1000 * statistics.median(own) for name, own in seconds.items()}
+    seconds = {name: values[1:] for name, values in seconds.items()}  # the first one warms up
+    results = {f"{name}, ms": 1000 * statistics.median(values) for name, values in seconds.items()}
     plain = seconds.pop("complete")
-    return found | {f"{n} / complete": median_ratio(own, plain) for n, own in seconds.items()}
+    return results | {
+        f"{n} / complete": median_ratio(values, plain) for n, values in seconds.items()
+    }
 
 
 def main() -> None:
@@ -68,11 +70,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    found = measure(SHAPES[options.shape], options.rounds)
+    results = measure(SHAPES[options.shape], options.rounds)
     if options.json:
-        print(json.dumps({"shape": options.shape, "threads": options.threads, **found}, indent=2))
+        print(json.dumps({"shape": options.shape, "threads": options.threads, **results}, indent=2))
     else:
-        for name, value in found.items():
+        for name, value in results.items():
             print(f"{name:28} {value:8.2f}")
 
 

@@ -108,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    found: dict[str, object] = {
+    results: dict[str, object] = {
         "machine": {
             "machine": platform.machine(),
             "device": args.device,
@@ -121,13 +121,13 @@ def main() -> None:
         if args.shape not in (name, "all"):
             continue
         figures = measure(shape, args.members, args.steps, args.rounds, args.chunk, args.device)
-        found[name] = figures
+        results[name] = figures
         if not args.json:
             print(name)
             for label, value in figures.items():
                 print(f"    {label:<44} {value:10.4g}", flush=True)
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

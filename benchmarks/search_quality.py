@@ -86,8 +86,8 @@ def _column(path: Path, name: str) -> list[float]:
 
 def best_output(run: Path) -> Path:
     """Return the output file of a run, or of the best model of a search."""
-    own = run / "best_model" if (run / "best_model").is_dir() else run
-    return own / "lfads_output_sess0.h5"
+    folder = run / "best_model" if (run / "best_model").is_dir() else run
+    return folder / "lfads_output_sess0.h5"
 
 
 def ensemble_output(run: Path) -> Path:
@@ -107,15 +107,15 @@ def demo(options: argparse.Namespace) -> str:
     common += [f"trainer.max_epochs={options.epochs}"]
     rows: dict[str, list[list[float]]] = {}
     for seed in options.seeds:
-        own = [*common, f"seed={seed}"]
+        overrides = [*common, f"seed={seed}"]
         pbt = [f"search.num_workers={options.members}", *TO_THE_END]
         pbt += [f"search.perturbation_interval={options.interval}", *options.overrides]
         drawn = [f"search.num_samples={options.members}", "search.stop_after=null"]
         drawn += [text for text in options.overrides if not text.startswith("search.")]
         runs = {
-            "single default model": single(folder / f"single_{seed}", own),
-            "random search": searched(folder / f"random_{seed}", "search.yaml", own + drawn),
-            "PBT": searched(folder / f"pbt_{seed}", "pbt.yaml", own + pbt),
+            "single default model": single(folder / f"single_{seed}", overrides),
+            "random search": searched(folder / f"random_{seed}", "search.yaml", overrides + drawn),
+            "PBT": searched(folder / f"pbt_{seed}", "pbt.yaml", overrides + pbt),
         }
         outputs = {name: best_output(run.folder) for name, run in runs.items()}
         outputs["PBT, all members"] = ensemble_output(runs["PBT"].folder)
@@ -125,8 +125,8 @@ def demo(options: argparse.Namespace) -> str:
     header = ["", *(f"loss, seed {seed}" for seed in options.seeds)]
     header += ["loss, mean", "bits per spike, mean", "R2 of rates, mean"]
     table = []
-    for name, found in rows.items():
-        losses, *others = zip(*found, strict=True)
+    for name, values in rows.items():
+        losses, *others = zip(*values, strict=True)
         cells = [*losses, statistics.mean(losses), *(statistics.mean(column) for column in others)]
         digits = [5] * (len(losses) + 1) + [4, 4]
         table.append([name, *map(_cell, cells, digits)])
@@ -145,8 +145,8 @@ def wrist(options: argparse.Namespace) -> str:
     singles = [single(folder / f"single_{s}", [*common, f"seed={s}"]) for s in options.seeds]
     pbt = [f"search.num_workers={options.members}", *TO_THE_END]
     pbt += [f"search.perturbation_interval={options.interval}", *options.overrides]
-    own = [*common, f"seed={options.seeds[0]}", *pbt]
-    population = searched(folder / "pbt", "pbt.yaml", own)
+    overrides = [*common, f"seed={options.seeds[0]}", *pbt]
+    population = searched(folder / "pbt", "pbt.yaml", overrides)
     best = min(singles, key=lambda run: run.score)
     losses = ", ".join(f"{run.score:.5f}" for run in singles)
     outputs = {
@@ -205,16 +205,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, members, epochs, interval in (("demo", 8, 100, 10), ("wrist", 20, 150, 25)):
-        own = kinds.add_parser(kind)
+        command = kinds.add_parser(kind)
         if kind == "wrist":
-            own.add_argument("data", help="isometric_wrist_day0.h5")
-        own.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-        own.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        own.add_argument("--members", type=int, default=members)
-        own.add_argument("--epochs", type=int, default=epochs)
-        own.add_argument("--interval", type=int, default=interval, help="epochs of a generation")
-        own.add_argument("--folder", default="runs/search_quality")
-        own.set_defaults(lorenz=(65, 16, 30, 50, 0.3))
+            command.add_argument("data", help="isometric_wrist_day0.h5")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+        command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        command.add_argument("--members", type=int, default=members)
+        command.add_argument("--epochs", type=int, default=epochs)
+        command.add_argument(
+            "--interval", type=int, default=interval, help="epochs of a generation"
+        )
+        command.add_argument("--folder", default="runs/search_quality")
+        command.set_defaults(lorenz=(65, 16, 30, 50, 0.3))
     return parser.parse_args(arguments)
 
 

@@ -98,7 +98,7 @@ ROUNDS = {"step": 20, "epoch": 5, "sampling": 3, "memory": 1, "cold": 3}
 
 
 def measure(
-    shape: Shape, wanted: list[str], kernel: str, rounds: int | None, n_trials: int
+    shape: Shape, names: list[str], kernel: str, rounds: int | None, n_trials: int
 ) -> dict[str, Figures]:
     """Figures of one shape, by what is measured."""
     functions: dict[str, Callable[[Shape, str, int], Figures]] = {
@@ -108,7 +108,7 @@ def measure(
         "memory": measure_memory,
         "cold": measure_cold,
     }
-    return {what: functions[what](shape, kernel, rounds or ROUNDS[what]) for what in wanted}
+    return {what: functions[what](shape, kernel, rounds or ROUNDS[what]) for what in names}
 
 
 def machine(kernel: str) -> dict[str, object]:
@@ -175,14 +175,14 @@ def main() -> None:
             for what, group in SCALING.items()
             for shape in group
         }
-    found: dict[str, object] = {"machine": machine(args.kernel)}
+    report: dict[str, object] = {"machine": machine(args.kernel)}
     for name, shape in shapes.items():
         results = measure(shape, args.what, args.kernel, args.rounds, args.trials)
-        found[name] = results
+        report[name] = results
         if not args.json:
             show(name, results)
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":

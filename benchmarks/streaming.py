@@ -89,7 +89,7 @@ def measure(path: Path, layout: str, rounds: int, device: str) -> dict[str, floa
 
     for data in (held, streamed):
         data.to(device)
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         for what, act in (("batches", batches), ("training", train)):
             # In turns, so that both meet the same disturbances; the first round warms up.
@@ -97,13 +97,13 @@ def measure(path: Path, layout: str, rounds: int, device: str) -> dict[str, floa
                 wall, cpu = time.perf_counter(), time.process_time()
                 act(data)
                 if number:
-                    own = (time.perf_counter() - wall, time.process_time() - cpu)
-                    for clock, seconds in zip(("s", "CPU s"), own, strict=True):
-                        found.setdefault(f"{what}, {where}, {clock}", []).append(seconds)
-    figures = {f"{layout}: {name}": statistics.median(each) for name, each in found.items()}
+                    spent = (time.perf_counter() - wall, time.process_time() - cpu)
+                    for clock, seconds in zip(("s", "CPU s"), spent, strict=True):
+                        times.setdefault(f"{what}, {where}, {clock}", []).append(seconds)
+    figures = {f"{layout}: {name}": statistics.median(each) for name, each in times.items()}
     for what in ("batches", "training"):
         for clock in ("s", "CPU s"):
-            pair = (found[f"{what}, {where}, {clock}"] for where in ("file", "memory"))
+            pair = (times[f"{what}, {where}, {clock}"] for where in ("file", "memory"))
             figures[f"{layout}: {what}, file over memory, {clock}"] = median_ratio(*pair)
     return figures
 

@@ -123,8 +123,8 @@ class TextbookLFADS(nn.Module):
     ) -> dict[str, Tensor]:
         """Terms of the objective in epoch 0; `learn` masks the gradients of the reconstruction."""
         hps, losses = self.hps, []
-        for s, own in batch.items():
-            loss = self.element_loss(s, own.recon_data, outputs[s].output_params)
+        for s, session in batch.items():
+            loss = self.element_loss(s, session.recon_data, outputs[s].output_params)
             if learn is not None:
                 loss = torch.where(learn[s], loss, loss.detach())
             losses.append(loss.mean() if hps.recon_reduce_mean else loss.sum(dim=(1, 2)).mean())
@@ -160,8 +160,8 @@ class TextbookLFADS(nn.Module):
         """Compute the objective of a batch, in training."""
         learn = None
         if self.cd_rate > 0:
-            dropped = {s: self.coordinated_dropout(own) for s, own in batch.items()}
-            batch = {s: own for s, (own, _) in dropped.items()}
+            dropped = {s: self.coordinated_dropout(session) for s, session in batch.items()}
+            batch = {s: session for s, (session, _) in dropped.items()}
             learn = {s: mask for s, (_, mask) in dropped.items()}
         outputs = self(batch, sample=self.hps.variational, output_means=False)
         return self.loss_terms(batch, outputs, learn)["total"]

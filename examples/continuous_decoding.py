@@ -71,7 +71,7 @@ def decode(candidates: Sequence[Array], behavior: Array, split: Array) -> Decodi
     """
     if not all((split == number).any() for number in (TRAIN, VALID, TEST)):
         raise UserError("there must be time to train, to validate and to test; see lfads prep")
-    best, found = -np.inf, None
+    best, choice = -np.inf, None
     for number, features in enumerate(candidates):
         for lag in LAGS:
             later = np.full_like(behavior, np.nan)
@@ -86,10 +86,10 @@ def decode(candidates: Sequence[Array], behavior: Array, split: Array) -> Decodi
                 predicted = features @ weight + bias
                 score = r2(predicted, later, same & (split == VALID)).mean()
                 if score > best:
-                    best, found = score, (number, lag, predicted, later, same)
-    if found is None:
+                    best, choice = score, (number, lag, predicted, later, same)
+    if choice is None:
         raise UserError("no bin of validation time has both features and behaviour")
-    number, lag, predicted, later, same = found
+    number, lag, predicted, later, same = choice
     shifted = np.full_like(behavior, np.nan)
     shifted[lag:] = predicted[: len(predicted) - lag]
     return Decoding(r2(predicted, later, same & (split == TEST)), shifted, number, lag)
@@ -186,9 +186,9 @@ def main() -> None:
         "LFADS factors": decode([data["factors"].astype(np.float64)], behavior, split),
     }
     rows = []
-    for name, found in results.items():
-        lag = f"{found.lag * bin_ms:g} ms"
-        scores = (*found.r2, found.r2.mean())
+    for name, score in results.items():
+        lag = f"{score.lag * bin_ms:g} ms"
+        scores = (*score.r2, score.r2.mean())
         rows.append([name, *(f"{score:.3f}" for score in scores), lag])
     columns = [f"velocity {name}" for name in "xyz"[: behavior.shape[1]]]
     header = ["R2 on test time", *columns, "mean", "lag"]

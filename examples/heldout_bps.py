@@ -91,15 +91,15 @@ def predict_from_smoothed(
     return poisson_regression(train, heldout, valid, penalty), width, penalty
 
 
-def psth(counts: Array, target: Array, asked: Array, width: float) -> Array:
-    """Smoothed mean counts of the trials to each asked target; all trials' mean if none."""
+def psth(counts: Array, target: Array, query: Array, width: float) -> Array:
+    """Smoothed mean counts of the trials to each query target; all trials' mean if none."""
     means = {one: counts[target == one].mean(axis=0) for one in np.unique(target)}
     overall = counts.mean(axis=0)
-    return gaussian_smooth(np.stack([means.get(one, overall) for one in asked]), width)
+    return gaussian_smooth(np.stack([means.get(one, overall) for one in query]), width)
 
 
 def predict_from_psth(
-    heldout: Array, target: Array, asked: Array, seed: int
+    heldout: Array, target: Array, query: Array, seed: int
 ) -> tuple[Array, float]:
     """Predict held-out channels by the PSTH of the target; the width is chosen as above."""
     order = np.random.default_rng(seed).permutation(len(heldout))
@@ -108,7 +108,7 @@ def predict_from_psth(
         WIDTHS,
         key=lambda w: co_bps(psth(heldout[rest], target[rest], target[judge], w), heldout[judge]),
     )
-    return psth(heldout, target, asked, width), width
+    return psth(heldout, target, query, width), width
 
 
 def main() -> None:

@@ -67,13 +67,15 @@ def make_sessions(
             f"{min(map(len, rows))} trials to some target are too few for {N_SESSIONS} sessions of "
             f"{per_session} and for testing; ask for fewer"
         )
-    test = np.sort(np.concatenate([own[N_SESSIONS * per_session :] for own in rows]))
+    test = np.sort(np.concatenate([trials[N_SESSIONS * per_session :] for trials in rows]))
     paths = []
     for number in range(N_SESSIONS):
         first = number * per_session
         trials = {
-            "train": np.concatenate([own[first : first + n_train] for own in rows]),
-            "valid": np.concatenate([own[first + n_train : first + per_session] for own in rows]),
+            "train": np.concatenate([trials[first : first + n_train] for trials in rows]),
+            "valid": np.concatenate(
+                [trials[first + n_train : first + per_session] for trials in rows]
+            ),
             "test": test,
         }
         arrays: dict[str, Array] = {"units": units[number]}
@@ -109,11 +111,11 @@ def across_score(run: Path) -> Array:
     scores = np.full((n_sessions, n_sessions), np.nan)
     for read in range(n_sessions):
         factors = torch.from_numpy(data[read]["test_factors"])
-        for told in range(n_sessions):
-            if read != told:
+        for written in range(n_sessions):
+            if read != written:
                 with torch.no_grad():
-                    rates = model.read_out(told, factors, output_means=True).numpy()
-                scores[read, told] = co_bps(rates, data[told]["test_recon_data"])
+                    rates = model.read_out(written, factors, output_means=True).numpy()
+                scores[read, written] = co_bps(rates, data[written]["test_recon_data"])
     return scores
 
 
@@ -160,11 +162,11 @@ def main() -> None:
     epochs = common["trainer.max_epochs"]
 
     def train(name: str, files: list[Path], model: str) -> Path:
-        own: dict[str, Any] = {"model": model, **common}
-        own["datamodule.datafile_pattern"] = [str(path) for path in files]
+        overrides: dict[str, Any] = {"model": model, **common}
+        overrides["datamodule.datafile_pattern"] = [str(path) for path in files]
         if model == "multisession":
-            own["model.encod_data_dim"] = N_FACTORS
-        run_model(own, config_path="multi.yaml", run_dir=folder / name, overwrite=True)
+            overrides["model.encod_data_dim"] = N_FACTORS
+        run_model(overrides, config_path="multi.yaml", run_dir=folder / name, overwrite=True)
         return folder / name
 
     alone = [train(f"alone{i}", [path], "default") for i, path in enumerate(paths)]
@@ -182,7 +184,8 @@ def main() -> None:
         "last session added": [heldout_score(folder / "added", s) for s in range(N_SESSIONS)],
     }
     rows = [
-        [name, *(f"{score:.3f}" for score in (*own, np.mean(own)))] for name, own in scores.items()
+        [name, *(f"{score:.3f}" for score in (*values, np.mean(values)))]
+        for name, values in scores.items()
     ]
     header = ["co-bps", *(f"session {s}" for s in range(N_SESSIONS)), "mean"]
     print(format_table(header, rows, options.markdown))

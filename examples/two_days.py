@@ -95,17 +95,17 @@ def rechop(
 def find_onsets(behavior: Array) -> Array:
     """First bins of forces that follow rest, with no missing bin around them."""
     size = np.hypot(behavior[:, 0], behavior[:, 1])
-    found = []
+    onsets = []
     for start, stop in find_segments(np.isfinite(size)):
-        own, at_rest = size[start:stop], -1
-        for t in range(len(own)):
-            if own[t] < REST:
+        trace, at_rest = size[start:stop], -1
+        for t in range(len(trace)):
+            if trace[t] < REST:
                 at_rest = t
-            elif own[t] > PUSH and at_rest >= 0:
+            elif trace[t] > PUSH and at_rest >= 0:
                 onset, at_rest = at_rest, -1
-                if onset >= BEFORE and onset + AFTER <= len(own):
-                    found.append(start + onset)
-    return np.array(found, dtype=int)
+                if onset >= BEFORE and onset + AFTER <= len(trace):
+                    onsets.append(start + onset)
+    return np.array(onsets, dtype=int)
 
 
 def merged(run: Path, session: int) -> dict[str, Array]:
@@ -122,19 +122,19 @@ def merged(run: Path, session: int) -> dict[str, Array]:
     }
 
 
-def across_days(known: dict[str, Array], asked: dict[str, Array]) -> Array:
+def across_days(known: dict[str, Array], other: dict[str, Array]) -> Array:
     """R2 on test time of one session by a decoder that was fitted on another."""
     train = known["split"] == TRAIN
     [(weight, bias)] = fit_linear(known["factors"][train], known["behavior"][train], [1.0])
-    predicted = asked["factors"] @ weight + bias
-    return r2(predicted, asked["behavior"], asked["split"] == TEST)
+    predicted = other["factors"] @ weight + bias
+    return r2(predicted, other["behavior"], other["split"] == TEST)
 
 
 def draw(alignment: Alignment, path: Path) -> None:
     """Draw the shared factors around the onset."""
     figure = shared_factors(
-        [own.factors for own in alignment.sessions],
-        [f"{own.name}, $R^2$ {own.r2:.2f}" for own in alignment.sessions],
+        [session.factors for session in alignment.sessions],
+        [f"{session.name}, $R^2$ {session.r2:.2f}" for session in alignment.sessions],
         alignment.components,
         [f"{45 * label}°" for label in alignment.conditions],
         bin_ms=20.0,
@@ -171,9 +171,11 @@ def main() -> None:
         )
     ]
     alignment = align_sessions(trials, N_FACTORS, smooth_bins=3.0)
-    for path, own in zip(paths, alignment.sessions, strict=True):
-        write_alignment(path, own)
-        print(f"{own.name}: {own.n_trials.sum()} onsets in training time, R2 {own.r2:.3f}")
+    for path, session in zip(paths, alignment.sessions, strict=True):
+        write_alignment(path, session)
+        print(
+            f"{session.name}: {session.n_trials.sum()} onsets in training time, R2 {session.r2:.3f}"
+        )
     draw(alignment, folder / "shared_factors.png")
 
     common = small_model(N_FACTORS, options.seed, options.epochs, quick=options.quick)

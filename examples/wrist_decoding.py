@@ -91,7 +91,7 @@ def decode(
     -------
     Decoding
     """
-    known, asked = behavior
+    known, target = behavior
     folds = np.array_split(np.arange(len(known)), n_folds)
     # error[candidate, penalty, column]; comparing errors compares R2, the targets being the same.
     error = np.zeros((len(candidates), len(ALPHAS), known.shape[-1]))
@@ -105,13 +105,13 @@ def decode(
                 error[number, penalty] += (residual**2).sum(axis=(0, 1))
     best = error.reshape(-1, error.shape[-1]).argmin(axis=0)
     chosen, penalties = np.unravel_index(best, error.shape[:2])
-    predicted = np.empty(asked.shape)
+    predicted = np.empty(target.shape)
     for column, (number, penalty) in enumerate(zip(chosen, penalties, strict=True)):
         train, valid = candidates[number]
         [(weight, bias)] = fit_linear(train, known[..., [column]], [ALPHAS[penalty]])
         predicted[..., [column]] = valid @ weight + bias
     everywhere = np.ones_like(unseen)
-    return Decoding(_r2(predicted, asked, everywhere), _r2(predicted, asked, unseen), chosen)
+    return Decoding(_r2(predicted, target, everywhere), _r2(predicted, target, unseen), chosen)
 
 
 def _r2(predicted: Array, target: Array, where: Array) -> Array:

@@ -107,16 +107,16 @@ def test_units_and_trials_are_dealt_out(
     for path in paths:
         with h5py.File(path) as file:
             files.append({key: file[key][()] for key in file})
-    units = np.concatenate([own["units"] for own in files])
+    units = np.concatenate([data["units"] for data in files])
     assert len(units) == len(set(units)) == 16
-    for own in files:
-        assert own["train_encod_data"].shape == (16, 10, 3)
-        assert own["valid_recon_data"].shape == (8, 10, 4)
-        assert np.bincount(own["train_target"]).tolist() == [4] * 4
-        np.testing.assert_array_equal(own["test_encod_data"], own["test_recon_data"][..., :3])
-        np.testing.assert_array_equal(own["test_target"], files[0]["test_target"])
+    for data in files:
+        assert data["train_encod_data"].shape == (16, 10, 3)
+        assert data["valid_recon_data"].shape == (8, 10, 4)
+        assert np.bincount(data["train_target"]).tolist() == [4] * 4
+        np.testing.assert_array_equal(data["test_encod_data"], data["test_recon_data"][..., :3])
+        np.testing.assert_array_equal(data["test_target"], files[0]["test_target"])
     # The test trials are the same trials: together they give the recording back.
-    together = np.concatenate([own["test_recon_data"] for own in files], axis=-1)
+    together = np.concatenate([data["test_recon_data"] for data in files], axis=-1)
     ours = {row.tobytes() for row in together.astype(np.int64)}
     assert len(ours) == 160 - 4 * 24
     assert ours <= {row.tobytes() for row in spikes[..., units]}

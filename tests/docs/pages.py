@@ -83,14 +83,14 @@ class Block(NamedTuple):
 def blocks(page: str) -> list[Block]:
     """Every fenced block of a page that is not a directive."""
     text = PAGES[page].read_text(encoding="utf-8")
-    found = []
+    page_blocks = []
     for match in _BLOCK.finditer(text):
         if match["language"].startswith("{"):
             continue
         notes: dict[str, list[str]] = {}
         for kind, what in _NOTE.findall(match["notes"]):
             notes.setdefault(kind, []).append(" ".join(what.split()))
-        found.append(
+        page_blocks.append(
             Block(
                 page,
                 text.count("\n", 0, match.start("language")) + 1,
@@ -100,7 +100,7 @@ def blocks(page: str) -> list[Block]:
                 *(tuple(notes.get(kind, ())) for kind in ("in tests", "prints", "fails")),
             )
         )
-    return found
+    return page_blocks
 
 
 def execute(block: Block, names: dict[str, object]) -> None:
@@ -111,20 +111,20 @@ def execute(block: Block, names: dict[str, object]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
         return
-    told = io.StringIO()
+    output = io.StringIO()
     statuses = []
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         if block.language == "python":
             exec(compile(text, str(block), "exec"), names)
         else:
             statuses = [_run(command, more, block) for command in commands(text)]
-    printed = " ".join(told.getvalue().split())
-    wanted = [0] * len(statuses)
+    printed = " ".join(output.getvalue().split())
+    expected = [0] * len(statuses)
     if block.fails:
-        wanted[-1:] = [2]
-    assert statuses == wanted, f"{block}: exit {statuses}\n{told.getvalue()}"
+        expected[-1:] = [2]
+    assert statuses == expected, f"{block}: exit {statuses}\n{output.getvalue()}"
     for what in (*block.prints, *block.fails):
-        assert what in printed, f"{block} does not print {what!r}\n{told.getvalue()}"
+        assert what in printed, f"{block} does not print {what!r}\n{output.getvalue()}"
 
 
 def _run(command: list[str], more: list[str], block: Block) -> int:
@@ -167,8 +167,8 @@ def _as_tested(block: Block) -> tuple[str, list[str]]:
 def _expanded(arguments: list[str]) -> Iterator[str]:
     """What a shell makes of ``*`` in names of files, which patterns of ours are told in quotes."""
     for text in arguments:
-        found = sorted(glob(text)) if "*" in text and "=" not in text else []
-        yield from found or [text]
+        paths = sorted(glob(text)) if "*" in text and "=" not in text else []
+        yield from paths or [text]
 
 
 def _check_command(arguments: list[str]) -> None:

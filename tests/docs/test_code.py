@@ -22,10 +22,10 @@ from tests.golden_utils import load_golden
 
 ALL = {page: blocks(page) for page in PAGES}
 RUN = {
-    page: [b for b in found if not b.not_run and b.language in EXECUTED]
-    for page, found in ALL.items()
+    page: [b for b in page_blocks if not b.not_run and b.language in EXECUTED]
+    for page, page_blocks in ALL.items()
 }
-NOT_RUN = [block for found in ALL.values() for block in found if block.not_run]
+NOT_RUN = [block for page_blocks in ALL.values() for block in page_blocks if block.not_run]
 
 
 def write_my_data(folder: Path) -> None:
@@ -90,7 +90,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", [page for page, found in RUN.items() if found])
+@pytest.mark.parametrize("page", [page for page, page_blocks in RUN.items() if page_blocks])
 def test_a_page_runs_from_top_to_bottom(page: str, folder: Path) -> None:
     for write in STARTS.get(page, [write_my_data]):
         write(folder)

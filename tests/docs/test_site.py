@@ -55,8 +55,8 @@ def test_pages_need_nothing_from_elsewhere(site: Path) -> None:
     loaded = re.compile(r'<(?:script|img|iframe)[^>]*src="(https?:)?//|<link[^>]*href="https?://')
     for page in site.rglob("*.html"):
         text = page.read_text("utf-8")
-        found = [m[0] for m in loaded.finditer(text) if 'rel="canonical"' not in m[0]]
-        assert not found, f"{page.name}: {found}"
+        addresses = [m[0] for m in loaded.finditer(text) if 'rel="canonical"' not in m[0]]
+        assert not addresses, f"{page.name}: {addresses}"
 
 
 def test_formulas_are_formulas(site: Path) -> None:
