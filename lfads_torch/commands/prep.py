@@ -101,8 +101,7 @@ def run(options: argparse.Namespace) -> int:
         )
     [source] = options.files
     if options.list:
-        from ..prep.sources import SourceOptions, open_recording
-        from ..prep.sources.listing import describe_recording
+        from ..prep import SourceOptions, describe_recording, open_recording
 
         source_names = set(SourceOptions.__dataclass_fields__)
         reading = SourceOptions(**{k: v for k, v in given.items() if k in source_names})
@@ -125,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_nlb(options: argparse.Namespace, given: dict[str, Any]) -> int:
-    from ..prep.nlb.recipes import prepare_nlb
+    from ..prep.nlb import prepare_nlb
 
     free = {"bin_ms", "compress", "strict"}
     if extra := sorted(set(given) - free):

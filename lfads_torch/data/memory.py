@@ -9,16 +9,13 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 
 SHARE = 0.5
-"""Part of the available memory that data may take where no bound is given."""
+"""Fraction of the available memory that data may take where no bound is given."""
 
 
 def available_bytes() -> int | None:
-    """Memory that is free for a process, within the limits of a container.
+    """Return the bytes that are free for a process, within the limits of a container.
 
-    Returns
-    -------
-    int or None
-        Bytes; None where the system does not say.
+    None where the system does not say.
     """
     known = [number for number in (_meminfo(), _cgroup()) if number is not None]
     if known:
@@ -29,7 +26,7 @@ def available_bytes() -> int | None:
 
 
 def default_bound() -> float:
-    """Bytes that data may take where no bound is given: half of the available memory."""
+    """Return the bytes that data may take without a bound: half of the available memory."""
     free = available_bytes()
     return float("inf") if free is None else SHARE * free
 
@@ -43,7 +40,7 @@ def _meminfo() -> int | None:
 
 
 def _cgroup() -> int | None:
-    """Return what a container's limit leaves."""
+    """Return the bytes that a container's limit leaves."""
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -55,7 +52,7 @@ def _cgroup() -> int | None:
 
 
 def _cached(limit: Path) -> int:
-    """Return what of the memory in use holds parts of files, which make way for anything else."""
+    """Return the bytes that hold pages of files, which make way for anything else."""
     with suppress(OSError, ValueError, IndexError):
         for line in limit.with_name("memory.stat").read_text(encoding="ascii").splitlines():
             name, size = line.split()[:2]

@@ -1,4 +1,4 @@
-"""Writing a data file anew so that each trial can be read by itself: `lfads repack`."""
+"""Write a data file anew so that each trial can be read by itself: `lfads repack`."""
 
 from __future__ import annotations
 
@@ -25,27 +25,7 @@ def repack(
     """Copy an HDF5 file trial by trial: same keys, types, numbers and attributes.
 
     Arrays of numbers with a row per trial become contiguous, or compressed by whole trials. The
-    file may be larger than memory.
-
-    Parameters
-    ----------
-    source, output : str or path
-    compress : bool
-        Compress with gzip. Smaller, and slower to read than without.
-    overwrite : bool
-        Whether `output` may be replaced.
-
-    Returns
-    -------
-    Path
-        The new file.
-
-    Raises
-    ------
-    UserError
-        If `output` is there, or is the source.
-    DataError
-        If a file cannot be read or written.
+    file may be larger than memory. `compress` uses gzip: smaller, and slower to read.
     """
     old_path, new_path = Path(absolute_pattern(source)), Path(absolute_pattern(output))
     check_output(old_path, new_path, overwrite)
@@ -68,12 +48,12 @@ def _copy(old: h5py.File, new: h5py.File, key: str, compress: bool) -> None:
         old.copy(data, new, name=key)
         return
     options: dict[str, Any] = {"compression": "gzip", "chunks": chunks} if compress else {}
-    made = new.create_dataset(key, data.shape, data.dtype, **options)
-    made.attrs.update(data.attrs)
+    target = new.create_dataset(key, data.shape, data.dtype, **options)
+    target.attrs.update(data.attrs)
     width = data.dtype.itemsize * int(np.prod(data.shape[1:]))
-    together = data.chunks[0] if data.chunks else 1
+    rows_per_chunk = data.chunks[0] if data.chunks else 1
     # Whole chunks of the old file, as many as go into a block, so that each is unpacked once.
     step = max(1, _BLOCK_BYTES // width)
-    step = step // together * together or step
+    step = step // rows_per_chunk * rows_per_chunk or step
     for start in range(0, len(data), step):
-        made[start : start + step] = data[start : start + step]
+        target[start : start + step] = data[start : start + step]

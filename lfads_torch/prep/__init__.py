@@ -6,7 +6,7 @@ NumPy and h5py only, no torch.
 from .binning import bin_spikes, bin_windows
 from .chop import chop_recording
 from .merging import merge_chops, merge_file
-from .nlb.recipes import prepare_nlb
+from .nlb import prepare_nlb
 from .options import PrepOptions
 from .prepare import Prepared, prepare
 from .sources import SourceOptions, open_recording

@@ -15,30 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ..errors import DataError, UserError
+from ..errors import DataError, number
 
 Counts = NDArray[np.uint16]
 Floats = NDArray[np.float64]
 
 TOLERANCE_S = 1e-9
 MOST_PER_BIN = 2**16 - 1
-_CHUNK = 1 << 14  # spikes whose intermediate arrays stay in the cache
+_BLOCK = 1 << 14  # spikes whose intermediate arrays stay in the cache
 
 
 def time_tolerance(latest: float, stored: DTypeLike = np.float64) -> float:
-    """By how much a time may lie below an edge and still count as on it.
+    """Return by how much a time may lie below an edge and still count as on it: 1 ns or more.
 
-    Parameters
-    ----------
-    latest : float
-        Largest absolute time, in the unit in which times were stored.
-    stored : dtype
-        Type in which they were stored.
-
-    Returns
-    -------
-    float
-        In the unit of `latest`, at least that of 1 ns in seconds.
+    `latest` is the largest absolute time, and the result, in the unit in which times were stored.
     """
     dtype = np.dtype(stored)
     if dtype.kind != "f" or not np.isfinite(latest):
@@ -67,18 +57,20 @@ def bin_spikes(
     n_bins : int, optional
         By default as many as it takes to count the last spike.
     tolerance : float, optional
-        Seconds; see `time_tolerance`, whose answer for the type of `times` is the default.
+        Seconds by which a time may lie below an edge and still count as on it; by default 1 ns,
+        or what the type of `times` can resolve.
 
     Returns
     -------
     ndarray of uint16, shape (n_bins,)
+        Spikes in each bin.
 
     Raises
     ------
     DataError
         For times that are NaN, infinite or not numbers, and for more than 65535 spikes in a bin.
     UserError
-        For a width that is not positive.
+        For a bin width that is not a finite number above 0.
 
     Examples
     --------
@@ -115,21 +107,24 @@ def bin_windows(
     bin_s : float
         Bin width in seconds.
     tolerance : float, optional
-        Seconds; see `time_tolerance`, whose answer for the type of `times` is the default.
+        Seconds by which a time may lie below an edge and still count as on it; by default 1 ns,
+        or what the type of `times` can resolve.
     out : ndarray of uint16, shape (n_windows, n_bins), optional
-        Counts to which these are added, for times that come piece by piece.
+        Counts to which these are added, for times that come block by block.
 
     Returns
     -------
     ndarray of uint16, shape (n_windows, n_bins)
+        Spikes in each bin of each window; `out` where it is given.
 
     Raises
     ------
-    DataError, UserError
-        As `bin_spikes`.
+    DataError
+        For times that are NaN, infinite or not numbers, and for more than 65535 spikes in a bin.
+    UserError
+        For a bin width that is not a finite number above 0.
     """
-    if not (np.isfinite(bin_s) and bin_s > 0):
-        raise UserError(f"A bin width of {bin_s} s; legal is a finite number above 0.")
+    number("The bin width in seconds", bin_s, above=0)
     ordered, slack = _in_order(times, tolerance)
     first = np.asarray(starts, dtype=np.float64).reshape(-1)
     counts = np.zeros((len(first), n_bins), dtype=np.uint16) if out is None else out
@@ -138,8 +133,8 @@ def bin_windows(
     high = np.searchsorted(ordered, first + n_bins * bin_s - slack)
     # The spikes of all windows in a row, window after window.
     ends = np.concatenate([[0], np.cumsum(high - low)])
-    for begin in range(0, int(ends[-1]), _CHUNK):
-        end = min(begin + _CHUNK, int(ends[-1]))
+    for begin in range(0, int(ends[-1]), _BLOCK):
+        end = min(begin + _BLOCK, int(ends[-1]))
         w = slice(
             int(np.searchsorted(ends, begin, side="right")) - 1, int(np.searchsorted(ends, end))
         )
@@ -170,24 +165,24 @@ def _add_runs(flat: Counts, index: NDArray[np.int64], fresh: bool) -> None:
     """
     new = np.flatnonzero(index[1:] != index[:-1])
     edges = np.concatenate([[-1], new, [len(index) - 1]])
-    at, number = index[edges[1:]], np.diff(edges)
-    if fresh:  # the entry may have been begun by the chunk before
-        number[0] += flat[at[0]]
+    at, counts = index[edges[1:]], np.diff(edges)
+    if fresh:  # the entry may have been begun by the block before
+        counts[0] += flat[at[0]]
     else:
-        number += flat[at]
-    if number.max() > MOST_PER_BIN:
+        counts += flat[at]
+    if counts.max() > MOST_PER_BIN:
         raise DataError(
-            f"A bin holds {int(number.max())} spikes of one unit, more than {MOST_PER_BIN}: are "
+            f"A bin holds {int(counts.max())} spikes of one unit, more than {MOST_PER_BIN}: are "
             "the times in another unit (--time-unit), or is the bin too wide?"
         )
-    flat[at] = number
+    flat[at] = counts
 
 
 def _in_order(times: ArrayLike, tolerance: float | None) -> tuple[Floats, float]:
-    given = np.asarray(times)
-    if given.dtype.kind not in "uif" and given.size:
-        raise DataError(f"Spike times must be numbers; found type {given.dtype}.")
-    ordered = np.ascontiguousarray(given.reshape(-1), dtype=np.float64)
+    stored = np.asarray(times)
+    if stored.dtype.kind not in "uif" and stored.size:
+        raise DataError(f"Spike times must be numbers; their type is {stored.dtype}.")
+    ordered = np.ascontiguousarray(stored.reshape(-1), dtype=np.float64)
     if not len(ordered):
         return ordered, TOLERANCE_S if tolerance is None else tolerance
     if not is_sorted(ordered):  # also where one is NaN
@@ -198,49 +193,24 @@ def _in_order(times: ArrayLike, tolerance: float | None) -> tuple[Floats, float]
     latest = max(abs(ordered[0]), abs(ordered[-1]))
     if not np.isfinite(latest):
         raise DataError("Spike times are NaN or infinite; drop them.")
-    return ordered, time_tolerance(latest, given.dtype) if tolerance is None else tolerance
+    return ordered, time_tolerance(latest, stored.dtype) if tolerance is None else tolerance
 
 
 def is_sorted(values: Floats) -> bool:
-    """Whether values ascend (equal neighbours allowed); False where there is a NaN."""
+    """Return whether values ascend (equal neighbours allowed); False where one is NaN."""
     return bool((values[1:] >= values[:-1]).all())
 
 
 def first_bin(times: ArrayLike, bin_s: float, start: float = 0.0) -> NDArray[np.int64]:
-    """First bin of a grid that begins at or after each time.
-
-    Parameters
-    ----------
-    times : array
-        Seconds.
-    bin_s : float
-        Bin width in seconds.
-    start : float
-        Left edge of the grid's bin 0.
-
-    Returns
-    -------
-    ndarray of int64
-    """
+    """Return the first bin at or after each time, of a grid that begins at `start` (seconds)."""
     position = (np.asarray(times, dtype=np.float64) - start) / bin_s
     return np.ceil(position - TOLERANCE_S / bin_s).astype(np.int64)
 
 
 def rebin(counts: NDArray[Any], factor: int, *, average: bool = False) -> NDArray[Any]:
-    """Sum (or average) each `factor` bins.
+    """Sum, or `average`, each `factor` bins of counts, shape (..., bins, channels).
 
-    Parameters
-    ----------
-    counts : array, shape (..., bins, channels)
-        Bins must be a multiple of `factor`.
-    factor : int
-    average : bool
-        For continuous values.
-
-    Returns
-    -------
-    ndarray, shape (..., bins / factor, channels)
-        Of the type of `counts`; sums of integers as int64.
+    The result has the type of `counts`; sums of integers are int64.
     """
     if factor == 1:
         return counts

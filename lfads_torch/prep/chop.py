@@ -1,7 +1,7 @@
 """Continuous recordings cut into overlapping windows.
 
-A recording of n bins is split into blocks (train, valid, test) and every block is cut into windows
-of its own, so that no window shares a bin with a window of another split. The last window of a
+A recording of n bins is split into blocks (train, valid, test) and every block is cut into its
+windows, so that no window shares a bin with a window of another split. The last window of a
 block is shifted back to end with it, so that every bin lies in a window. The way back is in
 `lfads_torch.prep.merging`.
 """
@@ -18,30 +18,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..data.validate import SPLITS
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, whole
 from .merging import START_KEY, covered_bins
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
+# Windows of a block by default: fewer part train and valid worse, more spread them less evenly.
 _BLOCK_WINDOWS = 10
 
 
 @dataclass(frozen=True)
 class ChopPlan:
-    """Which windows of a recording go to which split.
+    """Which windows of a recording go to which split; sizes are bins, as given to `chop_recording`.
 
-    Attributes
-    ----------
-    n_bins : int
-        Bins of the recording.
-    window, overlap : int
-        Bins of a window, and those that it shares with the next one (the last window of a block
-        shares more).
-    block, guard, seed : int
-        As given to `plan_chops`.
-    starts : dict of str to ndarray of int64
-        First bins of the windows by split, ascending.
+    `starts` are the first bins of the windows by split, ascending. The last window of a block
+    shares more than `overlap` bins with the one before.
     """
 
     n_bins: int
@@ -57,10 +49,10 @@ class ChopPlan:
         return {f"{split}_{START_KEY}": starts for split, starts in self.starts.items()}
 
     def attributes(self, series: Sequence[str] = ()) -> dict[str, Any]:
-        """Attributes of the data file; `series` names the arrays that were cut."""
+        """Return the attributes of the data file; `series` names the arrays that were cut."""
         sizes = ("n_bins", "window", "overlap", "block", "guard", "seed")
-        found: dict[str, Any] = {f"chop_{name}": int(getattr(self, name)) for name in sizes}
-        return found | {"chop_uncovered": self.uncovered(), "chop_series": list(series)}
+        numbers: dict[str, Any] = {f"chop_{name}": int(getattr(self, name)) for name in sizes}
+        return numbers | {"chop_uncovered": self.uncovered(), "chop_series": list(series)}
 
     def uncovered(self) -> int:
         """Count the bins that lie in no window: guards, gaps, stretches shorter than a window."""
@@ -86,8 +78,21 @@ def chop_recording(
     ----------
     arrays : mapping of str to array, shape (n_bins, ...)
         Series by name, such as ``encod_data``, ``recon_data`` and ``behavior``.
-    window, overlap, block, valid_fraction, test_fraction, guard, seed, segments
-        As for `plan_chops`.
+    window, overlap : int
+        Bins of a window, and those that it shares with the next one.
+    block : int, optional
+        Bins of a block, the unit of the split; by default ten windows, fewer in a short
+        recording. Long blocks part train and valid better, short ones spread both more evenly.
+    valid_fraction, test_fraction : float
+        Fractions of the blocks. They are drawn one from each of as many stretches of the
+        recording, so that slow drift reaches all splits alike.
+    guard : int
+        Bins left out on each side of a border between splits; they stay NaN in what is merged.
+    seed : int
+        Seed of the draw of blocks.
+    segments : array of int, shape (n, 2), optional
+        First bin and end (exclusive) of the stretches that were recorded without a gap; by
+        default one stretch. What lies between them is in no window. See `find_segments`.
 
     Returns
     -------
@@ -99,7 +104,8 @@ def chop_recording(
     Raises
     ------
     DataError, UserError
-        As `plan_chops`; where series differ in length.
+        For sizes and fractions that are out of range or leave a split empty, segments that are out
+        of order or all shorter than a window, and series that differ in length.
 
     Examples
     --------
@@ -145,52 +151,19 @@ def plan_chops(
     seed: int = 0,
     segments: ArrayLike | None = None,
 ) -> ChopPlan:
-    """Decide which windows of a recording go to which split, without touching the data.
-
-    Parameters
-    ----------
-    n_bins : int
-        Bins of the recording.
-    window, overlap : int
-        Bins of a window, and those that it shares with the next one.
-    block : int, optional
-        Bins of a block, the unit of the split; by default ten windows, fewer in a short
-        recording. Long blocks part train and valid better, short ones spread both more evenly.
-    valid_fraction, test_fraction : float
-        Fractions of the blocks. They are drawn one from each of as many stretches of the
-        recording, so that slow drift reaches all splits alike.
-    guard : int
-        Bins left out on each side of a border between splits; they stay NaN in what is merged.
-    seed : int
-        Seed of the draw of blocks.
-    segments : array of int, shape (n, 2), optional
-        First bin and end (exclusive) of the stretches that were recorded without a gap; by
-        default one stretch. What lies between them is in no window. See `find_segments`.
-
-    Returns
-    -------
-    ChopPlan
-
-    Raises
-    ------
-    UserError
-        For sizes and fractions that are out of range or leave a split empty.
-    DataError
-        For segments that are out of order or all shorter than a window.
-    """
-    window = _whole("window", window, 1)
-    overlap = _whole("overlap", overlap, 0)
-    guard, seed = _whole("guard", guard, 0), _whole("seed", seed, 0)
-    n_bins = _whole("n_bins", n_bins, 1)
+    """Decide which windows go to which split, as `chop_recording`, without the data."""
+    window, n_bins = whole("window", window, least=1), whole("n_bins", n_bins, least=1)
+    overlap, guard = whole("overlap", overlap, least=0), whole("guard", guard, least=0)
+    seed = whole("seed", seed, least=0)
     if overlap >= window:
         raise UserError(
             f"overlap={overlap} bins of a window of {window}; legal is 0 to {window - 1}."
         )
-    _check_fractions(valid_fraction, test_fraction)
+    check_fractions(valid_fraction, test_fraction)
     if block is None:
         smallest = min(fraction for fraction in (valid_fraction, test_fraction) if fraction)
         block = _default_block(n_bins, window, overlap, smallest)
-    block = _whole("block", block, 1)
+    block = whole("block", block, least=1)
     if block < window + 2 * guard:
         raise UserError(
             f"block={block} bins do not hold a window of {window} with a guard of {guard} bins on "
@@ -202,7 +175,7 @@ def plan_chops(
             f"No stretch of the recording ({n_bins} bins) holds a window of {window} bins; take a "
             "shorter window, or join the segments."
         )
-    labels = _draw_splits(len(blocks), valid_fraction, test_fraction, seed)
+    labels = draw_blocks(len(blocks), valid_fraction, test_fraction, seed)
     trimmed = _trim(blocks, labels, guard)
     starts = {
         split: np.concatenate(
@@ -215,10 +188,9 @@ def plan_chops(
 
 
 def chop_starts(start: int, stop: int, window: int, overlap: int) -> Indices:
-    """First bins of the windows that cover bins `start` to `stop` (exclusive).
+    """Return the first bins of the windows that cover bins `start` to `stop` (exclusive).
 
-    The last window is shifted back to end at `stop`; there is none where the stretch is shorter
-    than a window.
+    The last window is shifted back to end at `stop`; a stretch shorter than a window has none.
     """
     if stop - start < window:
         return np.empty(0, dtype=np.int64)
@@ -229,18 +201,7 @@ def chop_starts(start: int, stop: int, window: int, overlap: int) -> Indices:
 
 
 def cut_windows(array: ArrayLike, starts: ArrayLike, window: int) -> Array:
-    """Copy windows out of a series.
-
-    Parameters
-    ----------
-    array : array, shape (n_bins, ...)
-    starts : array of int, shape (n,)
-    window : int
-
-    Returns
-    -------
-    ndarray, shape (n, window, ...)
-    """
+    """Copy windows out of a series of n_bins rows, shape (windows, window, ...)."""
     series, first = np.asarray(array), np.asarray(starts, dtype=np.int64)
     if first.size and (first.min() < 0 or first.max() + window > len(series)):
         raise UserError(
@@ -251,16 +212,7 @@ def cut_windows(array: ArrayLike, starts: ArrayLike, window: int) -> Array:
 
 
 def find_segments(observed: ArrayLike) -> Indices:
-    """First bins and ends (exclusive) of the runs of True.
-
-    Parameters
-    ----------
-    observed : array of bool, shape (n_bins,)
-
-    Returns
-    -------
-    ndarray of int64, shape (runs, 2)
-    """
+    """Return first bins and ends (exclusive) of the runs of True, shape (runs, 2)."""
     edges = np.diff(
         np.concatenate([[False], np.asarray(observed, dtype=bool), [False]]).astype(int)
     )
@@ -273,10 +225,10 @@ def _whole(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def _segments(given: ArrayLike | None, n_bins: int) -> Indices:
-    if given is None:
+def _segments(segments: ArrayLike | None, n_bins: int) -> Indices:
+    if segments is None:
         return np.array([[0, n_bins]], dtype=np.int64)
-    segments = np.asarray(given)
+    segments = np.asarray(segments)
     if segments.ndim != 2 or segments.shape[1] != 2 or segments.dtype.kind not in "ui":
         raise DataError(
             f"segments must be whole numbers of shape (n, 2), first bin and end of each; found "
@@ -310,7 +262,8 @@ def _blocks(segments: Indices, block: int, window: int) -> Indices:
     return np.array(blocks, dtype=np.int64).reshape(-1, 2)
 
 
-def _check_fractions(valid: float, test: float) -> None:
+def check_fractions(valid: float, test: float) -> None:
+    """Raise `UserError` where fractions leave nothing to train or to validate."""
     if not (0 < valid < 1 and 0 <= test < 1 and valid + test < 1):
         raise UserError(
             f"valid_fraction={valid} and test_fraction={test}; legal are fractions that leave "
@@ -319,14 +272,17 @@ def _check_fractions(valid: float, test: float) -> None:
 
 
 def _default_block(n_bins: int, window: int, overlap: int, fraction: float) -> int:
-    """Length that windows tile exactly: ten of them, or fewer to have blocks for every split."""
-    step, wanted = window - overlap, math.ceil(1 / fraction)
-    count = (n_bins // wanted - overlap) // step
+    """Return a length that windows tile exactly: ten, or fewer to have blocks for all splits."""
+    step, n_blocks = window - overlap, math.ceil(1 / fraction)
+    count = (n_bins // n_blocks - overlap) // step
     return step * max(1, min(count, _BLOCK_WINDOWS)) + overlap
 
 
-def _draw_splits(n_blocks: int, valid: float, test: float, seed: int) -> Indices:
-    """Return the number of the split of each block, by `SPLITS`."""
+def draw_blocks(n_blocks: int, valid: float, test: float, seed: int) -> Indices:
+    """Draw the split of each block, by its index in `SPLITS`.
+
+    One block is drawn from each of as many stretches, so that slow drift reaches all splits.
+    """
     counts = {1: max(1, round(n_blocks * valid)), 2: round(n_blocks * test) or int(test > 0)}
     if sum(counts.values()) >= n_blocks:
         raise UserError(

@@ -22,7 +22,7 @@ from .trials import Windows, whole_bins
 Array = NDArray[Any]
 Blocks = Iterator[tuple[int, Array]]
 Progress = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and of how much."""
+"""Called with what is going on, how much of it is done, and of how much."""
 
 IN_MEMORY = 1 << 27
 """Bytes of counts that are kept in memory; more go to a temporary file."""
@@ -31,20 +31,13 @@ _AT_ONCE = 1 << 25  # bytes that are read or written at once
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """Tell no one."""
+    """Report nothing."""
 
 
 class CountStore:
-    """Counts of bins x units, written by unit or by bins, read by bins.
+    """Counts of bins x units, in memory or in a temporary file in `folder`; read by bins.
 
-    Parameters
-    ----------
-    n_bins, n_units : int
-    dtype : dtype
-    by_unit : bool
-        Whether whole units are written, or bins of all units.
-    folder : Path
-        Where a temporary file goes, if it takes one.
+    They are written by unit, or by bins of all units: a file is laid out as it is written.
     """
 
     def __init__(
@@ -105,18 +98,9 @@ class CountStore:
 
 @dataclass
 class Counted:
-    """Counts of a recording in windows.
+    """Counts of windows, one after another in `store`, each of ``n_bins * fine`` bins.
 
-    Attributes
-    ----------
-    store : CountStore
-        Windows one after another, each of ``windows.n_bins * fine`` bins.
-    windows : Windows
-    fine : int
-        Bins of the store per bin of the windows.
-    continuous : bool
-        Whether the recording holds continuous values, which are averaged and not summed.
-    warnings : list of str
+    `continuous` says that the recording holds continuous values, which are averaged, not summed.
     """
 
     store: CountStore
@@ -126,20 +110,9 @@ class Counted:
     warnings: list[str] = field(default_factory=list)
 
     def blocks(self, units: Array | None = None, *, fine: bool = False) -> Blocks:
-        """Read all windows, so many at a time.
+        """Yield the number of a first window, and counts: windows x bins x units.
 
-        Parameters
-        ----------
-        units : array of int, optional
-            Units in the order wanted; all by default.
-        fine : bool
-            Bins as in the store, undivided.
-
-        Yields
-        ------
-        first : int
-            Number of the first window.
-        counts : ndarray, shape (windows, bins, units)
+        `units` says which units, in which order; `fine` gives bins as in the store, undivided.
         """
         length = self.windows.n_bins * self.fine
         step = max(1, _AT_ONCE // max(1, 8 * length * self.store.n_units))
@@ -162,30 +135,9 @@ def count(
     drop_duplicates: bool = False,
     progress: Progress = silent,
 ) -> Counted:
-    """Count the spikes of all units in all windows.
+    """Count the spikes of all units in all windows; close the `store` of the result when done.
 
-    Parameters
-    ----------
-    recording : Recording
-    windows : Windows
-    folder : Path
-        Where a temporary file goes, if it takes one.
-    fine : int
-        Divide every bin into so many.
-    drop_duplicates : bool
-        Count several spikes of a unit at the very same time as one.
-    progress : callable
-
-    Returns
-    -------
-    Counted
-        To be closed (its `store`) when done.
-
-    Raises
-    ------
-    DataError, UserError
-        For spike times that are no finite numbers, binned spikes that are neither counts nor
-        continuous values throughout, and bins that the recording's own do not make up.
+    `fine` divides every bin. `drop_duplicates` counts spikes of a unit at the very same time once.
     """
     if isinstance(recording.spikes, SpikeTimes):
         return _count_times(recording.spikes, windows, folder, fine, drop_duplicates, progress)
@@ -233,8 +185,7 @@ def _count_times(
         units = sorted(set(unsorted))
         counted.warnings.append(
             f"the spike times of {len(units)} units do not ascend (units {list_some(units)}, "
-            "counted from 0); they were sorted. Are several recordings joined, each with a clock "
-            "of its own?"
+            "counted from 0); they were sorted. Are several recordings joined whose clocks differ?"
         )
     if repeated:
         done = (
@@ -276,18 +227,18 @@ def _count_bins(
         values = spikes.read(low, high)
         _check_counts(values, continuous)
         for window in order[begin:end]:
-            part = values[first[window] - low :][:length]
-            part = rebin(part, inner, average=continuous)
-            if part.dtype.kind in "ui" and part.max(initial=0) > MOST_PER_BIN:
-                raise DataError(f"A bin holds {part.max()} spikes, more than {MOST_PER_BIN}.")
-            store.put_bins(int(window) * windows.n_bins * fine, part.astype(dtype))
+            bins = values[first[window] - low :][:length]
+            bins = rebin(bins, inner, average=continuous)
+            if bins.dtype.kind in "ui" and bins.max(initial=0) > MOST_PER_BIN:
+                raise DataError(f"A bin holds {bins.max()} spikes, more than {MOST_PER_BIN}.")
+            store.put_bins(int(window) * windows.n_bins * fine, bins.astype(dtype))
         begin = end
     progress("reading bins, window", n_windows, n_windows)
     return Counted(store, windows, fine, continuous)
 
 
 def _is_continuous(spikes: BinnedSpikes) -> bool:
-    """Whether some stretches of a binned recording hold values that are no counts."""
+    """Return whether some stretches of a binned recording hold values that are no counts."""
     if spikes.array.dtype.kind in "bui":
         return False
     length = min(spikes.n_bins, max(1, (1 << 20) // spikes.n_units))

@@ -34,7 +34,7 @@ NO_SPLIT = -1
 
 
 def merge_weights(overlap: int) -> tuple[Array, Array]:
-    """Weights of the earlier and the later window in `overlap` shared bins; they sum to one."""
+    """Return weights of the earlier and the later window in `overlap` bins; they sum to one."""
     x = np.linspace(1 / overlap, 1 - 1 / overlap, overlap) if overlap else np.empty(0)
     return 1 - x**2, x**2
 
@@ -62,38 +62,40 @@ def merge_chops(chops: ArrayLike, starts: ArrayLike, n_bins: int) -> Array:
     UserError
         Where there is not one start per window, or a window does not lie in the recording.
     """
-    parts, first = np.asarray(chops), np.asarray(starts)
-    if parts.ndim < 2 or first.shape != parts.shape[:1] or first.dtype.kind not in "ui":
+    windows, first = np.asarray(chops), np.asarray(starts)
+    if windows.ndim < 2 or first.shape != windows.shape[:1] or first.dtype.kind not in "ui":
         raise UserError(
-            f"starts must hold a whole number for each window; found shape {first.shape} of type "
-            f"{first.dtype} for windows of shape {parts.shape}"
+            f"starts must hold a whole number for each window; their shape is {first.shape}, "
+            f"their type {first.dtype}, for windows of shape {windows.shape}"
         )
-    window = parts.shape[1]
+    window = windows.shape[1]
     if len(first) and (int(first.min()) < 0 or int(first.max()) + window > n_bins):
         raise UserError(
             f"windows of {window} bins start at bins {first.min()} to {first.max()}; they do not "
             f"lie in a recording of {n_bins} bins"
         )
     # Every float type holds NaN; small integers fit float32, larger ones need float64.
-    merged = np.full((n_bins, *parts.shape[2:]), np.nan, np.result_type(parts.dtype, np.float32))
+    merged = np.full(
+        (n_bins, *windows.shape[2:]), np.nan, np.result_type(windows.dtype, np.float32)
+    )
     end = 0
     for i in np.argsort(first, kind="stable"):
-        start, part = int(first[i]), parts[i].astype(merged.dtype)
+        start, values = int(first[i]), windows[i].astype(merged.dtype)
         overlap = max(0, min(end - start, window))
-        later = merge_weights(overlap)[1].reshape(-1, *[1] * (part.ndim - 1))
-        known, new = merged[start : start + overlap], part[:overlap]
+        later = merge_weights(overlap)[1].reshape(-1, *[1] * (values.ndim - 1))
+        known, new = merged[start : start + overlap], values[:overlap]
         # This form, not a sum of two products, leaves values that agree as they are.
         with np.errstate(invalid="ignore"):
             mixed = known + later.astype(merged.dtype) * (new - known)
         mixed = np.where((known == new) | np.isnan(new), known, mixed)
         merged[start : start + overlap] = np.where(np.isnan(known), new, mixed)
-        merged[start + overlap : start + window] = part[overlap:]
+        merged[start + overlap : start + window] = values[overlap:]
         end = start + window
     return merged
 
 
 def covered_bins(starts: ArrayLike, window: int, n_bins: int) -> Array:
-    """Which bins of a recording lie in some window, shape (n_bins,)."""
+    """Return which bins of a recording lie in some window, shape (n_bins,)."""
     steps = np.zeros(n_bins + 1, dtype=np.int64)
     np.add.at(steps, np.asarray(starts, dtype=np.int64), 1)
     np.add.at(steps, np.asarray(starts, dtype=np.int64) + window, -1)
@@ -101,18 +103,7 @@ def covered_bins(starts: ArrayLike, window: int, n_bins: int) -> Array:
 
 
 def leaking_windows(starts: Mapping[str, ArrayLike], window: int) -> Array:
-    """Which validation windows share bins with a training window.
-
-    Parameters
-    ----------
-    starts : mapping of str to array of int
-        With "train" and "valid".
-    window : int
-
-    Returns
-    -------
-    ndarray of bool, one per validation window
-    """
+    """Return which windows of "valid" share bins with one of "train"; `starts` are first bins."""
     train, valid = (np.sort(np.asarray(starts["train"])), np.asarray(starts["valid"]))
     # A training window that starts within (start - window, start + window) shares a bin.
     low = np.searchsorted(train, valid - window, side="right")
@@ -137,9 +128,9 @@ def merge_file(
     Parameters
     ----------
     path : str or path
-        A file with ``{split}_chop_start`` and the attributes of `plan_chops`.
+        A file with ``{split}_chop_start`` and the attributes that `chop_recording` returns.
     output : str or path, optional
-        Default: ``<name>_merged.h5`` beside it.
+        By default ``<name>_merged.h5`` in the same folder.
     only : sequence of str, optional
         Series to join, without their split; by default all.
     positions : str, optional
@@ -177,9 +168,9 @@ def merge_file(
         names = _series(file, source, starts, only, list(attrs.get("chop_series", ())))
         arrays = {}
         for name in names:
-            there = [split for split in starts if f"{split}_{name}" in file]
-            chops = np.concatenate([file[f"{split}_{name}"][()] for split in there])
-            arrays[name] = merge_chops(chops, np.concatenate([starts[s] for s in there]), n_bins)
+            splits = [split for split in starts if f"{split}_{name}" in file]
+            chops = np.concatenate([file[f"{split}_{name}"][()] for split in splits])
+            arrays[name] = merge_chops(chops, np.concatenate([starts[s] for s in splits]), n_bins)
     labels = np.full(n_bins, NO_SPLIT, dtype=np.int8)
     for split in reversed(list(starts)):
         labels[covered_bins(starts[split], window, n_bins)] = SPLITS.index(split)
@@ -192,7 +183,7 @@ def merge_file(
 def _places(
     file: h5py.File, path: Path, positions: str | None, overlap: int | None
 ) -> tuple[dict[str, Array], int, int]:
-    """First bins of the windows by split, their length, and the bins of the recording."""
+    """Return first bins of the windows by split, their length, and the bins of the recording."""
     if (positions is None) != (overlap is None):
         raise UserError("positions and overlap belong together: give both or neither")
     keys = list_keys(file)
@@ -242,14 +233,14 @@ def _series(
     only: Sequence[str] | None,
     chopped: Sequence[str],
 ) -> list[str]:
-    """Names of the arrays that hold a row per window and, in it, a row per bin."""
+    """Return the names of the arrays that hold a row per window and, in it, a row per bin."""
     lengths = {
         shape[1]
         for split in starts
         for name in ("encod_data", "recon_data")
         if (shape := _shape(file, f"{split}_{name}"))
     }
-    found: dict[str, None] = {}
+    series: dict[str, None] = {}
     for split, first in starts.items():
         for key in list_keys(file):
             name, data = key.removeprefix(f"{split}_"), file[key]
@@ -257,14 +248,14 @@ def _series(
                 continue
             is_series = data.ndim > 2 or name in chopped
             if is_series and data.shape[0] == len(first) and data.shape[1] in lengths:
-                found[name] = None
+                series[name] = None
     if only is None:
-        return list(found)
+        return list(series)
     for name in only:
-        if name not in found:
+        if name not in series:
             raise UserError(
-                f"{path} has no series {name!r} to merge{suggest(name, found)} It has "
-                f"{list_some(list(found), 30)}."
+                f"{path} has no series {name!r} to merge{suggest(name, series)} It has "
+                f"{list_some(list(series), 30)}."
             )
     return list(dict.fromkeys(only))
 

@@ -18,21 +18,22 @@ class PrepOptions(SourceOptions):
     bin_ms : float, optional
         Bin width; by default that of a binned recording.
     align : str or Align, optional
-        Window around an event of each trial, ``EVENT:START:STOP`` in ms. Trials of one length may
-        go without.
+        Window around an event of each trial, ``EVENT:START:STOP`` in ms. Trials of one length need
+        none.
     until : str, optional
         Column of the trials: the time at which each ends, where that is within its window. It
         becomes ``{split}_lengths``, and bins past it count as missing.
     forward_ms : float
-        Time after the window that is only predicted: `recon_data` has so many bins more.
+        Time after the window that is only predicted: `recon_data` is longer by its bins.
     select, units : sequence of str
-        Rules for trials and for units, such as ``success=1``; see `select_rows`.
+        Rules for trials and for units: ``COLUMN=VALUE[,VALUE]``, or with ``!=``, ``<``, ``<=``,
+        ``>``, ``>=``; such as ``success=1``.
     behavior, ext_input : sequence of str
         Series that become ``{split}_behavior`` and ``{split}_ext_input``.
     lag_ms : float
-        Behaviour is taken so much later than spikes (earlier where it is negative).
+        Time by which behaviour is taken later than spikes (earlier where it is negative).
     conditions : sequence of str
-        Columns of the trials that together tell the condition; they become ``{split}_cond_idx``.
+        Columns of the trials that together give the condition; they become ``{split}_cond_idx``.
     keep : sequence of str
         Further columns to carry along.
     min_rate : float
@@ -45,8 +46,8 @@ class PrepOptions(SourceOptions):
         Bin width for that; at most `bin_ms`.
     split : str, optional
         "random", "conditions" (each condition has its share), "blocks" (blocks of `block`
-        neighbouring trials), or a column that says it. By default the column ``split`` where there
-        is one, else "conditions" where conditions are given, else "random".
+        neighbouring trials), or a column of the trials. By default the column ``split`` where the
+        file has one, else "conditions" where conditions are given, else "random".
     valid, test : float
         Fractions of the trials.
     block : int
@@ -55,18 +56,19 @@ class PrepOptions(SourceOptions):
         For the split and for units held out.
     hold_out : float, str or None
         Units that are predicted but not read: a fraction, a number, or a column of the units that
-        flags them. By default the column ``heldout`` where there is one.
+        flags them. By default the column ``heldout`` where the file has one.
     chop_ms, overlap_ms : float
-        Cut the recording into windows of this length that overlap by so much, instead of trials.
+        Length of windows that are cut from the whole recording, instead of trials, and by how much
+        they overlap.
     block_ms, guard_ms : float, optional
-        Length of the blocks that are split, and what is left out between splits; see
-        `lfads_torch.prep.chop.plan_chops`.
+        Length of the blocks that are split, by default that of ten windows, and the time that is
+        left out on both sides of a border between splits.
     drop_duplicates : bool
         Leave out spikes at the very time of another one of the same unit.
     compress : bool
         Compress the file (gzip).
     strict : bool
-        Warnings are errors.
+        Raise an error where there would be a warning.
     """
 
     bin_ms: float | None = None

@@ -1,8 +1,9 @@
-"""Which windows of a recording go to which split."""
+"""Which windows of a recording go to which split, and what looks wrong about them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +12,12 @@ from numpy.typing import NDArray
 
 from ..data.find import list_some
 from ..data.validate import SPLITS
-from ..errors import UserError
+from ..errors import DataError, UserError
 from .binning import first_bin
-from .checks import leaks, overlapping
 from .chop import find_segments, plan_chops
+from .merging import leaking_windows
 from .options import PrepOptions
-from .sources.recording import BinnedSpikes, Recording, find
+from .sources.recording import BinnedSpikes, Recording, SpikeTimes, find
 from .splits import (
     UNUSED,
     Labels,
@@ -47,13 +48,7 @@ class Plan:
 
 
 def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
-    """Cut windows around events, or chop the recording, and split them.
-
-    Raises
-    ------
-    DataError, UserError
-        Where options do not fit the recording, or a split has no window.
-    """
+    """Cut windows around events, or chop the recording, and split them."""
     if options.chop_ms is not None:
         if options.until is not None:
             raise UserError(
@@ -96,10 +91,10 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     strata = None
     if options.conditions:
         columns = {n: find(recording.trials, n, "column of the trials") for n in options.conditions}
-        found, strata = conditions_of(columns, options.conditions, rows)
+        conditions, strata = conditions_of(columns, options.conditions, rows)
         plan.per_window["cond_idx"] = strata
-        plan.notes.append(f"conditions: {len(found)} by {', '.join(options.conditions)}")
-        plan.attrs["conditions"] = json.dumps(found)
+        plan.notes.append(f"conditions: {len(conditions)} by {', '.join(options.conditions)}")
+        plan.attrs["conditions"] = json.dumps(conditions)
     plan.labels = _labels(recording, options, windows, strata, plan.notes)
     plan.warnings += leaks(windows, plan.labels)
     if (plan.labels == UNUSED).any():
@@ -110,10 +105,10 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
 def _ending(
     recording: Recording, windows: Windows, until: str, warnings: list[str]
 ) -> tuple[Windows, NDArray[np.int64]]:
-    """Whole bins of each window before an event; windows of none are left out."""
+    """Return the windows with a whole bin before an event, and how many each has."""
     ends = recording.event_times(until)[windows.trials]
-    found = np.floor((ends - windows.starts) / windows.bin_s + 1e-6)
-    chosen = found >= 1
+    lengths = np.floor((ends - windows.starts) / windows.bin_s + 1e-6)
+    chosen = lengths >= 1
     if not chosen.any():
         raise UserError(
             f"--until {until}: no trial has a bin before it; it is to come after the window's "
@@ -124,7 +119,7 @@ def _ending(
             f"{left_out} trials have no {until!r}, or no whole bin before it (trials "
             f"{list_some(windows.trials[~chosen].tolist())}, counted from 0); they are left out"
         )
-    return windows.keep(chosen), found[chosen].clip(max=windows.n_bins).astype(np.int64)
+    return windows.keep(chosen), lengths[chosen].clip(max=windows.n_bins).astype(np.int64)
 
 
 def _labels(
@@ -207,7 +202,7 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
 
 
 def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, NDArray[np.bool_]]:
-    """Left edge of the first bin of the recording, and which bins were observed whole."""
+    """Return the left edge of the recording's first bin, and which bins were observed whole."""
     first, last = recording.span()
     spikes = recording.spikes
     origin = spikes.start if isinstance(spikes, BinnedSpikes) else 0.0
@@ -224,3 +219,64 @@ def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, NDArray[n
     for a, b in zip(begin - low, end - low, strict=True):
         observed[a:b] = True
     return origin + low * bin_s, observed
+
+
+# ---- what deserves a second look -----------------------------------------------------------------
+
+_SLOW, _FAST = 0.05, 500.0  # spikes/s; medians beyond these are no rates of neurons
+_LEAST_SPIKES = 10
+
+
+def implausible_rates(recording: Recording) -> list[str]:
+    """Warn of times that are in another unit than the options say, by the rates they give."""
+    spikes = recording.spikes
+    if not isinstance(spikes, SpikeTimes):
+        return []
+    counts = np.array([spikes.count(unit) for unit in range(spikes.n_units)])
+    active = counts[counts >= _LEAST_SPIKES]
+    if not len(active):
+        return []
+    first, last = recording.span()
+    rate = float(np.median(active)) / max(last - first, 1e-9)
+    if _SLOW <= rate <= _FAST:
+        return []
+    what = "milliseconds or samples" if rate < _SLOW else "seconds"
+    return [
+        f"the median unit fires {rate:.3g} spikes/s over {last - first:.6g} s, which is not what "
+        f"neurons do: are times in {what}? Say it with --time-unit s, ms, us or samples"
+    ]
+
+
+def overlapping(windows: Windows, labels: Labels) -> NDArray[np.bool_]:
+    """Return which windows share time with one of a later split, of train, valid and test."""
+    # Whole microseconds, so that windows that adjoin do not overlap by rounding.
+    starts = np.round(windows.starts * 1e6).astype(np.int64)
+    length = round(windows.n_bins * windows.bin_s * 1e6)
+    shared = np.zeros(len(starts), dtype=bool)
+    for number in range(len(SPLITS) - 1):
+        later = starts[labels > number]
+        of_split = labels == number
+        if later.size and of_split.any():
+            windows_of = {"train": later, "valid": starts[of_split]}
+            shared[of_split] = leaking_windows(windows_of, length)
+    return shared
+
+
+def leaks(windows: Windows, labels: Labels) -> list[str]:
+    """Warn of windows that share time with a window of another split."""
+    shared = np.flatnonzero(overlapping(windows, labels)).tolist()
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} of {len(labels)} windows overlap one of another split in time (windows "
+        f"{list_some(shared)}, counted from 0), so validation scores flatter: take shorter "
+        "windows, or --split blocks"
+    ]
+
+
+def raise_if_strict(warnings: Sequence[str], strict: bool) -> None:
+    """Raise all warnings as one error where `strict` says so."""
+    if strict and warnings:
+        raise DataError(
+            "\n  - ".join(["with --strict these are errors; nothing was written:", *warnings])
+        )

@@ -16,18 +16,16 @@ from typing import Any
 import numpy as np
 
 from ..data.find import absolute_pattern, check_output, make_folder
-from ..errors import UserError
-from .checks import implausible_rates, raise_if_strict
+from ..errors import UserError, number
 from .counting import Progress, count, silent
 from .options import PrepOptions
-from .plan import plan_windows
+from .plan import implausible_rates, plan_windows, raise_if_strict
 from .series import Sampler
 from .sources import BinnedSpikes, Recording, open_recording
 from .sources.recording import find
 from .splits import count_splits
 from .trials import whole_bins
-from .unit_selection import choose_units, heldout_flags, sum_units
-from .units import choose_heldout
+from .units import choose_heldout, choose_units, heldout_flags, sum_units
 from .write import Contents, source_attributes, write_contents
 
 
@@ -38,6 +36,7 @@ class Prepared:
     Attributes
     ----------
     path : Path
+        The data file.
     trials : dict of str to int
         Trials (or windows) of each split.
     n_read, n_bins : int
@@ -45,6 +44,7 @@ class Prepared:
     n_read_units, n_units : int
         Units that are read, and all units.
     notes, warnings : list of str
+        What was assumed, and what deserves a second look.
     """
 
     path: Path
@@ -75,16 +75,18 @@ def prepare(
     output : str or path
         Data file to write.
     options : PrepOptions, optional
+        What to make of the recording, and how to read it.
     overwrite : bool
-        Whether to replace a file that is there.
+        Whether to replace an existing file.
     progress : callable
-        Told what is going on, how much of it is done, and of how much.
+        Called with what is going on, how much of it is done, and of how much.
     **changes
         Changes of `options`, by name.
 
     Returns
     -------
     Prepared
+        Where the file is, its trials, bins and units, notes and warnings.
 
     Raises
     ------
@@ -141,8 +143,8 @@ def prepare(
             len(read),
             largest,
             {
-                key: (parts, options.lag_ms if key == "behavior" else 0.0)
-                for key, parts in samplers.items()
+                key: (of_key, options.lag_ms if key == "behavior" else 0.0)
+                for key, of_key in samplers.items()
             },
             plan.per_window,
         )
@@ -162,12 +164,10 @@ def prepare(
 
 
 def _divisions(recording: Recording, options: PrepOptions, bin_s: float) -> int:
-    """Parts of a bin in which units are correlated."""
+    """Return into how many finer bins a bin is divided to correlate units."""
     if options.max_correlation is None:
         return 1
-    if not (np.isfinite(options.correlation_ms) and options.correlation_ms > 0):
-        raise UserError(f"--correlation-ms {options.correlation_ms}; legal is a width above 0.")
-    width_ms = options.correlation_ms
+    width_ms = number("--correlation-ms", options.correlation_ms, above=0)
     if isinstance(recording.spikes, BinnedSpikes):  # it has no finer bins than these
         width_ms = max(width_ms, recording.spikes.bin_s * 1000)
     return whole_bins(bin_s * 1000, min(width_ms, bin_s * 1000), "A bin")
@@ -175,9 +175,7 @@ def _divisions(recording: Recording, options: PrepOptions, bin_s: float) -> int:
 
 def _bin_width(recording: Recording, options: PrepOptions) -> float:
     if options.bin_ms is not None:
-        if not (np.isfinite(options.bin_ms) and options.bin_ms > 0):
-            raise UserError(f"--bin-ms {options.bin_ms}; legal is a width above 0.")
-        return options.bin_ms / 1000
+        return number("--bin-ms", options.bin_ms, above=0) / 1000
     if isinstance(recording.spikes, BinnedSpikes):
         return recording.spikes.bin_s
     raise UserError("How wide are the bins to be? Say it with --bin-ms; 5 to 20 ms are usual.")

@@ -17,17 +17,11 @@ _AT_ONCE = 1 << 21  # values (16 MB) that are read at once
 
 
 class Sampler:
-    """Values of a series in bins.
+    """Values of a series in bins of `bin_s` seconds; NaN where nothing was recorded.
 
-    Where the series has a sample or more per bin, the mean of the bin's samples (those that are not
-    NaN); where it is coarser than the bins, linear interpolation at the bins' centres, or the value
-    of the coarser bin where its samples stand for bins. NaN where nothing was recorded.
-
-    Parameters
-    ----------
-    series : Series
-    bin_s : float
-        Bin width in seconds.
+    Where the series has a sample or more per bin, the mean of the bin's samples (those that are
+    not NaN). Where it is coarser than the bins, linear interpolation at the bins' centres, or the
+    value of the coarser bin where its samples stand for bins.
     """
 
     def __init__(self, series: Series, bin_s: float) -> None:
@@ -44,18 +38,7 @@ class Sampler:
         return float(np.median(np.diff(self.times))) if len(self.times) > 1 else np.inf
 
     def sample(self, starts: Floats, n_bins: int) -> Floats:
-        """Values in the bins of windows.
-
-        Parameters
-        ----------
-        starts : ndarray, shape (n,)
-            Left edge of each window's first bin, in seconds.
-        n_bins : int
-
-        Returns
-        -------
-        ndarray, shape (n, n_bins, channels)
-        """
+        """Return values in windows that begin at `starts` (seconds): windows x bins x channels."""
         result = np.full((len(starts), n_bins, self.series.n_channels), np.nan)
         width = n_bins * self.bin_s
         for rows in self._groups(starts, width):
@@ -71,7 +54,7 @@ class Sampler:
         return result
 
     def _groups(self, starts: Floats, width: float) -> Iterator[Indices]:
-        """Windows that lie close enough together to read all between them at once."""
+        """Yield windows that lie close enough together to read all between them at once."""
         most = _AT_ONCE / max(1, self.series.n_channels) * min(self._step(), width)
         order = np.argsort(starts, kind="stable")
         first = 0
@@ -81,7 +64,7 @@ class Sampler:
                 first = i
 
     def _index(self, times: Floats) -> Indices:
-        """First sample at or after each time."""
+        """Return the first sample at or after each time."""
         if self.times is not None:
             return np.searchsorted(self.times, times - TOLERANCE_S).astype(np.int64)
         position = (times - self.series.start) * self.series.rate

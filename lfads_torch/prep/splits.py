@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..data.find import list_some
 from ..data.validate import SPLITS
-from ..errors import UserError
-from .chop import _draw_splits as draw_blocks
+from ..errors import UserError, whole
+from .chop import check_fractions, draw_blocks
 
 Labels = NDArray[np.int64]
 UNUSED = -1
@@ -29,39 +29,21 @@ def draw_splits(
     strata: ArrayLike | None = None,
     block: int | None = None,
 ) -> Labels:
-    """Draw a split of trials.
+    """Draw the split of each trial, by its index in `SPLITS`; trials come in order of time.
 
-    Parameters
-    ----------
-    n_trials : int
-        Trials in order of time.
-    valid_fraction, test_fraction : float
-        Fractions of the trials (of the blocks, where there are blocks).
-    seed : int
-        The same seed and trials give the same split.
-    strata : array, shape (n_trials,), optional
-        Condition of each trial: every split gets its share of each. A condition of a single trial
-        trains.
-    block : int, optional
-        Trials of a block: whole blocks are drawn, one from each of as many stretches of the
-        session, so that neighbours are mostly in the same split and slow drift reaches all splits.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_trials,)
-        Index into ``("train", "valid", "test")``.
-
-    Raises
-    ------
-    UserError
-        For fractions out of range, or that leave a split without trials.
+    With `strata` (the condition of each trial), every split gets its share of each condition; a
+    condition of a single trial trains. With `block`, whole blocks of so many trials are drawn, one
+    from each of as many stretches of the session, so that neighbours are mostly in the same split
+    and slow drift reaches all splits.
     """
-    _check(n_trials, valid_fraction, test_fraction)
+    check_fractions(valid_fraction, test_fraction)
+    least = 2 + (test_fraction > 0)
+    if n_trials < least:
+        raise UserError(f"{n_trials} trial(s) cannot be split; it takes at least {least}.")
     if strata is not None and block is not None:
         raise UserError("Stratify by condition or split by blocks, not both.")
     if block is not None:
-        if block < 1:
-            raise UserError(f"block={block} trials; legal is a whole number of at least 1.")
+        whole("block (trials)", block, least=1)
         n_blocks = -(-n_trials // block)
         return np.repeat(draw_blocks(n_blocks, valid_fraction, test_fraction, seed), block)[
             :n_trials
@@ -86,19 +68,8 @@ def draw_splits(
     return labels
 
 
-def _check(n_trials: int, valid: float, test: float) -> None:
-    if not (0 < valid < 1 and 0 <= test < 1 and valid + test < 1):
-        raise UserError(
-            f"valid fraction {valid}, test fraction {test}; legal are fractions that leave some "
-            "for training, that of validation above 0."
-        )
-    least = 2 + (test > 0)
-    if n_trials < least:
-        raise UserError(f"{n_trials} trial(s) cannot be split; it takes at least {least}.")
-
-
 def _shares(groups: Labels, labels: Labels, total: int, rng: np.random.Generator) -> Labels:
-    """How many trials each group gives, by largest remainders, leaving one to train."""
+    """Return how many trials each group gives, by largest remainders, leaving one to train."""
     sizes = np.bincount(groups)
     left = np.bincount(groups[labels == 0], minlength=len(sizes)) - 1
     quota = sizes * (total / len(groups))
@@ -113,22 +84,15 @@ def _shares(groups: Labels, labels: Labels, total: int, rng: np.random.Generator
 
 
 def labels_from_column(column: ArrayLike, name: str = "split") -> Labels:
-    """Read a split from a column of a file: ``train``, ``val`` or ``valid``, ``test``, ``none``.
-
-    Raises
-    ------
-    UserError
-        For other words, or where no trial trains or validates.
-    """
+    """Read a split from a column of a file: ``train``, ``val`` or ``valid``, ``test``, ``none``."""
     words = np.array([str(word).strip().lower() for word in np.asarray(column)])
     unknown = sorted(set(words) - set(_NAMES))
     if unknown:
         raise UserError(
             f"Column {name!r} holds {list_some(unknown)}; legal are {', '.join(_NAMES)}. Leave "
-            "--split-column out to draw a split."
+            "--split out to draw a split."
         )
-    labels = np.array([_NAMES[word] for word in words], dtype=np.int64)
-    return labels
+    return np.array([_NAMES[word] for word in words], dtype=np.int64)
 
 
 def count_splits(labels: Labels) -> dict[str, int]:
@@ -140,22 +104,9 @@ def count_splits(labels: Labels) -> dict[str, int]:
 def conditions_of(
     columns: Mapping[str, NDArray[Any]], names: Sequence[str], rows: NDArray[np.int64]
 ) -> tuple[list[tuple[Any, ...]], Labels]:
-    """Tell trials apart by the values of some columns.
+    """Return the distinct values of some columns, sorted, and the number of each trial among them.
 
-    Parameters
-    ----------
-    columns : mapping of str to array
-    names : sequence of str
-        Columns that together make a condition.
-    rows : array of int
-        Trials.
-
-    Returns
-    -------
-    conditions : list of tuple
-        Distinct values, sorted.
-    labels : ndarray of int64, shape (len(rows),)
-        Index into `conditions`; -1 where a value is missing (NaN).
+    The number is -1 where a value is missing (NaN).
     """
     values = [columns[name][rows] for name in names]
     known = np.ones(len(rows), dtype=bool)

@@ -1,4 +1,4 @@
-"""Windows of a recording: aligned to an event of each trial, selected by what is known of it."""
+"""Windows of a recording: aligned to an event of each trial, selected by columns of the trials."""
 
 from __future__ import annotations
 
@@ -29,15 +29,7 @@ _CLOSE = 1e-6  # of a bin: by this much a width may miss a whole number of bins
 
 
 class Align(NamedTuple):
-    """A window around an event.
-
-    Attributes
-    ----------
-    event : str
-        Column of the trials.
-    start_ms, stop_ms : float
-        Beginning and end of the window, counted from the event.
-    """
+    """A window around an event (a column of the trials), from `start_ms` to `stop_ms` after it."""
 
     event: str
     start_ms: float
@@ -94,13 +86,7 @@ def parse_align(text: str) -> Align:
 
 
 def whole_bins(width_ms: float, bin_ms: float, what: str) -> int:
-    """Return the number of bins in a width, which must be whole.
-
-    Raises
-    ------
-    UserError
-        Where it is not; names the nearest widths that are.
-    """
+    """Return the bins in a width, or raise an error that names the nearest widths of whole bins."""
     number = width_ms / bin_ms
     if not np.isfinite(number) or abs(number - round(number)) > _CLOSE * max(1, abs(number)):
         near = bin_ms * np.floor(number)
@@ -112,20 +98,11 @@ def whole_bins(width_ms: float, bin_ms: float, what: str) -> int:
 
 
 def select_rows(table: Mapping[str, NDArray[Any]], rules: Sequence[str], what: str) -> Any:
-    """Which rows of a table meet all rules.
+    """Return which rows of a table meet all rules, or None where there are no rules.
 
-    Parameters
-    ----------
-    table : mapping of str to array
-    rules : sequence of str
-        ``COLUMN=VALUE`` (several values parted by commas: any of them), ``!=`` (none of them),
-        ``<``, ``<=``, ``>``, ``>=``. A missing value (NaN) meets only ``!=``.
-    what : str
-        What a row is, for errors.
-
-    Returns
-    -------
-    ndarray of bool, or None where there are no rules
+    A rule is ``COLUMN=VALUE`` (several values with commas between them: any of them), ``!=`` (none
+    of them), ``<``, ``<=``, ``>`` or ``>=``. A missing value (NaN) meets only ``!=``. `what` says
+    what a row is, for errors.
     """
     chosen = None
     for rule in rules:
@@ -168,39 +145,19 @@ def _compare(column: NDArray[Any], sign: str, text: str, rule: str) -> NDArray[n
     if sign == "!=":
         return ~met
     if not met.any():
-        there = np.unique(column[:10_000]).tolist()
-        raise UserError(f"{rule!r} selects nothing; the column holds {list_some(there)}.")
+        values = np.unique(column[:10_000]).tolist()
+        raise UserError(f"{rule!r} selects nothing; the column holds {list_some(values)}.")
     return met
 
 
 def trial_windows(
     recording: Recording, align: Align | None, bin_s: float, forward_ms: float = 0.0
 ) -> tuple[Windows, list[str]]:
-    """Windows around an event of each trial.
+    """Return windows around an event of each trial, and warnings of what was left out.
 
-    In binned recordings a window begins with the first bin that begins at or after its start.
-
-    Parameters
-    ----------
-    recording : Recording
-    align : Align or None
-        None takes trials whole, where they are of one length.
-    bin_s : float
-        Bin width in seconds.
-    forward_ms : float
-        Time after the window that is predicted but not read.
-
-    Returns
-    -------
-    windows : Windows
-        Of the trials in which the event happened and the window was recorded.
-    warnings : list of str
-        What was left out, and why.
-
-    Raises
-    ------
-    UserError, DataError
-        Where there are no trials, no such event, or no window lies in the recording.
+    Without `align`, trials are taken whole, where they are of one length. In binned recordings a
+    window begins with the first bin that begins at or after its start. `forward_ms` after the
+    window is predicted but not read.
     """
     if not recording.n_trials:
         raise UserError(
@@ -225,11 +182,11 @@ def trial_windows(
     inside = in_recording(recording, windows)
     if not inside.any():
         first, last = recording.span()
-        there = "no trial" if not len(rows) else f"the events at {event[rows].min():g} to "
-        there += "" if not len(rows) else f"{event[rows].max():g} s"
+        events = event[rows]
+        span = f"the events at {events.min():g} to {events.max():g} s" if len(rows) else "no trial"
         raise DataError(
             f"No window around {align.event!r} lies in the recording, from {first:g} to {last:g} "
-            f"s: {there}. Are times in another unit (--time-unit), or relative to the trial?"
+            f"s: {span}. Are times in another unit (--time-unit), or relative to the trial?"
         )
     if outside := int((~inside).sum()):
         warnings.append(
@@ -240,7 +197,7 @@ def trial_windows(
 
 
 def snap_to_bins(recording: Recording, windows: Windows) -> None:
-    """Move windows of a binned recording to the bins' edges."""
+    """Move windows of a binned recording to the edges of its bins."""
     spikes = recording.spikes
     if isinstance(spikes, BinnedSpikes):
         first = first_bin(windows.starts, spikes.bin_s, spikes.start)
@@ -248,19 +205,7 @@ def snap_to_bins(recording: Recording, windows: Windows) -> None:
 
 
 def in_recording(recording: Recording, windows: Windows, slack_s: float = 1e-6) -> Any:
-    """Which windows were recorded from beginning to end, as far as the file says.
-
-    Parameters
-    ----------
-    recording : Recording
-    windows : Windows
-    slack_s : float
-        By how much a window may stick out.
-
-    Returns
-    -------
-    ndarray of bool
-    """
+    """Return which windows were recorded whole, or stick out by at most `slack_s`."""
     starts, stops = windows.starts, windows.starts + windows.n_bins * windows.bin_s
     spikes = recording.spikes
     if recording.observed is None and isinstance(spikes, SpikeTimes):

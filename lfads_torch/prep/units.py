@@ -1,4 +1,4 @@
-"""Which units are kept: active enough, present throughout, and not copies of another."""
+"""Which units go into a data file (active, present, no copies), and which are held out."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..data.find import list_some
+from ..errors import UserError, number
+from .binning import rebin
+from .counting import Counted
+from .options import PrepOptions
+from .sources.nwb import unit_flags
+from .sources.recording import Recording
+from .trials import select_rows
 
 Floats = NDArray[np.float64]
 
+# A unit that was lost for a twentieth of the session shows in one block.
 PRESENCE_BLOCKS = 20
 
 
 @dataclass
 class UnitSums:
-    """What is counted of each unit, block of bins after block.
+    """Sums of each unit over bins; `pairs` adds those that correlate units with each other.
 
-    Attributes
-    ----------
-    n_units : int
-    pairs : bool
-        Whether to correlate units with each other.
-    n_blocks : int
-        Blocks of windows for presence.
+    Presence is counted in `n_blocks` blocks of windows.
     """
 
     n_units: int
@@ -42,7 +44,7 @@ class UnitSums:
         self.products = np.zeros((self.n_units, self.n_units) if self.pairs else (0, 0))
 
     def add(self, counts: NDArray[Any], block: int) -> None:
-        """Take in counts, shape (bins, units), of one of the blocks; NaN counts as nothing."""
+        """Add counts, shape (bins, units), of one of the blocks; NaN counts as nothing."""
         values: NDArray[Any] = np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
         sums = values.sum(axis=0, dtype=np.float64)
         self.total += sums
@@ -55,15 +57,15 @@ class UnitSums:
             self.products += few.T @ few
 
     def mean(self) -> Floats:
-        """Mean per bin."""
+        """Return the mean per bin."""
         return np.asarray(self.total / max(1, self.n_bins))
 
     def presence(self) -> Floats:
-        """Fraction of the blocks in which each unit was active."""
+        """Return the fraction of the blocks in which each unit was active."""
         return np.asarray(self.present.mean(axis=0))
 
     def correlations(self) -> Floats:
-        """Pearson's r between all units over bins; 0 for units that never vary."""
+        """Return Pearson's r between all units over bins; 0 for units that never vary."""
         mean = self.mean()
         covariance = self.products / max(1, self.n_bins) - np.outer(mean, mean)
         spread = np.sqrt(np.maximum(covariance.diagonal(), 0))
@@ -72,25 +74,13 @@ class UnitSums:
 
 
 def copies(correlations: Floats, threshold: float) -> list[int]:
-    """Choose channels to drop until no pair is correlated above a threshold.
+    """Choose channels to drop until no pair is correlated above a threshold, in order of choice.
 
     Shared spikes of neighbouring electrodes show as correlations at a resolution of about 1 ms.
     The channel with most such partners goes first; of equals the one with the largest
     correlation, then the later one.
-
-    Parameters
-    ----------
-    correlations : ndarray, shape (units, units)
-    threshold : float
-        Above 0, at most 1.
-
-    Returns
-    -------
-    list of int
-        Channels to drop, in the order in which they were chosen.
     """
-    if not 0 < threshold <= 1:
-        raise UserError(f"A threshold of {threshold} for correlations; legal is above 0 to 1.")
+    number("The threshold of correlations (--max-correlation)", threshold, above=0, most=1)
     close = correlations > threshold
     np.fill_diagonal(close, False)
     dropped: list[int] = []
@@ -103,30 +93,84 @@ def copies(correlations: Floats, threshold: float) -> list[int]:
 
 
 def choose_heldout(n_units: int, how_many: float, seed: int) -> NDArray[np.bool_]:
-    """Draw units to hold out.
-
-    Parameters
-    ----------
-    n_units : int
-    how_many : float
-        A fraction where it is below 1, else a number.
-    seed : int
-
-    Returns
-    -------
-    ndarray of bool, shape (n_units,)
-
-    Raises
-    ------
-    UserError
-        Where nothing would be left to read or to hold out.
-    """
-    number = round(n_units * how_many) if how_many < 1 else int(how_many)
-    if how_many < 0 or (how_many >= 1 and how_many != number) or number >= n_units:
+    """Draw flags of units to hold out: a fraction of them where it is below 1, else a number."""
+    n_heldout = round(n_units * how_many) if how_many < 1 else int(how_many)
+    if how_many < 0 or (how_many >= 1 and how_many != n_heldout) or n_heldout >= n_units:
         raise UserError(
             f"--hold-out {how_many:g} of {n_units} units; legal is a number below {n_units}, or a "
             "fraction below 1."
         )
     flags = np.zeros(n_units, dtype=bool)
-    flags[np.random.default_rng(seed).permutation(n_units)[:number]] = True
+    flags[np.random.default_rng(seed).permutation(n_units)[:n_heldout]] = True
     return flags
+
+
+def sum_units(counted: Counted, training: NDArray[np.bool_], pairs: bool) -> tuple[UnitSums, float]:
+    """Sum over the windows that train, and return the largest count of all windows.
+
+    The largest count is NaN where some are missing.
+    """
+    n_training = max(1, int(training.sum()))
+    sums = UnitSums(counted.store.n_units, pairs)
+    sums = UnitSums(counted.store.n_units, pairs, min(sums.n_blocks, n_training))
+    blocks = (np.cumsum(training) - 1) * sums.n_blocks // n_training
+    largest = 0.0
+    for first, counts in counted.blocks(fine=True):
+        coarse = rebin(counts, counted.fine, average=counted.continuous)
+        largest = max(largest, float(coarse.max(initial=0)))
+        if counts.dtype.kind == "f" and np.isnan(counts).any():
+            largest = np.nan
+        for window in np.flatnonzero(training[first : first + len(counts)]):
+            sums.add(counts[window], int(blocks[first + window]))
+    return sums, largest
+
+
+def choose_units(
+    recording: Recording, options: PrepOptions, sums: UnitSums, bin_s: float
+) -> tuple[NDArray[np.int64], list[str], list[str]]:
+    """Return the units to keep, warnings, and notes on those that were dropped."""
+    keep = np.ones(recording.n_units, dtype=bool)
+    notes, warnings = [], []
+    chosen = select_rows(recording.units, options.units, "units")
+    if chosen is not None:
+        keep &= chosen
+        notes.append(f"units: {int(keep.sum())} of {len(keep)} by {list_some(options.units)}")
+    rates = sums.mean() / bin_s
+    for name, values, least in (
+        ("--min-rate", rates, options.min_rate),
+        ("--min-presence", sums.presence(), options.min_presence),
+    ):
+        if least > 0:
+            low = keep & (values < least)
+            keep &= ~low
+            notes.append(f"units: {int(low.sum())} dropped by {name} {least:g}")
+    if options.max_correlation is not None:
+        chosen_units = np.flatnonzero(keep)
+        pairs = sums.correlations()[np.ix_(chosen_units, chosen_units)]
+        twins = chosen_units[copies(pairs, options.max_correlation)]
+        keep[twins] = False
+        notes.append(
+            f"units: {len(twins)} dropped by --max-correlation {options.max_correlation:g}"
+            + (f" ({list_some(twins.tolist())}, counted from 0)" if len(twins) else "")
+        )
+    mute = np.flatnonzero(keep & (sums.total == 0)).tolist()
+    if mute:
+        warnings.append(
+            f"{len(mute)} units have no spike in any window that trains (units {list_some(mute)}, "
+            "counted from 0); --min-rate 0.1 drops them and those that fire less than that"
+        )
+    return np.flatnonzero(keep), warnings, notes
+
+
+def heldout_flags(recording: Recording, options: PrepOptions) -> NDArray[np.bool_] | None:
+    """Return the units that the file flags as held out; None where they are drawn, or none is."""
+    how = options.hold_out
+    if how is None:
+        flags = recording.units.get("heldout")
+        if flags is None or flags.dtype.kind not in "bui" or not flags.any():
+            return None
+        how = "heldout"
+    if not isinstance(how, str):
+        return None
+    recording.notes.append(f"held-out units: column {how!r} of the file")
+    return unit_flags(recording, how)

@@ -1,4 +1,4 @@
-"""Writing what was prepared, block by block, with a record of how it was made."""
+"""Write what was prepared, block by block, with a record of how it was made."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ class Contents:
     Attributes
     ----------
     counted : Counted
+        Counts of all units in all windows.
     labels : ndarray of int
         Split of each window.
     units : ndarray of int
         Units in the order of the output, those that are read first.
     n_read_units : int
+        Units that are read.
     largest : float
         Largest count; NaN where some bins are missing.
     series : dict of str to (samplers, lag in ms)
@@ -65,20 +67,9 @@ def write_contents(
     extra: dict[str, Any] | None = None,
     test: Contents | None = None,
 ) -> None:
-    """Write a data file; complete, or not at all.
+    """Write a data file, whole or not at all, with its attributes and the data sets in `extra`.
 
-    Parameters
-    ----------
-    path : Path
-    contents : Contents
-    attrs : dict
-        Attributes of the file.
-    compress : bool
-    progress : callable
-    extra : dict, optional
-        Further data sets.
-    test : Contents, optional
-        Trials of another recording, of which there is nothing to reconstruct.
+    `test` are trials of another recording, which have nothing to reconstruct.
     """
     compression = "gzip" if compress else None
     with new_file(path) as file:
@@ -115,9 +106,9 @@ def _write_windows(
         for name, shape in shapes.items():
             key = f"{split}_{name}"
             data[key] = _dataset(file, key, (size, *shape), dtype, compression)
-        for name, (parts, _) in contents.series.items():
+        for name, (samplers, _) in contents.series.items():
             n_bins = windows.n_bins if name == "ext_input" else windows.n_read
-            width = sum(part.series.n_channels for part in parts)
+            width = sum(sampler.series.n_channels for sampler in samplers)
             key = f"{split}_{name}"
             data[key] = _dataset(
                 file, key, (size, n_bins, width), np.dtype(np.float32), compression
@@ -132,10 +123,10 @@ def _write_windows(
                 continue
             rows = slice(done[split], done[split] + len(chosen))
             done[split] += len(chosen)
-            part = counts[chosen].astype(dtype)
-            data[f"{split}_encod_data"][rows] = part[:, : windows.n_read, : contents.n_read_units]
+            trials = counts[chosen].astype(dtype)
+            data[f"{split}_encod_data"][rows] = trials[:, : windows.n_read, : contents.n_read_units]
             if recon:
-                data[f"{split}_recon_data"][rows] = part
+                data[f"{split}_recon_data"][rows] = trials
             for name, (samplers, lag_ms) in contents.series.items():
                 target = data[f"{split}_{name}"]
                 starts = windows.starts[first + chosen] + lag_ms / 1000
@@ -169,30 +160,23 @@ def _dtype(contents: Contents) -> np.dtype[Any]:
 
 
 def _plain(number: float) -> float:
-    """0.005 * 1000 without the digits that rounding adds."""
+    """Return a number without the digits that rounding adds, such as those of 0.005 * 1000."""
     return float(f"{number:.12g}")
 
 
 def source_attributes(
     recording: Recording, options: Any, notes: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    """Attributes that tell how a file was made: from what, with which options, by what version.
+    """Return attributes that say how a file was made: from what, with which options and version.
 
-    Parameters
-    ----------
-    recording : Recording
-    options : dataclass
-        All of them are recorded but those that do not change the data.
-    notes : sequence of str
-        What was assumed and done on the way.
-    progress : callable
+    Options that do not change the data (`compress`, `strict`) are left out.
     """
     given = {f.name: _plain_option(getattr(options, f.name)) for f in fields(options)}
     files = {"source": recording.path}
-    if options.trials and Path(options.trials).is_file():  # a table beside the source
+    if options.trials and Path(options.trials).is_file():  # a table in a file
         files["trials"] = Path(options.trials)
         given["trials"] = files["trials"].name
-    found: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "prep_version": __version__,
         "prep_options": json.dumps(
             {k: v for k, v in given.items() if k not in ("compress", "strict")}, sort_keys=True
@@ -204,19 +188,19 @@ def source_attributes(
     }
     for name, path in files.items():
         if (digest := file_hash(path, progress)) is not None:
-            found[f"{name}_sha256"] = digest
-    return found
+            attributes[f"{name}_sha256"] = digest
+    return attributes
 
 
 def _plain_option(value: Any) -> Any:
-    """10 and 10.0, a list and a tuple are the same option."""
+    """Return an option so that 10 and 10.0, or a list and a tuple, are recorded alike."""
     if isinstance(value, tuple | list):
         return [_plain_option(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def file_hash(path: Path, progress: Progress) -> str | None:
-    """SHA-256 of a file of up to 4 GiB."""
+    """Return the SHA-256 of a file, or None where it is larger than 4 GiB."""
     size = path.stat().st_size
     if size > _HASHED:
         return None

@@ -132,16 +132,16 @@ def test_the_default_block_leaves_something_for_every_split(n_bins: int) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 0}, "window=0; legal is a whole number of bins, at least 1"),
-        ({"window": 2.5}, "window=2.5"),
+        ({"window": 0}, "window is 0; legal are whole numbers >= 1"),
+        ({"window": 2.5}, "window is 2.5"),
         ({"overlap": 10}, "overlap=10 bins of a window of 10; legal is 0 to 9"),
-        ({"overlap": -1}, "overlap=-1"),
+        ({"overlap": -1}, "overlap is -1"),
         ({"block": 9}, "block=9 bins do not hold a window of 10"),
         ({"block": 12, "guard": 2}, "legal is 14 or more"),
         ({"valid_fraction": 0.0}, "valid_fraction=0.0 and test_fraction=0.0"),
         ({"valid_fraction": 0.6, "test_fraction": 0.4}, "leave something for training"),
         ({"block": 100}, r"the recording has 1 block\(s\), too few .* make block smaller"),
-        ({"seed": -1}, "seed=-1"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:

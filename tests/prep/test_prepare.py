@@ -340,7 +340,7 @@ def test_unsorted_times_and_duplicates_are_mended(tmp_path: Path) -> None:
         ({"min_rate": 1e4}, "No unit is left"),
         ({"max_correlation": 2}, "threshold"),
         ({"max_correlation": 0.5, "correlation_ms": 3}, "whole number of bins"),
-        ({"max_correlation": 0.5, "correlation_ms": 0}, "--correlation-ms 0"),
+        ({"max_correlation": 0.5, "correlation_ms": 0}, "--correlation-ms is 0"),
         ({"chop_ms": 1000}, "does not go with --align"),
         ({"align": None, "chop_ms": 1005}, "take 1000 or 1010"),
         ({"align": None, "chop_ms": 1000, "forward_ms": 100}, "--forward-ms"),

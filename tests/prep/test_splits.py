@@ -75,7 +75,7 @@ def test_seeds_differ_and_fractions_are_checked() -> None:
         draw_splits(4, strata=np.arange(4))
     with pytest.raises(UserError, match="not both"):
         draw_splits(10, strata=np.zeros(10), block=2)
-    with pytest.raises(UserError, match="block=0"):
+    with pytest.raises(UserError, match=r"block \(trials\) is 0"):
         draw_splits(10, block=0)
     with pytest.raises(UserError, match="one for each"):
         draw_splits(10, strata=np.zeros(9))

@@ -25,21 +25,9 @@ _MS = 1e-3
 def decimated(series: Series, end_s: float, bin_ms: int) -> Floats:
     """Sample a series once per bin, at the bin's beginning, after a low-pass filter.
 
-    The filter (finite, without phase) passes what the bins can hold. Gaps are bridged linearly
-    for it and are NaN in the result.
-
-    Parameters
-    ----------
-    series : Series
-        At 1 kHz; values as stored.
-    end_s : float
-        End of the recording.
-    bin_ms : int
-
-    Returns
-    -------
-    ndarray, shape (bins, channels)
-        Bin 0 begins at 0 s.
+    The series is at 1 kHz, and its values as stored. The filter (finite, without phase) passes
+    what the bins can hold. Gaps are bridged linearly for it and are NaN in the result, shape
+    (bins, channels), whose bin 0 begins at 0 s.
     """
     from scipy.signal import decimate
 
@@ -69,23 +57,12 @@ def decimated(series: Series, end_s: float, bin_ms: int) -> Floats:
 def jitter_bins(produced_ms: Floats, window_ms: float, bin_ms: float, seed: int = 0) -> Indices:
     """Draw by how many bins each window of DMFC_RSG is moved to later times.
 
-    Uniform between 0 and what leaves the interval from Set to Go in the window, at most 300 ms;
-    drawn with NumPy's generator of old, as the benchmark did.
-
-    Parameters
-    ----------
-    produced_ms : ndarray, shape (n,)
-        Produced interval of every trial of a split, in order.
-    window_ms, bin_ms : float
-    seed : int
-
-    Returns
-    -------
-    ndarray of int64
-        0 where the interval is unknown.
+    Uniform between 0 and what leaves the interval from Set to Go (`produced_ms`, all trials of a
+    split in order) in the window, at most 300 ms; 0 where the interval is unknown.
     """
     most = np.clip(window_ms - np.nan_to_num(produced_ms, nan=window_ms), 0, 300)
     most = np.floor(np.round(most / bin_ms, 4))
+    # NumPy's legacy generator, as the benchmark used: only it gives the published windows.
     draws = np.random.RandomState(seed).random_sample(len(most))
     return np.round(draws * most).astype(np.int64)
 
@@ -99,25 +76,11 @@ def condition_averages(
     smoothing_ms: int,
     progress: Progress,
 ) -> Floats:
-    """Mean over the trials of each condition of spikes smoothed at 1 ms, in spikes per bin.
+    """Average spikes smoothed at 1 ms over each condition's trials: conditions x bins x units.
 
+    In spikes per bin. `starts` are seconds, `members` the windows of each condition, and
+    `smoothing_ms` the standard deviation of a Gaussian, cut off three of them to each side.
     Smoothing and averaging are linear, so the average over trials is smoothed.
-
-    Parameters
-    ----------
-    spikes : SpikeTimes
-    starts : ndarray, shape (windows,)
-        Beginning of each window in seconds.
-    members : sequence of int arrays
-        Windows of each condition.
-    n_bins, bin_ms : int
-    smoothing_ms : int
-        Standard deviation of the Gaussian; it is cut off three of them to each side.
-    progress : callable
-
-    Returns
-    -------
-    ndarray, shape (conditions, n_bins, units)
     """
     taps = 6 * smoothing_ms
     lags = np.arange(taps) - (taps - 1) / 2
@@ -143,7 +106,7 @@ def condition_averages(
 
 
 def ragged(lists: Sequence[Array]) -> Array:
-    """Arrays of different lengths as one array of arrays."""
+    """Return arrays of different lengths as one array of arrays."""
     array = np.empty(len(lists), dtype=object)
     array[:] = [np.asarray(one, dtype=np.int64) for one in lists]
     return array

@@ -1,26 +1,43 @@
-"""One session of the Neural Latents Benchmark: its windows, behaviour, conditions and masks."""
+"""The seven data sets of the Neural Latents Benchmark, made from its NWB files [1]_.
+
+Windows, lags, smoothing, conditions, held-out neurons and splits are those of the benchmark: bins
+of a grid that begins at 0 s, the window's first bin being the first that begins at or after its
+start; behaviour low-pass filtered before it is sampled once per bin; PSTHs of spikes smoothed at
+1 ms over the trials that train or validate. The split ``val`` validates; trials of a file with the
+split ``test`` become ``test_encod_data``.
+
+.. [1] Pei et al. 2021, NeurIPS Datasets and Benchmarks (arXiv 2109.04463).
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.find import list_some
+from ...data.find import absolute_pattern, check_output, list_some, make_folder
+from ...data.nlb_files import NLB_FILES, dandi_download
 from ...data.validate import SPLITS
-from ...errors import DataError
+from ...errors import DataError, UserError, one_of
 from ..binning import first_bin
-from ..counting import Progress, count
+from ..counting import Progress, count, silent
+from ..options import PrepOptions
+from ..plan import raise_if_strict
+from ..prepare import Prepared
+from ..sources import Recording, open_recording
 from ..sources.nwb import unit_flags
-from ..sources.recording import Recording, Series, SpikeTimes, find
-from ..splits import Labels, conditions_of, labels_from_column
+from ..sources.recording import Series, SpikeTimes, find
+from ..splits import Labels, conditions_of, count_splits, labels_from_column
 from ..trials import Windows, in_recording
-from ..unit_selection import sum_units
-from ..write import Contents
+from ..units import sum_units
+from ..write import Contents, source_attributes, write_contents
 from .heldout import condition_averages, decimated, jitter_bins, ragged
-from .recipe import Recipe
+from .recipes import BINS_MS, RECIPES, Recipe
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -28,27 +45,170 @@ Indices = NDArray[np.int64]
 _SHORT = 0.8  # trials shorter than this part of their condition's mean are in no PSTH
 
 
-class NLBSession:
-    """The trials of a file that train and validate.
+def prepare_nlb(
+    name: str,
+    files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    bin_ms: float | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    compress: bool = False,
+    progress: Progress = silent,
+) -> Prepared:
+    """Make a data file of the Neural Latents Benchmark, in the names that its configurations read.
+
+    The file has, with the spikes, ``{split}_behavior``; ``psth`` (conditions x bins x units, spikes
+    per bin) and ``{split}_cond_idx`` (trials of each condition); ``{split}_decode_mask``
+    (trials x decoders), or for DMFC_RSG ``{split}_jitter`` (bins by which each window was moved
+    to later times).
 
     Parameters
     ----------
-    recipe : Recipe
-    recording : Recording
-    bin_s : float
-        Bin width in seconds.
+    name : str
+        "mc_maze", "mc_maze_large", "mc_maze_medium", "mc_maze_small", "mc_rtt", "area2_bump" or
+        "dmfc_rsg".
+    files : path, or sequence of these
+        The NWB file with the trials that train and validate, also the one with the trials for
+        testing where you have it, or a folder with them.
+    output : path, optional
+        By default ``datasets/<name>-<bin>ms-val.h5``.
+    bin_ms : {5, 20}, optional
+        By default that of the published configuration.
+    overwrite : bool
+        Whether to replace an existing file.
+    strict : bool
+        Raise an error where there would be a warning.
+    compress : bool
+        Compress the file (gzip).
+    progress : callable
+        Called with what is going on, how much of it is done, and of how much.
+
+    Returns
+    -------
+    Prepared
+        Where the file is, its trials, bins and units, notes and warnings.
+
+    Raises
+    ------
+    UserError, DataError
+        For unknown names, and files that are not this data set.
+    """
+    recipe = RECIPES[one_of("--nlb", name, RECIPES)]
+    bin_ms = recipe.bin_ms if bin_ms is None else bin_ms
+    if bin_ms not in BINS_MS:
+        raise UserError(f"--bin-ms is {bin_ms:g}; the benchmark has bins of 5 and 20 ms.")
+    path = Path(absolute_pattern(output or f"datasets/{name}-{int(bin_ms):02d}ms-val.h5"))
+    train, test = _find_files(name, files)
+    check_output(train.path, path, overwrite)
+    session = NLBSession(recipe, train, bin_ms / 1000)
+    warnings = [*train.warnings, *session.warnings, *_unlike(name, session)]
+    notes = [f"{name} of the Neural Latents Benchmark, bins of {bin_ms:g} ms: {train.path.name}"]
+    make_folder(path)
+    counted = count(train, session.windows, path.parent, progress=progress)
+    with ExitStack() as stores:
+        stores.enter_context(counted.store)
+        warnings += counted.warnings
+        _, largest = sum_units(counted, session.labels == 0, pairs=False)
+        tested = None
+        if test is not None:
+            tested, more = test_contents(session, test, path.parent, progress)
+            warnings += more
+        if tested is not None:
+            stores.enter_context(tested.counted.store)
+        raise_if_strict(warnings, strict)
+        contents = Contents(
+            counted,
+            session.labels,
+            session.units,
+            session.n_read_units,
+            largest,
+            {},
+            session.per_window(progress),
+        )
+        options = PrepOptions(bin_ms=bin_ms)
+        attrs = source_attributes(train, options, [*notes, *warnings], progress) | {"nlb": name}
+        extra = session.averages(progress)
+        write_contents(path, contents, attrs, compress, progress, extra=extra, test=tested)
+    trials = count_splits(session.labels)
+    if tested is not None:
+        trials["test"] = len(tested.labels)
+    return Prepared(
+        path,
+        trials,
+        session.windows.n_read,
+        session.windows.n_bins,
+        session.n_read_units,
+        len(session.units),
+        notes,
+        warnings,
+    )
+
+
+def _find_files(
+    name: str, files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+) -> tuple[Recording, Recording | None]:
+    """Open the file with trials to train and validate, and the one with trials for testing."""
+    paths: list[Path] = []
+    for entry in [files] if isinstance(files, str | os.PathLike) else files:
+        path = Path(absolute_pattern(entry))
+        paths += sorted(path.rglob("*.nwb")) if path.is_dir() else [path]
+    if not paths:
+        raise UserError(
+            f"--nlb {name} needs the benchmark's NWB files: {dandi_download(name)}, then name the "
+            "folder that it makes."
+        )
+    train: list[Recording] = []
+    test: list[Recording] = []
+    for path in paths:
+        recording = open_recording(path)
+        splits = set(recording.trials["split"].tolist()) if "split" in recording.trials else set()
+        if {"train", "val"} <= splits:
+            train.append(recording)
+        elif "test" in splits:
+            test.append(recording)
+        else:
+            raise DataError(
+                f"{path} is no file of the benchmark: its trials have "
+                + (f"the splits {list_some(sorted(splits))}" if splits else "no column 'split'")
+                + ", not 'train' and 'val'. Use lfads prep without --nlb."
+            )
+    if len(train) != 1 or len(test) > 1:
+        raise UserError(
+            f"--nlb {name} takes one file with trials to train and validate, and at most one with "
+            f"trials for testing; found {len(train)} ({list_some([r.path.name for r in train])}) "
+            f"and {len(test)}. Name the files of one data set."
+        )
+    return train[0], test[0] if test else None
+
+
+def _unlike(name: str, session: NLBSession) -> list[str]:
+    """Warn of a file that is not of the size of the published data set."""
+    expected = NLB_FILES[name][1][2:]
+    sizes = (session.n_read_units, len(session.units))
+    if sizes == expected:
+        return []
+    others = [key for key, (_, shape) in NLB_FILES.items() if shape[2:] == sizes]
+    hint = f"; it looks like {others[0]}" if others else ""
+    return [
+        f"{name} has {expected[0]} units to read and {expected[1]} in all, this file has "
+        f"{sizes[0]} and {sizes[1]}{hint}"
+    ]
+
+
+class NLBSession:
+    """The trials of a file that train and validate, cut as a recipe says.
 
     Attributes
     ----------
     windows : Windows
+        Their windows, on the grid of bins that begins at 0 s.
     labels : ndarray of int
         Split of each window.
     units : ndarray of int
         Units that are read, then those that are held out.
-    n_read_units : int
     jitter : ndarray of int, or None
         Bins by which each window was moved to later times.
-    warnings : list of str
     """
 
     def __init__(self, recipe: Recipe, recording: Recording, bin_s: float) -> None:
@@ -106,7 +266,7 @@ class NLBSession:
             raise DataError(f"{recording.path} holds no spike times.")
 
     def cut(self, event: Array, rows: Indices, *, forward: bool) -> Windows:
-        """Windows around events, on the grid of bins that begins at 0 s."""
+        """Cut windows around events, on the grid of bins that begins at 0 s."""
         n_read = (self.recipe.stop_ms - self.recipe.start_ms) // self.bin_ms
         more = self.recipe.forward_ms // self.bin_ms if forward else 0
         first = first_bin(event + self.recipe.start_ms / 1000, self.bin_s)
@@ -114,7 +274,7 @@ class NLBSession:
         return Windows(starts, rows, n_read, n_read + more, self.bin_s)
 
     def per_window(self, progress: Progress) -> dict[str, Array]:
-        """Behaviour, and masks or jitter, with a row per window."""
+        """Return behaviour, and masks or jitter, with a row per window."""
         recipe, table = self.recipe, self.recording.trials
         arrays: dict[str, Array] = {"trial": self.rows, "window_start": self.windows.starts}
         if recipe.columns:
@@ -151,14 +311,14 @@ class NLBSession:
         return max(ends)
 
     def averages(self, progress: Progress) -> dict[str, Any]:
-        """PSTHs and the trials of each condition; nothing where there are no conditions."""
+        """Return PSTHs and the trials of each condition, or nothing where a recipe has none."""
         recipe, table = self.recipe, self.recording.trials
         if not recipe.conditions or not isinstance(self.recording.spikes, SpikeTimes):
             return {}
-        found, labels = conditions_of(table, recipe.conditions, self.rows)
+        conditions, labels = conditions_of(table, recipe.conditions, self.rows)
         if recipe.outliers:
             labels = np.where(table[recipe.outliers][self.rows] == 1, -1, labels)
-        members = [np.flatnonzero(labels == number) for number in range(len(found))]
+        members = [np.flatnonzero(labels == number) for number in range(len(conditions))]
         members = [trials for trials in members if len(trials)]
         starts, lengths = self.windows.starts, [self.windows.n_read] * len(members)
         if recipe.from_event:
@@ -193,11 +353,7 @@ def test_contents(
 ) -> tuple[Contents | None, list[str]]:
     """Count the trials for testing, of which only the units that are read are known.
 
-    Returns
-    -------
-    contents : Contents or None
-        None where they cannot be cut like the others.
-    warnings : list of str
+    Return None for them where they cannot be cut like the others, and warnings.
     """
     recipe = session.recipe
     if recipe.event not in recording.trials:
