@@ -10,8 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from ..errors import ConfigError, UserError
-from .check_config import find_target
 from ..folder import CHECKPOINTS
+from .check_config import find_target
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, did_you_mean
-from .check_config import arguments_of, find_target
 from ..files import write_whole
+from .check_config import arguments_of, find_target
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGED = PACKAGE / "configs"

@@ -13,9 +13,9 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from ..seeds import seed_all as seed_all
 from ..files import Table, write_whole
 from ..folder import LAST
+from ..seeds import seed_all as seed_all
 
 #: Key of a checkpoint under which a run keeps what Lightning does not.
 RUN_KEY = "lfads_run"

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, whole
-from .compose import absolute_pattern
-from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, RunFolder
+from ..folder import CONFIG, RunFolder
 from .build import build, pick_device
+from .compose import absolute_pattern
 
 
 def sample_run(

@@ -12,9 +12,9 @@ import pytest
 
 from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError, UserError, did_you_mean
-from lfads_torch.runs.compose import PACKAGED, absolute_pattern, compose_config, locate_config
-from lfads_torch.runs.check_config import check_config, find_target
 from lfads_torch.runs.build import build, build_model
+from lfads_torch.runs.check_config import check_config, find_target
+from lfads_torch.runs.compose import PACKAGED, absolute_pattern, compose_config, locate_config
 
 #: Data set -> (read, reconstructed) channels, (T_e, T_r) bins, attribute keys, file.
 SHAPES: dict[str, tuple[tuple[int, int], tuple[int, int], str]] = {
