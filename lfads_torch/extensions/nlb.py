@@ -63,7 +63,7 @@ class NLBEvaluation(Callback):
         self._warned = False
 
     def state_dict(self) -> dict[str, float]:
-        """Smoothed scores, for a resume."""
+        """Return smoothed scores, for a resume."""
         return {name: float(metric.smoothed) for name, metric in self._smoothed.items()}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
@@ -79,8 +79,8 @@ class NLBEvaluation(Callback):
         if not scores and not self._warned:
             self._warned = True
             warnings.warn(
-                "NLBEvaluation found nothing to score: there are neither held-out neurons, forward "
-                "bins, behaviour (batch key 'behavior') nor PSTHs (attribute keys 'psth', "
+                "NLBEvaluation has nothing to score: the data lack held-out neurons, forward "
+                "bins, behaviour (batch key 'behavior') and PSTHs (attribute keys 'psth', "
                 "'valid_cond_idx')",
                 stacklevel=2,
             )
@@ -90,7 +90,9 @@ class NLBEvaluation(Callback):
             pl_module.log_dict({f"nlb/{name}": value, f"nlb/{name}_smth": float(smoothed)})
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
-        """Return every score for which there are data, by name without ``nlb/``."""
+        """Return every score for which data exist, by name without ``nlb/``."""
+        # A second inference: validation has inferred these trials from posterior samples, but the
+        # scores are of posterior means, and their decoder needs training trials without dropout.
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "split_loader"):
             raise ConfigError(
@@ -171,7 +173,7 @@ def _add_bits(
     bits: dict[str, BitsPerSpikeSums], session: int, batch: SessionBatch, means: torch.Tensor
 ) -> None:
     _, n_bins, n_read = batch.encod_data.shape
-    # As the benchmark has it, a rate of exactly zero counts as 1e-9.
+    # The benchmark counts a rate of exactly zero as 1e-9.
     log_rates = means.double().clamp(min=1e-9).log()
     counts = batch.recon_data.double()
     parts = {

@@ -14,6 +14,7 @@ from ..data.smoothing import gaussian_smooth as gaussian_smooth
 from ..errors import UserError
 from .trialwise import FloatArray, ratio, score_value
 
+# Averages of all draws at once would need draws x bins x neurons numbers for each condition.
 _DRAWS_AT_ONCE = 128
 
 
@@ -47,7 +48,7 @@ class PsthScore:
                 f"{rates.shape[2]} neurons)"
             )
         shifts = np.zeros(len(rates), dtype=int) if jitter is None else np.asarray(jitter, int)
-        found = cls([], [], [], [])
+        score = cls([], [], [], [])
         # A trial may end before the last bin. One without any rate is no such trial.
         nothing = np.isnan(rates).all(axis=2)
         past = np.logical_and.accumulate(nothing[:, ::-1], axis=1)[:, ::-1]
@@ -63,11 +64,11 @@ class PsthScore:
             keep = np.isfinite(condition).all(axis=1) & inside.any(axis=0)
             aligned = rates[members[:, None], source.clip(0, rates.shape[1] - 1)[:, keep]]
             inside = inside[:, keep]
-            found.sums.append(np.where(inside[..., None], aligned, 0.0))
-            found.reached.append(inside.astype(np.float64))
-            found.members.append(members)
-            found.targets.append(condition[keep])
-        return found
+            score.sums.append(np.where(inside[..., None], aligned, 0.0))
+            score.reached.append(inside.astype(np.float64))
+            score.members.append(members)
+            score.targets.append(condition[keep])
+        return score
 
     def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See `TrialScore`; the PSTHs stay, whatever trials are drawn."""
@@ -99,11 +100,11 @@ class PsthScore:
         ):
             own = weights[:, members]
             mass = own @ reached
-            there = (mass > 0)[..., None]
+            drawn = (mass > 0)[..., None]
             error += _squared_error(own, mass, sums, reached, target)
             shifted = target - centre
-            n += there.sum(axis=1)
-            seen = there[..., 0].astype(np.float64)
+            n += drawn.sum(axis=1)
+            seen = drawn[..., 0].astype(np.float64)
             total += seen @ shifted
             power += seen @ shifted**2
         spread = power - total**2 / np.maximum(n, 1)

@@ -42,7 +42,7 @@ def nlb_scores(
     bin_ms: float | int = NLB_BIN_MS,
     alphas: tuple[float, ...] = NLB_ALPHAS,
 ) -> dict[str, float]:
-    """Every score for which there are data.
+    """Compute every score for which data exist.
 
     Parameters
     ----------

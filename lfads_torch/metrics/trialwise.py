@@ -22,7 +22,8 @@ FloatArray = NDArray[np.float64]
 NLB_FLOOR = 1e-9
 """Rate that stands for a rate of zero, as the Neural Latents Benchmark has it."""
 
-_CHUNK_ENTRIES = 1 << 21
+# Blocks of this number of entries, 16 MB, bound what the conversion to double costs in memory.
+_BLOCK_ENTRIES = 1 << 21
 # What rounding leaves of the spread of a constant column, as a share of its power.
 _ROUNDING = 1e-12
 
@@ -94,7 +95,7 @@ def score_value(score: TrialScore, n_trials: int) -> float:
 
 
 def ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
-    """Divide the parts of scores, NaN where there is nothing to go by."""
+    """Divide the parts of scores, NaN where the denominator is 0."""
     out = np.full(np.shape(numerator), np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
 
@@ -138,13 +139,13 @@ class SpikeScore:
                 f"rates have shape {rates.shape}, counts {counts.shape}; they must agree"
             )
         n, spikes, nll = (np.zeros((counts.shape[0], counts.shape[2])) for _ in range(3))
-        for part in _chunks(counts):
+        for part in _blocks(counts):
             observed = np.isfinite(counts[part])
-            found = np.where(observed, counts[part], 0.0)
+            events = np.where(observed, counts[part], 0.0)
             rate = np.maximum(rates[part].astype(np.float64), NLB_FLOOR)
             n[part] = observed.sum(axis=1)
-            spikes[part] = found.sum(axis=1)
-            nll[part] = (np.where(observed, rate, 0.0) - found * np.log(rate)).sum(
+            spikes[part] = events.sum(axis=1)
+            nll[part] = (np.where(observed, rate, 0.0) - events * np.log(rate)).sum(
                 axis=1, where=observed
             )
         return cls(n, spikes, nll)
@@ -176,8 +177,8 @@ def _null_nll(n: FloatArray, spikes: FloatArray) -> FloatArray:
     return spikes - spikes * np.log(mean)
 
 
-def _chunks(array: NDArray[np.generic]) -> list[slice]:
-    step = max(1, _CHUNK_ENTRIES // max(1, math.prod(array.shape[1:])))
+def _blocks(array: NDArray[np.generic]) -> list[slice]:
+    step = max(1, _BLOCK_ENTRIES // max(1, math.prod(array.shape[1:])))
     return [slice(i, i + step) for i in range(0, len(array), step)]
 
 
@@ -277,7 +278,7 @@ class CorrelationScore:
 
 
 def _column_mean(values: FloatArray, known: NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-    """Mean over the columns that are `known`, and whether there is any, as parts of a score."""
+    """Return the mean over `known` columns, and whether any is known, as parts of a score."""
     n = known.sum(axis=-1)
     total = np.where(known, values, 0.0).sum(axis=-1)
     return total / np.maximum(n, 1), (n > 0).astype(np.float64)

@@ -143,9 +143,9 @@ def run_posterior_sampling(
         path = target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
         with output_file(path, session) as out:
             for split in session.splits:
-                asked = (model, data, number, own, split, num_samples, seed, max_bytes)
+                arguments = (model, data, number, own, split, num_samples, seed, max_bytes)
                 with computing():
-                    sample_session(*asked, as_in_file=True, keep=out.rows(split).add)
+                    sample_session(*arguments, as_in_file=True, keep=out.rows(split).add)
             out.finish(attributes)
         paths.append(path)
     return paths
@@ -187,11 +187,11 @@ def _sample_array(
 ) -> SessionOutput:
     encod = torch.as_tensor(np.asarray(data), dtype=torch.float32, device=model.device)
     n_read = getattr(model.readin[0], "in_features", model.hparams["encod_data_dim"])
-    wanted = (model.hparams["encod_seq_len"], n_read)
-    if len(model.readin) != 1 or encod.ndim != 3 or tuple(encod.shape[1:]) != wanted:
+    legal = (model.hparams["encod_seq_len"], n_read)
+    if len(model.readin) != 1 or encod.ndim != 3 or tuple(encod.shape[1:]) != legal:
         raise UserError(
             f"data is an array of shape {tuple(encod.shape)}; this model of {len(model.readin)} "
-            f"session(s) takes (trials, {wanted[0]}, {wanted[1]}) of a single session; give a "
+            f"session(s) takes (trials, {legal[0]}, {legal[1]}) of a single session; give a "
             "data module or a path otherwise"
         )
     if model.hparams["ext_input_dim"]:

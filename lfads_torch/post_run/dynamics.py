@@ -240,10 +240,10 @@ def find_fixed_points(
     typical = (
         np.median(_speed(generator, torch.from_numpy(chosen), drive).numpy()) if len(ends) else 0
     )
-    found = np.flatnonzero(still | (speeds < slow**2 * typical))
-    radii = np.where(still, merge_within, merge_slow)[found] * spread
-    kept, counts = _merge(ends.numpy()[found], speeds[found], radii)
-    kept = found[kept]
+    slow_points = np.flatnonzero(still | (speeds < slow**2 * typical))
+    radii = np.where(still, merge_within, merge_slow)[slow_points] * spread
+    kept, counts = _merge(ends.numpy()[slow_points], speeds[slow_points], radii)
+    kept = slow_points[kept]
     states = ends[kept]
     values = np.zeros((0, generator.n_states), np.complex128)
     if len(kept):

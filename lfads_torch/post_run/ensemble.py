@@ -54,10 +54,12 @@ def run_ensemble_sampling(
                     for split in session.splits
                 }
             for (number, split), total in sums.items():
-                asked = (model, datamodule, number, numbers[number], split, num_samples)
+                arguments = (model, datamodule, number, numbers[number], split, num_samples)
                 with computing():
                     sample_session(
-                        *(*asked, seed + n_models - 1, max_bytes), as_in_file=True, keep=total.add
+                        *(*arguments, seed + n_models - 1, max_bytes),
+                        as_in_file=True,
+                        keep=total.add,
                     )
         if not n_models:
             raise UserError("an ensemble needs at least one model")

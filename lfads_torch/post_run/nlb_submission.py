@@ -83,7 +83,7 @@ def nlb_submission(
             own = session_rates(session, split, name)
             if taken := sorted(set(own) & set(arrays)):
                 group = taken[0].partition("/")[0]
-                raise UserError(f"{group} is there twice; each data set goes in once")
+                raise UserError(f"{group} is named twice; each data set goes in once")
             arrays |= own
     path = write_session(output, arrays)
     return path, {key: array.shape for key, array in arrays.items()}
@@ -100,17 +100,17 @@ def session_rates(
         )
     width = session.bin_ms or _width_in_name(session.name)
     if width not in _SUFFIXES:
-        told = "an unknown width" if width is None else f"{width:g} ms"
+        text = "an unknown width" if width is None else f"{width:g} ms"
         raise UserError(
-            f"{session.path} has bins of {told}; the benchmark takes 5 ms and 20 ms (--bin-ms "
-            "tells the width where the file does not)"
+            f"{session.path} has bins of {text}; the benchmark takes 5 ms and 20 ms (give "
+            "--bin-ms where the file does not say the width)"
         )
     scored = session.trials(split)
     train = session.trials("train") if split == "valid" else session.merged(["train", "valid"])
     n_bins, n_channels = session.read_sizes
     _check_shape(session, dataset, width, (n_bins, n_channels), scored)
     group = dataset + _SUFFIXES[width]
-    found: dict[str, Array] = {}
+    rates_of: dict[str, Array] = {}
     for prefix, trials in (("train", train), ("eval", scored)):
         rates = trials["output_params"]
         if rates.ndim != 3 or not np.isfinite(rates).all() or (rates < 0).any():
@@ -119,13 +119,13 @@ def session_rates(
                 "as the benchmark demands; was the model one of counts, and did it converge?"
             )
         read = rates[:, :n_bins]
-        found[f"{group}/{prefix}_rates_heldin"] = read[..., :n_channels]
-        found[f"{group}/{prefix}_rates_heldout"] = read[..., n_channels:]
+        rates_of[f"{group}/{prefix}_rates_heldin"] = read[..., :n_channels]
+        rates_of[f"{group}/{prefix}_rates_heldout"] = read[..., n_channels:]
         if prefix == "eval" and rates.shape[1] > n_bins:
             forward = rates[:, n_bins:]
-            found[f"{group}/eval_rates_heldin_forward"] = forward[..., :n_channels]
-            found[f"{group}/eval_rates_heldout_forward"] = forward[..., n_channels:]
-    return found
+            rates_of[f"{group}/eval_rates_heldin_forward"] = forward[..., :n_channels]
+            rates_of[f"{group}/eval_rates_heldout_forward"] = forward[..., n_channels:]
+    return rates_of
 
 
 def _dataset(session: SessionOutputs) -> str:
@@ -151,11 +151,11 @@ def _check_shape(
     per_bin = _TABLE_BIN_MS.get(dataset, 5.0) / bin_ms
     legal = (round(t_read * per_bin), n_read, round(t_all * per_bin), n_all)
     shape = scored["output_params"].shape
-    found = (*read, *shape[1:3])
+    sizes = (*read, *shape[1:3])
     # Forward bins may be left out.
-    if found not in (legal, (legal[0], n_read, legal[0], n_all)):
+    if sizes not in (legal, (legal[0], n_read, legal[0], n_all)):
         raise UserError(
             f"{session.path}: {dataset} at {bin_ms:g} ms has {legal[0]} bins x {n_read} neurons "
-            f"that are read, of {legal[2]} x {n_all}; found {found[0]} x {found[1]}, of "
-            f"{found[2]} x {found[3]}"
+            f"that are read, of {legal[2]} x {n_all}; this run has {sizes[0]} x {sizes[1]}, of "
+            f"{sizes[2]} x {sizes[3]}"
         )

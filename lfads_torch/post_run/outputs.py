@@ -117,8 +117,8 @@ class Trials:
             )
         if not self._session.counts:
             raise DataError(
-                f"{self._session.path}: recon_data are not counts, so there are no spikes per "
-                "second; output_params are in the units of recon_data"
+                f"{self._session.path}: recon_data are not counts, so rates in spikes "
+                "per second do not exist; output_params are in the units of recon_data"
             )
         return self["output_params"] * np.float32(1000 / self.bin_ms)
 
@@ -305,7 +305,7 @@ class SessionOutputs:
     bin_ms : float or None
         Bin width in milliseconds, where known.
     splits : tuple of str
-        Those for which there are outputs.
+        Splits that have outputs.
     """
 
     def __init__(self, path: Path, bin_ms: float | None = None) -> None:
@@ -320,7 +320,7 @@ class SessionOutputs:
         self.splits = tuple(s for s in SPLITS if f"{s}_output_params" in shapes)
         if not self.splits:
             raise DataError(
-                f"{path} holds no model output (there is no 'train_output_params'); name a run "
+                f"{path} holds no model output (it lacks 'train_output_params'); name a run "
                 "folder, or a file that `lfads sample` wrote"
             )
         self.name = str(self.attrs.get("session_name", path.stem))
@@ -349,11 +349,11 @@ class SessionOutputs:
         Raises
         ------
         UserError
-            If there are none.
+            If the split has no outputs.
         """
         if split not in self.splits:
             raise UserError(
-                f"{self.path} has no outputs for split {split!r}; there are "
+                f"{self.path} has no outputs for split {split!r}; legal are "
                 f"{', '.join(self.splits)}"
             )
         if split not in self._trials:
@@ -532,7 +532,7 @@ def load_outputs(run: str | Path, *, bin_ms: float | None = None) -> RunOutputs:
     Raises
     ------
     UserError
-        If there are no outputs.
+        If the run has no outputs.
     DataError
         If a file cannot be read, or is no output file.
 

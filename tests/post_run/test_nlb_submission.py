@@ -111,7 +111,7 @@ class TestRefused:
 
     def test_shapes(self, tmp_path: Path) -> None:
         own = session()
-        message = "area2_bump at 20 ms has 30 bins x 49 neurons.*found 30 x 98, of 40 x 130"
+        message = "area2_bump at 20 ms has 30 bins x 49 neurons.*this run has 30 x 98, of 40 x 130"
         self.refuse(tmp_path, own, message, datasets=["area2_bump"])
 
     def test_rates(self, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ class TestRefused:
 
     def test_the_same_twice(self, tmp_path: Path) -> None:
         run = written(tmp_path, session())
-        with pytest.raises(UserError, match="mc_rtt_20 is there twice"):
+        with pytest.raises(UserError, match="mc_rtt_20 is named twice"):
             nlb_submission([run, run], tmp_path / "s.h5")
 
     def test_several_sessions_under_one_name(self, tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ class TestErrors:
 
     def test_no_such_split(self, tmp_path: Path) -> None:
         outputs = load_outputs(write_run(tmp_path, arrays()))
-        with pytest.raises(UserError, match="no outputs for split 'test'; there are train, valid"):
+        with pytest.raises(UserError, match="no outputs for split 'test'; legal are train, valid"):
             _ = outputs[0].test
 
     def test_no_outputs(self, tmp_path: Path) -> None:

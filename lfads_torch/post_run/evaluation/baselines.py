@@ -43,12 +43,12 @@ def baseline_predictions(recording: Recording) -> list[Prediction]:
     """Smoothed data, PSTHs and a factor model."""
     read = {kind: _padded(recording, kind) for kind in (TRAIN, SCORED)}
     smoother = choose_smoother(read[TRAIN], recording)
-    found = [
+    predictions = [
         _smoothed(recording, read, smoother),
         _psth(recording),
         _factor_analysis(recording, read, smoother),
     ]
-    return [prediction for prediction in found if prediction is not None]
+    return [prediction for prediction in predictions if prediction is not None]
 
 
 # ---- smoothing ---------------------------------------------------------------------------------
@@ -200,12 +200,12 @@ def _factor_analysis(
     model = fit_factors(train, n_factors)
 
     def latents(leave_own: bool) -> tuple[Array, Array]:
-        found = []
+        factors_of = []
         for kind in (TRAIN, SCORED):
             x = scaled(smoother(read[kind], leave_own))
             factors = model.transform(x.reshape(-1, len(varies)))
-            found.append(factors.reshape(*x.shape[:2], n_factors))
-        return found[0], found[1]
+            factors_of.append(factors.reshape(*x.shape[:2], n_factors))
+        return factors_of[0], factors_of[1]
 
     everything = latents(leave_own=False)
     rates = regress(recording, *latents(leave_own=True), slice(recording.n_channels))

@@ -137,40 +137,40 @@ def _conditions(
     """Return the number of each trial's condition, the conditions' names, and their key."""
     file_splits = {TRAIN: "train", SCORED: split}
     candidates = CONDITION_KEYS if named is None else (named,)
-    there = [k for k in candidates if f"{split}_{k}" in session.keys]
-    if not there:
+    present = [k for k in candidates if f"{split}_{k}" in session.keys]
+    if not present:
         if named is not None:
-            trials[SCORED][named]  # says what there is
+            trials[SCORED][named]  # its error names what the file has
         return {kind: np.zeros(p.n_trials, np.int64) for kind, p in trials.items()}, [], None
-    key = there[0]
+    key = present[0]
     raw = {
         kind: session.read(f"{own}_{key}") if f"{own}_{key}" in session.keys else None
         for kind, own in file_splits.items()
     }
-    found: dict[str, Array] = {}
+    conditions: dict[str, Array] = {}
     for kind, values in raw.items():
         n_trials = trials[kind].n_trials
         if values is None:
-            found[kind] = np.full(n_trials, np.nan)
+            conditions[kind] = np.full(n_trials, np.nan)
         elif values.ndim == 1 and values.dtype.kind != "O" and len(values) == n_trials:
-            found[kind] = values
+            conditions[kind] = values
         elif values.dtype.kind == "O" and len(values) == n_trials and _is_text(values):
-            found[kind] = np.array([_text(value) for value in values])
+            conditions[kind] = np.array([_text(value) for value in values])
         elif values.dtype.kind == "O" or values.ndim == 2:
-            found[kind] = _from_lists(values, n_trials, f"{file_splits[kind]}_{key}", session)
+            conditions[kind] = _from_lists(values, n_trials, f"{file_splits[kind]}_{key}", session)
         else:
             raise DataError(
                 f"{session.path}: '{file_splits[kind]}_{key}' has shape {values.shape}; legal are "
                 f"one condition for each of the {n_trials} trials, or lists of trials"
             )
-    known = np.concatenate([_known(values) for values in found.values()])
+    known = np.concatenate([_known(values) for values in conditions.values()])
     # As in the file: PSTHs are in the order of the condition numbers.
     names = np.unique(known)
     numbers = key == "cond_idx" and known.size and known.dtype.kind in "iu" and known.min() >= 0
     if numbers:
         n_psth = session.read("psth").shape[0] if "psth" in session.keys else 0
         names = np.arange(max(int(known.max()) + 1, n_psth))
-    labels = {kind: _codes(values, names) for kind, values in found.items()}
+    labels = {kind: _codes(values, names) for kind, values in conditions.items()}
     return labels, [_text(name) for name in names], key
 
 

@@ -131,12 +131,12 @@ def _score(
     by_condition: dict[str, dict[str, list[float]]] = {}
     for prediction in predictions:
         row = prediction.name
-        found: dict[str, TrialScore] = trial_scores(recording, prediction)
-        parts[row] = {name: score.parts(weights) for name, score in found.items()}
+        by_name: dict[str, TrialScore] = trial_scores(recording, prediction)
+        parts[row] = {name: score.parts(weights) for name, score in by_name.items()}
         scores[row] = {name: estimate(ratio(*part), level) for name, part in parts[row].items()}
-        channels = {name: score.by_column() for name, score in found.items()}
+        channels = {name: score.by_column() for name, score in by_name.items()}
         by_channel[row] = {k: v.tolist() for k, v in channels.items() if v is not None}
-        conditions = {name: score.by_group(recording.members) for name, score in found.items()}
+        conditions = {name: score.by_group(recording.members) for name, score in by_name.items()}
         by_condition[row] = {
             k: v.tolist() for k, v in conditions.items() if v is not None and v.size
         }

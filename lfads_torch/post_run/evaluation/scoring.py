@@ -195,13 +195,13 @@ def _best_maps(
     candidates: Mapping[str, Features], y: Array, members: NDArray[np.bool_]
 ) -> list[tuple[str, LinearMap]]:
     """Return for each column of `y` the best of the candidates, and the map from it."""
-    found = {
+    choices = {
         name: ridge(features()[0][members, : y.shape[1]], y[members], ALPHAS, scaled=True)
         for name, features in candidates.items()
     }
-    names = list(found)
-    best = np.argmax([choice.score for choice in found.values()], axis=0)
-    return [(names[k], found[names[k]].fit) for k in best]
+    names = list(choices)
+    best = np.argmax([choice.score for choice in choices.values()], axis=0)
+    return [(names[k], choices[names[k]].fit) for k in best]
 
 
 def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:

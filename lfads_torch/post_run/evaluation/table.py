@@ -118,8 +118,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; numbers that are not finite are None."""
-        found: dict[str, Any] = _plain(asdict(self))
-        return {"format": 1, **found}
+        content: dict[str, Any] = _plain(asdict(self))
+        return {"format": 1, **content}
 
     def text(self) -> str:
         """Return the table, for a terminal."""
@@ -159,8 +159,8 @@ class Evaluation:
         for session in self.sessions:
             if session.nlb:
                 name = f" ({session.name})" if many else ""
-                told = ", ".join(f"{NLB_NAMES[k]} {v:.4f}" for k, v in session.nlb.items())
-                parts.append(f"By the Neural Latents Benchmark's own definitions{name}: {told}")
+                numbers = ", ".join(f"{NLB_NAMES[k]} {v:.4f}" for k, v in session.nlb.items())
+                parts.append(f"By the Neural Latents Benchmark's own definitions{name}: {numbers}")
         parts += [f"- {note}" if markdown else f"note: {note}" for note in self.notes]
         return "\n\n".join(parts)
 

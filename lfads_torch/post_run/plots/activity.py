@@ -65,7 +65,7 @@ def raster_panel(
     inputs : array, shape (trials, time, dimensions), optional
         Inferred inputs (posterior means).
     n_trials : int
-        The first so many trials are drawn, fewer where there are fewer.
+        Number of trials drawn, the first ones; all where the data have fewer.
     bin_ms : float, optional
         Bin width; with it time is in ms and rates are in spikes/s.
     n_encod, encod_bins : int, optional

@@ -61,7 +61,7 @@ def _name(label: Any) -> str:
 def condition_legend(
     figure: Figure, groups: Sequence[Group], n_all: int, *, title: str = "condition"
 ) -> None:
-    """Name the conditions below the figure; nothing where there are none."""
+    """Name the conditions below the figure; nothing without conditions."""
     shown = [group for group in groups if group.name]
     if not shown:
         return

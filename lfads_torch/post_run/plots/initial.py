@@ -30,7 +30,7 @@ def initial_conditions(
     Where trials have conditions, a second panel shows the plane that tells them apart best (linear
     discriminant analysis with shrinkage). Its dots are the scores of trials that the analysis was
     not fitted to, by cross-validation, and its title says in how many of those the condition is
-    told right: what a plane fitted to the drawn trials themselves would flatter.
+    predicted right: what a plane fitted to the drawn trials themselves would flatter.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def initial_conditions(
             xlabel="discriminant 1",
             ylabel="discriminant 2" if separated.n_axes > 1 else "order of trials (a.u.)",
             title="discriminants of the condition\n"
-            f"{separated.accuracy:.0%} of held-out trials told right "
+            f"{separated.accuracy:.0%} of held-out trials predicted right "
             f"(chance {separated.chance:.0%})",
         )
     condition_legend(figure, groups, n_all)

@@ -50,10 +50,10 @@ class Family(NamedTuple):
 
     def living(self) -> NDArray[np.bool_]:
         """Whether the last epoch of any member descends from an epoch of a member."""
-        found = (self.rows >= 0) & (np.arange(len(self.epochs))[:, None] == self.last)
+        chain = (self.rows >= 0) & (np.arange(len(self.epochs))[:, None] == self.last)
         for e in reversed(range(1, len(self.epochs))):
-            found[e - 1, self.parents[e, found[e]]] = True
-        return found & (self.rows >= 0)
+            chain[e - 1, self.parents[e, chain[e]]] = True
+        return chain & (self.rows >= 0)
 
     def blocks(self) -> NDArray[np.intp]:
         """Return indices of the epochs before which members were copied, and of the first one."""
@@ -90,8 +90,8 @@ def family_of(population: Mapping[str, ArrayLike]) -> Family | None:
     rows[row_epoch, row_member] = np.arange(len(row_epoch))
     parents = np.tile(np.arange(len(members)), (len(epochs), 1))
     if "parent" in population:
-        found = np.searchsorted(members, np.asarray(population["parent"]))
-        parents[row_epoch, row_member] = np.minimum(found, len(members) - 1)
+        column = np.searchsorted(members, np.asarray(population["parent"]))
+        parents[row_epoch, row_member] = np.minimum(column, len(members) - 1)
     diverged = np.zeros(rows.shape, bool)
     if "diverged" in population:
         diverged[row_epoch, row_member] = np.asarray(population["diverged"], bool)

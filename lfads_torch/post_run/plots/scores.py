@@ -30,7 +30,7 @@ def score_intervals(
     scores : dict of dict of (value, low, high)
         By method, then by score, under the names that are to be shown.
     names : dict of str to str, optional
-        Titles of the scores, in the order of the panels; by default those that there are.
+        Titles of the scores, in the order of the panels; by default those that are defined.
     highlight : sequence of str
         Methods that stand out.
     max_columns : int
@@ -41,9 +41,9 @@ def score_intervals(
     Figure
         A dotted line marks 0: the mean rate for bits per spike, the mean for R2.
     """
-    found = {name for own in scores.values() for name, v in own.items() if _known(v[0])}
-    titles = {k: t for k, t in (names or {name: name for name in sorted(found)}).items()}
-    panels = [name for name in titles if name in found]
+    defined = {name for own in scores.values() for name, v in own.items() if _known(v[0])}
+    titles = {k: t for k, t in (names or {name: name for name in sorted(defined)}).items()}
+    panels = [name for name in titles if name in defined]
     if not panels:
         return empty_figure("no score to draw")
     methods = [m for m, own in scores.items() if any(name in own for name in panels)]

@@ -121,7 +121,7 @@ def paper(name: str) -> Iterator[Look]:
     Raises
     ------
     UserError
-        For a paper that there is not.
+        If the paper is unknown.
     """
     if name not in LOOKS:
         raise UserError(f"paper is {name!r}; legal are {', '.join(map(repr, LOOKS))}")
@@ -196,7 +196,7 @@ def colour_limits(*arrays: FloatArray | None, share: float = 99.5) -> tuple[floa
 
 
 def empty_figure(message: str) -> Figure:
-    """Say in a small figure why there is nothing to see."""
+    """Say in a small figure why nothing can be drawn."""
     figure = Figure(figsize=(5, 3), facecolor=look().paper)
     figure.text(0.5, 0.5, message, ha="center", va="center", color=look().muted, wrap=True)
     return figure

@@ -127,7 +127,7 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
 def _from_table(table: Mapping[str, ArrayLike]) -> dict[str, tuple[FloatArray, FloatArray]]:
     columns = {str(key): np.asarray(table[key], dtype=np.float64) for key in table}
     if "epoch" not in columns:
-        raise DataError(f"the table needs a column 'epoch', found {sorted(columns)}")
+        raise DataError(f"the table has columns {sorted(columns)}; it needs one named 'epoch'")
     epochs = columns.pop("epoch")
     return {key: (epochs[~np.isnan(v)], v[~np.isnan(v)]) for key, v in columns.items()}
 

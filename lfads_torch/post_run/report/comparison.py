@@ -138,12 +138,12 @@ def caveats(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]
         for name, record in zip(names, records, strict=True)
     }
     if len(set(data.values())) > 1:
-        told = "; ".join(
+        lists = "; ".join(
             f"{name}: "
             + (", ".join(f"{n} trials of {s}" for s, n, _, _ in own) if own else "no outputs")
             for name, own in data.items()
         )
-        yield f"The runs were not scored on the same trials ({told}), so scores do not compare."
+        yield f"The runs were not scored on the same trials ({lists}), so scores do not compare."
     for name, record in zip(names, records, strict=True):
         for line in record.absent:
             yield f"{name}: {line}"

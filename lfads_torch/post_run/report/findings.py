@@ -339,7 +339,7 @@ def _below_mean(record: RunRecord, recording: Recording) -> Iterator[Finding]:
         yield Finding(
             "problem",
             "Most channels are predicted worse than by their mean",
-            f"{below} of {scored} channels have negative bits per spike: the model has found "
+            f"{below} of {scored} channels have negative bits per spike: the model has learnt "
             "nothing that holds for trials it has not seen.",
             "Train longer, or with another model.lr_init; look at the warnings beside this one.",
         )

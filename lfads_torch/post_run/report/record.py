@@ -79,11 +79,11 @@ class RunRecord:
     @cached_property
     def recordings(self) -> list[Recording]:
         """Validation trials of each session; empty where there are no outputs."""
-        found = []
+        recordings = []
         for session in self.outputs or ():
             split = "valid" if "valid" in session.splits else session.splits[0]
-            found.append(read_recording(session, split, self.wanted.keys))
-        return found
+            recordings.append(read_recording(session, split, self.wanted.keys))
+        return recordings
 
     @cached_property
     def population(self) -> Any:

@@ -19,25 +19,25 @@ from .record import RunRecord
 
 def run_pictures(record: RunRecord) -> list[Picture]:
     """Return figures of the run: training, the generator, the search."""
-    found = []
+    pictures = []
     if record.log:
         caption = (
             "Training terms are computed with dropout and masked inputs, validation terms without: "
             "training loss above validation loss is no fault. Ramps are the weights of the KL and "
             "L2 terms."
         )
-        found.append(
+        pictures.append(
             Picture("training", "Training", caption, lambda: plots.training_curves(record.log_path))
         )
     needed = {"gen_states", "gen_inputs"}
     recorded = all(needed <= set(r.trials[SCORED].names) for r in record.recordings)
     if record.recordings and recorded and not record.wanted.quick and record.model is not None:
-        found += _dynamics(record)
+        pictures += _dynamics(record)
     if len(record.recordings) > 1:
-        found += _alignment(record)
+        pictures += _alignment(record)
     if record.population is not None:
-        found += _search(record)
-    return found
+        pictures += _search(record)
+    return pictures
 
 
 def score_picture(scores: dict[str, Any], names: dict[str, str], rows: dict[str, str]) -> Picture:

@@ -24,11 +24,11 @@ from .record import RunRecord
 
 def session_pictures(record: RunRecord, recording: Recording) -> list[Picture]:
     """Return figures of one session, as far as its data allow."""
-    there = set(recording.trials[SCORED].names) & set(recording.trials[TRAIN].names)
+    arrays = set(recording.trials[SCORED].names) & set(recording.trials[TRAIN].names)
     return [
         picture
         for make, needed in MAKERS
-        if there.issuperset(needed)
+        if arrays.issuperset(needed)
         for picture in make(record, recording)
     ]
 
@@ -112,7 +112,7 @@ def _psths(record: RunRecord, recording: Recording) -> Iterator[Picture]:
 
     caption = (
         f"Averages over validation trials by {recording.condition_key}; bands are standard errors. "
-        "Above what was measured, below what was inferred from single trials without being told "
+        "Above what was measured, below what was inferred from single trials without knowing "
         "the condition."
     )
     yield Picture("psths", "Responses by condition", caption, draw)

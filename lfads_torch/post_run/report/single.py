@@ -150,7 +150,7 @@ def tiles(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
     if not scores:
         return []
     own, other = (scores["scores"].get(row, {}) for row in ("lfads", "smoothing"))
-    found = [name for name in TILES if _value(own.get(name)) is not None][:N_TILES]
+    shown = [name for name in TILES if _value(own.get(name)) is not None][:N_TILES]
     return [
         {
             "name": COLUMNS[name],
@@ -158,7 +158,7 @@ def tiles(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
             "reference": _value(other.get(name)),
             "reference_name": ROWS["smoothing"],
         }
-        for name in found
+        for name in shown
     ]
 
 
