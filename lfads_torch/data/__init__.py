@@ -44,7 +44,7 @@ from .find import (
     write_session,
 )
 from .missing import observed_extent
-from .quality import shared_trials
+from .quality import shared_ends, shared_trials
 from .read import (
     SessionData,
     SplitData,
@@ -56,7 +56,6 @@ from .read import (
 )
 from .stored import StoredArray, blocks, shares, write_rows
 from .validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS, find_problems
-from .windows import shared_ends
 
 __all__ = [
     "REQUIRED_KEYS",

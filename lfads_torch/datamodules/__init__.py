@@ -1,6 +1,7 @@
 """HDF5 sessions as batches: read once, held once on the device, drawn by index."""
 
-from .loaders import Batch, OrderedLoader, SessionTensors, TrainLoader
+from .batches import SessionTensors
+from .loaders import Batch, OrderedLoader, TrainLoader
 from .module import BasicDataModule, SessionSizes
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Sessions that are larger than the memory they may take: batches read from the file, in time."""
+"""Sessions that give batches: from memory, or read from the file ahead of time."""
 
 from __future__ import annotations
 
@@ -88,6 +88,65 @@ class PackedMask:
         n_bins, n_channels = self._shape
         flat = np.unpackbits(self._bits[rows], axis=1, count=n_bins * n_channels)
         return torch.from_numpy(flat.view(np.bool_)).reshape(-1, n_bins, n_channels)
+
+
+class SessionTensors:
+    """One session's arrays on the device, its splits one after another.
+
+    Parameters
+    ----------
+    data : SessionData
+        On the CPU its arrays are used as they are, without a copy.
+    batch_keys : sequence of str
+    mask : Tensor of bool, shape (n, T_e, N_e), optional
+        Sample-validation mask, True for kept entries.
+    """
+
+    def __init__(self, data: SessionData, batch_keys: Sequence[str], mask: Tensor | None) -> None:
+        arrays = {name: torch.from_numpy(array) for name, array in data.pooled.items()}
+        encod = data.pooled["encod_data"]
+        self._window = encod.shape[1:]
+        names = ["recon_data", "ext_input", "truth"]
+        if not shares(encod, data.pooled["recon_data"]):
+            names.append("encod_data")
+        self._fields = {name: arrays[name] for name in names if name in arrays}
+        if mask is not None:
+            self._fields["sv_mask"] = mask
+        if data.lengths is not None:
+            self._fields["lengths"] = torch.from_numpy(data.lengths)
+        self._extras = tuple(arrays[name] for name in batch_keys)
+        self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
+
+    @property
+    def recon(self) -> Tensor:
+        """All trials that are reconstructed."""
+        return self._fields["recon_data"]
+
+    @property
+    def device(self) -> torch.device:
+        """Device that holds the arrays."""
+        return self.recon.device
+
+    @property
+    def row_device(self) -> torch.device:
+        """Device on which rows have to be given."""
+        return self.recon.device
+
+    def to(self, device: torch.device) -> None:
+        """Move all arrays to a device."""
+        self._fields = {name: tensor.to(device) for name, tensor in self._fields.items()}
+        self._extras = tuple(tensor.to(device) for tensor in self._extras)
+
+    def batch(self, rows: Tensor, split: str) -> Draw:
+        """Copy the given rows; the caller may write into them."""
+
+        def field(name: str, rows: Tensor) -> Tensor | None:
+            if name not in self._fields or (name == "truth" and split not in self._has_truth):
+                return None
+            return self._fields[name].index_select(0, rows)
+
+        batch = SessionBatch.from_rows(field, rows, self._window)
+        return batch, tuple(tensor.index_select(0, rows) for tensor in self._extras)
 
 
 class StreamedSession:

@@ -22,12 +22,8 @@ from ..data import (
 )
 from ..data.memory import default_bound
 from ..errors import UserError
-from .batches import PackedMask, StreamedSession, plan_memory
-from .loaders import (
-    OrderedLoader,
-    SessionTensors,
-    TrainLoader,
-)
+from .batches import PackedMask, SessionTensors, StreamedSession, plan_memory
+from .loaders import OrderedLoader, TrainLoader
 from .rows import (
     Indices,
     check_together,
@@ -348,7 +344,10 @@ class BasicDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Shuffled batches; see `TrainLoader`."""
         self._warn_of_small_sessions()
-        return TrainLoader(self)
+        numbers, rows = self.fit_numbers(), self.all_rows()
+        share = max(1, self.batch_size // len(numbers))
+        train = {number: rows[number]["train"] for number in numbers}
+        return TrainLoader(self.ready_tensors(), train, share, self.begin_pass)
 
     def val_dataloader(self) -> OrderedLoader:
         """Each validation trial once."""
@@ -409,7 +408,9 @@ class BasicDataModule(pl.LightningDataModule):
             if batch_size is None
             else whole_number("batch_size", batch_size, least=1)
         )
-        return OrderedLoader(self, splits, numbers, max(1, total // len(numbers)), as_in_file)
+        rows = self.all_rows(as_in_file)
+        parts = [(s, {n: rows[n][s] for n in numbers if s in rows[n]}) for s in splits]
+        return OrderedLoader(self.ready_tensors(), parts, max(1, total // len(numbers)))
 
     def all_rows(self, as_in_file: bool = False) -> list[dict[str, Indices]]:
         """Rows of each session's pooled arrays by split, redrawn or as in the file."""

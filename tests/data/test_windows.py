@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lfads_torch.data import check_file, write_session
-from lfads_torch.data.windows import shared_ends
+from lfads_torch.data import check_file, shared_ends, write_session
 from lfads_torch.prep.chop import chop_recording
 from tests.small import arrays
 

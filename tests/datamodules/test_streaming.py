@@ -412,7 +412,7 @@ def test_overlapping_windows_are_found_block_by_block(
     path = write(tmp_path / "a.h5", found)
     texts = check_file(path).warnings
     assert any("last 5 bins" in text for text in texts)
-    monkeypatch.setattr("lfads_torch.data.windows._MOST_HASHES", 50)
+    monkeypatch.setattr("lfads_torch.data.quality._MOST_HASHES", 50)
     assert check_file(path, max_bytes=0).warnings == texts
 
 

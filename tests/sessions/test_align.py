@@ -11,9 +11,15 @@ import pytest
 
 from lfads_torch.data import DataWarning, read_session, write_session
 from lfads_torch.errors import DataError, UserError
-from lfads_torch.sessions.align import Trials, align_sessions, align_to
+from lfads_torch.sessions.align import (
+    Trials,
+    align_sessions,
+    align_to,
+    choose_penalty,
+    principal_components,
+    ridge,
+)
 from lfads_torch.sessions.align_files import align_files
-from lfads_torch.sessions.pcr import choose_penalty, principal_components, ridge
 
 C, T, K = 6, 20, 3
 
