@@ -28,27 +28,10 @@ FROM_DATA = (
 
 
 def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
-    """Instantiate a node of the configuration, and all within it.
+    """Instantiate a node of the configuration, and all within it; `where` is its key.
 
-    Parameters
-    ----------
-    node : mapping or list
-        With ``_target_``.
-    where : str
-        Its key, for the message.
-    *positional, **more
-        Arguments that the configuration does not hold.
-
-    Returns
-    -------
-    object
-
-    Raises
-    ------
-    UserError
-        What the component itself says against its arguments.
-    ConfigError
-        For any other failure of a component, with its key and class.
+    What a component itself raises as a `UserError` stays one, of the same class; any other failure
+    becomes a `ConfigError` that names the key.
     """
     try:
         return instantiate(node, *positional, **more, _convert_="all")
@@ -65,19 +48,7 @@ def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
 
 
 def build_model(node: Mapping[str, Any], datamodule: Any) -> Any:
-    """Instantiate the model; sizes that are null or absent are read from the data.
-
-    Parameters
-    ----------
-    node : mapping
-        The ``model`` part of a configuration.
-    datamodule : BasicDataModule
-        After ``setup``.
-
-    Returns
-    -------
-    LFADS
-    """
+    """Instantiate the model; sizes that are null or absent are read from the data."""
     unknown = [name for name in FROM_DATA if node.get(name) is None]
     if unknown and hasattr(find_target(node["_target_"], "model"), "from_data"):
         given = {name: value for name, value in node.items() if value is not None}
@@ -86,18 +57,7 @@ def build_model(node: Mapping[str, Any], datamodule: Any) -> Any:
 
 
 def pick_device(trainer: Mapping[str, Any]) -> str:
-    """Return the device for sampling: the one that the trainer's configuration means.
-
-    Parameters
-    ----------
-    trainer : mapping
-        The ``trainer`` part of a configuration.
-
-    Returns
-    -------
-    str
-        ``"cuda"`` or ``"cpu"``.
-    """
+    """Return "cuda" or "cpu", as the trainer's configuration means it, for sampling."""
     import torch
 
     wanted = str(trainer.get("accelerator", "auto"))
@@ -110,21 +70,6 @@ def build_trainer(config: Mapping[str, Any], folder: Path, seed: int, step: int)
     Beside those of the configuration a run has what makes it repeatable and resumable: see
     `lfads_torch.runs.resume`; a best checkpoint and a guard against NaN are added where
     the configuration has none.
-
-    Parameters
-    ----------
-    config : mapping
-        The whole configuration.
-    folder : Path
-        The run folder, which must be the working directory.
-    seed : int
-        Seed of the run.
-    step : int
-        Optimiser steps that a resumed run has behind it, else 0.
-
-    Returns
-    -------
-    pytorch_lightning.Trainer
     """
     from .resume import AtomicCheckpointIO
 

@@ -43,25 +43,7 @@ class Arguments(NamedTuple):
 
 
 def find_target(path: str, where: str) -> Any:
-    """Import what a ``_target_`` names.
-
-    Parameters
-    ----------
-    path : str
-        Dotted path of a class or function.
-    where : str
-        Configuration key of the node, for the message.
-
-    Returns
-    -------
-    object
-        The class or function.
-
-    Raises
-    ------
-    ConfigError
-        If it does not exist, or needs a package that is not installed.
-    """
+    """Import what a ``_target_`` names; `where` is the key of its node, for the message."""
     parts = str(path).split(".")
     found: Any = None
     used = 0
@@ -94,15 +76,6 @@ def arguments_of(target: Any) -> Arguments:
     """Return the arguments of a class or function.
 
     Where a class passes ``**kwargs`` on, the arguments of its bases count too.
-
-    Parameters
-    ----------
-    target : type or callable
-        What is going to be called.
-
-    Returns
-    -------
-    Arguments
     """
     if not inspect.isclass(target):
         return _signature(target, skip_first=False)
@@ -125,19 +98,7 @@ def arguments_of(target: Any) -> Arguments:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Check every node with a ``_target_``.
-
-    Parameters
-    ----------
-    config : mapping
-        The composed and resolved configuration.
-
-    Raises
-    ------
-    ConfigError
-        For a ``_target_`` that does not exist, a key that is not one of its arguments, or an
-        argument that must be given and is not.
-    """
+    """Check that every ``_target_`` exists and gets arguments that it has, and all that it needs."""
     for where, node in nodes(config):
         target = find_target(node["_target_"], where)
         known = arguments_of(target)
@@ -161,19 +122,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def nodes(config: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every node with a ``_target_``, outermost first, with its dotted key.
-
-    Parameters
-    ----------
-    config : mapping, list or scalar
-        A configuration or a part of it.
-    where : str, default=""
-        Dotted key of that part.
-
-    Yields
-    ------
-    tuple of (str, mapping)
-    """
+    """Yield every node with a ``_target_``, outermost first, with its dotted key."""
     if isinstance(config, Mapping):
         if "_target_" in config:
             yield where, config

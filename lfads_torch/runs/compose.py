@@ -97,38 +97,12 @@ def compose_config(
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a composed configuration as YAML.
-
-    Parameters
-    ----------
-    path : Path
-        Where to.
-    config : mapping
-        Plain, as `compose_config` returns it.
-    """
+    """Write a plain configuration, as `compose_config` returns it, as YAML."""
     write_whole(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
 def locate_config(config_path: str | Path, start: Path) -> Path:
-    """Find the primary configuration file.
-
-    Parameters
-    ----------
-    config_path : str or Path
-        As given by the user.
-    start : Path
-        The folder to which a relative path refers.
-
-    Returns
-    -------
-    Path
-        An absolute path of a file that exists.
-
-    Raises
-    ------
-    ConfigError
-        If there is neither such a file nor a packaged one of that name.
-    """
+    """Return the absolute path of the primary configuration, given or packaged, or raise."""
     path = Path(config_path).expanduser()
     if not path.suffix:
         path = path.with_suffix(".yaml")
@@ -148,15 +122,7 @@ def locate_config(config_path: str | Path, start: Path) -> Path:
 def project_roots(start: Path) -> list[Path]:
     """Return the folders that may be the project's root, the likeliest first.
 
-    Parameters
-    ----------
-    start : Path
-        The working directory when the run was asked for.
-
-    Returns
-    -------
-    list of Path
-        `start`, the main script's folder and its parent, and the checkout that holds the package.
+    These are `start`, the folder of the main script, its parent, and the package's checkout.
     """
     roots = [start, *_script_folders()]
     if (PACKAGE.parent / "pyproject.toml").is_file():
@@ -360,21 +326,7 @@ def _register_resolvers(start: Path) -> None:
 
 
 def absolute_pattern(pattern: str, start: Path) -> str:
-    """Make a path or glob pattern absolute.
-
-    Parameters
-    ----------
-    pattern : str
-        Absolute, with ``~``, or relative to the project's root.
-    start : Path
-        The working directory when the run was asked for.
-
-    Returns
-    -------
-    str
-        The pattern under the first of `project_roots` where it matches a file, else under
-        `start`.
-    """
+    """Make a pattern absolute: under the first of `project_roots` where it matches, else `start`."""
     path = Path(pattern).expanduser()
     if path.is_absolute():
         return str(path)

@@ -100,22 +100,7 @@ def sample_run(
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:
-    """Read the configuration of a run.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    UserError
-        If it is damaged.
-    """
+    """Read the configuration of a run as plain dicts, or raise where it is damaged."""
     import yaml
     from omegaconf import OmegaConf
 

@@ -29,25 +29,9 @@ SESSION_GROUPS = ("readin", "readout", "recon")
 
 
 def extend_model(model: LFADS, data: BasicDataModule, name: str) -> LFADS:
-    """Copy a model and give it a read-in, a read-out and an observation model for a session.
+    """Copy a model and give it a read-in, a read-out and an observation model for session `name`.
 
-    Parameters
-    ----------
-    model : LFADS
-    data : BasicDataModule
-        Of all sessions, the new one among them.
-    name : str
-        Of the new session.
-
-    Returns
-    -------
-    LFADS
-        Sessions numbered as in `data`; the new maps are drawn at random.
-
-    Raises
-    ------
-    UserError
-        Where the new session's bins or external inputs are not the model's.
+    Sessions are numbered as in `data`, which has all of them; the new maps are drawn at random.
     """
     model, names = copy.deepcopy(model), data.session_names
     number, sizes = names.index(name), data.sizes[names.index(name)]
@@ -88,23 +72,6 @@ def start_maps(
     it is the file's `readin_weight` (`lfads align-init`), if that has the model's components, and
     stays random if not. The read-out is a regression from the factors that the model then infers
     for the new session's single trials to its smoothed data.
-
-    Parameters
-    ----------
-    model : LFADS
-        As `extend_model` gives it; changed in place.
-    data : BasicDataModule
-    name : str
-        Of the new session.
-    condition_key : str, optional
-        Per-trial key that tells the condition, without its split.
-    smooth_bins : float
-        Standard deviation in bins of the Gaussian that data are smoothed with.
-
-    Raises
-    ------
-    UserError
-        If a file does not tell conditions, or the new session shares none.
     """
     number = data.session_names.index(name)
     session = data.sessions[number]
