@@ -98,7 +98,7 @@ def arguments_of(target: Any) -> Arguments:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Check that every ``_target_`` exists and gets arguments that it has, and all that it needs."""
+    """Check that every ``_target_`` exists and gets legal arguments, and all that it needs."""
     for where, node in nodes(config):
         target = find_target(node["_target_"], where)
         known = arguments_of(target)

@@ -326,7 +326,7 @@ def _register_resolvers(start: Path) -> None:
 
 
 def absolute_pattern(pattern: str, start: Path) -> str:
-    """Make a pattern absolute: under the first of `project_roots` where it matches, else `start`."""
+    """Make a pattern absolute: in the first of `project_roots` where it matches, else `start`."""
     path = Path(pattern).expanduser()
     if path.is_absolute():
         return str(path)

@@ -71,7 +71,8 @@ def start_maps(
     session's channels to what the other sessions' read-ins give (pooled over their trials). Else
     it is the file's `readin_weight` (`lfads align-init`), if that has the model's components, and
     stays random if not. The read-out is a regression from the factors that the model then infers
-    for the new session's single trials to its smoothed data.
+    for the new session's single trials to its smoothed data. `model`, as `extend_model` returns
+    it, is changed in place; `smooth_bins` is the standard deviation of the Gaussian in bins.
     """
     number = data.session_names.index(name)
     session = data.sessions[number]
