@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..data.smoothing import gaussian_smooth as gaussian_smooth
 from ..errors import UserError
-from .trialwise import FloatArray, ratio, score_value
+from .trialwise import ROUNDING, FloatArray, ratio, score_value
 
 # Averages of all draws at once would need draws x bins x neurons numbers for each condition.
 _DRAWS_AT_ONCE = 128
@@ -108,7 +108,7 @@ class PsthScore:
             total += seen @ shifted
             power += seen @ shifted**2
         spread = power - total**2 / np.maximum(n, 1)
-        varies = spread > 1e-12 * power
+        varies = spread > ROUNDING * power
         r2 = np.where(varies, 1 - error / np.where(varies, spread, 1.0), error == 0)
         return np.where(n > 0, r2, np.nan)
 
@@ -196,7 +196,7 @@ class SpeedScore:
             speed, produced = speed - speed.mean(), produced - produced.mean()
             s, p = w @ speed / n, w @ produced / n
             var_s, var_p = w @ speed**2 / n - s**2, w @ produced**2 / n - p**2
-            small = 1e-12 * np.array([np.max(speed**2), np.max(produced**2)])
+            small = ROUNDING * np.array([np.max(speed**2), np.max(produced**2)])
             varies = ~(var_s <= small[0]) & (var_p > small[1])
             scale = np.sqrt(np.where(varies, var_s * var_p, 1.0))
             total += np.where(varies, (w @ (speed * produced) / n - s * p) / scale, 0.0)

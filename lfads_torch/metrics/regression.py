@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UserError
+from .trialwise import ROUNDING
 
 FloatArray = NDArray[np.float64]
 
@@ -17,8 +18,6 @@ NLB_ALPHAS: tuple[float, ...] = tuple(float(a) for a in np.logspace(-4, 0, 9))
 
 # Rows of this number of entries, 512 kB, fit into the cache of a processor.
 _BLOCK_ENTRIES = 1 << 16
-# What rounding leaves of the spread of a constant column, as a share of its power.
-_ROUNDING = 1e-12
 
 
 class LinearMap(NamedTuple):
@@ -125,7 +124,7 @@ def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> FloatArray:
     error = (residual * (gram @ residual)).sum(axis=0)
     power = gram.diagonal()[-n_targets:]
     spread = power - gram[0, -n_targets:] ** 2 / gram[0, 0]
-    varies = spread > _ROUNDING * power
+    varies = spread > ROUNDING * power
     return np.where(varies, 1 - error / np.where(varies, spread, 1.0), 0.0)
 
 
@@ -166,7 +165,7 @@ def _feature_scales(gram: FloatArray, n_features: int) -> list[FloatArray]:
     """Return the spread of each feature, and one for all."""
     n, rows = gram[0, 0], slice(1, n_features + 1)
     variance = gram.diagonal()[rows] / n - (gram[0, rows] / n) ** 2
-    varies = variance > _ROUNDING * gram.diagonal()[rows] / n
+    varies = variance > ROUNDING * gram.diagonal()[rows] / n
     variance = np.where(varies, variance, 0.0)
     mean = variance.sum() / max(int(varies.sum()), 1) or 1.0
     return [np.sqrt(np.where(varies, variance, mean)), np.full(n_features, np.sqrt(mean))]

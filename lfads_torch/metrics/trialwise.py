@@ -24,8 +24,8 @@ NLB_FLOOR = 1e-9
 
 # Blocks of this number of entries, 16 MB, bound what the conversion to double costs in memory.
 _BLOCK_ENTRIES = 1 << 21
-# What rounding leaves of the spread of a constant column, as a share of its power.
-_ROUNDING = 1e-12
+ROUNDING = 1e-12
+"""What rounding leaves of the spread of a constant column, as a share of its power."""
 
 
 @runtime_checkable
@@ -229,7 +229,7 @@ class ErrorScore:
         n: FloatArray, total: FloatArray, power: FloatArray, error: FloatArray
     ) -> tuple[FloatArray, NDArray[np.bool_]]:
         spread = power - total**2 / np.maximum(n, 1)
-        varies = spread > _ROUNDING * power
+        varies = spread > ROUNDING * power
         return ratio(spread - error, np.where(varies, spread, 0.0)), varies
 
 
@@ -272,7 +272,7 @@ class CorrelationScore:
         n = np.maximum(n, 1)
         spread_p, spread_y = pp - p**2 / n, yy - y**2 / n
         # A prediction that is NaN does vary, so that the score turns NaN with it.
-        varies = (spread_y > _ROUNDING * yy) & ~(spread_p <= _ROUNDING * pp)
+        varies = (spread_y > ROUNDING * yy) & ~(spread_p <= ROUNDING * pp)
         scale = np.sqrt(np.where(varies, spread_p * spread_y, 0.0))
         return np.where(varies, (py - p * y / n) / np.where(varies, scale, 1.0), np.nan), varies
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...data.smoothing import smoothing_sums
+from ...metrics.trialwise import NLB_FLOOR
 from .behavior import SCORED, TRAIN, Recording
 from .fitting import (
     finite_mean,
@@ -167,7 +168,7 @@ def _psth_loss(sums: FloatArray, mean: FloatArray, width: float, counts: bool) -
     for fold in sums:
         rates = _averages(whole[0] - fold[0], whole[1] - fold[1], mean, width)
         if counts:
-            rates = np.maximum(rates, 1e-9)
+            rates = np.maximum(rates, NLB_FLOOR)
             loss += float((fold[1] * rates - fold[0] * np.log(rates)).sum())
         else:  # the part of the squared error that depends on the prediction
             loss += float((fold[1] * rates**2 - 2 * fold[0] * rates).sum())
