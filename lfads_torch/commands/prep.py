@@ -46,20 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="trials to take; also != < > <= >=",
     )
     add("--chop-ms", type=float, metavar="MS", help="cut the recording into windows of this length")
-    add("--overlap-ms", type=float, metavar="MS", help="that overlap by so much (0)")
+    add("--overlap-ms", type=float, metavar="MS", help="time by which they overlap (0)")
 
     add = parser.add_argument_group("behaviour and conditions").add_argument
     add("--behavior", type=_words, metavar="NAME[,NAME]", help="time series to carry along")
-    add("--lag-ms", type=float, metavar="MS", help="take it so much later than spikes (0)")
+    add("--lag-ms", type=float, metavar="MS", help="take it later than spikes by this (0)")
     add("--ext-input", type=_words, metavar="NAME[,NAME]", help="time series as external inputs")
-    add("--conditions", type=_words, metavar="COLUMN[,COLUMN]", help="what tells conditions apart")
+    add("--conditions", type=_words, metavar="COLUMN[,COLUMN]", help="what makes a condition")
     add("--keep", type=_words, metavar="COLUMN[,COLUMN]", help="further columns to carry along")
 
     add = parser.add_argument_group("units").add_argument
     add("--units", action="append", metavar="COLUMN=VALUE", help="units to take; also != < > <= >=")
     add("--min-rate", type=float, metavar="HZ", help="drop units that fire less (0)")
     add(
-        "--min-presence", type=float, metavar="FRACTION", help="drop those silent in more parts (0)"
+        "--min-presence",
+        type=float,
+        metavar="FRACTION",
+        help="drop units that fire in less of the session (0)",
     )
     add("--max-correlation", type=float, metavar="R", help="drop copies of another channel")
     add("--correlation-ms", type=float, metavar="MS", help="bin width for that (1)")

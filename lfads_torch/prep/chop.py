@@ -231,8 +231,8 @@ def _segments(segments: ArrayLike | None, n_bins: int) -> Indices:
     segments = np.asarray(segments)
     if segments.ndim != 2 or segments.shape[1] != 2 or segments.dtype.kind not in "ui":
         raise DataError(
-            f"segments must be whole numbers of shape (n, 2), first bin and end of each; found "
-            f"shape {segments.shape}, type {segments.dtype}."
+            f"segments must be whole numbers of shape (n, 2), first bin and end of each; their "
+            f"shape is {segments.shape}, their type {segments.dtype}."
         )
     flat = segments.astype(np.int64).ravel()
     if (

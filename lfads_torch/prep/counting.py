@@ -1,4 +1,4 @@
-"""Counts of all units in all windows, in memory or in a file beside the output."""
+"""Counts of all units in all windows, in memory or in a file in the output's folder."""
 
 from __future__ import annotations
 

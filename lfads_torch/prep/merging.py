@@ -193,7 +193,7 @@ def _places(
         numbered = [key for key in keys if key.startswith("train_") and file[key].ndim == 1]
         hint = f" It has {list_some(numbered)}." if numbered else ""
         raise DataError(
-            f"{path} does not say where its windows lie in the recording: there is no "
+            f"{path} does not say where its windows lie in the recording: it has no "
             f"'train_{name}'{suggest(f'train_{name}', keys)} Files of lfads prep and "
             f"chop_recording do; for others name the per-window key that numbers the windows "
             f"(--positions, such as inds) and the bins that neighbours share (--overlap).{hint}"
@@ -203,7 +203,7 @@ def _places(
     } or {split: shape[:2] for split in splits if (shape := _shape(file, f"{split}_encod_data"))}
     windows = {length for _, length in lengths.values()}
     if not windows:
-        raise DataError(f"{path} holds no windows: there is no 'train_recon_data'.")
+        raise DataError(f"{path} holds no windows: it has no 'train_recon_data'.")
     window = int(windows.pop())
     if overlap is not None and not 0 <= overlap < window:
         raise UserError(
@@ -215,7 +215,7 @@ def _places(
         if first.dtype.kind not in "ui" or first.shape != (lengths.get(split, (-1, 0))[0],):
             raise DataError(
                 f"{path}: '{split}_{name}' must hold a whole number for each of the split's "
-                f"windows; found shape {first.shape}, type {first.dtype}."
+                f"windows; its shape is {first.shape}, its type {first.dtype}."
             )
         starts[split] = first.astype(np.int64) * (1 if overlap is None else window - overlap)
     n_bins = max(int(first.max()) for first in starts.values()) + window

@@ -39,7 +39,7 @@ class PrepOptions(SourceOptions):
     min_rate : float
         Spikes/s of the windows that train, below which a unit is dropped.
     min_presence : float
-        Fraction of 20 parts of the session in which a unit must fire, among windows that train.
+        Fraction of 20 stretches of the session in which a unit must fire; of windows that train.
     max_correlation : float, optional
         Drop units until no two are correlated more than this over bins of `correlation_ms`.
     correlation_ms : float

@@ -42,7 +42,7 @@ from .recipes import BINS_MS, RECIPES, Recipe
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
-_SHORT = 0.8  # trials shorter than this part of their condition's mean are in no PSTH
+_SHORT = 0.8  # trials shorter than this fraction of their condition's mean are in no PSTH
 
 
 def prepare_nlb(

@@ -88,15 +88,15 @@ def _columns(rows: list[list[str]]) -> list[str]:
 
 
 def _suggestion(recording: Recording) -> str:
-    parts = [f"lfads prep {recording.path.name} -o {recording.path.stem}_lfads.h5"]
+    words = [f"lfads prep {recording.path.name} -o {recording.path.stem}_lfads.h5"]
     if isinstance(recording.spikes, SpikeTimes):
-        parts.append("--bin-ms 10")
+        words.append("--bin-ms 10")
     times = [name for name in recording.trials if name.endswith("_time")]
     whole = isinstance(recording.spikes, BinnedSpikes) and "trial" in recording.spikes.axes
     if not recording.trials:
-        parts.append("--chop-ms 1000 --overlap-ms 200")
+        words.append("--chop-ms 1000 --overlap-ms 200")
     elif not whole:
         event = next((t for t in times if t not in ("start_time", "stop_time")), None)
         event = event or (times[0] if times else "EVENT")
-        parts.append(f"--align {event}:-250:450")
-    return " ".join(parts)
+        words.append(f"--align {event}:-250:450")
+    return " ".join(words)

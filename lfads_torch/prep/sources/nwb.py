@@ -147,7 +147,7 @@ def _observed(units: Any, warnings: list[str]) -> Array | None:
 
 def _series(file: h5py.File) -> Iterator[tuple[str, Series]]:
     """Yield every TimeSeries by its path."""
-    found: dict[str, Series] = {}
+    series: dict[str, Series] = {}
 
     def visit(name: str, node: Any) -> None:
         if not isinstance(node, h5py.Group) or not isinstance(node.get("data"), h5py.Dataset):
@@ -163,17 +163,19 @@ def _series(file: h5py.File) -> Iterator[tuple[str, Series]]:
         }
         if isinstance(node.get("timestamps"), h5py.Dataset):
             times = flat(StoredArray(DataSet(node["timestamps"])))
-            found[name] = Series(StoredArray(DataSet(data)), axes, times=times, **common)
+            series[name] = Series(StoredArray(DataSet(data)), axes, times=times, **common)
         elif isinstance(node.get("starting_time"), h5py.Dataset):
             begin = node["starting_time"]
             start, rate = float(begin[()]), float(begin.attrs.get("rate", 1.0))
-            found[name] = Series(StoredArray(DataSet(data)), axes, start=start, rate=rate, **common)
+            series[name] = Series(
+                StoredArray(DataSet(data)), axes, start=start, rate=rate, **common
+            )
 
     for place in _PLACES:
         if place in file:
             _walk(file[place], place, visit)
-    for name, series in found.items():
-        yield name.replace("/", "."), series
+    for name, one in series.items():
+        yield name.replace("/", "."), one
 
 
 def _walk(group: Any, path: str, visit: Any) -> None:
