@@ -229,5 +229,5 @@ class TestTrainingCurves:
         (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
         with pytest.raises(DataError, match="no column 'epoch'"):
             training_curves(tmp_path)
-        with pytest.raises(DataError, match="needs a column 'epoch'"):
+        with pytest.raises(DataError, match="needs one named 'epoch'"):
             training_curves({"train/loss": [1.0]})
