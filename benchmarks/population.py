@@ -46,7 +46,7 @@ def measure(
         models = [build_model(shape) for _ in range(n_members)]
         seeds = list(range(n_members))
         population = Population(
-            models, data, seeds, gradient_clip_val=CLIP, chunk=chunk, device=device
+            models, data, seeds, gradient_clip_val=CLIP, stack_size=chunk, device=device
         )
 
         def stacked() -> None:
@@ -83,7 +83,7 @@ def measure(
         "exchange of all members, s": exchange,
         "exchange / 25 epochs": exchange / (25 * statistics.median(seconds["stacked"])),
         "members": n_members,
-        "members stacked at a time": population.chunk,
+        "members stacked at a time": population.stack_size,
         "peak memory, GiB": peak_bytes() / 2**30,
     }
 

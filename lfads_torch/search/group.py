@@ -62,7 +62,7 @@ class Chunk:
             members.seeds,
             gradient_clip_val=float(config["trainer"].get("gradient_clip_val") or 0.0),
             device=device,
-            chunk=settings.chunk,
+            stack_size=settings.chunk,
         )
         self.population.set_values(members.values)
         self.numbers: NDArray[np.intp] = np.asarray(numbers, dtype=np.intp)

@@ -120,7 +120,7 @@ class LocalSearch:
             members.seeds,
             gradient_clip_val=float(self.config["trainer"].get("gradient_clip_val") or 0.0),
             device=device,
-            chunk=self.settings.chunk,
+            stack_size=self.settings.chunk,
         )
         population.set_values(members.values)
         return population

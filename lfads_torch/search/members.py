@@ -235,7 +235,7 @@ def logged_names(model: LFADS, datamodule: Any) -> list[str]:
 
 
 def _check_memory(model: LFADS, settings: SearchSettings, n_members: int, device: str) -> None:
-    from .memory import bytes_available, bytes_per_member
+    from .population.capacity import bytes_available, bytes_per_member
 
     needed, available = bytes_per_member(model), bytes_available(device)
     if available is not None and needed * n_members > available:

@@ -38,7 +38,7 @@ from lfads_torch.post_run.analysis import run_posterior_sampling, sample_posteri
 from lfads_torch.post_run.posterior import kl_by_dimension
 from lfads_torch.prep import bin_spikes, prepare
 from lfads_torch.tuples import SessionBatch
-from tests.search.lone import assert_as_alone
+from tests.search.reference_training import assert_as_alone
 from tests.small import DIMS, arrays, batch_of, counts, datamodule, lfads, terms_at_means, write
 
 pytestmark = [

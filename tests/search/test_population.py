@@ -29,7 +29,7 @@ from lfads_torch.modules.augmentations import (
 )
 from lfads_torch.run_model import run_model
 from lfads_torch.search.population import Population, capacity, steps
-from tests.search.lone import (
+from tests.search.reference_training import (
     CLIP,
     TOLERANCE,
     Lone,
@@ -126,21 +126,23 @@ def different(tmp_path_factory: pytest.TempPathFactory) -> Different:
     return Different(data, models, train_all_alone(folder, models, data, 4))
 
 
-@pytest.mark.parametrize(("chunk", "n_threads"), [(None, 1), (2, 1), (5, 1), (None, 2)])
+@pytest.mark.parametrize(("stack_size", "n_threads"), [(None, 1), (2, 1), (5, 1), (None, 2)])
 def test_members_equal_models_trained_alone(
-    different: Different, chunk: int | None, n_threads: int
+    different: Different, stack_size: int | None, n_threads: int
 ) -> None:
-    """Each with its own hyper-parameters, whichever way they are cut into chunks and threads."""
+    """Each with its own hyper-parameters, whichever way they are cut into stacks and threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(n_threads)
     try:
         data, models, lone = different
-        found = Population(models, data, seeds_of(models), gradient_clip_val=CLIP, chunk=chunk)
+        found = Population(
+            models, data, seeds_of(models), gradient_clip_val=CLIP, stack_size=stack_size
+        )
         metrics = [found.train_epoch() for _ in range(4)]
         assert torch.get_num_threads() == n_threads
     finally:
         torch.set_num_threads(before)
-    assert found.chunk == chunk or (5 if n_threads == 1 else 3)
+    assert found.stack_size == stack_size or (5 if n_threads == 1 else 3)
     assert found.stacked == "all"
     assert found.alive.all()
     for k in range(5):
@@ -436,7 +438,7 @@ def test_a_fault_of_a_part_is_told_and_leaves_the_population_as_it_was(data: Any
             raise ZeroDivisionError("no such prior")
 
     models = members(data, 2, ic_prior=Faulty)
-    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, chunk=2)
+    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
     before = weights(found)
     with pytest.warns(UserWarning, match="ic_prior"), pytest.raises(ZeroDivisionError):
         found.train_epoch()
@@ -451,7 +453,7 @@ def test_a_users_mistake_is_told_at_once(data: Any) -> None:
             raise DataError("no such data")
 
     models = members(data, 2, reconstruction=Refusing)
-    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, chunk=2)
+    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
     with warnings.catch_warnings(), pytest.raises(DataError, match="no such data"):
         warnings.simplefilter("error")
         found.train_epoch()
@@ -492,7 +494,7 @@ def test_a_part_may_raise_at_nan(data: Any) -> None:
     models = members(data, 2, ic_prior=Strict)
     with torch.no_grad():
         models[0].encoder.ic_linear.weight.fill_(torch.nan)
-    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, chunk=2)
+    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
     with pytest.warns(UserWarning, match="ic_prior"):
         metrics = found.train_epoch()
     assert found.alive.tolist() == [False, True]
@@ -527,7 +529,7 @@ def test_exchange_copies_all_but_the_seed(data: Any) -> None:
 
 def test_members_that_are_the_same_stay_the_same(data: Any) -> None:
     models = members(data, 1) * 3
-    found = Population(models, data, [7, 7, 7], gradient_clip_val=CLIP, chunk=3)
+    found = Population(models, data, [7, 7, 7], gradient_clip_val=CLIP, stack_size=3)
     for values in found.train_epoch().values():
         np.testing.assert_array_equal(values, values[0])
 
@@ -702,8 +704,8 @@ def test_arguments_out_of_range(data: Any) -> None:
         Population(models, data, [0, 1, 2], gradient_clip_val=CLIP)
     with pytest.raises(ConfigError, match="at least one model"):
         Population([], data, [], gradient_clip_val=CLIP)
-    with pytest.raises(ConfigError, match="chunk is 0"):
-        Population(models, data, [0, 1], gradient_clip_val=CLIP, chunk=0)
+    with pytest.raises(ConfigError, match="stack_size is 0"):
+        Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=0)
     found = Population(models, data, [0, 1], gradient_clip_val=0)
     for parents in ([0], [0, 2], [0.0, 1.0], [-1, 0]):
         with pytest.raises(ConfigError, match="from 0 to 1"):
@@ -716,12 +718,12 @@ def test_arguments_out_of_range(data: Any) -> None:
 # ---- memory --------------------------------------------------------------------------------------
 
 
-def test_members_are_cut_into_chunks_that_fit(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_are_cut_into_stacks_that_fit(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = capacity.step_bytes(members(data, 1)[0], population(data, 1)._epochs.first_batch())
     assert needed > 0
     for n_fitting, expected in ((1.5, 1), (2.5, 2), (3.7, 2), (100, 4)):
         monkeypatch.setattr(capacity, "bytes_available", lambda _, n=n_fitting: n * needed / 0.8)
-        assert population(data, 4).chunk == expected
+        assert population(data, 4).stack_size == expected
     monkeypatch.setattr(capacity, "bytes_available", lambda _: needed // 2)
     with pytest.raises(UserError, match=r"step takes about .* are free; lower"):
         population(data, 4)
@@ -741,7 +743,7 @@ def _little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_little_memory")
-def test_out_of_memory_makes_chunks_smaller(tmp_path: Path, data: Any) -> None:
+def test_out_of_memory_makes_stacks_smaller(tmp_path: Path, data: Any) -> None:
     with pytest.warns(UserWarning, match="2 members are stacked.*out of memory"):
         found = assert_as_alone(tmp_path, members(data, 4), data, 1, members=[3])
-    assert found.chunk == 1
+    assert found.stack_size == 1

@@ -1,4 +1,4 @@
-"""What a population is made of: draws, optimiser, schedule, chunks, scores."""
+"""What a population is made of: draws, optimiser, schedule, stacks, scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lfads_torch.metrics.epoch import EpochScores
 from lfads_torch.search.population import draws
-from lfads_torch.search.population.capacity import fitting_chunk, workers_of
+from lfads_torch.search.population.capacity import fitting_stack, workers_of
 from lfads_torch.search.population.draws import (
     NotMappableError,
     OtherDrawsError,
@@ -30,9 +30,8 @@ from lfads_torch.search.population.draws import (
     global_generators,
     no_other_draws,
 )
-from lfads_torch.search.population.epochs import even_chunks
+from lfads_torch.search.population.epochs import StackedScores, even_stacks
 from lfads_torch.search.population.optimiser import Optimiser
-from lfads_torch.search.population.scores import StackedScores
 from lfads_torch.search.population.tensors import MemberTensors
 from lfads_torch.seeds import seed_all
 from tests.small import arrays, datamodule, lfads, write
@@ -101,7 +100,7 @@ def test_each_member_draws_what_it_would_alone(name: str) -> None:
         (
             lambda x: torch.randn(3, generator=torch.Generator()),
             NotMappableError,
-            "generator of its own",
+            "its own generator",
         ),
         (lambda x: x * float(np.random.random()), OtherDrawsError, "NumPy"),
         (lambda x: x * random.random(), OtherDrawsError, "random"),
@@ -235,20 +234,20 @@ def test_models_are_views_of_the_arrays(tensors: MemberTensors) -> None:
     assert tensors.detached(2).hparams.dropout_rate == 0.75
 
 
-# ---- chunks --------------------------------------------------------------------------------------
+# ---- stacks --------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(1, 8))
-def test_chunks_cover_all_members_evenly(n_members: int, most: int, workers: int) -> None:
-    chunks = even_chunks(n_members, most, workers)
-    sizes = [rows.stop - rows.start for rows in chunks]
-    assert [k for rows in chunks for k in range(rows.start, rows.stop)] == list(range(n_members))
+def test_stacks_cover_all_members_evenly(n_members: int, most: int, workers: int) -> None:
+    stacks = even_stacks(n_members, most, workers)
+    sizes = [rows.stop - rows.start for rows in stacks]
+    assert [k for rows in stacks for k in range(rows.start, rows.stop)] == list(range(n_members))
     assert max(sizes) <= most
     assert max(sizes) - min(sizes) <= 1
-    assert len(chunks) % workers == 0 or len(chunks) == n_members
+    assert len(stacks) % workers == 0 or len(stacks) == n_members
 
 
-def test_chunks_are_no_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacks_are_no_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def free(n: int | None) -> None:
         monkeypatch.setattr("lfads_torch.search.population.capacity.bytes_available", lambda _: n)
 
@@ -256,13 +255,13 @@ def test_chunks_are_no_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> No
     assert [workers_of(CPU, n) for n in (1, 4, 5, 16, 40)] == [1, 1, 2, 4, 4]
     assert workers_of(torch.device("cuda"), 40) == 1
     free(None)
-    assert fitting_chunk(40, 2**20, torch.device("cuda")) == 40
-    assert fitting_chunk(40, 2**20, CPU) == 5  # ten for each thread, as even as can be
-    assert fitting_chunk(3, 2**20, CPU) == 3
-    assert fitting_chunk(40, 2**40, CPU) == 1
+    assert fitting_stack(40, 2**20, torch.device("cuda")) == 40
+    assert fitting_stack(40, 2**20, CPU) == 5  # ten for each thread, as even as can be
+    assert fitting_stack(3, 2**20, CPU) == 3
+    assert fitting_stack(40, 2**40, CPU) == 1
     free(10 * 2**30)
-    assert fitting_chunk(40, 2**30, torch.device("cuda")) == 8
-    assert fitting_chunk(20, 2**30, torch.device("cuda")) == 7
+    assert fitting_stack(40, 2**30, torch.device("cuda")) == 8
+    assert fitting_stack(20, 2**30, torch.device("cuda")) == 7
 
 
 # ---- scores --------------------------------------------------------------------------------------

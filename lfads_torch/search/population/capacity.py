@@ -1,4 +1,4 @@
-"""How many members are stacked at a time: what fits into memory, and on a CPU into its caches."""
+"""Memory of members, and how many are stacked at a time: on a CPU, what its caches hold."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ...data.memory import available_bytes
 from ...errors import UserError
-from ..memory import bytes_available
 from .draws import global_generators
 
+#: Tensors of a parameter's size that training keeps: itself, its gradient and Adam's two moments.
+_COPIES = 4
 #: A step's peak over what its forward pass keeps: gradients and temporaries on the way back.
 _PEAK = 2.0
 #: Part of the free memory that a population takes.
@@ -24,15 +26,21 @@ _ENOUGH = 8
 _CACHED = 256 * 2**20
 
 
-def step_bytes(model: Any, batch: Any) -> int:
-    """Memory of one member's training step, from what its forward pass keeps for the backward.
+def bytes_per_member(model: nn.Module) -> int:
+    """Return the bytes of a member's parameters, gradients and optimiser state."""
+    return _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
 
-    Parameters
-    ----------
-    model : LFADS
-    batch : dict of int to SessionBatch
-        A training batch of one member.
-    """
+
+def bytes_available(device: torch.device | str) -> int | None:
+    """Return the free memory of a device in bytes; None where the system does not say."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_bytes()
+
+
+def step_bytes(model: Any, batch: Any) -> int:
+    """Measure what one member's step on a training batch keeps for its backward pass, in bytes."""
     model = copy.deepcopy(model).train()  # whose buffers a step may change
     kept: dict[int, int] = {}
     # Members hold these whether they train or not.
@@ -51,26 +59,16 @@ def step_bytes(model: Any, batch: Any) -> int:
 
 
 def workers_of(device: torch.device, n_members: int) -> int:
-    """Threads among which chunks are shared out: on a CPU one for every four members."""
+    """Return the number of threads that share the stacks: on a CPU one for every four members."""
     if device.type != "cpu":
         return 1
     return max(1, min(torch.get_num_threads(), math.ceil(n_members / 4)))
 
 
-def fitting_chunk(n_members: int, n_bytes: int, device: torch.device) -> int:
-    """Members to stack at a time.
+def fitting_stack(n_members: int, n_bytes: int, device: torch.device) -> int:
+    """Return the members to stack at a time, whose steps take `n_bytes` each.
 
-    Parameters
-    ----------
-    n_members : int
-    n_bytes : int
-        Of one member's step.
-    device : torch.device
-
-    Raises
-    ------
-    UserError
-        Where not even one member's step fits.
+    Raise `UserError` where not even one member's step fits.
     """
     workers = workers_of(device, n_members)
     free = bytes_available(device)

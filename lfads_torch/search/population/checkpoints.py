@@ -1,4 +1,8 @@
-"""A member as the checkpoint that a run of that model alone would have left."""
+"""A member as the checkpoint that a run of that model alone leaves.
+
+It holds more than weights, optimiser and Lightning's counters included, because ``lfads train
+--resume`` goes on from a member's folder.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +27,9 @@ def member_checkpoint(
     steps_per_epoch: int,
     n_batches: int,
 ) -> dict[str, Any]:
-    """Describe member k as ``last.ckpt`` of a run describes its model.
+    """Describe member k after `epoch`, whose log is `metrics`, as ``last.ckpt`` of a run does.
 
-    Parameters
-    ----------
-    tensors : MemberTensors
-    k : int
-    metrics : dict of str to float
-        What the last epoch logged.
-    epoch : int
-        The last epoch.
-    steps_per_epoch, n_batches : int
-        Batches of training and of validation.
-
-    Returns
-    -------
-    dict
+    `n_batches` are those of validation.
     """
     model = tensors.detached(k)
     n_steps = steps_per_epoch * (epoch + 1)
@@ -65,7 +56,7 @@ def member_checkpoint(
 
 
 def _optimisers(tensors: MemberTensors, k: int, model: LFADS, epoch: int) -> dict[str, Any]:
-    """State of the optimiser and of the plateau schedule, as torch has them."""
+    """Return the state of the optimiser and of the plateau schedule, as torch has them."""
     made: Any = model.configure_optimizers()
     schedule = made["lr_scheduler"]["scheduler"] if isinstance(made, dict) else None
     optimiser = made["optimizer"] if isinstance(made, dict) else made
@@ -73,8 +64,8 @@ def _optimisers(tensors: MemberTensors, k: int, model: LFADS, epoch: int) -> dic
     group = optimiser.param_groups[0]
     group |= {"lr": lr, "weight_decay": model.ramped_weight_decay}
     moments = [tensors.split(x[k].cpu()) for x in (tensors.exp_avg, tensors.exp_avg_sq)]
-    for parameter, *own in zip(group["params"], *(m.values() for m in moments), strict=True):
-        exp_avg, exp_avg_sq = (x.clone() for x in own)
+    for parameter, *rows in zip(group["params"], *(m.values() for m in moments), strict=True):
+        exp_avg, exp_avg_sq = (x.clone() for x in rows)
         step = tensors.steps[k].cpu().clone()
         optimiser.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     states: dict[str, Any] = {"optimizer_states": [optimiser.state_dict()], "lr_schedulers": []}
@@ -88,7 +79,7 @@ def _optimisers(tensors: MemberTensors, k: int, model: LFADS, epoch: int) -> dic
 
 
 def _loops(n_epochs: int, n_steps: int, n_batches: int) -> dict[str, Any]:
-    """How far Lightning's loops have got after some whole epochs."""
+    """Return the state of Lightning's loops after some whole epochs."""
     with _silent():
         trainer = pl.Trainer(
             accelerator="cpu",
@@ -123,7 +114,7 @@ def _loops(n_epochs: int, n_steps: int, n_batches: int) -> dict[str, Any]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep Lightning from telling about devices."""
+    """Silence what Lightning logs about devices."""
     log = logging.getLogger("pytorch_lightning")
     level = log.level
     log.setLevel(logging.ERROR)

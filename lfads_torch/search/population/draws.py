@@ -37,16 +37,7 @@ class OtherDrawsError(NotMappableError):
 
 
 class Streams:
-    """Generators of several members for one epoch.
-
-    Parameters
-    ----------
-    seeds : sequence of int
-        Run seeds.
-    epoch : int
-    device : torch.device
-        Where the members train; draws on the CPU have generators of their own, as in a run.
-    """
+    """Generators of several members for one epoch, on the CPU and on the device."""
 
     def __init__(self, seeds: Sequence[int], epoch: int, device: torch.device) -> None:
         words = [stream_seeds(seed, epoch) for seed in seeds]
@@ -64,23 +55,23 @@ class Streams:
 
     def on(self, device: torch.device) -> list[torch.Generator]:
         """Return the members' generators for a device."""
-        found = [gens for kind, gens in self._torch.items() if kind.type == device.type]
-        if not found:
-            raise NotMappableError(f"it draws random numbers on {device}")
-        return found[0]
+        for kind, generators in self._torch.items():
+            if kind.type == device.type:
+                return generators
+        raise NotMappableError(f"it draws random numbers on {device}")
 
     @contextmanager
     def lent(self, k: int) -> Iterator[None]:
         """Have the global generators draw for member k; not for use in several threads."""
         with global_generators():
             defaults = [(_default(kind), gens[k]) for kind, gens in self._torch.items()]
-            for default, own in defaults:
-                default.set_state(own.get_state())
+            for default, generator in defaults:
+                default.set_state(generator.get_state())
             random.setstate(self._others[k][0])
             np.random.set_state(self._others[k][1])
             yield
-            for default, own in defaults:
-                own.set_state(default.get_state())
+            for default, generator in defaults:
+                generator.set_state(default.get_state())
             self._others[k] = (random.getstate(), np.random.get_state())
 
 
@@ -122,14 +113,13 @@ def _is_random(function: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in function.tags
 
 
+# vmap with randomness="different" draws for all members from one generator, so what a member draws
+# would depend on who trains with it: it would differ from the model trained alone, change when a
+# search is resumed with fewer members, and change with the stack size. Generators passed to each
+# draw would bind every module, a user's included, to this file. A dispatch mode sees each random
+# operator below vmap, whoever calls it, with the members' axis in front.
 class StackedDraws(TorchDispatchMode):
-    """Turns a draw for all members into one draw per member, from its own generator.
-
-    Parameters
-    ----------
-    streams : Streams
-        Of the members that are mapped over, in their order.
-    """
+    """Turns a draw for all members into one draw per member, from that member's generator."""
 
     def __init__(self, streams: Streams) -> None:
         super().__init__()
@@ -142,15 +132,15 @@ class StackedDraws(TorchDispatchMode):
         if not _is_random(func):
             return func(*args, **kwargs)
         if kwargs.get("generator") is not None:
-            raise NotMappableError("it draws from a generator of its own")
+            raise NotMappableError("it draws from its own generator")
         tensors = [x for x in args if isinstance(x, Tensor)]
         where = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
         generators = self._streams.on(where)
         if func is _aten.randperm.default:
-            # vmap asks for one permutation per member, one after another.
+            # vmap calls for one permutation per member, one after another.
             self._turn += 1
-            own = generators[(self._turn - 1) % len(generators)]
-            return torch.randperm(*args, **kwargs, generator=own)
+            generator = generators[(self._turn - 1) % len(generators)]
+            return torch.randperm(*args, **kwargs, generator=generator)
         if any(not x.ndim or x.shape[0] != len(generators) for x in tensors):
             raise NotMappableError(f"{func}: the members' axis is not the first one")
         names = [argument.name for argument in func._schema.arguments]

@@ -1,4 +1,4 @@
-"""An epoch of training and validation, chunk by chunk of members."""
+"""An epoch of training and validation, one stack of members after another."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from ...datamodules.batches import ahead
+from ...kernels.likelihood import spike_sums
+from ...metrics.accumulate import R2Moments, r2_moments
 from ...metrics.epoch import EpochScores
 from ...objective import count_batch
 from ...seeds import seed_all
@@ -23,7 +26,6 @@ from ...tuples import BatchResult, SessionBatch, sessions_of
 from .capacity import workers_of
 from .draws import Streams, global_generators
 from .optimiser import Optimiser
-from .scores import StackedScores
 from .steps import ALL, MODEL, NONE, Steps, alone, augmented_apart, part_that_failed
 from .tensors import MemberTensors
 
@@ -32,45 +34,92 @@ Scores = dict[str, EpochScores]
 
 
 class _StoppedError(Exception):
-    """Another chunk failed."""
+    """Another stack failed."""
+
+
+class StackedScores(EpochScores):
+    """Scores of batches whose numbers and arrays lead with an axis of members."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: dict[tuple[str, int], Tensor] = {}
+        self.r2: Any = _StackedMoments()
+
+    def add_log_rates(
+        self, session: int, log_rates: Tensor, counts: Tensor, n_read: int, n_bins_read: int
+    ) -> None:
+        """Count log rates per bin against spikes, both of shape (c, B, T_r, N_r)."""
+
+        def one(log_rates: Tensor, counts: Tensor) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            batch: Any = EpochScores()
+            batch.bits = {name: _Noted(sums, name) for name in batch.bits}
+            batch.add_log_rates(session, log_rates, counts, n_read, n_bins_read)
+            return sums
+
+        for name, added in vmap(one)(log_rates, counts).items():
+            seen = self._sums.get((name, session))
+            self._sums[name, session] = added if seen is None else seen + added
+
+    def members(self, n_members: int) -> Iterable[EpochScores]:
+        """Give each member's scores as a model alone would have them."""
+        means = {"terms": self.terms.compute(), "sessions": self.sessions.compute()}
+        numbers = [
+            (kind, name, value.cpu())
+            for kind, group in means.items()
+            for name, value in group.items()
+        ]
+        sums = {at: stacked.cpu() for at, stacked in self._sums.items()}
+        moments = [(s, R2Moments(*(x.cpu() for x in batch))) for s, batch in self.r2.batches]
+        for k in range(n_members):
+            scores = EpochScores()
+            for kind, name, value in numbers:
+                getattr(scores, kind).add(name, value[k])
+            for (name, session), stacked in sums.items():
+                scores.bits[name].add_sums(stacked[k], session)
+            for session, batch in moments:
+                scores.r2.add_moments(R2Moments(*(x[k] for x in batch)), session)
+            yield scores
+
+
+class _Noted:
+    """Note what a batch adds, in place of `BitsPerSpikeSums`."""
+
+    def __init__(self, sums: dict[str, Tensor], name: str) -> None:
+        self._sums, self._name = sums, name
+
+    def update(self, log_rates: Tensor, counts: Tensor, key: int) -> None:
+        self._sums[self._name] = spike_sums(log_rates, counts)
+
+
+class _StackedMoments:
+    """Keep moments by batch, in place of `R2Sums`; they are merged in the end."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[int, R2Moments]] = []
+
+    def update(self, means: Tensor, truth: Tensor, key: int) -> None:
+        self.batches.append((key, vmap(r2_moments)(means, truth)))
 
 
 class Epochs:
-    """Trains the members that some tensors hold.
-
-    Parameters
-    ----------
-    tensors : MemberTensors
-    optimiser : Optimiser
-    data : BasicDataModule
-    """
+    """Trains the members that some tensors hold."""
 
     def __init__(self, tensors: MemberTensors, optimiser: Optimiser, data: Any) -> None:
         self._tensors, self._optimiser, self._data = tensors, optimiser, data
         self._loader = data.train_dataloader()
         self.n_steps = len(self._loader)
-        #: One for each thread: while it runs, a template holds the tensors of its chunk.
+        #: One for each thread: while it runs, a template holds the tensors of its stack.
         self._templates: list[Any] = []
 
     def first_batch(self) -> Sessions:
-        """One member's training batch."""
+        """Return one member's training batch."""
         return self._gathered({s: plan[0] for s, plan in self._loader.plans(0, 0).items()})
 
-    def run(self, epoch: int, stacked: str, chunk: int) -> list[Scores | None]:
-        """Train and validate every member for an epoch.
+    def run(self, epoch: int, stacked: str, stack_size: int) -> list[Scores | None]:
+        """Train and validate every member, and return its scores by split.
 
-        Parameters
-        ----------
-        epoch : int
-        stacked : str
-            `steps.ALL`, `MODEL` or `NONE`.
-        chunk : int
-            Most members that are stacked at a time.
-
-        Returns
-        -------
-        list of dict
-            Each member's scores by split; None for one that had diverged and that its parts refuse.
+        A member that has diverged and that its modules refuse has None.
         """
         self._optimiser.begin_epoch(epoch)
         if stacked == NONE:
@@ -78,26 +127,26 @@ class Epochs:
                 return [self._member(k, epoch) for k in range(len(self._tensors))]
         device, n_members = self._tensors.device, len(self._tensors)
         workers = workers_of(device, n_members) if stacked == ALL else 1
-        chunks = even_chunks(n_members, chunk, workers)
-        workers = min(workers, len(chunks))
+        stacks = even_stacks(n_members, stack_size, workers)
+        workers = min(workers, len(stacks))
         while len(self._templates) < workers:
             self._templates.append(copy.deepcopy(self._tensors.models[0]))
         stop = Event()
 
         def train(rows: slice, template: Any) -> list[Scores]:
-            return self._chunk(rows, Steps(template), epoch, stacked, stop)
+            return self._stack(rows, Steps(template), epoch, stacked, stop)
 
         if workers == 1:
-            found = [train(rows, self._templates[0]) for rows in chunks]
+            scores = [train(rows, self._templates[0]) for rows in stacks]
         else:
-            found = _in_threads(train, chunks, self._templates[:workers], stop)
-        return [scores for part in found for scores in part]
+            scores = _in_threads(train, stacks, self._templates[:workers], stop)
+        return [member for stack in scores for member in stack]
 
     def part_that_failed(self, error: BaseException) -> str:
         """Name the part of a model in which an exception was raised."""
         return part_that_failed([*self._templates, *self._tensors.models], error)
 
-    def _chunk(
+    def _stack(
         self, rows: slice, steps: Steps, epoch: int, stacked: str, stop: Event
     ) -> list[Scores]:
         tensors, n_members = self._tensors, rows.stop - rows.start
@@ -134,10 +183,10 @@ class Epochs:
                 if not is_shared:  # an augmentation may write into it
                     batch = {s: _repeated(own, n_members) for s, own in batch.items()}
                 count_batch(scores["valid"], run(batch, "valid", shared=is_shared))
-        own = {split: found.members(n_members) for split, found in scores.items()}
+        members = {split: stack.members(n_members) for split, stack in scores.items()}
         return [
             {"train": train, "valid": valid}
-            for train, valid in zip(own["train"], own["valid"], strict=True)
+            for train, valid in zip(members["train"], members["valid"], strict=True)
         ]
 
     def _member(self, k: int, epoch: int) -> Scores | None:
@@ -170,19 +219,19 @@ class Epochs:
     def _learn(self, rows: slice, result: BatchResult, weights: Sequence[Tensor]) -> None:
         """Take a step of the optimiser; losses of members do not meet in any gradient."""
         total = result.terms.total.sum()
-        found = torch.autograd.grad(total, weights, allow_unused=True)
-        self._optimiser.step(rows, found)
+        gradients = torch.autograd.grad(total, weights, allow_unused=True)
+        self._optimiser.step(rows, gradients)
 
-    def _batches(self, wanted: Iterable[Mapping[int, Tensor]]) -> Generator[Sessions]:
-        """Batches of some steps; read ahead where trials stay in their file."""
-        jobs = (partial(self._gathered, rows) for rows in wanted)
+    def _batches(self, steps: Iterable[Mapping[int, Tensor]]) -> Generator[Sessions]:
+        """Yield the batches of some steps, read ahead where trials stay in their file."""
+        jobs = (partial(self._gathered, rows) for rows in steps)
         if any(self._data.streamed):
             yield from ahead(jobs)
         else:
             yield from (job() for job in jobs)
 
     def _gathered(self, rows: Mapping[int, Tensor]) -> Sessions:
-        """Trials of the sessions by their rows, of any shape (...); arrays (..., T, N)."""
+        """Gather trials by rows of any shape (...), as arrays (..., T, N)."""
         sessions, batch = self._data.ready_tensors(), {}
         for s, places in rows.items():
             trials, _ = sessions[s].batch(places.flatten(), "train")
@@ -190,16 +239,16 @@ class Epochs:
         return batch
 
 
-def even_chunks(n_members: int, most: int, workers: int) -> list[slice]:
-    """Cut members into chunks of at most `most`, as even as can be, for some threads."""
-    n_chunks = math.ceil(n_members / most)
-    n_chunks = min(n_members, math.ceil(n_chunks / workers) * workers)
-    ends = [n_members * i // n_chunks for i in range(n_chunks + 1)]
+def even_stacks(n_members: int, most: int, workers: int) -> list[slice]:
+    """Cut members into stacks of at most `most`, as even as can be, for some threads."""
+    n_stacks = math.ceil(n_members / most)
+    n_stacks = min(n_members, math.ceil(n_stacks / workers) * workers)
+    ends = [n_members * i // n_stacks for i in range(n_stacks + 1)]
     return [slice(a, b) for a, b in pairwise(ends)]
 
 
-def _in_threads(train: Any, chunks: Sequence[slice], templates: list[Any], stop: Event) -> Any:
-    """Train chunks in threads, each with its share of torch's threads."""
+def _in_threads(train: Any, stacks: Sequence[slice], templates: list[Any], stop: Event) -> Any:
+    """Train stacks in threads, each with its share of torch's threads."""
     n_threads = torch.get_num_threads()
     free = list(templates)
 
@@ -219,7 +268,7 @@ def _in_threads(train: Any, chunks: Sequence[slice], templates: list[Any], stop:
     try:
         with ThreadPoolExecutor(len(templates), initializer=begin) as pool:
             try:
-                futures: list[Future[Any]] = [pool.submit(task, rows) for rows in chunks]
+                futures: list[Future[Any]] = [pool.submit(task, rows) for rows in stacks]
                 return _results(futures)
             except BaseException:  # an interrupt reaches this thread only
                 stop.set()
@@ -229,7 +278,7 @@ def _in_threads(train: Any, chunks: Sequence[slice], templates: list[Any], stop:
 
 
 def _results(futures: Sequence[Future[Any]]) -> list[Any]:
-    """Results in order, or the exception that made the others stop."""
+    """Return results in order, or raise the exception that made the others stop."""
     raised = [future.exception() for future in futures]
     for error in sorted(filter(None, raised), key=lambda e: isinstance(e, _StoppedError)):
         raise error

@@ -12,13 +12,9 @@ from .tensors import MemberTensors
 
 
 class Optimiser:
-    """What `LFADS.configure_optimizers` and Lightning's clipping do, for rows of a matrix.
+    """Does what `LFADS.configure_optimizers` and Lightning's clipping do, for rows of a matrix.
 
-    Parameters
-    ----------
-    tensors : MemberTensors
-    gradient_clip_val : float
-        Largest norm of a member's gradient; 0 for no limit.
+    A clipping value of 0 sets no limit.
     """
 
     def __init__(self, tensors: MemberTensors, gradient_clip_val: float) -> None:

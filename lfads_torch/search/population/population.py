@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import ConfigError, UserError, did_you_mean
+from ...errors import ConfigError, UserError, did_you_mean, whole
 from ...model import LFADS
-from .capacity import fitting_chunk, step_bytes
+from .capacity import fitting_stack, step_bytes
 from .checkpoints import member_checkpoint
 from .draws import OtherDrawsError
 from .epochs import Epochs, Scores
@@ -31,10 +31,10 @@ class Population:
     Member k, trained without exchange, draws what `models[k]` alone would draw in `run_model` with
     the seed `seeds[k]`, and equals it within the tolerance of float32 (sums in another order).
 
-    The members' steps are one step, mapped by `torch.func.vmap`, in chunks that fit into memory; on
-    a CPU each thread has chunks of its own. What vmap cannot map (a user's part whose program
-    depends on its data, or that draws from NumPy) trains one member after another, with a warning
-    that names the part.
+    The members' steps are one step, mapped by `torch.func.vmap`, in stacks that fit into memory; on
+    a CPU each thread has its stacks. What vmap cannot map (a user's module whose program depends on
+    its data, or that draws from NumPy) trains one member after another, with a warning that names
+    the module.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Population:
     gradient_clip_val : float
         Largest norm of a member's gradient; 0 for no limit.
     device : str or torch.device
-    chunk : int, optional
+    stack_size : int, optional
         Members stacked at a time; by default as many as fit.
 
     Attributes
@@ -58,7 +58,7 @@ class Population:
     steps_per_epoch : int
     names : tuple of str
         Tunables by their path below ``model.``.
-    chunk : int
+    stack_size : int
     stacked : str
         "all"; "model" where augmentations run one member after another; "none" where all does.
 
@@ -66,7 +66,7 @@ class Population:
     ------
     ConfigError
         Where the models differ in more than the above; numbers of models and seeds that do not
-        agree; a chunk out of range.
+        agree; a stack size out of range.
     UserError
         Where not even one member's step fits into memory.
     """
@@ -79,15 +79,15 @@ class Population:
         *,
         gradient_clip_val: float,
         device: Any = "cpu",
-        chunk: int | None = None,
+        stack_size: int | None = None,
     ) -> None:
         if not models or len(models) != len(seeds):
             raise ConfigError(
                 f"{len(models)} models and {len(seeds)} seeds; give one seed for each model, and "
                 "at least one model"
             )
-        if chunk is not None and chunk < 1:
-            raise ConfigError(f"chunk is {chunk}; legal are whole numbers from 1 on")
+        if stack_size is not None:
+            whole("stack_size", stack_size, least=1)
         check_structure(models)
         device = torch.device(device)
         datamodule.to(device)
@@ -105,11 +105,11 @@ class Population:
         self._metrics: dict[str, Tensor] = {}
         #: Whether the plateau schedule has seen the last epoch.
         self._settled = True
-        self._given_chunk = chunk
-        if chunk is None:
+        self._given_stack_size = stack_size
+        if stack_size is None:
             n_bytes = step_bytes(self._models[0], self._epochs.first_batch())
-            chunk = fitting_chunk(len(models), n_bytes, device)
-        self.chunk = chunk
+            stack_size = fitting_stack(len(models), n_bytes, device)
+        self.stack_size = stack_size
 
     @property
     def _models(self) -> list[Any]:
@@ -187,13 +187,13 @@ class Population:
         before = self._tensors.copied()
         while True:
             try:
-                found = self._epochs.run(self.epoch, self.stacked, self.chunk)
+                scores = self._epochs.run(self.epoch, self.stacked, self.stack_size)
                 break
             except BaseException as error:
                 self._tensors.write(before, self._all, self._all, seeds=True)
                 if not isinstance(error, Exception) or not self._can_go_on(error):
                     raise
-        self._metrics = self._named(found)
+        self._metrics = self._named(scores)
         smooth = smoother(self._tensors.smoothed)
         smooth.update(self._metrics["valid/recon"])
         self._tensors.smoothed = smooth.smoothed
@@ -205,15 +205,15 @@ class Population:
         self.epoch += 1
         return {name: values.numpy().copy() for name, values in self._metrics.items()}
 
-    def _named(self, found: Sequence[Scores | None]) -> dict[str, Tensor]:
-        """Return what is logged of each member; NaN for one that could not be trained."""
+    def _named(self, scores: Sequence[Scores | None]) -> dict[str, Tensor]:
+        """Return what is logged of each member, NaN for one that could not be trained."""
         rows: list[dict[str, float]] = [
             {
                 f"{split}/{name}": float(value.float())
-                for split, own in (scores or {}).items()
-                for name, value in model.summary(own).items()
+                for split, numbers in (by_split or {}).items()
+                for name, value in model.summary(numbers).items()
             }
-            for model, scores in zip(self._models, found, strict=True)
+            for model, by_split in zip(self._models, scores, strict=True)
         ]
         names = dict.fromkeys([*self._metrics, *(name for row in rows for name in row)])
         return {
@@ -228,12 +228,20 @@ class Population:
         self._settled = True
 
     def _can_go_on(self, error: Exception) -> bool:
-        """Find a way round an exception: smaller chunks, or less that is stacked."""
+        """Find a way round an exception: smaller stacks, or less that is stacked.
+
+        The epoch then starts again from the state before it.
+        """
+        # vmap cannot map every program: a user's module may branch on its data, write in place, or
+        # draw from NumPy, whose generator knows no members. The members must still be what they
+        # would be alone, so nothing is approximated. First only the augmentations run one member
+        # after another, since they cost little and are most often the cause; then the whole step
+        # does. What is stacked changes the time, but not what a member draws.
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            if self.chunk == 1 or self.stacked == NONE:
+            if self.stack_size == 1 or self.stacked == NONE:
                 return False
-            self.chunk = self.chunk // 2
-            what, reason = f"{self.chunk} members are stacked at a time", "out of memory"
+            self.stack_size = self.stack_size // 2
+            what, reason = f"{self.stack_size} members are stacked at a time", "out of memory"
         elif isinstance(error, UserError) or self.stacked == NONE:
             return False
         else:
@@ -311,12 +319,12 @@ class Population:
     # ---- state ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes while training: tensors on the CPU, and plain numbers."""
+        """Return all that changes while training: tensors on the CPU, and plain numbers."""
         return {
             "epoch": self.epoch,
             "settled": self._settled,
             "stacked": self.stacked,
-            "chunk": self.chunk,
+            "chunk": self.stack_size,  # the key of searches saved so far
             "members": self._tensors.copied(torch.device("cpu")),
             "metrics": {name: values.clone() for name, values in self._metrics.items()},
         }
@@ -340,15 +348,15 @@ class Population:
         self.epoch = int(state["epoch"])
         self._settled = bool(state["settled"])
         self.stacked = str(state["stacked"])
-        if self._given_chunk is None:
-            self.chunk = int(state["chunk"])
+        if self._given_stack_size is None:
+            self.stack_size = int(state["chunk"])
 
     def member(self, k: int) -> LFADS:
-        """Member k as an ordinary model on the CPU, in evaluation mode."""
+        """Return member k as an ordinary model on the CPU, in evaluation mode."""
         return self._tensors.detached(k)
 
     def checkpoint(self, k: int) -> dict[str, Any]:
-        """Member k as the checkpoint that a run of it alone would have left of the last epoch.
+        """Return member k as the checkpoint that a run of it alone leaves after the last epoch.
 
         In a run folder it can be sampled from, and trained further by ``lfads train --resume``.
 
@@ -358,7 +366,7 @@ class Population:
             Before the first epoch.
         """
         if self.epoch == 0:
-            raise UserError("there is no epoch yet to make a checkpoint of; train one first")
+            raise UserError("no epoch is trained yet; train one before you make a checkpoint")
         metrics = {name: float(values[k]) for name, values in self._metrics.items()}
         metrics |= {"hp_metric": metrics["valid/recon_smth"], "cur_epoch": float(self.epoch - 1)}
         metrics |= {f"hp/{name}": float(values[k]) for name, values in self.values.items()}
@@ -376,7 +384,7 @@ class Population:
 
 
 def _take_data_facts(model: Any, checked: Any) -> None:
-    """Take over what a model learnt of the data when it was held against them."""
+    """Copy what `check_data` noted in one model to another, so that the data are read once."""
     model.session_names = list(checked.session_names)
     model.session_trials = dict(checked.session_trials)
     for own, other in zip(model.recon, checked.recon, strict=True):

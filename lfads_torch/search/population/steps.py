@@ -22,13 +22,7 @@ ALL, MODEL, NONE = "all", "model", "none"
 
 
 class Steps:
-    """Runs batches through members.
-
-    Parameters
-    ----------
-    template : LFADS
-        Model of the members' structure; whose parameters it has does not matter.
-    """
+    """Runs batches through members; `template` is any model of their structure."""
 
     def __init__(self, template: Any) -> None:
         self._caller = _Caller(template)
@@ -43,26 +37,10 @@ class Steps:
         augment: bool = True,
         shared: bool = False,
     ) -> BatchResult:
-        """Run a batch through all members at once.
+        """Run a batch through c members at once, and return numbers (c,) and arrays (c, ...).
 
-        Parameters
-        ----------
-        tensors : dict of str to Tensor, shape (c, ...)
-            Parameters and buffers of c members, by their names in the model.
-        batch : dict of int to SessionBatch
-            Arrays (c, B, ...), or (B, ...) where `shared`.
-        split : str
-        streams : Streams
-            Of these members.
-        augment : bool
-            Whether augmentations are still to be applied.
-        shared : bool
-            Whether all members see the same batch.
-
-        Returns
-        -------
-        BatchResult
-            Numbers (c,) and arrays (c, ...).
+        `tensors` are parameters and buffers (c, ...) by their names in the model. Arrays of the
+        batch are (c, B, ...), or (B, ...) where it is `shared` by all members.
         """
         sizes: dict[int, tuple[int, tuple[int, int]]] = {}
 
@@ -96,13 +74,13 @@ def augmented_apart(
     models: Sequence[Any], batch: Sessions, split: str, streams: Streams, *, shared: bool
 ) -> Sessions:
     """Augment each member's batch by itself; arrays (c, B, ...) come out."""
-    found = []
+    rows = []
     for k, model in enumerate(models):
-        own = {s: b if shared else _member(b, k) for s, b in batch.items()}
+        trials = {s: b if shared else _member(b, k) for s, b in batch.items()}
         model.train(split == "train")
         with streams.lent(k):
-            found.append(_fields(augment(model.aug_stack(split), own)))
-    return _sessions(torch.utils._pytree.tree_map(lambda *rows: torch.stack(rows), *found))
+            rows.append(_fields(augment(model.aug_stack(split), trials)))
+    return _sessions(torch.utils._pytree.tree_map(lambda *members: torch.stack(members), *rows))
 
 
 def can_augment_apart(model: Any) -> bool:
@@ -121,20 +99,20 @@ def can_augment_apart(model: Any) -> bool:
 
 
 def part_that_failed(models: Sequence[Any], error: BaseException) -> str:
-    """Name the innermost part of one of these models in which an exception was raised."""
-    parts = {
-        id(part): f"{name} ({type(part).__name__})"
+    """Name the innermost module of one of these models in which an exception was raised."""
+    modules = {
+        id(module): f"{name} ({type(module).__name__})"
         for model in models
-        for name, part in _parts(model)
+        for name, module in _modules(model)
     }
-    found, trace = "a part of the model", error.__traceback__
+    name, trace = "a module of the model", error.__traceback__
     while trace is not None:
-        found = parts.get(id(trace.tb_frame.f_locals.get("self")), found)
+        name = modules.get(id(trace.tb_frame.f_locals.get("self")), name)
         trace = trace.tb_next
-    return found
+    return name
 
 
-def _parts(model: Any) -> Iterator[tuple[str, Any]]:
+def _modules(model: Any) -> Iterator[tuple[str, Any]]:
     yield from ((name, part) for name, part in model.parts().items())
     for name in ("train_aug_stack", "infer_aug_stack"):
         transforms = getattr(model, name).transforms

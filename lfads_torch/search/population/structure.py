@@ -23,24 +23,18 @@ _NOT_STRUCTURE = {"training", "data_checked"}
 
 
 def check_structure(models: Sequence[Any]) -> None:
-    """Refuse models that differ in more than numbers kept as tensors.
-
-    Raises
-    ------
-    ConfigError
-        Naming the first difference.
-    """
+    """Refuse models that differ in more than numbers kept as tensors, naming the difference."""
     first = dict(_facts(models[0]))
     for k, model in enumerate(models[1:], start=1):
-        own = dict(_facts(model))
-        for name in {**first, **own}:
-            if first.get(name) != own.get(name):
+        facts = dict(_facts(model))
+        for name in {**first, **facts}:
+            if first.get(name) != facts.get(name):
                 raise ConfigError(
                     f"{name} is {first.get(name)!r} in the model of member 0 and "
-                    f"{own.get(name)!r} in that of member {k}; members of a population may differ "
-                    f"in parameters, in the tunables ({', '.join(models[0].tunables())}), in the "
+                    f"{facts.get(name)!r} in that of member {k}; members of a population may "
+                    f"differ in parameters, in the tunables ({', '.join(models[0].tunables())}), in the "
                     "numbers of AdamW, of the learning rate's schedule and of the ramps, and in "
-                    "nothing else"
+                    "nothing else; build all members from one configuration"
                 )
 
 

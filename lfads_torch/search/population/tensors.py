@@ -130,7 +130,7 @@ class MemberTensors:
         }
 
     def copied(self, device: torch.device | None = None) -> dict[str, Any]:
-        """Copy all arrays, where they are or on a device."""
+        """Copy all arrays, where they are or to a device."""
         found: dict[str, Any] = torch.utils._pytree.tree_map(
             lambda x: x.to(device or x.device, copy=True), self.state_dict()
         )

@@ -1,4 +1,4 @@
-"""Models trained alone, as a run trains them, to hold members of a population against."""
+"""Models trained alone, as a run trains them: the reference for members of a population."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def train_all_alone(folder: Path, models: Sequence[LFADS], data: Any, n_epochs: 
 def assert_same(
     population: Population, metrics: Sequence[Any], lone: Lone, k: int, at: int
 ) -> None:
-    """Hold member k, and what it logged, against the model `at` that trained alone."""
+    """Check that member k, and what it logged, equal the model `at` that trained alone."""
     for epoch, numbers in enumerate(lone.logged[at]):
         expected = {n: v for n, v in numbers.items() if n.startswith(("train/", "valid/"))}
         assert set(metrics[epoch]) == set(expected)
