@@ -428,7 +428,7 @@ def test_a_generator_of_ones_own_is_no_members(data: Any) -> None:
             return batch._replace(encod_data=batch.encod_data + noise)
 
     found = population(data, 2, train_aug_stack=lambda: AugmentationStack([Own()], [0], []))
-    with pytest.warns(UserWarning, match="augmentations run.*generator of its own"):
+    with pytest.warns(UserWarning, match="augmentations run.*its own generator"):
         found.train_epoch()
 
 
@@ -652,7 +652,7 @@ def test_an_interrupted_epoch_leaves_the_members_as_they_were(data: Any) -> None
 def test_a_members_checkpoint_is_a_model(tmp_path: Path, data: Any) -> None:
     found = population(data, 2)
     found.set_values({"dropout_rate": [0.1, 0.2]})
-    with pytest.raises(UserError, match="no epoch yet"):
+    with pytest.raises(UserError, match="no epoch is trained yet"):
         found.checkpoint(0)
     found.train_epoch()
     torch.save(found.checkpoint(1), tmp_path / "member.ckpt")

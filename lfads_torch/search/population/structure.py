@@ -29,12 +29,13 @@ def check_structure(models: Sequence[Any]) -> None:
         facts = dict(_facts(model))
         for name in {**first, **facts}:
             if first.get(name) != facts.get(name):
+                tunables = ", ".join(models[0].tunables())
                 raise ConfigError(
                     f"{name} is {first.get(name)!r} in the model of member 0 and "
-                    f"{facts.get(name)!r} in that of member {k}; members of a population may "
-                    f"differ in parameters, in the tunables ({', '.join(models[0].tunables())}), in the "
-                    "numbers of AdamW, of the learning rate's schedule and of the ramps, and in "
-                    "nothing else; build all members from one configuration"
+                    f"{facts.get(name)!r} in that of member {k}; members may differ "
+                    f"in parameters, in the tunables ({tunables}), in the numbers of AdamW, of the "
+                    "learning rate's schedule and of the ramps, and in nothing else; build all "
+                    "members from one configuration"
                 )
 
 
