@@ -121,23 +121,9 @@ def _extent(array: Array) -> Extent:
 def settle_split(
     split: str, arrays: Mapping[str, Array], given: Lengths | None
 ) -> tuple[Lengths | None, list[str]]:
-    """Find a split's lengths, and mark what lies past them.
+    """Return a split's lengths and its problems, and mark what lies past the ends in place.
 
-    Parameters
-    ----------
-    split : str
-    arrays : dict of str to ndarray of float32, shape (n, bins, channels)
-        "encod_data" and, where they are known, "recon_data", "ext_input" and "truth"; changed in
-        place as `mark_ends` says.
-    given : ndarray of int, shape (n,), optional
-        Lengths that the file states.
-
-    Returns
-    -------
-    lengths : ndarray of int, shape (n,), or None
-        -1 for a trial that is as long as can be; None where nothing is missing.
-    problems : list of str
-        Trials of which nothing was observed, external inputs that are not known.
+    A length is -1 for a trial that is as long as can be; lengths are None where nothing is missing.
     """
     if given is not None:
         mark_ends(arrays, given)
@@ -170,15 +156,7 @@ def settle_split(
 
 
 def describe_missing(arrays: Mapping[str, Array], lengths: Mapping[str, Lengths]) -> list[str]:
-    """Say, by split, how many entries are missing, which channels, and how long trials are.
-
-    Parameters
-    ----------
-    arrays : dict of str to ndarray, shape (n, bins, channels)
-        By key (``train_recon_data``), what lies past a trial's end marked with NaN.
-    lengths : dict of str to ndarray of int
-        Lengths that the file states, by split.
-    """
+    """Say, by split, how many entries are missing, which channels, and how long trials are."""
     lines = []
     for split in dict.fromkeys(key.split("_", 1)[0] for key in arrays):
         encod, recon = (arrays.get(f"{split}_{name}") for name in _NAMES)

@@ -128,16 +128,7 @@ def trials_without_spikes(arrays: Mapping[str, Array]) -> list[str]:
 
 
 def hash_rows(array: Array) -> NDArray[np.uint64]:
-    """Hash each trial's bits to 64 bits (a multilinear hash with fixed random multipliers).
-
-    Parameters
-    ----------
-    array : ndarray of float32, shape (n, ...)
-
-    Returns
-    -------
-    ndarray of uint64, shape (n,)
-    """
+    """Hash each trial's bits to 64 bits (a multilinear hash with fixed random multipliers)."""
     size = int(np.prod(array.shape[1:]))
     random = np.random.default_rng(0x1FAD5)
     multipliers = random.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
@@ -204,18 +195,9 @@ def _overlapping(arrays: Mapping[str, Array]) -> list[str]:
 
 
 def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
-    """Find whether validation windows begin with the last bins of a training window.
+    """Return how many first bins of validation windows end a training window, and in which fraction.
 
-    Parameters
-    ----------
-    train, valid : ndarray of float32, shape (n, T, N)
-
-    Returns
-    -------
-    overlap : int
-        Bins that they share; 0 where they do not.
-    share : float
-        Fraction of the validation windows that do.
+    Both are 0 where windows (n, T, N) do not overlap.
     """
     n_bins = train.shape[1]
     if train.shape[1:] != valid.shape[1:] or n_bins < 2:
@@ -293,19 +275,7 @@ def _misaligned(arrays: Mapping[str, Array]) -> list[str]:
 
 
 def count_faults(key: str, array: Array) -> tuple[list[str], list[str]]:
-    """Tell faulty spike counts from data that never were counts.
-
-    Parameters
-    ----------
-    key : str
-    array : ndarray of float32, shape (n, T, N)
-
-    Returns
-    -------
-    errors, warnings : list of str
-        Negative, fractional or infinite entries are errors in what otherwise are counts. Data
-        that mostly are not counts get a warning with the reconstructions that fit them.
-    """
+    """Return errors and warnings that separate faulty spike counts from data that are no counts."""
     errors, warnings = [], []
     negative = np.zeros(array.shape[2], np.int64)
     fractional, infinite, missing, zero = (np.zeros_like(negative) for _ in range(4))

@@ -32,17 +32,6 @@ def ahead(jobs: Iterable[Callable[[], T]], n_ahead: int = _AHEAD) -> Generator[T
 
     The thread ends with the last job, with an exception of a job (which is raised here), and when
     the iterator is closed or dropped.
-
-    Parameters
-    ----------
-    jobs : iterable of callable
-    n_ahead : int
-        Results that are held at most, with the one that is being made.
-
-    Yields
-    ------
-    object
-        What each job gives.
     """
     waiting: deque[Future[T]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lfads-read")
@@ -224,17 +213,7 @@ Wanted = tuple[dict[int, Tensor], str]
 
 
 def draw(sessions: Sequence[Any], wanted: Iterable[Wanted]) -> Generator[dict[int, Draw]]:
-    """Batches of some steps; what has to be read from files is read ahead.
-
-    Parameters
-    ----------
-    sessions : sequence of SessionTensors or StreamedSession
-    wanted : iterable of (dict of int to Tensor, str)
-
-    Yields
-    ------
-    dict of int to (SessionBatch, tuple of Tensor)
-    """
+    """Yield the batches of some steps; what has to be read from files is read ahead."""
     if not any(isinstance(own, StreamedSession) for own in sessions):
         for rows, split in wanted:
             yield {number: sessions[number].batch(own, split) for number, own in rows.items()}
@@ -258,22 +237,7 @@ def draw(sessions: Sequence[Any], wanted: Iterable[Wanted]) -> Generator[dict[in
 def plan_memory(
     paths: Sequence[Path], batch_keys: Sequence[str], sv_rate: float, bound: float
 ) -> list[bool]:
-    """Hold the smallest sessions, as many as the bound allows; the others are streamed.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-    batch_keys : sequence of str
-    sv_rate : float
-        Above 0 there is a mask beside the data.
-    bound : float
-        Bytes.
-
-    Returns
-    -------
-    list of bool
-        Whether to hold it, by session.
-    """
+    """Return which sessions are held in memory: the smallest, as many as `bound` bytes allow."""
     needed = [bytes_in_memory(path, batch_keys, masked=sv_rate > 0) for path in paths]
     held, left = [False] * len(paths), bound
     for number in sorted(range(len(paths)), key=needed.__getitem__):

@@ -46,23 +46,7 @@ def redraw_split(
 ) -> dict[str, Indices]:
     """Pool train and valid trials and draw the split anew; each keeps the order of the file.
 
-    Parameters
-    ----------
-    session : SessionData
-    rows : dict of str to ndarray of int
-        Rows by split as in the file.
-    ratio : float, optional
-        Fraction of the trials for train; by default that of the file.
-    seed : sequence of int
-
-    Returns
-    -------
-    dict of str to ndarray of int
-
-    Raises
-    ------
-    UserError
-        If no trial were left for train or for valid.
+    `ratio` of them go to train, by default the file's fraction.
     """
     n_pooled = len(rows["train"]) + len(rows["valid"])
     n_train = len(rows["train"]) if ratio is None else round(n_pooled * ratio)
@@ -79,11 +63,6 @@ def redrawn_array(key: str, session: SessionData, rows: dict[str, Indices]) -> A
     """Let an attribute key's array follow a redrawn split.
 
     Arrays without a ``train_`` or ``valid_`` in front stay as they are.
-
-    Raises
-    ------
-    UserError
-        If the file does not hold such an array with a row per trial for both splits.
     """
     split, _, name = key.partition("_")
     if split not in ("train", "valid"):
@@ -101,21 +80,9 @@ def redrawn_array(key: str, session: SessionData, rows: dict[str, Indices]) -> A
 
 
 def sv_mask(session: SessionData, rate: float, seed: Sequence[int], n_spared: int) -> Tensor | None:
-    """Draw the sample-validation mask of all splits, pooled; None where `rate` is 0.
+    """Draw the sample-validation mask (n, T_e, N_e) of all splits, True for kept entries.
 
-    Parameters
-    ----------
-    session : SessionData
-    rate : float
-        Probability that an entry is held out.
-    seed : sequence of int
-    n_spared : int
-        First bins that are never held out.
-
-    Returns
-    -------
-    Tensor of bool, shape (n, T_e, N_e), or None
-        True for kept entries.
+    None where `rate`, the probability that an entry is held out, is 0.
     """
     if rate == 0:
         return None
@@ -140,13 +107,7 @@ def _ext_len(session: SessionData) -> int:
 
 
 def check_together(sessions: Sequence[SessionData]) -> None:
-    """Check that sessions can share one model.
-
-    Raises
-    ------
-    DataError
-        If they differ in bins or in channels of external input.
-    """
+    """Check that sessions can share one model."""
     first = sessions[0]
     for other in sessions[1:]:
         pair = (first, other)
