@@ -195,7 +195,7 @@ def _overlapping(arrays: Mapping[str, Array]) -> list[str]:
 
 
 def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
-    """Return how many first bins of validation windows end a training window, and in which fraction.
+    """Return how many first bins of validation windows end a training window, and how often.
 
     Both are 0 where windows (n, T, N) do not overlap.
     """
