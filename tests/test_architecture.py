@@ -50,9 +50,7 @@ NEIGHBOURS = {
     ("search.rules", "search.settings"),
 }
 # Arrows that still run up or sideways: to be taken out, never to be added to.
-DEBTS: set[tuple[str, str]] = {
-    ("search.space", "search.hyperparam"),
-}
+DEBTS: set[tuple[str, str]] = set()
 # The only modules that may import Ray; `lfads_torch.search.ray` imports them when it is asked to.
 OVER_RAY = {
     "lfads_torch.search.ray.driver",

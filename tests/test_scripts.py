@@ -13,9 +13,8 @@ import pytest
 from lfads_torch.runs.check_config import check_config
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.search import run
-from lfads_torch.search.hyperparam import HyperParam
 from lfads_torch.search.settings import SearchSettings
-from lfads_torch.search.space import DEFAULT_SPACE, parse_space, space_overrides
+from lfads_torch.search.space import DEFAULT_SPACE, HyperParam, parse_space, space_overrides
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

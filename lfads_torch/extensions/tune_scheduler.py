@@ -14,9 +14,8 @@ from ray.tune.schedulers import FIFOScheduler
 from ..errors import ConfigError, did_you_mean
 from ..folder import POPULATION, read_population
 from ..search.history import History
-from ..search.hyperparam import HyperParam
 from ..search.rules import tournament
-from ..search.space import first_values, parse_space, perturbed
+from ..search.space import HyperParam, first_values, parse_space, perturbed
 
 _PREFIX = "model."
 

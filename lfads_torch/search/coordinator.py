@@ -1,8 +1,4 @@
-"""Puts together what trials report, and says what they do next. Needs no Ray.
-
-All that a resumed search has to know lies in ``population.csv`` and in ``ray/state.json``: the
-decisions so far follow from scores and seed, so they are made again instead of stored.
-"""
+"""Keep scores and history of a search whose members train in several groups, and decide."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +17,45 @@ from ..files import write_whole
 from ..folder import HP, POPULATION, read_exchanges, read_population
 from .history import History
 from .live_table import LiveTable, Row
-from .methods import Method, Verdict
-from .ray.plan import Plan, needs_all
+from .rules import Method, Verdict
 from .settings import SearchSettings
 from .space import Space
 
 STATE = "ray/state.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all groups do before they go on.
+
+    Attributes
+    ----------
+    n_epochs : int
+        Epochs after which it holds.
+    ended : str
+        Why the search ends here; empty where it goes on.
+    parents : dict of int to int
+        Members that become copies, and of whom.
+    values : dict of str to (dict of int to float)
+        Hyper-parameters of those copies.
+    sources : dict of int to str
+        For each of those parents, the checkpoint of its trial after `n_epochs` epochs.
+    finished, dropped : tuple of int
+        Members that stop: because they are done, or because they are given up.
+    """
+
+    n_epochs: int
+    ended: str = ""
+    parents: dict[int, int] = field(default_factory=dict)
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    sources: dict[int, str] = field(default_factory=dict)
+    finished: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
+
+
+def needs_all(method: Method, n_epochs: int, max_epochs: int) -> bool:
+    """Return whether what happens after so many epochs depends on the members of all trials."""
+    return method.compares and method.ends(n_epochs) and n_epochs < max_epochs
 
 
 class _Entry(NamedTuple):
@@ -36,14 +66,14 @@ class _Entry(NamedTuple):
     values: dict[str, float]
 
 
-class Referee:
+class Coordinator:
     """Keeps the history of a search whose members train in several trials, and judges them.
 
     Parameters
     ----------
     folder : Path
         Run folder of the search; what it holds is continued.
-    chunks : sequence of sequence of int
+    groups : sequence of sequence of int
         Members of each trial.
     method : Method
     space : Space
@@ -74,7 +104,7 @@ class Referee:
     def __init__(
         self,
         folder: Path,
-        chunks: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[int]],
         method: Method,
         space: Space,
         settings: SearchSettings,
@@ -87,7 +117,7 @@ class Referee:
         session: int = 0,
     ) -> None:
         self.folder = folder
-        self.chunks = [list(chunk) for chunk in chunks]
+        self.groups = [list(group) for group in groups]
         self.method = method
         self.space = space
         self.settings = settings
@@ -100,9 +130,9 @@ class Referee:
         self.failure: Exception | None = None
         self.diverged_at: int | None = None
         self.checkpoints = [[(int(n), str(place)) for n, place in saved] for saved in checkpoints]
-        self.checkpoints += [[] for _ in self.chunks[len(self.checkpoints) :]]
-        self.over = list(over) or [False] * len(self.chunks)
-        self.training = {k for chunk in self.chunks for k in chunk}
+        self.checkpoints += [[] for _ in self.groups[len(self.checkpoints) :]]
+        self.over = list(over) or [False] * len(self.groups)
+        self.training = {k for group in self.groups for k in group}
         self._n_members = len(self.training)
         self._any_finished = False
         self._judged = 0
@@ -121,6 +151,12 @@ class Referee:
 
     def _replay(self) -> None:
         """Take in the rows that are there."""
+        # Decisions are made again from the history, and not stored. They follow from scores and
+        # seed alone, so a replay gives the same ones. A stored decision would be a second record
+        # beside ``population.csv``, and a kill between the two writes would let them disagree.
+        # A group may also come back from a checkpoint that is generations old: it needs the plans
+        # since then, which the replay makes anyway. What is replayed is not written again: rows
+        # in `_seen` and exchanges in `_exchanged` are skipped.
         self._exchanged: set[int] = set()
         self._seen: set[tuple[int, int]] = set()
         self._is_replay = True
@@ -142,7 +178,7 @@ class Referee:
         Parameters
         ----------
         report : mapping
-            As `Chunk.train_epoch` returns it. An epoch that is trained a second time, because a
+            As `Group.train_epoch` returns it. An epoch that is trained a second time, because a
             worker died before it was saved, is not recorded twice.
         """
         n_epochs = int(report["n_epochs"])
@@ -171,17 +207,17 @@ class Referee:
             self._seen.add((n_epochs - 1, member))
             self._trained[member] = max(self._trained[member], n_epochs)
             self._latest[member] = entry.score
-        if self.settings.method == "random":
+        if not self.method.compares:
             self._judge_apart(n_epochs, entries)
         else:
             self._epochs.setdefault(n_epochs, {}).update(entries)
 
-    def saved(self, chunk: int, n_epochs: int, place: str, *, is_over: bool = False) -> None:
+    def saved(self, group: int, n_epochs: int, place: str, *, is_over: bool = False) -> None:
         """Note a checkpoint of a trial, before an older one is deleted.
 
         Parameters
         ----------
-        chunk : int
+        group : int
             Which trial.
         n_epochs : int
             Epochs that the checkpoint has behind it.
@@ -190,15 +226,15 @@ class Referee:
         is_over : bool, default=False
             Whether the trial has nothing left to do.
         """
-        self.over[chunk] = is_over
-        self.checkpoints[chunk].append((n_epochs, place))
-        self.checkpoints[chunk] = self.checkpoints[chunk][-self.n_kept :]
+        self.over[group] = is_over
+        self.checkpoints[group].append((n_epochs, place))
+        self.checkpoints[group] = self.checkpoints[group][-self.n_kept :]
         self.write_state()
 
     def write_state(self) -> None:
         """Write what a resumed search needs beside the history."""
         state = {
-            "chunks": self.chunks,
+            "chunks": self.groups,  # the name in the files of searches that are under way
             "checkpoints": self.checkpoints,
             "over": self.over,
             "max_epochs": self.max_epochs,
@@ -210,7 +246,7 @@ class Referee:
 
     def decide(self) -> None:
         """Judge the epochs for which everything needed is there; see `plans` and `ended`."""
-        while self.settings.method != "random" and not self.is_over and self._is_ready():
+        while self.method.compares and not self.is_over and self._is_ready():
             n_epochs = self._judged = self._judged + 1
             entries = self._epochs[n_epochs]
             members = np.array(sorted(self.training), dtype=np.intp)
@@ -222,7 +258,7 @@ class Referee:
             self.ended = verdict.ended
             if n_epochs >= self.max_epochs:
                 self.ended = self.ended or self._limit_reached()
-            if needs_all(self.settings, self.method, n_epochs, self.max_epochs):
+            if needs_all(self.method, n_epochs, self.max_epochs):
                 self.plans.append(self._plan(n_epochs, members, scores, verdict))
             self._show(n_epochs, members, scores, verdict)
             self._stop(members, verdict)
@@ -238,13 +274,13 @@ class Referee:
         entries = self._epochs.get(n_epochs, {})
         if not self.training or not self.training <= entries.keys():
             return False
-        if not needs_all(self.settings, self.method, n_epochs, self.max_epochs):
+        if not needs_all(self.method, n_epochs, self.max_epochs):
             return True
         # Members are copied from checkpoints, so these have to be there.
         return all(
             saved and saved[-1][0] >= n_epochs
-            for chunk, saved in zip(self.chunks, self.checkpoints, strict=True)
-            if self.training & set(chunk)
+            for group, saved in zip(self.groups, self.checkpoints, strict=True)
+            if self.training & set(group)
         )
 
     def _plan(
@@ -271,7 +307,7 @@ class Referee:
             generation = self.method.generation(n_epochs - 1)
             self.history.exchange(n_epochs, generation, verdict.parents, old, new, scores)
         parents = {numbers[k]: numbers[verdict.parents[k]] for k in copies}
-        chunk_of = {k: i for i, chunk in enumerate(self.chunks) for k in chunk}
+        group_of = {k: i for i, group in enumerate(self.groups) for k in group}
         places = [dict(saved) for saved in self.checkpoints]
         return Plan(
             n_epochs,
@@ -279,7 +315,7 @@ class Referee:
             parents=parents,
             values={name: {numbers[k]: float(new[name][k]) for k in copies} for name in new},
             # None for a generation before the last: every trial is beyond it.
-            sources={p: places[chunk_of[p]].get(n_epochs, "") for p in set(parents.values())},
+            sources={p: places[group_of[p]].get(n_epochs, "") for p in set(parents.values())},
         )
 
     def _judge_apart(self, n_epochs: int, entries: Mapping[int, _Entry]) -> None:
@@ -320,7 +356,7 @@ class Referee:
     ) -> None:
         replaced = len(verdict.finished) + len(verdict.dropped)
         group = len(members) - replaced
-        if self.settings.method == "pbt":
+        if self.method.exchanges:
             parents = np.arange(len(members)) if verdict.parents is None else verdict.parents
             replaced = int((parents != np.arange(len(members))).sum())
             group = self.method.generation(n_epochs - 1)
@@ -330,7 +366,7 @@ class Referee:
     def _show_row(
         self, n_epochs: int, scores: NDArray[np.float64], group: int, replaced: int, final: bool
     ) -> None:
-        n_members = self._n_members if self.settings.method == "random" else len(scores)
+        n_members = self._n_members if not self.method.compares else len(scores)
         began, before = self._clock
         self._clock = (time.monotonic(), n_epochs)
         if self._is_replay:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ..checkpoint import read_checkpoint
 from ..files import write_whole
+from .coordinator import Plan, needs_all
 from .members import build_members, max_epochs_of
 from .population import Population
-from .ray.plan import Plan, needs_all
 from .settings import SearchSettings
 from .state import Best, save
 
@@ -31,7 +31,7 @@ def final_name(member: int) -> str:
     return f"member_{member:03d}.ckpt"
 
 
-class Chunk:
+class Group:
     """Members of a search that train as one stacked model.
 
     Parameters
@@ -89,7 +89,7 @@ class Chunk:
     @property
     def waits(self) -> bool:
         """Whether a plan is needed before the next epoch."""
-        together = needs_all(self.settings, self.method, self.n_epochs, self.max_epochs)
+        together = needs_all(self.method, self.n_epochs, self.max_epochs)
         return not self.is_over and together and self._decided < self.n_epochs
 
     def train_epoch(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Chunk:
         }
         self._keep_best()
         verdict = self.method.judge(self.n_epochs, self.numbers, self.scores)
-        if not needs_all(self.settings, self.method, self.n_epochs, self.max_epochs):
+        if not needs_all(self.method, self.n_epochs, self.max_epochs):
             self._let_go(verdict.finished, verdict.dropped)
         return report
 
@@ -208,7 +208,7 @@ class Chunk:
         write_whole(folder / ABOUT, json.dumps(about))
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote; the chunk may not have got further than that."""
+        """Go on from what `save` wrote; the group may not have got further than that."""
         state = read_checkpoint(folder / STATE)
         held = np.asarray(state["held"], dtype=np.intp)
         if len(held) < len(self._held):

@@ -51,8 +51,8 @@ class LiveTable:
 
     Parameters
     ----------
-    group, replaced : str
-        Heads of the first and of the fifth column, of 7 letters at most.
+    exchanges : bool
+        Whether members copy each other in generations; if not, they only stop.
     max_epochs : int
         Epochs at which the search ends at the latest.
     steps_per_epoch : int
@@ -65,8 +65,7 @@ class LiveTable:
 
     def __init__(
         self,
-        group: str,
-        replaced: str,
+        exchanges: bool,
         max_epochs: int,
         steps_per_epoch: int,
         *,
@@ -77,6 +76,7 @@ class LiveTable:
         self.steps_per_epoch = steps_per_epoch
         self.line_every_s = line_every_s
         self._out = sys.stderr if stream is None else stream
+        group, replaced = ("gen", "copies") if exchanges else ("members", "stopped")
         self._heads = (
             *(group, "epoch", "best", "median", replaced, "diverged"),
             *("steps/s", "left"),

@@ -20,9 +20,9 @@ from ..runs.compose import write_config
 from .history import History
 from .live_table import LiveTable, Row
 from .members import Members, build_members, max_epochs_of
-from .methods import Verdict
 from .population import Population
 from .result import finish_search, now
+from .rules import Verdict
 from .settings import SearchSettings
 from .state import (
     BEST_CHECKPOINT,
@@ -99,8 +99,7 @@ class LocalSearch:
         write_config(self.folder / CONFIG, self.config)
         RunFolder(self.folder).write_status("training", **self.facts)
         self.table = LiveTable(
-            self.members.method.group,
-            self.members.method.replaced,
+            self.members.method.exchanges,
             self.max_epochs,
             self.population.steps_per_epoch,
         )
@@ -206,7 +205,7 @@ class LocalSearch:
         best, median = (finite.min(), np.median(finite)) if finite.size else (math.nan, math.nan)
         row = Row(
             group=method.generation(epoch - 1)
-            if self.settings.method == "pbt"
+            if method.exchanges
             else len(self.numbers) - replaced,
             epoch=epoch,
             best=self.settings.sign * float(best),

@@ -13,7 +13,7 @@ from ..errors import ConfigError, UserError
 from ..model import LFADS
 from ..runs.build import build, build_model
 from ..runs.check_config import check_config
-from .methods import Method, Values, build_method
+from .rules import Method, Values, build_method
 from .settings import SearchSettings
 from .space import Space
 
@@ -194,7 +194,7 @@ def build_members(
     max_epochs, burn_in = max_epochs_of(config), burn_in_of(models[0], settings)
     method = build_method(settings, space, seed, burn_in, max_epochs)
     first_end = burn_in + settings.perturbation_interval
-    if settings.method == "pbt" and max_epochs <= first_end:
+    if method.exchanges and max_epochs <= first_end:
         warnings.warn(
             f"nobody will copy anybody: the first generation ends after {first_end} epochs "
             f"({burn_in} of burn-in, {settings.perturbation_interval} of the generation), but "

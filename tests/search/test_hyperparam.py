@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lfads_torch.errors import ConfigError
-from lfads_torch.search.hyperparam import MAX_TRIES, HyperParam
+from lfads_torch.search.space import MAX_TRIES, HyperParam
 
 POSITIVE = st.floats(1e-6, 1e6)
 WIDTH = st.floats(0.001, 3.0)

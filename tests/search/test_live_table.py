@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 
 def table(stream: io.StringIO, line_every_s: float = 1e9) -> LiveTable:
-    return LiveTable("gen", "copies", 100, 5, line_every_s=line_every_s, stream=stream)
+    return LiveTable(True, 100, 5, line_every_s=line_every_s, stream=stream)
 
 
 def test_a_line_has_generation_scores_copies_speed_and_time_left() -> None:

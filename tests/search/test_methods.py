@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lfads_torch.search.methods import PopulationBased, RandomSearch, build_method
+from lfads_torch.search.rules import PopulationBased, RandomSearch, build_method
 from lfads_torch.search.settings import SearchSettings
 from lfads_torch.search.space import HyperParam
 

@@ -23,8 +23,8 @@ from lfads_torch.folder import read_exchanges, read_population
 from lfads_torch.run_model import RunResult
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.search import group, local, result, run
-from lfads_torch.search.coordinator import STATE, Referee
-from lfads_torch.search.group import ABOUT, BEST, Chunk, final_name
+from lfads_torch.search.coordinator import STATE, Coordinator
+from lfads_torch.search.group import ABOUT, BEST, Group, final_name
 from lfads_torch.search.live_table import LiveTable
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
 from lfads_torch.search.ray import RayOptions, run_ray_search
@@ -96,15 +96,15 @@ class Cluster:
         self.config, self.folder = config, folder
         self.settings = check_search(config)
         self.places = folder / "places"
-        self.chunks: list[Chunk | None] = [None] * len(CHUNKS)
-        self.referee = self.begin()
+        self.groups: list[Group | None] = [None] * len(CHUNKS)
+        self.coordinator = self.begin()
 
-    def begin(self) -> Referee:
+    def begin(self) -> Coordinator:
         """Begin, or go on with what the folder holds, as the driver does."""
         members = build_members(self.config, self.settings, [0])
         path = self.folder / STATE
         state = json.loads(path.read_text()) if path.is_file() else {}
-        self.referee = Referee(
+        self.coordinator = Coordinator(
             self.folder,
             state.get("chunks", CHUNKS),
             members.method,
@@ -112,52 +112,52 @@ class Cluster:
             self.settings,
             max_epochs_of(self.config),
             n_kept=9,
-            table=LiveTable("gen", "copies", max_epochs_of(self.config), 3),
+            table=LiveTable(True, max_epochs_of(self.config), 3),
             checkpoints=state.get("checkpoints", ()),
         )
-        self.chunks = [None] * len(CHUNKS)
-        return self.referee
+        self.groups = [None] * len(CHUNKS)
+        return self.coordinator
 
-    def start(self, i: int) -> Chunk:
-        trial = Chunk(self.config, self.settings, self.referee.chunks[i])
-        saved = self.referee.checkpoints[i]
+    def start(self, i: int) -> Group:
+        trial = Group(self.config, self.settings, self.coordinator.groups[i])
+        saved = self.coordinator.checkpoints[i]
         if saved:
             trial.load(Path(saved[-1][1]))
-        self.chunks[i] = trial
+        self.groups[i] = trial
         return trial
 
-    def save(self, i: int, trial: Chunk) -> None:
+    def save(self, i: int, trial: Group) -> None:
         place = self.places / f"{i}_{trial.n_epochs}"
         place.mkdir(parents=True, exist_ok=True)
         trial.save(place)
-        self.referee.saved(i, trial.n_epochs, str(place), is_over=trial.is_over)
+        self.coordinator.saved(i, trial.n_epochs, str(place), is_over=trial.is_over)
 
     def turn(self, i: int) -> bool:
         """Let a trial do what it can; return whether it is over."""
-        trial = self.chunks[i] or self.start(i)
+        trial = self.groups[i] or self.start(i)
         if trial.waits:
-            self.referee.decide()
-            plans = [plan for plan in self.referee.plans if plan.n_epochs == trial.n_epochs]
+            self.coordinator.decide()
+            plans = [plan for plan in self.coordinator.plans if plan.n_epochs == trial.n_epochs]
             if not plans:
                 return False
             trial.follow(plans[0])
         if not trial.is_over:
-            self.referee.report(trial.train_epoch())
+            self.coordinator.report(trial.train_epoch())
         if trial.waits or trial.is_over or trial.n_epochs % 2 == 0:
             self.save(i, trial)
         return trial.is_over
 
-    def run(self, kill: Callable[[int, int], bool] = lambda i, turn: False) -> Referee:
+    def run(self, kill: Callable[[int, int], bool] = lambda i, turn: False) -> Coordinator:
         over = [False] * len(CHUNKS)
         for turn in range(300):
             for i in np.random.permutation(len(CHUNKS)):
                 over[i] = over[i] or self.turn(i)
                 if not over[i] and kill(int(i), turn):
-                    self.chunks[i] = None
-            if all(over) or self.referee.diverged_at is not None:
+                    self.groups[i] = None
+            if all(over) or self.coordinator.diverged_at is not None:
                 break
-        self.referee.decide()
-        return self.referee
+        self.coordinator.decide()
+        return self.coordinator
 
 
 def by_epoch(folder: Path) -> dict[str, np.ndarray]:
@@ -180,11 +180,11 @@ def assert_same_history(one: Path, other: Path) -> None:
 def test_trials_do_what_one_process_does(method: str, data: str, tmp_path: Path) -> None:
     one = one_process(data, method)
     cluster = Cluster(compose(data, method), tmp_path)
-    referee = cluster.run(kill=lambda i, turn: i == 1 and turn in (4, 11))
+    coordinator = cluster.run(kill=lambda i, turn: i == 1 and turn in (4, 11))
     assert_same_history(one, tmp_path)
 
     status = json.loads((one / "status.json").read_text())
-    places = [Path(saved[-1][1]) for saved in referee.checkpoints]
+    places = [Path(saved[-1][1]) for saved in coordinator.checkpoints]
     abouts = [json.loads((place / ABOUT).read_text()) for place in places]
     scores = {int(k): score for about in abouts for k, score in about["scores"].items()}
     assert scores == {entry["member"]: entry["score"] for entry in status["members"]}
@@ -193,7 +193,7 @@ def test_trials_do_what_one_process_does(method: str, data: str, tmp_path: Path)
     best = min(about["best"] for about in abouts)
     assert best == [status["best"][name] for name in ("score", "member", "epoch")]
     assert (places[abouts.index(next(a for a in abouts if a["best"] == best))] / BEST).is_file()
-    assert referee.ended == status["ended"]
+    assert coordinator.ended == status["ended"]
 
 
 @pytest.mark.parametrize("method", OF_METHOD)
@@ -204,18 +204,18 @@ def test_a_driver_that_was_stopped_decides_again_as_before(
     for turn in range(7):
         for i in range(len(CHUNKS) if turn < 6 else 1):
             cluster.turn(i)
-    referee = cluster.begin()
-    assert not referee.ended
-    referee = cluster.run()
+    coordinator = cluster.begin()
+    assert not coordinator.ended
+    coordinator = cluster.run()
     assert_same_history(one_process(data, method), tmp_path)
     again = cluster.begin()
-    assert (again.ended, again.plans) == (referee.ended, referee.plans)
+    assert (again.ended, again.plans) == (coordinator.ended, coordinator.plans)
 
 
 def test_more_epochs_are_trained_when_more_are_allowed(data: str, tmp_path: Path) -> None:
     Cluster(compose(data, "pbt", {"trainer.max_epochs": 8}), tmp_path).run()
     cluster = Cluster(compose(data, "pbt"), tmp_path)
-    assert not cluster.referee.ended
+    assert not cluster.coordinator.ended
     cluster.run()
     assert_same_history(one_process(data, "pbt"), tmp_path)
 
@@ -223,8 +223,8 @@ def test_more_epochs_are_trained_when_more_are_allowed(data: str, tmp_path: Path
 def test_an_epoch_is_recorded_once(data: str, tmp_path: Path) -> None:
     cluster = Cluster(compose(data, "pbt"), tmp_path)
     report = cluster.start(0).train_epoch()
-    cluster.referee.report(report)
-    cluster.referee.report(report)
+    cluster.coordinator.report(report)
+    cluster.coordinator.report(report)
     cluster.begin().report(report)
     assert read_population(tmp_path)["member"].tolist() == CHUNKS[0]
 
@@ -246,9 +246,9 @@ def test_only_members_that_diverged_lose(
         return np.where((seeds < 3) & (epoch == 4), np.nan, 1.0 / (epoch + 1)) + 0 * seeds
 
     monkeypatch.setattr(FakePopulation, "loss", staticmethod(diverging))
-    referee = Cluster(compose(data, "pbt"), tmp_path).run()
-    assert set(CHUNKS[0]) == set(referee.plans[0].parents)
-    assert not set(referee.plans[0].parents.values()) & set(CHUNKS[0])
+    coordinator = Cluster(compose(data, "pbt"), tmp_path).run()
+    assert set(CHUNKS[0]) == set(coordinator.plans[0].parents)
+    assert not set(coordinator.plans[0].parents.values()) & set(CHUNKS[0])
     assert not read_population(tmp_path)["diverged"][-1]
 
 

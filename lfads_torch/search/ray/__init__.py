@@ -1,9 +1,8 @@
 """The back-end over Ray Tune: the same members and rules, in trials on one or many machines.
 
-Only modules in here import Ray, and only `run_ray_search` imports them. `chunk` (the members of a
-trial), `referee` (what happens between generations) and `options` do without it; `trial`,
-`scheduler` and `driver` tie them to Tune. `tournament` and `stopper` are for Tune scripts of one's
-own.
+Only modules in here import Ray, and only `run_ray_search` imports them. `group` (the members of a
+trial), `coordinator` (what happens between generations) and `cluster` (options) do without it;
+`trial`, `scheduler` and `driver` tie them to Tune.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def run_ray_search(
     """Search for hyper-parameters over Ray Tune, and keep the best model.
 
     Members, scores, tournaments and what lies in the run folder are those of a search in one
-    process; a trial of Tune holds one member or a stacked chunk of them.
+    process; a trial of Tune holds one member or a stacked group of them.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from ...files import copy_whole
 from ...folder import CONFIG, RunFolder
 from ...run_model import RunResult
 from ...runs.compose import write_config
-from ..coordinator import STATE, Referee
+from ..coordinator import STATE, Coordinator
 from ..group import ABOUT, BEST, final_name
 from ..live_table import LiveTable
 from ..members import build_members, check_search, max_epochs_of
@@ -29,8 +29,8 @@ from ..result import finish_search, now
 from ..settings import SearchSettings
 from ..state import BEST_CHECKPOINT, Best, all_diverged, member_path
 from .cluster import RayOptions
-from .scheduler import ChunkScheduler, StopOnFailure, Watch
-from .trial import CHUNK, MEMBERS, NUMBER, START, Board, MemberTrial
+from .scheduler import GroupScheduler, StopOnFailure, Watch
+from .trial import GROUP, MEMBERS, NUMBER, START, Board, MemberTrial
 
 #: Tune would write logs of its own, print tables, and warn of frequent checkpoints.
 _ENVIRONMENT = {
@@ -133,15 +133,16 @@ class _Session:
         accelerator = str(config["trainer"].get("accelerator", "auto"))
         may_use_gpu = accelerator in ("auto", "gpu", "cuda")
         self.resources = options.resources(nodes, may_use_gpu=may_use_gpu)
-        chunks, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
+        groups, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
         path = folder / STATE
         state = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
-        self.referee = self._referee(state.get("chunks", chunks), state, overwrite=overwrite)
+        groups = state.get("chunks", groups)
+        self.coordinator = self._coordinator(groups, state, overwrite=overwrite)
 
-    def _referee(
-        self, chunks: list[list[int]], state: dict[str, Any], *, overwrite: bool
-    ) -> Referee:
-        n_members = sum(map(len, chunks))
+    def _coordinator(
+        self, groups: list[list[int]], state: dict[str, Any], *, overwrite: bool
+    ) -> Coordinator:
+        n_members = sum(map(len, groups))
         if n_members != self.settings.n_members:
             raise UserError(
                 f"{self.settings.count_key} is {self.settings.n_members}, but the search in "
@@ -154,16 +155,16 @@ class _Session:
             RunFolder(self.folder).delete()
         method = members.method
         interval = math.ceil(self.settings.perturbation_interval / self.options.checkpoint_every)
-        return Referee(
+        return Coordinator(
             self.folder,
-            chunks,
+            groups,
             method,
             members.space,
             self.settings,
             self.max_epochs,
             # A trial may be a generation ahead of one that has yet to copy from it.
             n_kept=interval + 3,
-            table=LiveTable(method.group, method.replaced, self.max_epochs, n_steps),
+            table=LiveTable(method.exchanges, self.max_epochs, n_steps),
             checkpoints=state.get("checkpoints", ()),
             # With more epochs allowed, trials that had reached the limit go on.
             over=state.get("over", ()) if state.get("max_epochs") == self.max_epochs else (),
@@ -172,7 +173,7 @@ class _Session:
 
     def run(self) -> RunResult:
         """Train, and finish what the trials leave."""
-        referee = self.referee
+        coordinator = self.coordinator
         facts: dict[str, Any] = {
             "version": __version__,
             "search": self.settings.method,
@@ -183,28 +184,28 @@ class _Session:
         }
         write_config(self.folder / CONFIG, self.config)
         RunFolder(self.folder).write_status("training", **facts)
-        referee.write_state()
+        coordinator.write_state()
         try:
-            if not all(referee.over):
+            if not all(coordinator.over):
                 self._train()
-            referee.decide()
-            if referee.failure is not None:
-                raise referee.failure
-            if referee.diverged_at is not None:
+            coordinator.decide()
+            if coordinator.failure is not None:
+                raise coordinator.failure
+            if coordinator.diverged_at is not None:
                 best = self._collect().best
-                n_members = len(referee.training)
-                raise all_diverged(self.folder, n_members, referee.diverged_at, best)
+                n_members = len(coordinator.training)
+                raise all_diverged(self.folder, n_members, coordinator.diverged_at, best)
         except UserError as error:
             RunFolder(self.folder).write_status("training", **facts, stopped=str(error))
             raise
         finally:
-            referee.table.close()
-        if not all(referee.over):
+            coordinator.table.close()
+        if not all(coordinator.over):
             raise KeyboardInterrupt  # which Tune has taken, to save its trials
         return self._finish(facts)
 
     def _train(self) -> None:
-        referee, options = self.referee, self.options
+        coordinator, options = self.coordinator, self.options
         board = ray.remote(Board).options(num_cpus=0).remote()
         trainable = tune.with_parameters(
             MemberTrial,
@@ -214,28 +215,28 @@ class _Session:
             checkpoint_every=options.checkpoint_every,
         )
         starts = [
-            {NUMBER: i, MEMBERS: chunk, START: saved[-1][1] if saved else ""}
-            for i, (chunk, saved) in enumerate(
-                zip(referee.chunks, referee.checkpoints, strict=True)
+            {NUMBER: i, MEMBERS: group, START: saved[-1][1] if saved else ""}
+            for i, (group, saved) in enumerate(
+                zip(coordinator.groups, coordinator.checkpoints, strict=True)
             )
-            if not referee.over[i]
+            if not coordinator.over[i]
         ]
         tuner = tune.Tuner(
             tune.with_resources(trainable, self.resources),
-            param_space={CHUNK: tune.grid_search(starts)},
+            param_space={GROUP: tune.grid_search(starts)},
             tune_config=tune.TuneConfig(
-                scheduler=ChunkScheduler(referee, board, self.n_slots),
+                scheduler=GroupScheduler(coordinator, board, self.n_slots),
                 reuse_actors=True,
-                trial_dirname_creator=lambda trial: f"trial_{trial.config[CHUNK][NUMBER]:03d}",
+                trial_dirname_creator=lambda trial: f"trial_{trial.config[GROUP][NUMBER]:03d}",
             ),
             run_config=tune.RunConfig(
-                name=f"{self.folder.name}_{referee.session}",
+                name=f"{self.folder.name}_{coordinator.session}",
                 storage_path=self.storage,
-                stop=StopOnFailure(referee),
-                callbacks=[Watch(referee, options.max_failures)],
+                stop=StopOnFailure(coordinator),
+                callbacks=[Watch(coordinator, options.max_failures)],
                 failure_config=tune.FailureConfig(max_failures=options.max_failures),
                 checkpoint_config=tune.CheckpointConfig(
-                    num_to_keep=referee.n_kept, checkpoint_at_end=True
+                    num_to_keep=coordinator.n_kept, checkpoint_at_end=True
                 ),
                 verbose=0,
             ),
@@ -252,7 +253,7 @@ class _Session:
         """Take the members that do not train any more out of the checkpoints of their trials."""
         scores: dict[int, float] = {}
         best, n_epochs, n_steps = Best(), 0, 0
-        for saved in self.referee.checkpoints:
+        for saved in self.coordinator.checkpoints:
             if not saved:
                 continue
             with tune.Checkpoint(f"{self.storage}/{saved[-1][1]}").as_directory() as folder:
@@ -275,7 +276,7 @@ class _Session:
         if not left.scores:
             n_members, last = self.settings.n_members, left.n_epochs - 1
             raise all_diverged(self.folder, n_members, last, left.best)
-        self.referee.table.say(f"the search ended: {self.referee.ended}")
+        self.coordinator.table.say(f"the search ended: {self.coordinator.ended}")
         result = finish_search(
             self.config,
             self.folder,
@@ -283,7 +284,7 @@ class _Session:
             n_epochs=left.n_epochs,
             steps_per_epoch=left.steps_per_epoch,
             scores=left.scores,
-            ended=self.referee.ended,
+            ended=self.coordinator.ended,
             best=left.best,
             facts=facts,
         )
@@ -294,8 +295,8 @@ class _Session:
         """Delete all checkpoints of trials but the last, where they are files of this machine."""
         if "://" in self.storage:
             return
-        last = {Path(self.storage, saved[-1][1]) for saved in self.referee.checkpoints}
-        for session in range(self.referee.session + 1):
+        last = {Path(self.storage, saved[-1][1]) for saved in self.coordinator.checkpoints}
+        for session in range(self.coordinator.session + 1):
             for place in Path(self.storage, f"{self.folder.name}_{session}").glob(
                 "trial_*/checkpoint_*"
             ):

@@ -12,22 +12,22 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.stopper import Stopper
 
 from ...errors import UserError
-from ..coordinator import Referee
-from .trial import CHUNK, EPOCHS, NUMBER, REPORT, WAITS
+from ..coordinator import Coordinator
+from .trial import EPOCHS, GROUP, NUMBER, REPORT, WAITS
 
 #: Seconds after which a trial that waits makes room for one that should have had a place.
 _GRACE_S = 120.0
 
 
-class ChunkScheduler(FIFOScheduler):
-    """Hands the plans of a referee to the trials.
+class GroupScheduler(FIFOScheduler):
+    """Hands the plans of a coordinator to the trials.
 
     A trial that waits for a plan keeps its process. Only where there are more trials than places
     does it make room, saved, and comes back once its plan is there.
 
     Parameters
     ----------
-    referee : Referee
+    coordinator : Coordinator
     board : actor handle
         Of a `Board`.
     n_slots : int
@@ -36,9 +36,9 @@ class ChunkScheduler(FIFOScheduler):
 
     _supports_buffered_results = False
 
-    def __init__(self, referee: Referee, board: Any, n_slots: int) -> None:
+    def __init__(self, coordinator: Coordinator, board: Any, n_slots: int) -> None:
         super().__init__()
-        self._referee = referee
+        self._coordinator = coordinator
         self._board = board
         self._n_slots = n_slots
         self._n_posted = 0
@@ -62,8 +62,8 @@ class ChunkScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
         """Post new plans; choose a trial that has something to do."""
-        self._referee.decide()
-        for plan in self._referee.plans[self._n_posted :]:
+        self._coordinator.decide()
+        for plan in self._coordinator.plans[self._n_posted :]:
             ray.get(self._board.post.remote(plan))
             self._n_posted += 1
         trials = tune_controller.get_trials()
@@ -76,22 +76,22 @@ class ChunkScheduler(FIFOScheduler):
         return None
 
     def _can_go(self, trial: Trial) -> bool:
-        plans = self._referee.plans
+        plans = self._coordinator.plans
         return bool(plans) and plans[-1].n_epochs >= trial.last_result.get(EPOCHS, 0)
 
 
 class Watch(Callback):
-    """Hands what trials report to a referee, with their checkpoints and failures.
+    """Hands what trials report to a coordinator, with their checkpoints and failures.
 
     Parameters
     ----------
-    referee : Referee
+    coordinator : Coordinator
     max_failures : int
         How often a trial was started again.
     """
 
-    def __init__(self, referee: Referee, max_failures: int) -> None:
-        self._referee = referee
+    def __init__(self, coordinator: Coordinator, max_failures: int) -> None:
+        self._coordinator = coordinator
         self._max_failures = max_failures
 
     def on_trial_result(
@@ -104,24 +104,24 @@ class Watch(Callback):
     ) -> None:
         """Take in an epoch; the scheduler does not see the last one of a trial."""
         for report in result.get(REPORT, ()):
-            self._referee.report(report)
+            self._coordinator.report(report)
 
     def on_checkpoint(
         self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Checkpoint, **info: Any
     ) -> None:
         """Note where a trial can be gone on with from, before Tune deletes older checkpoints."""
         place = "/".join(str(checkpoint.path).rstrip("/").split("/")[-3:])
-        number, result = trial.config[CHUNK][NUMBER], trial.last_result
+        number, result = trial.config[GROUP][NUMBER], trial.last_result
         is_over = bool(result.get("done"))
-        self._referee.saved(number, int(result[EPOCHS]), place, is_over=is_over)
+        self._coordinator.saved(number, int(result[EPOCHS]), place, is_over=is_over)
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Say that a trial starts again."""
-        saved = self._referee.checkpoints[trial.config[CHUNK][NUMBER]]
+        saved = self._coordinator.checkpoints[trial.config[GROUP][NUMBER]]
         place = f"from epoch {saved[-1][0]}" if saved else "from the beginning"
-        self._referee.table.say(f"{self._name(trial)} starts again {place}: {_reason(trial)}")
+        self._coordinator.table.say(f"{self._name(trial)} starts again {place}: {_reason(trial)}")
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
@@ -129,16 +129,16 @@ class Watch(Callback):
         """Note the failure that is one too many."""
         cause = getattr(trial.get_pickled_error(), "cause", None)
         if isinstance(cause, UserError):
-            self._referee.failure = cause
+            self._coordinator.failure = cause
             return
-        self._referee.failure = UserError(
+        self._coordinator.failure = UserError(
             f"{self._name(trial)} failed {self._max_failures + 1} times, at last because "
             f"{_reason(trial)} (in full: {trial.path}/error.txt). Mend that and go on with "
-            f"lfads pbt --resume {self._referee.folder}"
+            f"lfads pbt --resume {self._coordinator.folder}"
         )
 
     def _name(self, trial: Trial) -> str:
-        members = self._referee.chunks[trial.config[CHUNK][NUMBER]]
+        members = self._coordinator.groups[trial.config[GROUP][NUMBER]]
         if len(members) == 1:
             return f"the trial of member {members[0]}"
         return f"the trial of members {members[0]} to {members[-1]}"
@@ -160,8 +160,8 @@ def _reason(trial: Trial) -> str:
 class StopOnFailure(Stopper):
     """Ends the experiment once the search cannot go on."""
 
-    def __init__(self, referee: Referee) -> None:
-        self._referee = referee
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Stop no trial by its result; that is for the trial to know."""
@@ -169,4 +169,4 @@ class StopOnFailure(Stopper):
 
     def stop_all(self) -> bool:
         """Stop all."""
-        return self._referee.failure is not None or self._referee.diverged_at is not None
+        return self._coordinator.failure is not None or self._coordinator.diverged_at is not None

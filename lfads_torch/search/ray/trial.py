@@ -1,4 +1,4 @@
-"""A trial of Ray Tune: one chunk of members, an epoch at a time."""
+"""A trial of Ray Tune: one group of members, an epoch at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import ray
 from ray import tune
 
 from ...runs.build import pick_device
-from ..group import Chunk
+from ..coordinator import Plan
+from ..group import Group
 from ..settings import SearchSettings
-from .plan import Plan
 
 #: Keys of a trial's results, beside the searched metric.
 EPOCHS, REPORT, WAITS = "n_epochs", "report", "waits"
 #: Key of a trial's configuration, and keys of what it holds.
-CHUNK = "chunk"
+GROUP = "group"
 NUMBER, MEMBERS, START = "number", "members", "start"
 _WAIT_S = 5.0
 
@@ -49,7 +49,7 @@ class Board:
 
 
 class MemberTrial(tune.Trainable):
-    """Trains a chunk of members; Tune calls its methods.
+    """Trains a group of members; Tune calls its methods.
 
     A trial that needs a plan comes back every few seconds without having trained, so that its
     driver can give its place to another one.
@@ -68,11 +68,11 @@ class MemberTrial(tune.Trainable):
             raise ValueError("a trial needs the configuration of the run")
         self.run, self.board = run, board
         self.storage, self.checkpoint_every = storage, checkpoint_every
-        self._build(config[CHUNK])
+        self._build(config[GROUP])
 
     def _build(self, config: Mapping[str, Any]) -> None:
         # A trial without a share of a GPU sees none: Ray sets CUDA_VISIBLE_DEVICES.
-        self.chunk = Chunk(
+        self.group = Group(
             self.run,
             SearchSettings.from_config(self.run["search"]),
             config[MEMBERS],
@@ -80,7 +80,7 @@ class MemberTrial(tune.Trainable):
         )
         if config[START]:
             with self._open(config[START]) as folder:
-                self.chunk.load(Path(folder))
+                self.group.load(Path(folder))
 
     def _open(self, place: str) -> AbstractContextManager[str]:
         """Return a checkpoint as a folder on this machine."""
@@ -88,36 +88,36 @@ class MemberTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take other members into the same process, which has everything imported."""
-        self._build(new_config[CHUNK])
+        self._build(new_config[GROUP])
         return True
 
     def step(self) -> dict[str, Any]:
         """Train an epoch, or wait for a plan."""
-        chunk = self.chunk
-        if chunk.waits:
-            plan = ray.get(self.board.wait.remote(chunk.n_epochs, _WAIT_S))
+        group = self.group
+        if group.waits:
+            plan = ray.get(self.board.wait.remote(group.n_epochs, _WAIT_S))
             if plan is None:
                 return self._result(waits=True)
-            chunk.follow(plan, self._open)
-        if chunk.is_over:
+            group.follow(plan, self._open)
+        if group.is_over:
             return self._result(done=True)
-        report = chunk.train_epoch()
-        is_due = chunk.n_epochs % self.checkpoint_every == 0
+        report = group.train_epoch()
+        is_due = group.n_epochs % self.checkpoint_every == 0
         # In a list, so that Tune takes it as it is.
         return self._result(
-            **{REPORT: [report], "should_checkpoint": is_due or chunk.waits, "done": chunk.is_over}
+            **{REPORT: [report], "should_checkpoint": is_due or group.waits, "done": group.is_over}
         )
 
     def _result(self, **more: Any) -> dict[str, Any]:
-        scores = self.chunk.scores
+        scores = self.group.scores
         best = float(np.min(scores, initial=np.inf))
-        metric = self.chunk.settings.metric
-        return {EPOCHS: self.chunk.n_epochs, metric: self.chunk.settings.sign * best, **more}
+        metric = self.group.settings.metric
+        return {EPOCHS: self.group.n_epochs, metric: self.group.settings.sign * best, **more}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write the chunk."""
-        self.chunk.save(Path(checkpoint_dir))
+        """Write the group."""
+        self.group.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Read the chunk; Tune gives what `save_checkpoint` wrote."""
-        self.chunk.load(Path(checkpoint_dir))
+        """Read the group; Tune gives what `save_checkpoint` wrote."""
+        self.group.load(Path(checkpoint_dir))
