@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,45 +17,11 @@ from ..files import write_whole
 from ..folder import HP, POPULATION, read_exchanges, read_population
 from .history import History
 from .live_table import LiveTable, Row
-from .rules import Method, Verdict
+from .rules import Method, Plan, needs_plan
 from .settings import SearchSettings
 from .space import Space
 
 STATE = "ray/state.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all groups do before they go on.
-
-    Attributes
-    ----------
-    n_epochs : int
-        Epochs after which it holds.
-    ended : str
-        Why the search ends here; empty where it goes on.
-    parents : dict of int to int
-        Members that become copies, and of whom.
-    values : dict of str to (dict of int to float)
-        Hyper-parameters of those copies.
-    sources : dict of int to str
-        For each of those parents, the checkpoint of its trial after `n_epochs` epochs.
-    finished, dropped : tuple of int
-        Members that stop: because they are done, or because they are given up.
-    """
-
-    n_epochs: int
-    ended: str = ""
-    parents: dict[int, int] = field(default_factory=dict)
-    values: dict[str, dict[int, float]] = field(default_factory=dict)
-    sources: dict[int, str] = field(default_factory=dict)
-    finished: tuple[int, ...] = ()
-    dropped: tuple[int, ...] = ()
-
-
-def needs_all(method: Method, n_epochs: int, max_epochs: int) -> bool:
-    """Return whether what happens after so many epochs depends on the members of all trials."""
-    return method.compares and method.ends(n_epochs) and n_epochs < max_epochs
 
 
 class _Entry(NamedTuple):
@@ -110,8 +76,8 @@ class Coordinator:
         settings: SearchSettings,
         max_epochs: int,
         *,
-        n_kept: int,
         table: LiveTable,
+        n_kept: int = 1,
         checkpoints: Sequence[Sequence[tuple[int, str]]] = (),
         over: Sequence[bool] = (),
         session: int = 0,
@@ -133,6 +99,8 @@ class Coordinator:
         self.checkpoints += [[] for _ in self.groups[len(self.checkpoints) :]]
         self.over = list(over) or [False] * len(self.groups)
         self.training = {k for group in self.groups for k in group}
+        #: Whether groups run on at their own pace, since no member depends on another.
+        self._apart = not method.compares and len(self.groups) > 1
         self._n_members = len(self.training)
         self._any_finished = False
         self._judged = 0
@@ -154,9 +122,9 @@ class Coordinator:
         # Decisions are made again from the history, and not stored. They follow from scores and
         # seed alone, so a replay gives the same ones. A stored decision would be a second record
         # beside ``population.csv``, and a kill between the two writes would let them disagree.
-        # A group may also come back from a checkpoint that is generations old: it needs the plans
-        # since then, which the replay makes anyway. What is replayed is not written again: rows
-        # in `_seen` and exchanges in `_exchanged` are skipped.
+        # A group that comes back from an older checkpoint needs the plans since then, which the
+        # replay makes anyway. What is replayed is not written again: rows in `_seen` and exchanges
+        # in `_exchanged` are skipped.
         self._exchanged: set[int] = set()
         self._seen: set[tuple[int, int]] = set()
         self._is_replay = True
@@ -207,7 +175,7 @@ class Coordinator:
             self._seen.add((n_epochs - 1, member))
             self._trained[member] = max(self._trained[member], n_epochs)
             self._latest[member] = entry.score
-        if not self.method.compares:
+        if self._apart:
             self._judge_apart(n_epochs, entries)
         else:
             self._epochs.setdefault(n_epochs, {}).update(entries)
@@ -246,83 +214,85 @@ class Coordinator:
 
     def decide(self) -> None:
         """Judge the epochs for which everything needed is there; see `plans` and `ended`."""
-        while self.method.compares and not self.is_over and self._is_ready():
+        while not self._apart and not self.is_over and self._is_ready():
             n_epochs = self._judged = self._judged + 1
-            entries = self._epochs[n_epochs]
+            entries = self._epochs.pop(n_epochs)
             members = np.array(sorted(self.training), dtype=np.intp)
             scores = np.array([entries[int(k)].score for k in members])
-            verdict = self.method.judge(n_epochs, members, scores)
+            plan = self.method.judge(n_epochs, members, scores)
             if all(entry.diverged for entry in entries.values()) and not self._any_finished:
                 self.diverged_at = n_epochs - 1
                 return
-            self.ended = verdict.ended
+            self._stop(plan)
+            self.ended = plan.ended
             if n_epochs >= self.max_epochs:
                 self.ended = self.ended or self._limit_reached()
-            if needs_all(self.method, n_epochs, self.max_epochs):
-                self.plans.append(self._plan(n_epochs, members, scores, verdict))
-            self._show(n_epochs, members, scores, verdict)
-            self._stop(members, verdict)
-            self._epochs.pop(n_epochs)
+            if not self.training:
+                self.ended = self.ended or "no member trains any more"
+            if needs_plan(self.method, n_epochs, self.max_epochs):
+                self.plans.append(self._complete(plan, members, scores, entries))
+            self._show(plan, scores)
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to be decided."""
         return bool(self.ended or self.failure) or self.diverged_at is not None
 
+    def plan(self, n_epochs: int) -> Plan | None:
+        """Return the plan that holds after these epochs; None where it is not made yet."""
+        return next((plan for plan in self.plans if plan.n_epochs == n_epochs), None)
+
     def _is_ready(self) -> bool:
         n_epochs = self._judged + 1
         entries = self._epochs.get(n_epochs, {})
         if not self.training or not self.training <= entries.keys():
             return False
-        if not needs_all(self.method, n_epochs, self.max_epochs):
+        if len(self.groups) == 1 or not needs_plan(self.method, n_epochs, self.max_epochs):
             return True
-        # Members are copied from checkpoints, so these have to be there.
+        # Members are copied from checkpoints of other groups, so these have to be there.
         return all(
             saved and saved[-1][0] >= n_epochs
             for group, saved in zip(self.groups, self.checkpoints, strict=True)
             if self.training & set(group)
         )
 
-    def _plan(
+    def _complete(
         self,
-        n_epochs: int,
+        plan: Plan,
         members: NDArray[np.intp],
         scores: NDArray[np.float64],
-        verdict: Verdict,
+        entries: Mapping[int, _Entry],
     ) -> Plan:
-        numbers = [int(k) for k in members]
-        if verdict.parents is None:
-            return Plan(
-                n_epochs,
-                self.ended,
-                finished=tuple(numbers[k] for k in verdict.finished),
-                dropped=tuple(numbers[k] for k in verdict.dropped),
-            )
-        entries = self._epochs[n_epochs]
-        old = {name: np.array([entries[k].values[name] for k in numbers]) for name in self.space}
-        copies = np.flatnonzero(verdict.parents != np.arange(len(numbers)))
-        copied = {name: column[verdict.parents] for name, column in old.items()}
-        new = self.method.perturbed(n_epochs, copied, copies)
-        if n_epochs not in self._exchanged:
-            generation = self.method.generation(n_epochs - 1)
-            self.history.exchange(n_epochs, generation, verdict.parents, old, new, scores)
-        parents = {numbers[k]: numbers[verdict.parents[k]] for k in copies}
+        """Add the values of copies, and the places from which they are copied; record the copies."""
+        plan = replace(plan, ended=self.ended)
+        if not plan.parents:
+            return plan
+        place = {int(k): i for i, k in enumerate(members)}
+        parents = np.array([place[plan.parents.get(int(k), int(k))] for k in members])
+        copies = np.array([place[k] for k in plan.parents])
+        old = {name: np.array([entries[int(k)].values[name] for k in members]) for name in self.space}
+        copied = {name: column[parents] for name, column in old.items()}
+        new = self.method.perturbed(plan.n_epochs, copied, copies)
+        if plan.n_epochs not in self._exchanged:
+            generation = self.method.generation(plan.n_epochs - 1)
+            self.history.exchange(plan.n_epochs, generation, parents, old, new, scores)
         group_of = {k: i for i, group in enumerate(self.groups) for k in group}
         places = [dict(saved) for saved in self.checkpoints]
-        return Plan(
-            n_epochs,
-            self.ended,
-            parents=parents,
-            values={name: {numbers[k]: float(new[name][k]) for k in copies} for name in new},
-            # None for a generation before the last: every trial is beyond it.
-            sources={p: places[group_of[p]].get(n_epochs, "") for p in set(parents.values())},
+        return replace(
+            plan,
+            values={name: {k: float(new[name][place[k]]) for k in plan.parents} for name in new},
+            # None for a generation before the last: every group is beyond it.
+            sources={
+                parent: places[group_of[parent]].get(plan.n_epochs, "")
+                for parent in set(plan.parents.values())
+            },
         )
 
     def _judge_apart(self, n_epochs: int, entries: Mapping[int, _Entry]) -> None:
         """Judge members that do not depend on others."""
         numbers = np.array([k for k in entries if k in self.training], dtype=np.intp)
         scores = np.array([entries[int(k)].score for k in numbers])
-        self._stop(numbers, self.method.judge(n_epochs, numbers, scores))
+        self._stop(self.method.judge(n_epochs, numbers, scores))
         if n_epochs >= self.max_epochs:
             self.training.difference_update(numbers.tolist())
         if not self.training:
@@ -337,36 +307,28 @@ class Coordinator:
             stopped = self._n_members - len(self.training)
             self._show_row(epoch, latest, len(self.training), stopped, ends or bool(self.ended))
 
-    def _stop(self, members: NDArray[np.intp], verdict: Verdict) -> None:
-        for k in (*verdict.finished, *verdict.dropped):
-            self.training.discard(int(members[k]))
-        self._any_finished = self._any_finished or bool(verdict.finished)
+    def _stop(self, plan: Plan) -> None:
+        self.training.difference_update(plan.finished, plan.dropped)
+        self._any_finished = self._any_finished or bool(plan.finished)
 
     def _limit_reached(self) -> str:
         return f"trainer.max_epochs={self.max_epochs} is reached"
 
     # ---- table -----------------------------------------------------------------------------------
 
-    def _show(
-        self,
-        n_epochs: int,
-        members: NDArray[np.intp],
-        scores: NDArray[np.float64],
-        verdict: Verdict,
-    ) -> None:
-        replaced = len(verdict.finished) + len(verdict.dropped)
-        group = len(members) - replaced
+    def _show(self, plan: Plan, scores: NDArray[np.float64]) -> None:
+        replaced = len(plan.finished) + len(plan.dropped)
+        group = len(scores) - replaced
         if self.method.exchanges:
-            parents = np.arange(len(members)) if verdict.parents is None else verdict.parents
-            replaced = int((parents != np.arange(len(members))).sum())
-            group = self.method.generation(n_epochs - 1)
-        is_line = self.method.ends(n_epochs) or bool(self.ended)
-        self._show_row(n_epochs, scores, group, replaced, is_line)
+            replaced = len(plan.parents)
+            group = self.method.generation(plan.n_epochs - 1)
+        is_line = self.method.ends(plan.n_epochs) or bool(self.ended)
+        self._show_row(plan.n_epochs, scores, group, replaced, is_line)
 
     def _show_row(
         self, n_epochs: int, scores: NDArray[np.float64], group: int, replaced: int, final: bool
     ) -> None:
-        n_members = self._n_members if not self.method.compares else len(scores)
+        n_members = self._n_members if self._apart else len(scores)
         began, before = self._clock
         self._clock = (time.monotonic(), n_epochs)
         if self._is_replay:

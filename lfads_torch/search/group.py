@@ -1,4 +1,4 @@
-"""The members of one trial: a part of a population, trained and saved as one. Needs no Ray."""
+"""Members of a search that train as one stacked population, and follow plans. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -6,42 +6,55 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..checkpoint import read_checkpoint
-from ..files import write_whole
-from .coordinator import Plan, needs_all
+from ..errors import UserError
+from ..files import replacing, write_whole
 from .members import build_members, max_epochs_of
 from .population import Population
+from .rules import Plan, needs_plan
 from .settings import SearchSettings
-from .state import Best, save
-
-STATE = "state.pt"
-ABOUT = "about.json"
-BEST = "best.ckpt"
+from .state import BEST_CHECKPOINT, MEMBERS, STATE, Best, save
 
 OpenFolder = Callable[[str], AbstractContextManager[Path | str]]
 
 
-def final_name(member: int) -> str:
-    """Return the file of a member that does not train any more, in a trial's checkpoint."""
-    return f"member_{member:03d}.ckpt"
+class Place(NamedTuple):
+    """Where a group is saved: its state, its best model so far, and members that do not train."""
+
+    state: Path
+    best: Path
+    members: Path
+
+    @classmethod
+    def of_search(cls, folder: Path) -> Place:
+        """Return the place of a search's only group, in the run folder."""
+        return cls(folder / STATE, folder / BEST_CHECKPOINT, folder / MEMBERS)
+
+    @classmethod
+    def of_trial(cls, folder: Path) -> Place:
+        """Return the place of one group of several, in a folder of its own."""
+        return cls(folder / "state.pt", folder / "best.ckpt", folder)
+
+    @property
+    def about(self) -> Path:
+        """A small file that says what else is there, for who does not load the state."""
+        return self.state.with_name("about.json")
+
+    def member(self, number: int) -> Path:
+        """Return the checkpoint of a member that does not train any more."""
+        return self.members / f"member_{number:03d}.ckpt"
 
 
 class Group:
     """Members of a search that train as one stacked model.
 
-    Parameters
-    ----------
-    config : mapping
-        Composed, with ``search``.
-    settings : SearchSettings
-    numbers : sequence of int
-        Which members of the search these are.
-    device : str, default="cpu"
+    `config` is composed, with ``search``; `numbers` says which members of the search these are.
     """
 
     def __init__(
@@ -54,6 +67,7 @@ class Group:
     ) -> None:
         members = build_members(config, settings, numbers, device=device)
         self.settings = settings
+        self.space = members.space
         self.method = members.method
         self.max_epochs = max_epochs_of(config)
         self.population = Population(
@@ -64,17 +78,20 @@ class Group:
             device=device,
             stack_size=settings.chunk,
         )
+        members.models.clear()  # the population has copies
         self.population.set_values(members.values)
-        self.numbers: NDArray[np.intp] = np.asarray(numbers, dtype=np.intp)
+        self._all: NDArray[np.intp] = np.asarray(numbers, dtype=np.intp)
+        self.numbers = self._all
         #: Members that the population holds; it cannot hold none.
         self._held = self.numbers
         self.scores = np.full(len(self.numbers), np.inf)
         self.best = Best()
         self._best_checkpoint: dict[str, Any] | None = None
         #: Members that do not train any more, with score and checkpoint.
-        self._left: dict[int, tuple[float, dict[str, Any]]] = {}
+        self._stopped: dict[int, tuple[float, dict[str, Any]]] = {}
         self._decided = 0
         self._ended = False
+        self._written: set[tuple[Path, int]] = set()
 
     @property
     def n_epochs(self) -> int:
@@ -89,16 +106,16 @@ class Group:
     @property
     def waits(self) -> bool:
         """Whether a plan is needed before the next epoch."""
-        together = needs_all(self.method, self.n_epochs, self.max_epochs)
-        return not self.is_over and together and self._decided < self.n_epochs
+        return not self.is_over and self._needs_plan and self._decided < self.n_epochs
+
+    @property
+    def _needs_plan(self) -> bool:
+        return needs_plan(self.method, self.n_epochs, self.max_epochs)
 
     def train_epoch(self) -> dict[str, Any]:
-        """Train an epoch, and let go who stops without a look at other trials.
+        """Train an epoch, and stop the members whose fate depends on themselves alone.
 
-        Returns
-        -------
-        dict
-            What the history records, in plain lists with one item for each member that was trained.
+        Returns what the history records, in plain lists with one item for each member trained.
         """
         names, values = self.population.names, self.population.values
         metrics = self.population.train_epoch()
@@ -111,105 +128,137 @@ class Group:
             "metrics": {name: np.asarray(column).tolist() for name, column in metrics.items()},
             "diverged": (~alive).tolist(),
         }
-        self._keep_best()
-        verdict = self.method.judge(self.n_epochs, self.numbers, self.scores)
-        if not needs_all(self.method, self.n_epochs, self.max_epochs):
-            self._let_go(verdict.finished, verdict.dropped)
-        return report
-
-    def _keep_best(self) -> None:
         k = int(np.argmin(self.scores))
         if self.scores[k] < self.best.score:
             self.best = Best(float(self.scores[k]), int(self.numbers[k]), self.n_epochs - 1)
             self._best_checkpoint = self.population.checkpoint(k)
+        # The coordinator comes to the same by the same rule. To wait for its word would cost a
+        # group of its own process a round trip in each epoch.
+        plan = self.method.judge(self.n_epochs, self.numbers, self.scores)
+        if not self._needs_plan:
+            self._stop(plan)
+        return report
 
-    def _let_go(self, finished: Sequence[int], dropped: Sequence[int]) -> None:
-        """Take members out, by their places; who is finished leaves a checkpoint."""
-        for k in finished:
-            checkpoint = self.population.checkpoint(k)
-            self._left[int(self.numbers[k])] = (float(self.scores[k]), checkpoint)
-        leaving = {*finished, *dropped}
-        staying = np.array([k for k in range(len(self.numbers)) if k not in leaving], np.intp)
-        if leaving and len(staying):
+    def _stop(self, plan: Plan) -> None:
+        """Take out the members that stop; one that is finished leaves a checkpoint."""
+        for k, number in enumerate(self.numbers.tolist()):
+            if number in plan.finished:
+                score = float(self.scores[k])
+                self._stopped[number] = (score, self.population.checkpoint(k))
+        staying = np.flatnonzero(~np.isin(self.numbers, [*plan.finished, *plan.dropped]))
+        if 0 < len(staying) < len(self.numbers):
             self.population.keep(staying)
             self._held = self.numbers[staying]
         self.numbers, self.scores = self.numbers[staying], self.scores[staying]
 
     def follow(self, plan: Plan, open_folder: OpenFolder = nullcontext) -> None:
-        """Do what a plan says.
-
-        Parameters
-        ----------
-        plan : Plan
-        open_folder : callable, optional
-            Gives a checkpoint of another trial as a folder on this machine.
-        """
+        """Do what a plan says; `open_folder` gives another group's checkpoint as a folder here."""
         self._decided = plan.n_epochs
         self._ended = bool(plan.ended)
         place = {int(number): k for k, number in enumerate(self.numbers)}
-        own = {place[number]: parent for number, parent in plan.parents.items() if number in place}
-        elsewhere = {k: parent for k, parent in own.items() if parent not in place}
+        copies = {place[k]: parent for k, parent in plan.parents.items() if k in place}
+        elsewhere = {k: parent for k, parent in copies.items() if parent not in place}
         for source in sorted({plan.sources[parent] for parent in elsewhere.values()}):
             with open_folder(source) as folder:
-                state = read_checkpoint(Path(folder) / STATE)
+                state = read_checkpoint(Place.of_trial(Path(folder)).state)
             for k, parent in elsewhere.items():
                 if plan.sources[parent] == source:
                     self.population.adopt(k, state["population"], state["held"].index(parent))
         parents = np.arange(len(self.numbers))
-        for k, parent in own.items():
+        for k, parent in copies.items():
             parents[k] = place.get(parent, k)
-        if len(elsewhere) < len(own):
+        if len(elsewhere) < len(copies):
             self.population.exchange(parents)
-        if own:
+        if copies:
             values = self.population.values
             for name, column in plan.values.items():
-                for k in own:
+                for k in copies:
                     values[name][k] = column[int(self.numbers[k])]
             self.population.set_values({name: values[name] for name in plan.values})
-        finished = [place[number] for number in plan.finished if number in place]
-        self._let_go(finished, [place[number] for number in plan.dropped if number in place])
+        self._stop(plan)
 
-    def save(self, folder: Path) -> None:
+    # ---- state -----------------------------------------------------------------------------------
+
+    def final_scores(self) -> dict[int, float]:
+        """Return the last scores of members that finished, and of those that still train."""
+        scores = {number: score for number, (score, _) in self._stopped.items()}
+        last = zip(self.numbers.tolist(), self.scores.tolist(), strict=True)
+        return {**scores, **{k: score for k, score in last if np.isfinite(score)}}
+
+    def save(self, place: Place, *, flush: bool = True) -> None:
         """Write all that the next epoch depends on; at the end, also every member.
 
-        Parameters
-        ----------
-        folder : Path
-            An empty one.
+        `flush` waits until the state is on the disk.
         """
-        left = dict(self._left)
         if self.is_over:
-            for k in np.flatnonzero(np.isfinite(self.scores)):
-                checkpoint = self.population.checkpoint(int(k))
-                left[int(self.numbers[k])] = (float(self.scores[k]), checkpoint)
-        for number, (_, checkpoint) in left.items():
-            save(folder / final_name(number), checkpoint)
+            self.save_members(place)
+        else:
+            self._save_stopped(place)
         if self._best_checkpoint is not None:
-            save(folder / BEST, self._best_checkpoint)
+            self._write(place.best, self.best.epoch, self._best_checkpoint)
         state = {
             "population": self.population.state_dict(),
             "method": self.method.state_dict(),
+            "kind": self.settings.method,
+            "members": self._all.tolist(),
             "numbers": self.numbers.tolist(),
             "held": self._held.tolist(),
             "scores": self.scores.tolist(),
             "best": list(self.best),
-            "left": {number: score for number, (score, _) in self._left.items()},
+            "stopped": {number: score for number, (score, _) in self._stopped.items()},
             "decided": self._decided,
             "ended": self._ended,
         }
-        save(folder / STATE, state)
+        # Straight to the file: a state is large, and need not be in memory twice.
+        with replacing(place.state, flush=flush) as file:
+            torch.save(state, file)
+
+    def save_members(self, place: Place) -> None:
+        """Write a checkpoint of every member that has not diverged."""
+        self._save_stopped(place)
+        for k in np.flatnonzero(np.isfinite(self.scores)):
+            checkpoint = self.population.checkpoint(int(k))
+            self._write(place.member(int(self.numbers[k])), self.n_epochs, checkpoint)
+
+    def write_about(self, place: Place) -> None:
+        """Write what a driver reads of a group without loading it."""
         about = {
             "n_epochs": self.n_epochs,
             "is_over": self.is_over,
             "best": list(self.best),
-            "scores": {number: score for number, (score, _) in left.items()},
+            "scores": self.final_scores() if self.is_over else {},
             "steps_per_epoch": self.population.steps_per_epoch,
         }
-        write_whole(folder / ABOUT, json.dumps(about))
+        write_whole(place.about, json.dumps(about))
 
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote; the group may not have got further than that."""
-        state = read_checkpoint(folder / STATE)
+    def _save_stopped(self, place: Place) -> None:
+        for number, (_, checkpoint) in self._stopped.items():
+            self._write(place.member(number), -1, checkpoint)
+
+    def _write(self, path: Path, version: int, checkpoint: Mapping[str, Any]) -> None:
+        """Write a checkpoint, unless this version of it is there already."""
+        if (path, version) not in self._written:
+            save(path, checkpoint)
+            self._written.add((path, version))
+
+    def load(self, place: Place) -> None:
+        """Go on from what `save` wrote; the group may not have got further than that.
+
+        Raises
+        ------
+        UserError
+            If the search was begun with other members or another method.
+        """
+        state = read_checkpoint(place.state)
+        for key, before, now in (
+            (self.settings.count_key, len(state["members"]), len(self._all)),
+            ("search.method", state["kind"], self.settings.method),
+        ):
+            if before != now:
+                raise UserError(
+                    f"{key} is {now}, but the search in {place.state.parent} was begun with "
+                    f"{before}; go on with that, or start another one"
+                )
         held = np.asarray(state["held"], dtype=np.intp)
         if len(held) < len(self._held):
             self.population.keep(np.flatnonzero(np.isin(self._held, held)))
@@ -220,11 +269,10 @@ class Group:
         self.scores = np.asarray(state["scores"], dtype=np.float64)
         score, member, epoch = state["best"]
         self.best = Best(float(score), int(member), int(epoch))
-        best = folder / BEST
-        self._best_checkpoint = read_checkpoint(best) if best.is_file() else None
-        self._left = {
-            int(number): (float(score), read_checkpoint(folder / final_name(int(number))))
-            for number, score in state["left"].items()
+        self._best_checkpoint = read_checkpoint(place.best) if place.best.is_file() else None
+        self._stopped = {
+            int(number): (float(score), read_checkpoint(place.member(int(number))))
+            for number, score in state["stopped"].items()
         }
         self._decided = int(state["decided"])
         self._ended = bool(state["ended"])

@@ -250,24 +250,34 @@ Values = dict[str, NDArray[np.float64]]
 _FIRST, _EXCHANGE = 7_001, 7_002
 
 
-class Verdict(NamedTuple):
-    """What is to be done after an epoch.
+@dataclass(frozen=True)
+class Plan:
+    """What members do before the next epoch, in their numbers.
 
     Attributes
     ----------
+    n_epochs : int
+        Epochs after which it holds.
     ended : str
         Why the search ends here; empty where it goes on.
-    parents : array of int, shape (K,), optional
-        What each member becomes a copy of.
+    parents : dict of int to int
+        Members that become copies, and of whom.
     finished, dropped : tuple of int
-        Members (by their place among those that train) that stop: because they are done, or because
-        they are given up.
+        Members that stop: because they are done, or because they are cut or have diverged.
+    values : dict of str to (dict of int to float)
+        Hyper-parameters of the copies; the coordinator adds them.
+    sources : dict of int to str
+        For each parent, the checkpoint of its group after `n_epochs` epochs, where groups are
+        apart.
     """
 
+    n_epochs: int
     ended: str = ""
-    parents: IntArray | None = None
+    parents: dict[int, int] = field(default_factory=dict)
     finished: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    sources: dict[int, str] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -287,11 +297,11 @@ class Method(Protocol):
     def ends(self, n_epochs: int) -> bool:
         """Return whether a generation ends when `n_epochs` epochs are trained."""
 
-    def judge(self, n_epochs: int, members: IntArray, scores: NDArray[np.float64]) -> Verdict:
+    def judge(self, n_epochs: int, members: IntArray, scores: NDArray[np.float64]) -> Plan:
         """Decide what happens after `n_epochs` epochs.
 
         `members` are the numbers of those that train, `scores` theirs: less is better, infinite for
-        who has diverged.
+        a member that has diverged.
         """
 
     def perturbed(self, n_epochs: int, values: Mapping[str, Any], members: IntArray) -> Values:
@@ -302,6 +312,11 @@ class Method(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
+
+
+def needs_plan(method: Method, n_epochs: int, max_epochs: int) -> bool:
+    """Return whether what happens after these epochs depends on members of other groups."""
+    return method.compares and method.ends(n_epochs) and n_epochs < max_epochs
 
 
 class PopulationBased:
@@ -343,21 +358,24 @@ class PopulationBased:
         """Return whether a generation ends here."""
         return self.schedule.ends(n_epochs)
 
-    def judge(self, n_epochs: int, members: IntArray, scores: NDArray[np.float64]) -> Verdict:
+    def judge(self, n_epochs: int, members: IntArray, scores: NDArray[np.float64]) -> Plan:
         """Hold a tournament at the end of a generation, unless the search ends."""
         if not self.schedule.ends(n_epochs):
-            return Verdict()
+            return Plan(n_epochs)
         number = self.schedule.generation(n_epochs - 1) + 1
         if self.patience.update(scores):
-            return Verdict(
+            return Plan(
+                n_epochs,
                 f"the best score improved by no more than {self.patience.min_ratio:g} of itself "
-                f"in {self.patience.patience} generations"
+                f"in {self.patience.patience} generations",
             )
         if self.max_generations is not None and number >= self.max_generations:
-            return Verdict(f"{number} generations are done")
+            return Plan(n_epochs, f"{number} generations are done")
         if not self.schedule.exchanges(n_epochs):
-            return Verdict()
-        return Verdict(parents=tournament(scores, self._rng(n_epochs, 0)))
+            return Plan(n_epochs)
+        parents = members[tournament(scores, self._rng(n_epochs, 0))]
+        pairs = zip(members.tolist(), parents.tolist(), strict=True)
+        return Plan(n_epochs, parents={k: parent for k, parent in pairs if parent != k})
 
     def perturbed(self, n_epochs: int, values: Mapping[str, Any], members: IntArray) -> Values:
         """Move the hyper-parameters of new copies."""
@@ -425,7 +443,7 @@ class RandomSearch:
             return any(rung.epochs == n_epochs for rung in self.rungs)
         return n_epochs % self.interval == 0
 
-    def judge(self, n_epochs: int, members: IntArray, scores: NDArray[np.float64]) -> Verdict:
+    def judge(self, n_epochs: int, members: IntArray, scores: NDArray[np.float64]) -> Plan:
         """Give up who has diverged or is cut; let stop who has not improved for long."""
         diverged = ~np.isfinite(scores)
         finished = np.zeros(len(scores), dtype=bool)
@@ -443,10 +461,11 @@ class RandomSearch:
         dropped = diverged | cut
         finished &= ~dropped
         stopping = dropped | finished
-        return Verdict(
+        return Plan(
+            n_epochs,
             "no member trains any more" if stopping.all() and not diverged.all() else "",
-            finished=tuple(np.flatnonzero(finished).tolist()),
-            dropped=tuple(np.flatnonzero(dropped).tolist()),
+            finished=tuple(members[finished].tolist()),
+            dropped=tuple(members[dropped].tolist()),
         )
 
     def perturbed(self, n_epochs: int, values: Mapping[str, Any], members: IntArray) -> Values:

@@ -10,7 +10,7 @@ from ..files import cannot_write, is_write_failure
 from ..folder import CONFIG, RunFolder
 from ..run_model import RunResult
 from ..runs.compose import Overrides, compose_config
-from .local import LocalSearch
+from .local import search_locally
 from .members import check_search
 from .state import load_state
 
@@ -84,7 +84,7 @@ def run_search(
 
             kind = settings.method
             return run_ray_search(config, folder, kind=kind, resume=resume, overwrite=overwrite)
-        return LocalSearch(config, settings, folder).run(resume=resume, overwrite=overwrite)
+        return search_locally(config, settings, folder, resume=resume, overwrite=overwrite)
     except OSError as error:
         if is_write_failure(error):
             raise cannot_write(error.filename or folder, error) from error

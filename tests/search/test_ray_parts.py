@@ -22,9 +22,9 @@ from lfads_torch.extensions import tune
 from lfads_torch.folder import read_exchanges, read_population
 from lfads_torch.run_model import RunResult
 from lfads_torch.runs.compose import compose_config
-from lfads_torch.search import group, local, result, run
+from lfads_torch.search import group, result, run
 from lfads_torch.search.coordinator import STATE, Coordinator
-from lfads_torch.search.group import ABOUT, BEST, Group, final_name
+from lfads_torch.search.group import Group, Place
 from lfads_torch.search.live_table import LiveTable
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
 from lfads_torch.search.ray import RayOptions, run_ray_search
@@ -56,7 +56,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "Population", FakePopulation)
     monkeypatch.setattr(group, "Population", FakePopulation)
     monkeypatch.setattr(FakePopulation, "loss", staticmethod(some_stall))
     monkeypatch.setattr(result, "draw_search", lambda *_: [])
@@ -122,14 +121,15 @@ class Cluster:
         trial = Group(self.config, self.settings, self.coordinator.groups[i])
         saved = self.coordinator.checkpoints[i]
         if saved:
-            trial.load(Path(saved[-1][1]))
+            trial.load(Place.of_trial(Path(saved[-1][1])))
         self.groups[i] = trial
         return trial
 
     def save(self, i: int, trial: Group) -> None:
         place = self.places / f"{i}_{trial.n_epochs}"
         place.mkdir(parents=True, exist_ok=True)
-        trial.save(place)
+        trial.save(Place.of_trial(place))
+        trial.write_about(Place.of_trial(place))
         self.coordinator.saved(i, trial.n_epochs, str(place), is_over=trial.is_over)
 
     def turn(self, i: int) -> bool:
@@ -184,15 +184,15 @@ def test_trials_do_what_one_process_does(method: str, data: str, tmp_path: Path)
     assert_same_history(one, tmp_path)
 
     status = json.loads((one / "status.json").read_text())
-    places = [Path(saved[-1][1]) for saved in coordinator.checkpoints]
-    abouts = [json.loads((place / ABOUT).read_text()) for place in places]
+    places = [Place.of_trial(Path(saved[-1][1])) for saved in coordinator.checkpoints]
+    abouts = [json.loads(place.about.read_text()) for place in places]
     scores = {int(k): score for about in abouts for k, score in about["scores"].items()}
     assert scores == {entry["member"]: entry["score"] for entry in status["members"]}
-    left = {path.name for place in places for path in place.glob("member_*")}
-    assert left == {final_name(k) for k in scores}
+    left = {path.name for place in places for path in place.members.glob("member_*")}
+    assert left == {places[0].member(k).name for k in scores}
     best = min(about["best"] for about in abouts)
     assert best == [status["best"][name] for name in ("score", "member", "epoch")]
-    assert (places[abouts.index(next(a for a in abouts if a["best"] == best))] / BEST).is_file()
+    assert places[abouts.index(next(a for a in abouts if a["best"] == best))].best.is_file()
     assert coordinator.ended == status["ended"]
 
 

@@ -24,7 +24,7 @@ from lfads_torch.folder import RunFolder, read_exchanges, read_population
 from lfads_torch.run_model import RunResult, run_model
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.runs.sampling import sample_run
-from lfads_torch.search import local, members, result, run
+from lfads_torch.search import group, local, members, result, run
 from lfads_torch.search.run import run_search
 from lfads_torch.search.state import STATE
 
@@ -69,7 +69,7 @@ def compose_once(path: Any, overrides: Any, *args: Any, **kwargs: Any) -> dict[s
 
 @pytest.fixture(autouse=True)
 def _made_up(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(local, "Population", FakePopulation)
+    monkeypatch.setattr(group, "Population", FakePopulation)
     monkeypatch.setattr(run, "compose_config", compose_once)
     monkeypatch.setattr(result, "draw_search", lambda *_: [])
     if "sampled" not in request.fixturenames:
@@ -222,7 +222,8 @@ def wholes() -> dict[str, dict[str, str]]:
     [
         *(("pbt", FakePopulation, name) for name in ("train_epoch", "exchange")),
         *(("pbt", local.History, name) for name in ("append", "exchange")),
-        *(("pbt", local, name) for name in ("save", "finish_search")),
+        ("pbt", group, "save"),
+        ("pbt", local, "finish_search"),
         *(("random", FakePopulation, name) for name in ("train_epoch", "keep")),
         *(("halving", FakePopulation, name) for name in ("train_epoch", "keep")),
     ],

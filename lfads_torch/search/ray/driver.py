@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 import ray
 from ray import tune
 
-from ... import __version__
 from ...errors import UserError
 from ...files import copy_whole
-from ...folder import CONFIG, RunFolder
+from ...folder import RunFolder
 from ...run_model import RunResult
-from ...runs.compose import write_config
 from ..coordinator import STATE, Coordinator
-from ..group import ABOUT, BEST, final_name
+from ..group import Place
 from ..live_table import LiveTable
+from ..local import record_start
 from ..members import build_members, check_search, max_epochs_of
-from ..result import finish_search, now
+from ..result import finish_search
 from ..settings import SearchSettings
 from ..state import BEST_CHECKPOINT, Best, all_diverged, member_path
 from .cluster import RayOptions
@@ -174,16 +173,7 @@ class _Session:
     def run(self) -> RunResult:
         """Train, and finish what the trials leave."""
         coordinator = self.coordinator
-        facts: dict[str, Any] = {
-            "version": __version__,
-            "search": self.settings.method,
-            "backend": "ray",
-            "seed": int(self.config.get("seed") or 0),
-            "max_epochs": self.max_epochs,
-            "started": now(),
-        }
-        write_config(self.folder / CONFIG, self.config)
-        RunFolder(self.folder).write_status("training", **facts)
+        facts = record_start(self.config, self.settings, self.folder, "ray")
         coordinator.write_state()
         try:
             if not all(coordinator.over):
@@ -257,18 +247,18 @@ class _Session:
             if not saved:
                 continue
             with tune.Checkpoint(f"{self.storage}/{saved[-1][1]}").as_directory() as folder:
-                place = Path(folder)
-                about = json.loads((place / ABOUT).read_text(encoding="utf-8"))
+                place = Place.of_trial(Path(folder))
+                about = json.loads(place.about.read_text(encoding="utf-8"))
                 n_epochs, n_steps = max(n_epochs, about["n_epochs"]), about["steps_per_epoch"]
                 for number, score in about["scores"].items():
                     scores[int(number)] = float(score)
                     target = member_path(self.folder, int(number))
-                    copy_whole(place / final_name(int(number)), target)
+                    copy_whole(place.member(int(number)), target)
                 own = Best(*about["best"])
                 # The earliest of equal ones, as in one process.
                 if (own.score, own.epoch, own.member) < (best.score, best.epoch, best.member):
                     best = own
-                    copy_whole(place / BEST, self.folder / BEST_CHECKPOINT)
+                    copy_whole(place.best, self.folder / BEST_CHECKPOINT)
         return _Left(scores, best, n_epochs, n_steps)
 
     def _finish(self, facts: dict[str, Any]) -> RunResult:

@@ -13,8 +13,8 @@ import ray
 from ray import tune
 
 from ...runs.build import pick_device
-from ..coordinator import Plan
-from ..group import Group
+from ..group import Group, Place
+from ..rules import Plan
 from ..settings import SearchSettings
 
 #: Keys of a trial's results, beside the searched metric.
@@ -80,7 +80,7 @@ class MemberTrial(tune.Trainable):
         )
         if config[START]:
             with self._open(config[START]) as folder:
-                self.group.load(Path(folder))
+                self.group.load(Place.of_trial(Path(folder)))
 
     def _open(self, place: str) -> AbstractContextManager[str]:
         """Return a checkpoint as a folder on this machine."""
@@ -116,8 +116,10 @@ class MemberTrial(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Write the group."""
-        self.group.save(Path(checkpoint_dir))
+        place = Place.of_trial(Path(checkpoint_dir))
+        self.group.save(place)
+        self.group.write_about(place)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
         """Read the group; Tune gives what `save_checkpoint` wrote."""
-        self.group.load(Path(checkpoint_dir))
+        self.group.load(Place.of_trial(Path(checkpoint_dir)))
