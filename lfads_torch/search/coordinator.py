@@ -263,14 +263,16 @@ class Coordinator:
         scores: NDArray[np.float64],
         entries: Mapping[int, _Entry],
     ) -> Plan:
-        """Add the values of copies, and the places from which they are copied; record the copies."""
+        """Add the values of copies and where their parents are saved; record the copies."""
         plan = replace(plan, ended=self.ended)
         if not plan.parents:
             return plan
         place = {int(k): i for i, k in enumerate(members)}
         parents = np.array([place[plan.parents.get(int(k), int(k))] for k in members])
         copies = np.array([place[k] for k in plan.parents])
-        old = {name: np.array([entries[int(k)].values[name] for k in members]) for name in self.space}
+        old = {
+            name: np.array([entries[int(k)].values[name] for k in members]) for name in self.space
+        }
         copied = {name: column[parents] for name, column in old.items()}
         new = self.method.perturbed(plan.n_epochs, copied, copies)
         if plan.n_epochs not in self._exchanged:

@@ -42,6 +42,8 @@ def search_locally(
     group = Group(config, settings, range(settings.n_members), device=device)
     if overwrite:  # now that nothing is left to be wrong
         RunFolder(folder).delete()
+    # Each keeps what it has judged; the coordinator judges again from the first epoch on.
+    method = copy.deepcopy(group.method)
     place = Place.of_search(folder)
     if resume and load_state(folder) is not None:
         group.load(place)
@@ -53,7 +55,7 @@ def search_locally(
     coordinator = Coordinator(
         folder,
         [range(settings.n_members)],
-        copy.deepcopy(group.method),  # each keeps what it has judged
+        method,
         group.space,
         settings,
         group.max_epochs,
