@@ -399,7 +399,7 @@ def test_what_an_ensemble_needs_is_told(data: Path, tmp_path: Path) -> None:
     search(data, folder)
     with pytest.raises(UserError, match=r"holds no search"):
         sample_run(folder / "best_model", ensemble=True)
-    with pytest.raises(UserError, match=r"members \(--members\) is 0; legal are whole numbers >= 1"):
+    with pytest.raises(UserError, match=r"\(--members\) is 0; legal are whole numbers >= 1"):
         sample_run(folder, ensemble=True, members=0)
     with pytest.raises(UserError, match=r"give --ensemble too"):
         sample_run(folder, members=2)
