@@ -84,13 +84,7 @@ def load_model(path: str | Path, *, best: bool = True, **arguments: Any) -> LFAD
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it.
-
-    Raises
-    ------
-    UserError
-        Where the file is damaged or no checkpoint.
-    """
+    """Read a checkpoint without executing anything in it."""
     try:
         if _is_program(path):
             raise UserError(f"{path} is a TorchScript program, not a checkpoint")
@@ -116,13 +110,7 @@ def _is_program(path: Path) -> bool:
 
 
 def load_weights(model: LFADS, weights: Mapping[str, Tensor], source: Any) -> None:
-    """Copy weights into a model.
-
-    Raises
-    ------
-    UserError
-        Naming the tensors that are missing, superfluous or of another shape.
-    """
+    """Copy weights into a model."""
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in weights]
     problems += [f"{name} has no place in the model" for name in weights if name not in own]

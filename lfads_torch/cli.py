@@ -18,19 +18,7 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        As typed after ``lfads``; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit status: 0 done, 1 `lfads check` found problems, 2 a mistake that the user can mend,
-        130 interrupted.
-    """
+    """Run a command."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     takes_overrides = getattr(options, "takes_overrides", False)
@@ -57,12 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line.
-
-    Returns
-    -------
-    argparse.ArgumentParser
-    """
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="lfads",
         description="Latent factor analysis via dynamical systems: train, sample, check data.",

@@ -52,36 +52,7 @@ def run_demo(
     population: int | None = None,
     overwrite: bool = False,
 ) -> DemoScores:
-    """Generate spikes driven by a Lorenz system, train, sample, score, draw and print.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder.
-    seed : int, default=0
-        Seed of data and training.
-    n_conditions, n_trials : int
-        Initial states, and trials of each.
-    n_units, n_bins : int
-        Units and bins of a trial.
-    mean_rate : float, default=0.3
-        Spikes per bin and unit.
-    max_epochs : int, optional
-        Epochs at most.
-    population : int, optional
-        Train so many models by population-based training and keep the best; one by default.
-    overwrite : bool, default=False
-        Delete the run that the folder holds.
-
-    Returns
-    -------
-    DemoScores
-
-    Raises
-    ------
-    UserError
-        For options out of range, or a folder that holds a run or cannot be written to.
-    """
+    """Generate spikes driven by a Lorenz system, train, sample, score, draw and print."""
     from .data import write_session
     from .data.synthetic import lorenz
 
@@ -141,33 +112,13 @@ def _train(folder: Path, overrides: dict[str, Any], population: int | None) -> l
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """Read an output file of posterior sampling.
-
-    Parameters
-    ----------
-    path : Path
-        HDF5 file.
-
-    Returns
-    -------
-    dict of str to ndarray
-    """
+    """Read an output file of posterior sampling."""
     with h5py.File(path, "r") as file:
         return {key: np.asarray(item[()]) for key, item in file.items()}
 
 
 def score(output: dict[str, Array]) -> DemoScores:
-    """Score validation trials against the truth.
-
-    Parameters
-    ----------
-    output : dict of str to ndarray
-        Keys of the data file and of posterior sampling.
-
-    Returns
-    -------
-    DemoScores
-    """
+    """Score validation trials against the truth."""
     import torch
 
     from .metrics import bits_per_spike, linear_map_r2
@@ -190,17 +141,7 @@ def score(output: dict[str, Array]) -> DemoScores:
 
 
 def score_rates(output: dict[str, Array]) -> tuple[float, float]:
-    """Return bits per spike and R2 of the rates of validation trials.
-
-    Parameters
-    ----------
-    output : dict of str to ndarray
-        Keys of the data file and of posterior sampling.
-
-    Returns
-    -------
-    tuple of float
-    """
+    """Return bits per spike and R2 of the rates of validation trials."""
     import torch
 
     from .metrics import bits_per_spike, r2_score
@@ -213,20 +154,7 @@ def score_rates(output: dict[str, Array]) -> tuple[float, float]:
 
 
 def draw(folder: Path, output: dict[str, Array]) -> list[Path]:
-    """Draw rates, attractor and training curves.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder; figures go to ``figures/`` in it.
-    output : dict of str to ndarray
-        Keys of the data file and of posterior sampling.
-
-    Returns
-    -------
-    list of Path
-        PNG files.
-    """
+    """Draw rates, attractor and training curves."""
     from .post_run.plots import factors_3d, raster_panel, training_curves
 
     drawn = {
@@ -249,17 +177,7 @@ def draw(folder: Path, output: dict[str, Array]) -> list[Path]:
 
 
 def print_report(scores: DemoScores, paths: list[Path], seconds: float) -> None:
-    """Print the scores and where everything lies.
-
-    Parameters
-    ----------
-    scores : DemoScores
-        Of validation trials.
-    paths : list of Path
-        What was written.
-    seconds : float
-        How long everything took.
-    """
+    """Print the scores and where everything lies."""
     rows = [
         ("bits per spike", scores.bits_per_spike, f"true rates: {scores.best_bits_per_spike:.3f}"),
         ("R2 of rates", scores.rate_r2, "inferred against true rates"),

@@ -17,13 +17,7 @@ _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, err
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all; text is written as UTF-8.
-
-    Raises
-    ------
-    UserError
-        If the disk is full or the folder may not be written to.
-    """
+    """Write a file so that it is there whole or not at all; text is written as UTF-8."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -40,11 +34,6 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of `path` when the block ends.
 
     With `flush`, wait until it is on the disk: a kill needs no such wait, a power cut does.
-
-    Raises
-    ------
-    UserError
-        If the disk is full or the folder may not be written to.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -98,11 +87,6 @@ class Table:
         """Write rows at the end; new columns rewrite the file.
 
         With `flush`, wait until they are on the disk, as in `replacing`.
-
-        Raises
-        ------
-        UserError
-            If the file cannot be written.
         """
         columns = dict.fromkeys(name for row in rows for name in row)
         new = [name for name in columns if name not in self.header]

@@ -133,13 +133,7 @@ class RunFolder:
         return [self.path / str(member["checkpoint"]) for member in status["members"]]
 
     def claim(self, *, resume: bool, overwrite: bool) -> bool:
-        """Make the folder ready for a run, or refuse it; return whether this call made it.
-
-        Raises
-        ------
-        UserError
-            If it holds a run and neither flag is set, holds none to resume, or is not writable.
-        """
+        """Make the folder ready for a run, or refuse it; return whether this call made it."""
         if resume and overwrite:
             raise UserError("resume and overwrite exclude each other; choose one")
         kind, folder = self.kind, self.path
@@ -202,22 +196,7 @@ class RunFolder:
 
 
 def read_csv_log(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Read Lightning's ``metrics.csv`` into one series per metric.
-
-    Parameters
-    ----------
-    path : path of the CSV file, or of a folder that holds one ``metrics.csv`` at any depth
-
-    Returns
-    -------
-    dict of metric to (epochs, values)
-        Sorted by epoch. Of values logged twice for one epoch, as after a resume, the last stands.
-
-    Raises
-    ------
-    DataError
-        If there is no log, or it has no ``epoch`` column.
-    """
+    """Read Lightning's ``metrics.csv`` into one series per metric."""
     file = Path(path)
     if file.is_dir():
         logs = sorted(file.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime)

@@ -189,17 +189,7 @@ class Network(nn.Module):
     def forward(
         self, batch: Batch, sample_posteriors: bool = False, output_means: bool = True
     ) -> dict[int, SessionOutput]:
-        """Infer everything for a batch.
-
-        Parameters
-        ----------
-        batch : dict of int to SessionBatch, or SessionBatch
-            Trials by session; any session may be absent. A single batch is session 0.
-        sample_posteriors : bool
-            Draw from the posteriors instead of taking their means.
-        output_means : bool
-            Return the means of the observations instead of their parameters.
-        """
+        """Infer everything for a batch."""
         outputs = self.infer(sessions_of(batch), sample=sample_posteriors).outputs
         if not output_means:
             return outputs

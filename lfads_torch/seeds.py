@@ -9,25 +9,13 @@ import torch
 
 
 def stream_seeds(*entropy: int) -> tuple[int, int]:
-    """Seeds of a stream: for Python's and NumPy's generators, and for PyTorch's.
-
-    Parameters
-    ----------
-    *entropy : int
-        Numbers that together name the stream.
-    """
+    """Seeds of a stream: for Python's and NumPy's generators, and for PyTorch's."""
     words = np.random.SeedSequence([number % 2**32 for number in entropy]).generate_state(2)
     return int(words[0]), int(words[0]) * 2**31 + int(words[1]) // 2
 
 
 def seed_all(*entropy: int) -> None:
-    """Seed Python's, NumPy's and PyTorch's global generators.
-
-    Parameters
-    ----------
-    *entropy : int
-        Numbers that together name the stream.
-    """
+    """Seed Python's, NumPy's and PyTorch's global generators."""
     seed, torch_seed = stream_seeds(*entropy)
     random.seed(seed)
     np.random.seed(seed)

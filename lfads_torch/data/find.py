@@ -185,14 +185,6 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """Write an HDF5 file piece by piece, so that it is either complete or not there.
 
     What `write_session` says of partial files and errors holds here too.
-
-    Parameters
-    ----------
-    path : str or path
-
-    Yields
-    ------
-    h5py.File
     """
     path = Path(absolute_pattern(path))
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")

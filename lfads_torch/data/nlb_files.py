@@ -24,18 +24,7 @@ def dandi_download(name: str) -> str:
 
 
 def how_to_make(pattern: str) -> str | None:
-    """Say how a missing file of the benchmark is made.
-
-    Parameters
-    ----------
-    pattern : str
-        Path or glob pattern that matched nothing, such as ``datasets/mc_rtt-05ms-val.h5``.
-
-    Returns
-    -------
-    str or None
-        The advice; None for a file that is not one of the benchmark's.
-    """
+    """Say how a missing file of the benchmark is made."""
     path = PurePath(pattern)
     match = re.fullmatch(r"(\w+?)(_\*)?-(\d+)ms-\w+\.h5", path.name)
     if match is None or match[1] not in NLB_FILES:

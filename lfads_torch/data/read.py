@@ -206,21 +206,7 @@ def read_session(
 def bytes_in_memory(
     path: str | os.PathLike[str], batch_keys: Iterable[str] = (), *, masked: bool = False
 ) -> int:
-    """Memory that a session's arrays of trials take once they are read, from the file's header.
-
-    Parameters
-    ----------
-    path : str or path
-    batch_keys : iterable of str
-        As of `read_session`.
-    masked : bool
-        Whether a mask of `encod_data` lies beside them, a byte per entry.
-
-    Returns
-    -------
-    int
-        Bytes, before it is known whether `encod_data` are a part of `recon_data`.
-    """
+    """Memory that a session's arrays of trials take once they are read, from the file's header."""
     names = [*MODEL_INPUTS, *batch_keys]
     with open_h5(Path(path)) as file:
         found = {

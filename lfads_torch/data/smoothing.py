@@ -14,22 +14,7 @@ _MATRIX_BINS = 512
 
 
 def gaussian_smooth(spikes: ArrayLike, width_bins: float | int, causal: bool = False) -> FloatArray:
-    """Smooth along time with a Gaussian, renormalised at the trial's ends.
-
-    Parameters
-    ----------
-    spikes : array, shape (..., time, channels)
-        NaN marks missing bins, which get no weight.
-    width_bins : float
-        Standard deviation of the kernel in bins; 0 returns the data unchanged.
-    causal : bool
-        Use only the kernel's half that looks at the present and the past.
-
-    Returns
-    -------
-    array, shape of `spikes`
-        NaN only where no observed bin lies under the kernel.
-    """
+    """Smooth along time with a Gaussian, renormalised at the trial's ends."""
     if width_bins == 0:
         return np.array(spikes, dtype=np.float64)
     total, weight = smoothing_sums(spikes, width_bins, causal)
@@ -40,22 +25,7 @@ def gaussian_smooth(spikes: ArrayLike, width_bins: float | int, causal: bool = F
 def smoothing_sums(
     spikes: ArrayLike, width_bins: float | int, causal: bool = False, leave_own: bool = False
 ) -> tuple[FloatArray, FloatArray]:
-    """Weighted sums under the kernel, of which smoothed data are the ratio.
-
-    Parameters
-    ----------
-    spikes, width_bins, causal
-        As of `gaussian_smooth`.
-    leave_own : bool
-        Leave each bin out of its own sums, so that they predict it from the others.
-
-    Returns
-    -------
-    total : array, shape of `spikes`
-        Sum of the observed bins times the kernel, whose peak is 1.
-    weight : array that broadcasts to the shape of `spikes`
-        Sum of the kernel over the observed bins.
-    """
+    """Weighted sums under the kernel, of which smoothed data are the ratio."""
     if width_bins < 0:
         raise ValueError(f"width_bins must not be negative, got {width_bins}")
     data = np.asarray(spikes, dtype=np.float64)

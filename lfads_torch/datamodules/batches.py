@@ -47,14 +47,7 @@ def ahead(jobs: Iterable[Callable[[], T]], n_ahead: int = _AHEAD) -> Generator[T
 
 
 class PackedMask:
-    """A sample-validation mask at one bit per entry, the same that `sv_mask` draws.
-
-    Parameters
-    ----------
-    session : SessionData
-    rate, seed, n_spared
-        As of `sv_mask`.
-    """
+    """A sample-validation mask at one bit per entry, the same that `sv_mask` draws."""
 
     def __init__(
         self, session: SessionData, rate: float, seed: Sequence[int], n_spared: int
@@ -80,16 +73,7 @@ class PackedMask:
 
 
 class SessionTensors:
-    """One session's arrays on the device, its splits one after another.
-
-    Parameters
-    ----------
-    data : SessionData
-        On the CPU its arrays are used as they are, without a copy.
-    batch_keys : sequence of str
-    mask : Tensor of bool, shape (n, T_e, N_e), optional
-        Sample-validation mask, True for kept entries.
-    """
+    """One session's arrays on the device, its splits one after another."""
 
     def __init__(self, data: SessionData, batch_keys: Sequence[str], mask: Tensor | None) -> None:
         arrays = {name: torch.from_numpy(array) for name, array in data.pooled.items()}
@@ -142,13 +126,6 @@ class StreamedSession:
     """One session whose trials are read from its file, batch by batch.
 
     It stands where a `SessionTensors` would, and gives the same batches.
-
-    Parameters
-    ----------
-    data : SessionData
-        Read with ``in_memory=False``.
-    batch_keys : sequence of str
-    mask : PackedMask, optional
     """
 
     def __init__(

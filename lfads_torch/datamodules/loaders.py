@@ -30,17 +30,6 @@ class TrainLoader:
     permutation. What is left over at the end of a permutation waits for another epoch. The order
     depends on nothing but the seed of `pytorch_lightning.seed_everything` (else torch's initial
     seed) and the epoch, so a resumed run draws what an uninterrupted one would.
-
-    Parameters
-    ----------
-    sessions : sequence of SessionTensors or StreamedSession
-        All sessions, by number.
-    rows : dict of int to ndarray of int
-        Training trials of the sessions that are fitted.
-    share : int
-        Trials per session and step.
-    epoch_of : callable
-        Called when a pass begins; returns its epoch.
     """
 
     def __init__(

@@ -44,14 +44,6 @@ class NLBEvaluation(Callback):
     All but the batch key are attribute keys of the data module. Every score is logged only where
     its data are; of several sessions the mean, except for the bits per spike, which are pooled.
     Rates are those of the posterior means.
-
-    Parameters
-    ----------
-    log_every_n_epochs : int
-        Interval in epochs, beginning with the first.
-    decoding_cv_sweep : bool
-        Choose the decoder's ridge penalty by cross-validation within the training trials, as the
-        benchmark does, instead of fixing it at 0.01.
     """
 
     def __init__(self, log_every_n_epochs: int = 20, decoding_cv_sweep: bool = False) -> None:

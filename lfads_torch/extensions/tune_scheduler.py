@@ -27,32 +27,6 @@ class BinaryTournamentPBT(FIFOScheduler):
     goes on from the winner's checkpoint, and its hyper-parameters are perturbed. For use as
     `scheduler` of `ray.tune.Tuner` or `ray.tune.run`, with any trainable that reports the metric in
     each epoch and has a checkpoint there (`lfads_torch.extensions.tune.train_trial` does).
-
-    Parameters
-    ----------
-    perturbation_interval : int, default=25
-        Epochs of a generation.
-    burn_in_period : int, default=0
-        Epoch at which the first generation ends, if later than `perturbation_interval`; that of
-        AutoLFADS are the ramps and one interval, 80 + 25.
-    hyperparam_mutations : mapping of str to HyperParam
-        The space, by keys of a trial's configuration such as ``"model.lr_init"``. What the
-        configuration does not hold starts at `HyperParam.init` or at a draw.
-    metric, mode : str, optional
-        What is compared, and whether "min" or "max" of it is best; by default what the tuner names,
-        else ``"valid/recon_smth"`` and "min".
-    time_attr : str, default="training_iteration"
-        What counts the epochs in results.
-    seed : int, default=0
-        Of pairs, draws and perturbations.
-    history_dir : path, optional
-        Folder for ``population.csv`` and ``exchanges.csv``, which `read_pbt_fitlog` and
-        `read_pbt_hps` read; by default that of the experiment, where it is on this machine.
-
-    Raises
-    ------
-    ConfigError
-        For a number out of range, an empty space, or limits that are none.
     """
 
     _supports_buffered_results = False

@@ -15,30 +15,6 @@ class ImprovementRatioStopper(Stopper):
     """Ends a search once the best score has all but stopped improving.
 
     For use as `stop` of `ray.tune.RunConfig` or `ray.tune.run`, beside `BinaryTournamentPBT`.
-
-    Parameters
-    ----------
-    num_trials : int
-        Trials of the search; a generation counts once so many have reached its end.
-    perturbation_interval : int
-        Epochs of a generation.
-    burn_in_period : int
-        Epoch at which the first generation ends, as for `BinaryTournamentPBT`.
-    metric : str, default="valid/recon_smth"
-        What is looked at.
-    patience : int, default=4
-        Generations over which the best score has to improve ...
-    min_improvement_ratio : float, default=5e-4
-        ... by more than this share of itself.
-    mode : {"min", "max"}
-        Whether less or more of the metric is better.
-    time_attr : str, default="training_iteration"
-        What counts the epochs in results.
-
-    Raises
-    ------
-    ConfigError
-        For a number out of range.
     """
 
     def __init__(

@@ -52,17 +52,6 @@ def train_trial(
 
     For `ray.tune.with_parameters`. Each epoch reports what was logged, and a checkpoint; a trial
     that Tune starts again goes on from its last one, with the hyper-parameters of `config`.
-
-    Parameters
-    ----------
-    config : mapping
-        What Tune gives a trial: overrides of the configuration, nested or dotted, as for
-        `run_model`.
-    config_path : str or Path, default="../configs/pbt.yaml"
-        The primary configuration.
-    project_dir : str or Path, optional
-        Folder to which relative paths refer, with ``configs/`` of one's own; by default the one in
-        which the worker was started.
     """
     folder = Path.cwd()
     start = project_dir or os.environ.get("TUNE_ORIG_WORKING_DIR") or folder

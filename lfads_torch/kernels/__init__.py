@@ -31,11 +31,6 @@ def get_kernels(name: str = "auto") -> Kernels:
 
     ``native`` loops in C for float32 on the CPU, and elsewhere, or where the library was not built,
     in torch as ``explicit`` does; ``reference`` is the plain loop under autograd.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown name; the message lists the legal ones.
     """
     name = one_of("kernel", name, ["auto", *IMPLEMENTATIONS])
     return IMPLEMENTATIONS["native" if name == "auto" else name]

@@ -66,13 +66,7 @@ class Windows:
 
 
 def parse_align(text: str) -> Align:
-    """Read ``EVENT:START:STOP``, milliseconds around an event.
-
-    Examples
-    --------
-    >>> parse_align("move_onset_time:-250:450")
-    Align(event='move_onset_time', start_ms=-250.0, stop_ms=450.0)
-    """
+    """Read ``EVENT:START:STOP``, milliseconds around an event."""
     event, *numbers = text.rsplit(":", 2)
     try:
         start, stop = (float(number) for number in numbers)

@@ -43,32 +43,7 @@ def compose_config(
     start: str | Path | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compose a configuration and resolve it to plain dicts, lists and numbers.
-
-    Parameters
-    ----------
-    config_path : str or Path, default="single.yaml"
-        The primary file. A path that does not exist (absolute, or relative to `start`, to the
-        main script or to the package) means the packaged file of that name.
-    overrides : mapping or sequence of str, default=()
-        A mapping, nested or dotted (``{"model": "nlb_mc_maze", "trainer.max_epochs": 5}``), or
-        strings in Hydra's grammar (``"model=nlb_mc_maze"``).
-    start : str or Path, optional
-        The folder to which relative paths refer; the working directory by default.
-    groups : mapping of str to str, optional
-        Options of groups that are added where neither the primary file nor `overrides` has them.
-
-    Returns
-    -------
-    dict
-        The configuration, with every ``datafile_pattern`` absolute.
-
-    Raises
-    ------
-    ConfigError
-        For an unknown group, option or key, a value that must be given and is not, or a
-        reference that leads nowhere.
-    """
+    """Compose a configuration and resolve it to plain dicts, lists and numbers."""
     start = Path(start or Path.cwd())
     primary = locate_config(config_path, start)
     folders = _folders(primary.parent, start)

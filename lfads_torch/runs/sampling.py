@@ -22,35 +22,7 @@ def sample_run(
     ensemble: bool = False,
     members: int | None = None,
 ) -> list[Path]:
-    """Average posterior samples of a trained model, or of the final members of a search.
-
-    Parameters
-    ----------
-    run : str or Path
-        Run folder, or a checkpoint in one. Of a search, its best model is meant.
-    data : str or Path, optional
-        Other files of the same channels and bins; the run's own data by default.
-    num_samples : int, default=50
-        Posterior samples per trial.
-    output : str or Path, optional
-        Output file; in the run folder by default.
-    best : bool, default=True
-        The best checkpoint instead of the last.
-    ensemble : bool, default=False
-        Average the rates of the final members of a search.
-    members : int, optional
-        Only so many of them, the best; all by default.
-
-    Returns
-    -------
-    list of Path
-        One file per session.
-
-    Raises
-    ------
-    UserError
-        If there is no checkpoint, the data do not fit the model, or there is no such ensemble.
-    """
+    """Average posterior samples of a trained model, or of the final members of a search."""
     from ..checkpoint import load_model
     from ..post_run.analysis import run_posterior_sampling
 

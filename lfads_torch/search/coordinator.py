@@ -141,14 +141,7 @@ class Coordinator:
         self._is_replay = False
 
     def report(self, report: Mapping[str, Any]) -> None:
-        """Record what a trial's members were in an epoch.
-
-        Parameters
-        ----------
-        report : mapping
-            As `Group.train_epoch` returns it. An epoch that is trained a second time, because a
-            worker died before it was saved, is not recorded twice.
-        """
+        """Record what a trial's members were in an epoch."""
         n_epochs = int(report["n_epochs"])
         fresh = [i for i, k in enumerate(report["members"]) if (n_epochs - 1, k) not in self._seen]
         if not fresh:
@@ -181,19 +174,7 @@ class Coordinator:
             self._epochs.setdefault(n_epochs, {}).update(entries)
 
     def saved(self, group: int, n_epochs: int, place: str, *, is_over: bool = False) -> None:
-        """Note a checkpoint of a trial, before an older one is deleted.
-
-        Parameters
-        ----------
-        group : int
-            Which trial.
-        n_epochs : int
-            Epochs that the checkpoint has behind it.
-        place : str
-            Where it lies, below the storage path.
-        is_over : bool, default=False
-            Whether the trial has nothing left to do.
-        """
+        """Note a checkpoint of a trial, before an older one is deleted."""
         self.over[group] = is_over
         self.checkpoints[group].append((n_epochs, place))
         self.checkpoints[group] = self.checkpoints[group][-self.n_kept :]

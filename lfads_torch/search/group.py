@@ -242,13 +242,7 @@ class Group:
             self._written.add((path, version))
 
     def load(self, place: Place) -> None:
-        """Go on from what `save` wrote; the group may not have got further than that.
-
-        Raises
-        ------
-        UserError
-            If the search was begun with other members or another method.
-        """
+        """Go on from what `save` wrote; the group may not have got further than that."""
         state = read_checkpoint(place.state)
         for key, before, now in (
             (self.settings.count_key, len(state["members"]), len(self._all)),

@@ -25,17 +25,6 @@ class History:
 
     Epochs count from 0. An exchange carries the number of epochs trained when it happened, which is
     the next epoch to train.
-
-    Parameters
-    ----------
-    folder : path
-        Run folder; made where it does not exist. Files that are there are continued, so start a run
-        over with ``rewind(0)``.
-
-    Raises
-    ------
-    UserError
-        Where a file cannot be written (also raised by each method).
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -59,22 +48,7 @@ class History:
         diverged: ArrayLike,
         members: ArrayLike | None = None,
     ) -> None:
-        """Record an epoch, one row for each member.
-
-        Parameters
-        ----------
-        epoch : int
-            The epoch just trained.
-        generation : int
-            The generation it belongs to.
-        values : mapping of str to array, shape (K,)
-            Hyper-parameters with which it was trained, by their path below ``model.``.
-        metrics : mapping of str to array, shape (K,)
-            What it logged, such as ``valid/recon_smth``. Names may be new; ``hp/...`` are left out.
-        diverged : array of bool, shape (K,)
-        members : array of int, shape (K,), optional
-            Which members these are; default 0 to K-1.
-        """
+        """Record an epoch, one row for each member."""
         flags = np.asarray(diverged, dtype=bool).ravel()
         numbers = np.arange(len(flags)) if members is None else np.asarray(members).ravel()
         columns = {f"{HP}{name}": column for name, column in values.items()}
@@ -104,21 +78,7 @@ class History:
         new: Mapping[str, ArrayLike],
         scores: ArrayLike,
     ) -> None:
-        """Record the copies at the end of a generation, one row for each.
-
-        Parameters
-        ----------
-        epoch : int
-            Epochs trained so far.
-        generation : int
-            The generation that ended.
-        parents : array of int, shape (K,)
-            As `tournament` returns them; survivors make no row.
-        old, new : mapping of str to array, shape (K,)
-            Hyper-parameters before the copy and after copy and perturbation.
-        scores : array, shape (K,)
-            By which the tournament was decided.
-        """
+        """Record the copies at the end of a generation, one row for each."""
         chosen = np.asarray(parents, dtype=np.intp)
         losses = np.asarray(scores, dtype=np.float64)
         before = {f"old/{n}": np.asarray(c, dtype=np.float64) for n, c in old.items()}
@@ -140,16 +100,7 @@ class History:
         self._copied = {k: int(parent) for k, parent in enumerate(chosen)}
 
     def rewind(self, epoch: int, *, exchanged: bool = False) -> None:
-        """Cut the files back to a checkpoint, so that a resumed search continues them.
-
-        Parameters
-        ----------
-        epoch : int
-            Epochs that the checkpoint has behind it; rows of later ones go, and so do rows that
-            were left half-written.
-        exchanged : bool, default=False
-            Whether the checkpoint was written after the exchange at `epoch`.
-        """
+        """Cut the files back to a checkpoint, so that a resumed search continues them."""
         last_exchange = epoch if exchanged else epoch - 1
         for name, last in ((POPULATION, epoch - 1), (EXCHANGES, last_exchange)):
             path = self.folder / name

@@ -48,19 +48,6 @@ class LiveTable:
 
     On something other than a terminal, an epoch gets a plain line of its own now and then. Steps
     count those of all members; the time left is that to the last epoch allowed.
-
-    Parameters
-    ----------
-    exchanges : bool
-        Whether members copy each other in generations; if not, they only stop.
-    max_epochs : int
-        Epochs at which the search ends at the latest.
-    steps_per_epoch : int
-        Optimiser steps of a member in an epoch.
-    line_every_s : float
-        Seconds between lines where there is no terminal.
-    stream : text stream, optional
-        Where to write; standard error if None.
     """
 
     def __init__(
@@ -92,14 +79,7 @@ class LiveTable:
         self._durations.append((seconds, n_members))
 
     def show(self, row: Row, *, final: bool) -> None:
-        """Show an epoch.
-
-        Parameters
-        ----------
-        row : Row
-        final : bool
-            Whether a generation ended, so that the line stays.
-        """
+        """Show an epoch."""
         now = time.monotonic()
         if not self._is_live and not final and now - self._shown < self.line_every_s:
             return

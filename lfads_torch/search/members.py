@@ -59,21 +59,7 @@ class Members(NamedTuple):
 def check_search(config: dict[str, Any]) -> SearchSettings:
     """Check the configuration of a search before anything is built.
 
-    Parameters
-    ----------
-    config : dict
-        Composed. Callbacks and loggers that are not installed are taken out of it: members train
-        without them.
-
-    Returns
-    -------
-    SearchSettings
-
-    Raises
-    ------
-    ConfigError
-        For an unknown key, a value out of range, a population of one, or a setting of the trainer
-        that a population does not follow.
+    Callbacks and loggers that are not installed are taken out of it: members train without them.
     """
     for part in ("model", "datamodule", "trainer"):
         if not isinstance(config.get(part), dict):
@@ -117,13 +103,7 @@ def _leave_out_what_does_not_run(config: dict[str, Any]) -> None:
 
 
 def max_epochs_of(config: Mapping[str, Any]) -> int:
-    """Return the epochs after which a search ends at the latest.
-
-    Raises
-    ------
-    ConfigError
-        If the trainer's configuration has none.
-    """
+    """Return the epochs after which a search ends at the latest."""
     value = config["trainer"].get("max_epochs")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(
@@ -151,25 +131,6 @@ def build_members(
     """Build members of a search; everything is checked once the first one is built.
 
     A member depends on the run's seed and on its number alone, not on which others are built.
-
-    Parameters
-    ----------
-    config : mapping
-        Composed.
-    settings : SearchSettings
-    numbers : sequence of int, optional
-        Which members; all by default.
-    device : str, default="cpu"
-        Whose memory has to hold those members.
-
-    Returns
-    -------
-    Members
-
-    Raises
-    ------
-    UserError
-        For whatever is wrong with data, model, space, metric, or the number of members.
     """
     seed = int(config.get("seed") or 0)
     chosen = list(range(settings.n_members) if numbers is None else numbers)
@@ -210,18 +171,7 @@ def build_members(
 
 @torch.no_grad()
 def logged_names(model: LFADS, datamodule: Any) -> list[str]:
-    """Return the names of what an epoch logs, by looking at a batch of each split.
-
-    Parameters
-    ----------
-    model : LFADS
-    datamodule : BasicDataModule
-        After ``setup``.
-
-    Returns
-    -------
-    list of str
-    """
+    """Return the names of what an epoch logs, by looking at a batch of each split."""
     names = ["valid/recon_smth"]
     steps = {"train": model.training_step, "valid": model.validation_step}
     with torch.random.fork_rng(devices=[]):

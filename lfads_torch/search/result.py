@@ -43,38 +43,7 @@ def finish_search(
     best: Best | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> RunResult:
-    """Write ``best_model/``, sample it, draw figures and record that the search is complete.
-
-    Parameters
-    ----------
-    config : mapping
-        Composed, with ``search``.
-    folder : Path
-        Run folder of the search, with ``population.csv`` and a checkpoint in ``members/`` for each
-        of `scores`; ``best_model/lightning_checkpoints/best.ckpt`` is that of `best`, and where
-        there is none that of the best of `scores` serves.
-    settings : SearchSettings
-    n_epochs, steps_per_epoch : int
-        Epochs trained, and optimiser steps of a member in each.
-    scores : mapping of int to float
-        Final members by number, and their last scores: less is better.
-    ended : str
-        Why the search ended.
-    best : Best, optional
-        The best score over all members and epochs.
-    facts : mapping, optional
-        Further facts for ``status.json``.
-
-    Returns
-    -------
-    RunResult
-        Of the best model; `run_dir` is that of the search.
-
-    Raises
-    ------
-    UserError
-        If no member is left, or a file cannot be written.
-    """
+    """Write ``best_model/``, sample it, draw figures and record that the search is complete."""
     finite = {k: score for k, score in scores.items() if math.isfinite(score)}
     if not finite:
         raise UserError(f"{folder}: no member is left of which a best model could be made")
@@ -135,19 +104,7 @@ def finish_search(
 
 
 def lineage(table: Columns, member: int) -> list[int]:
-    """Return the rows of a member's history and of whom it descends from.
-
-    Parameters
-    ----------
-    table : Columns
-        As `read_population` returns it.
-    member : int
-
-    Returns
-    -------
-    list of int
-        One row for each epoch up to the member's last, the earliest first.
-    """
+    """Return the rows of a member's history and of whom it descends from."""
     row_of = {
         pair: row
         for row, pair in enumerate(
@@ -163,23 +120,7 @@ def lineage(table: Columns, member: int) -> list[int]:
 
 
 def member_config(config: Mapping[str, Any], table: Columns, row: int) -> dict[str, Any]:
-    """Return the configuration of a single model with what a member had in an epoch.
-
-    Parameters
-    ----------
-    config : mapping
-        That of the search.
-    table : Columns
-        As `read_population` returns it.
-    row : int
-        Which epoch of which member.
-
-    Returns
-    -------
-    dict
-        Without ``search``; it ends after that epoch, so that more epochs are asked for by
-        ``trainer.max_epochs``.
-    """
+    """Return the configuration of a single model with what a member had in an epoch."""
     own = copy.deepcopy({key: value for key, value in config.items() if key != "search"})
     for name, column in table.items():
         if name.startswith(HP):
@@ -224,19 +165,7 @@ def _metrics_of(
 
 
 def draw_search(folder: Path, settings: SearchSettings) -> list[Path]:
-    """Draw scores and hyper-parameters of a search into ``figures/``.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder of the search.
-    settings : SearchSettings
-
-    Returns
-    -------
-    list of Path
-        PNG files.
-    """
+    """Draw scores and hyper-parameters of a search into ``figures/``."""
     from ..post_run.plots.hyperparameters import (
         hyperparameter_paths,
         score_history,

@@ -133,40 +133,13 @@ class SearchSettings:
         return 1 if self.mode == "min" else -1
 
     def scores(self, metric: ArrayLike, alive: ArrayLike) -> NDArray[np.float64]:
-        """Return scores of which less is better, infinite for who diverged.
-
-        Parameters
-        ----------
-        metric : array, shape (K,)
-            Values of `metric`.
-        alive : array of bool, shape (K,)
-            Who has not diverged.
-
-        Returns
-        -------
-        float64 array, shape (K,)
-        """
+        """Return scores of which less is better, infinite for who diverged."""
         judged = self.sign * np.asarray(metric, dtype=np.float64)
         return np.where(np.asarray(alive, dtype=bool) & np.isfinite(judged), judged, np.inf)
 
     @classmethod
     def from_config(cls, node: Any) -> SearchSettings:
-        """Read the part ``search`` of a configuration.
-
-        Parameters
-        ----------
-        node : mapping
-            Keys are the attributes of this class; what is left out keeps its default.
-
-        Returns
-        -------
-        SearchSettings
-
-        Raises
-        ------
-        ConfigError
-            For an unknown key or a value out of range.
-        """
+        """Read the part ``search`` of a configuration."""
         if not isinstance(node, Mapping):
             raise ConfigError(f"search is {node!r}; choose one: search=pbt, random or halving")
         legal = [item.name for item in dataclasses.fields(cls)]
@@ -178,22 +151,7 @@ class SearchSettings:
         return cls(**{str(key): value for key, value in node.items()})
 
     def space_for(self, tunables: Iterable[str]) -> Space:
-        """Return what is searched, held against the model.
-
-        Parameters
-        ----------
-        tunables : iterable of str
-            Paths of the model's tunable numbers, as `LFADS.tunables` names them.
-
-        Returns
-        -------
-        Space
-
-        Raises
-        ------
-        ConfigError
-            For a name that is no tunable number, or limits that are none.
-        """
+        """Return what is searched, held against the model."""
         names = list(tunables)
         if self.space is None:
             return default_space(names)
@@ -208,18 +166,7 @@ class SearchSettings:
         return space
 
     def check_metric(self, logged: Iterable[str]) -> None:
-        """Refuse a metric that is never logged.
-
-        Parameters
-        ----------
-        logged : iterable of str
-            What an epoch logs.
-
-        Raises
-        ------
-        ConfigError
-            Naming those that are near, or all.
-        """
+        """Refuse a metric that is never logged."""
         names = list(logged)
         if self.metric not in names:
             raise ConfigError(

@@ -65,30 +65,14 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_state(folder: Path, state: Mapping[str, Any], *, flush: bool = True) -> None:
-    """Write all that the next epoch depends on.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder of the search.
-    state : mapping
-        Tensors and plain numbers.
-    flush : bool, default=True
-        Whether to wait until it is on the disk.
-    """
+    """Write all that the next epoch depends on."""
     # A file of its own: a state is large, and need not be in memory twice.
     with replacing(folder / STATE, flush=flush) as file:
         torch.save(dict(state), file)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """Read the state of a search; None where it was broken off before its first epoch ended.
-
-    Raises
-    ------
-    UserError
-        If the folder holds no search, or its state is damaged.
-    """
+    """Read the state of a search; None where it was broken off before its first epoch ended."""
     status = RunFolder(folder).status
     if not (folder / CONFIG).is_file() or RunFolder(folder).kind != "search":
         kind = "an ordinary run (lfads train --resume)" if status else "no search"
@@ -98,23 +82,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 
 def all_diverged(folder: Path, n_members: int, epoch: int, best: Best) -> DivergedError:
-    """Return what to raise where no member has a finite loss any more.
-
-    Parameters
-    ----------
-    folder : Path
-        Run folder of the search.
-    n_members : int
-        Members that trained.
-    epoch : int
-        The epoch (from 0) that none of them got over.
-    best : Best
-        The best score before.
-
-    Returns
-    -------
-    DivergedError
-    """
+    """Return what to raise where no member has a finite loss any more."""
     found = (
         f"The best model before is {folder / BEST_CHECKPOINT} (member {best.member}, "
         f"epoch {best.epoch})."

@@ -71,38 +71,6 @@ def add_session(
     Only these are trained, on the new session's trials: everything else, and so what the model
     says of the other sessions, stays as it is to the last bit. With `all_epochs`, all that the
     run trained is then trained further on all sessions, at a tenth of its learning rate.
-
-    Parameters
-    ----------
-    run : str or Path
-        Run folder, or a checkpoint in one.
-    new : str or Path
-        Data file of the new session.
-    run_dir : str or Path
-        Folder of the new run, which is an ordinary one: it can be resumed, sampled and extended.
-    epochs, all_epochs : int
-        Epochs for the new maps alone, and for everything after that.
-    conditions : str, optional
-        Per-trial key of conditions that all sessions know: the new read-in then starts from a
-        regression on condition averages of what the other sessions' read-ins give; without, from
-        the `readin_weight` of the file (`lfads align-init`), and at random where there is none.
-    data : str, path or sequence of these, optional
-        The files of the other sessions; by default where the run found them.
-    overrides : sequence of str
-        Changes of the configuration, such as ``model.lr_init=1e-3``.
-    best : bool
-        Begin from the best checkpoint instead of the last.
-    overwrite : bool
-        Delete the run that `run_dir` holds.
-
-    Returns
-    -------
-    AddedSession
-
-    Raises
-    ------
-    UserError
-        If there is no run, its data are not found, or the new session does not fit.
     """
     from ..checkpoint import load_model
     from ..run_model import run_model

@@ -198,28 +198,7 @@ def align_to(
     n_folds: int = 5,
     seed: int = 0,
 ) -> SessionAlignment:
-    """Map one session onto components that are given, and back.
-
-    Parameters
-    ----------
-    trials : Trials
-        Training trials.
-    components : ndarray, shape (conditions, T, K)
-        Such as averages of a trained model's factors; NaN where there are none.
-    labels : sequence
-        Names of the conditions.
-    smooth_bins, min_trials, penalties, n_folds, seed
-        As for `align_sessions`.
-
-    Returns
-    -------
-    SessionAlignment
-
-    Raises
-    ------
-    DataError
-        If the session has none of the conditions, or other bins.
-    """
+    """Map one session onto components that are given, and back."""
     if trials.encod_data.shape[1] != components.shape[1]:
         raise DataError(
             f"{trials.name} has {trials.encod_data.shape[1]} bins, what it is to be mapped onto "

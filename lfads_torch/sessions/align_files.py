@@ -95,20 +95,7 @@ def write_alignment(
     alignment: SessionAlignment,
     output: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Write a session's maps into its data file, or into a copy.
-
-    Parameters
-    ----------
-    path : str or path
-        The data file.
-    alignment : SessionAlignment
-    output : str or path, optional
-        The copy; by default the file itself is replaced.
-
-    Returns
-    -------
-    Path
-    """
+    """Write a session's maps into its data file, or into a copy."""
     arrays = {key: getattr(alignment, key).astype(np.float32) for key in MAP_KEYS}
     facts = {"alignment_penalty": alignment.penalty, "alignment_r2": alignment.r2}
     return write_session(output or path, arrays, facts, copy_from=path)
@@ -146,23 +133,7 @@ def _bin_width(paths: Sequence[Path]) -> float:
 
 
 def read_trials(path: str | os.PathLike[str], condition_key: str) -> Trials:
-    """Read a session's training trials that have a condition.
-
-    Parameters
-    ----------
-    path : str or path
-    condition_key : str
-        As for `align_files`.
-
-    Returns
-    -------
-    Trials
-
-    Raises
-    ------
-    DataError
-        If the file is faulty, or does not tell conditions.
-    """
+    """Read a session's training trials that have a condition."""
     path = Path(absolute_pattern(path))
     with open_h5(path) as file:
         problems = find_problems(file)

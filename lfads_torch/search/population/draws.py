@@ -192,11 +192,6 @@ class StackedCalls(TorchFunctionMode):
     ``torch.empty(...).normal_()`` is how `torch.distributions` draws; vmap refuses it, since the
     memory has no axis for different numbers, so it is given one. Dropout, which vmap draws in
     another order of memory, is done as torch does it on a CPU.
-
-    Parameters
-    ----------
-    like : Tensor
-        One that has the axis.
     """
 
     def __init__(self, like: Tensor) -> None:

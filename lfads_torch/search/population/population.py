@@ -139,16 +139,6 @@ class Population:
 
         A member whose `lr_init` changes goes on at that learning rate, whatever a plateau schedule
         had made of the old one; one whose `lr_init` stays the same keeps its current rate.
-
-        Parameters
-        ----------
-        values : dict of str to array of shape (K,)
-            Tunables that are not named stay.
-
-        Raises
-        ------
-        ConfigError
-            For an unknown name, a wrong length, or a value that is not finite.
         """
         found = {}
         for name, given in values.items():
@@ -177,11 +167,6 @@ class Population:
         """Train and validate all members for an epoch.
 
         An epoch that ends in an exception leaves the population as it was before.
-
-        Returns
-        -------
-        dict of str to array, shape (K,)
-            What Lightning would log, by its name: train/loss, train/recon, ..., valid/recon_smth.
         """
         self._settle()
         before = self._tensors.copied()
@@ -267,16 +252,6 @@ class Population:
 
         Parameters and optimiser state, tunables, smoothed loss, learning rate, plateau state and
         `alive` are taken over; each keeps its own seed.
-
-        Parameters
-        ----------
-        parents : array of int, shape (K,)
-            Member k takes over from parents[k]; where that is k, it stays as it is.
-
-        Raises
-        ------
-        ConfigError
-            Where `parents` are not K members.
         """
         sources = torch.as_tensor(np.asarray(parents))
         is_right = sources.shape == (self.n_members,) and not sources.is_floating_point()
@@ -299,13 +274,7 @@ class Population:
             values[k] = state["metrics"].get(name, torch.full_like(values, torch.nan))[source]
 
     def keep(self, members: Any) -> None:
-        """Go on with some members only, numbered anew in the order given.
-
-        Raises
-        ------
-        ConfigError
-            Where `members` are none, or not members.
-        """
+        """Go on with some members only, numbered anew in the order given."""
         chosen = np.asarray(members)
         if not chosen.size or chosen.dtype.kind not in "iu":
             raise ConfigError(f"members to keep are {members!r}; give at least one, by its number")
@@ -330,13 +299,7 @@ class Population:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore `state_dict`; training goes on with the same numbers, to the bit.
-
-        Raises
-        ------
-        ConfigError
-            Where the state is of another number of members, or of models of another shape.
-        """
+        """Restore `state_dict`; training goes on with the same numbers, to the bit."""
         theirs, own = state["members"]["weights"].shape, self._tensors.weights.shape
         if theirs != own:
             raise ConfigError(
@@ -359,11 +322,6 @@ class Population:
         """Return member k as the checkpoint that a run of it alone leaves after the last epoch.
 
         In a run folder it can be sampled from, and trained further by ``lfads train --resume``.
-
-        Raises
-        ------
-        UserError
-            Before the first epoch.
         """
         if self.epoch == 0:
             raise UserError("no epoch is trained yet; train one before you make a checkpoint")

@@ -21,18 +21,7 @@ __all__ = ["RayOptions", "require_ray", "run_ray_search"]
 
 
 def require_ray(what: str) -> None:
-    """Refuse what needs Ray Tune where it is not installed.
-
-    Parameters
-    ----------
-    what : str
-        What needs it.
-
-    Raises
-    ------
-    ConfigError
-        Naming the command that installs it.
-    """
+    """Refuse what needs Ray Tune where it is not installed."""
     try:
         import ray.tune  # noqa: F401
     except ImportError as error:
@@ -54,36 +43,6 @@ def run_ray_search(
 
     Members, scores, tournaments and what lies in the run folder are those of a search in one
     process; a trial of Tune holds one member or a stacked group of them.
-
-    Parameters
-    ----------
-    config : mapping
-        Composed, with ``search``.
-    folder : Path
-        Run folder, which every node has to reach unless `RayOptions.storage_path` names another
-        place.
-    kind : {"pbt", "random", "halving"}
-        What `search.method` must be.
-    resume : bool, default=False
-        Go on with the search that `folder` holds, from the last checkpoints of its trials.
-    overwrite : bool, default=False
-        Delete the run in the folder, once nothing is left to be wrong.
-    options : RayOptions, optional
-        By default those of ``search.ray``.
-
-    Returns
-    -------
-    RunResult
-        Of the best model.
-
-    Raises
-    ------
-    ConfigError
-        If Ray is not installed, or for a mistake in the configuration.
-    UserError
-        If the cluster cannot be reached or has too little, or a trial failed too often.
-    DivergedError
-        If the loss of every member turns NaN or infinite.
     """
     require_ray("--backend ray")
     node = config.get("search") or {}

@@ -69,22 +69,7 @@ class RayOptions:
 
     @classmethod
     def from_mapping(cls, node: Mapping[str, Any] | None) -> RayOptions:
-        """Read the part ``search.ray`` of a configuration.
-
-        Parameters
-        ----------
-        node : mapping, optional
-            Keys are the attributes of this class; what is left out keeps its default.
-
-        Returns
-        -------
-        RayOptions
-
-        Raises
-        ------
-        ConfigError
-            For an unknown key or a value out of range.
-        """
+        """Read the part ``search.ray`` of a configuration."""
         legal = [item.name for item in dataclasses.fields(cls)]
         for key in node or {}:
             if key not in legal:
@@ -94,25 +79,7 @@ class RayOptions:
         return cls(**{str(key): value for key, value in (node or {}).items()})
 
     def resources(self, nodes: Nodes, *, may_use_gpu: bool) -> dict[str, float]:
-        """Return what a trial takes.
-
-        Parameters
-        ----------
-        nodes : sequence of mapping of str to float
-            Resources of each node, as Ray names them ("CPU", "GPU").
-        may_use_gpu : bool
-            Whether the trainer may use a GPU.
-
-        Returns
-        -------
-        dict of str to float
-            "cpu" and "gpu".
-
-        Raises
-        ------
-        UserError
-            If no node has as much as one trial takes.
-        """
+        """Return what a trial takes."""
         gpus = self.gpus_per_trial
         if gpus is None:
             has_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
@@ -132,23 +99,7 @@ class RayOptions:
     def divide(
         self, n_members: int, nodes: Nodes, resources: Mapping[str, float]
     ) -> tuple[list[list[int]], int]:
-        """Divide the members among trials.
-
-        Parameters
-        ----------
-        n_members : int
-        nodes : sequence of mapping of str to float
-            Resources of each node.
-        resources : mapping of str to float
-            What a trial takes, as `resources` returns it.
-
-        Returns
-        -------
-        list of list of int
-            Members of each trial, whose numbers of members differ by one at most.
-        int
-            Trials that can run at the same time.
-        """
+        """Divide the members among trials."""
         slots = sum(_slots(node, resources) for node in nodes)
         per_trial = self.members_per_trial or math.ceil(n_members / max(slots, 1))
         n_trials = math.ceil(n_members / per_trial)

@@ -24,14 +24,6 @@ class GroupScheduler(FIFOScheduler):
 
     A trial that waits for a plan keeps its process. Only where there are more trials than places
     does it make room, saved, and comes back once its plan is there.
-
-    Parameters
-    ----------
-    coordinator : Coordinator
-    board : actor handle
-        Of a `Board`.
-    n_slots : int
-        Trials that can run at the same time.
     """
 
     _supports_buffered_results = False
@@ -81,14 +73,7 @@ class GroupScheduler(FIFOScheduler):
 
 
 class Watch(Callback):
-    """Hands what trials report to a coordinator, with their checkpoints and failures.
-
-    Parameters
-    ----------
-    coordinator : Coordinator
-    max_failures : int
-        How often a trial was started again.
-    """
+    """Hands what trials report to a coordinator, with their checkpoints and failures."""
 
     def __init__(self, coordinator: Coordinator, max_failures: int) -> None:
         self._coordinator = coordinator
