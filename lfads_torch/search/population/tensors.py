@@ -20,13 +20,7 @@ class MemberTensors:
 
     The trained parameters of a member are one row of a matrix, so that clipping, optimiser and
     exchange are a few operations. `models` are ordinary models whose parameters and buffers are
-    views of these arrays: what is done to one is done to the other.
-
-    Parameters
-    ----------
-    models : sequence of LFADS
-        They are copied.
-    device : torch.device
+    copies, and views of these arrays: what is done to one is done to the other.
 
     Attributes
     ----------
@@ -86,14 +80,14 @@ class MemberTensors:
 
     def spans(self, wanted: Sequence[bool]) -> list[slice]:
         """Columns of the matrix that hold the parameters wanted, neighbours together."""
-        found: list[slice] = []
+        spans: list[slice] = []
         for is_wanted, start, end in zip(wanted, [0, *self._ends], self._ends, strict=False):
             if not is_wanted:
                 continue
-            if found and found[-1].stop == start:
-                start = found.pop().start
-            found.append(slice(start, end))
-        return found
+            if spans and spans[-1].stop == start:
+                start = spans.pop().start
+            spans.append(slice(start, end))
+        return spans
 
     def leaves(self, rows: slice) -> dict[str, Tensor]:
         """Trained parameters of some members, (c, ...), as views that gradients are taken of."""
@@ -131,10 +125,10 @@ class MemberTensors:
 
     def copied(self, device: torch.device | None = None) -> dict[str, Any]:
         """Copy all arrays, where they are or to a device."""
-        found: dict[str, Any] = torch.utils._pytree.tree_map(
+        copies: dict[str, Any] = torch.utils._pytree.tree_map(
             lambda x: x.to(device or x.device, copy=True), self.state_dict()
         )
-        return found
+        return copies
 
     def write(
         self, state: Mapping[str, Any], members: Tensor, sources: Tensor, *, seeds: bool
