@@ -93,7 +93,8 @@ class Table:
         if not rows:
             return
         if new:
-            self.rewrite([*self.read(), *rows], [*self.header, *new])
+            before = self.read() if self.header else []
+            self.rewrite([*before, *rows], [*self.header, *new])
             return
         try:
             with open(self.path, "ab") as file:

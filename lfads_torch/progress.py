@@ -58,6 +58,7 @@ class Line:
         if not self.is_terminal:
             print(text, file=self.out, flush=True)
             return
+        # A line that wraps could not be taken back.
         width = shutil.get_terminal_size().columns - 1
         end = "\n" if final else ""
         print(f"\r\x1b[K{text[:width]}", end=end, file=self.out, flush=True)
@@ -67,6 +68,12 @@ class Line:
         """Print a text that stays, above the line."""
         self.clear()
         print(text, file=self.out, flush=True)
+
+    def keep(self) -> None:
+        """Leave the line where it is; what follows begins on a line of its own."""
+        if self._is_open:
+            print(file=self.out, flush=True)
+            self._is_open = False
 
     def clear(self) -> None:
         """Take the line off the terminal."""

@@ -219,12 +219,6 @@ def find_segments(observed: ArrayLike) -> Indices:
     return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"{name}={value!r}; legal is a whole number of bins, at least {least}.")
-    return int(value)
-
-
 def _segments(segments: ArrayLike | None, n_bins: int) -> Indices:
     if segments is None:
         return np.array([[0, n_bins]], dtype=np.int64)

@@ -7,16 +7,13 @@ disk, so that a kill leaves whole rows; `History.rewind` cuts the files back to 
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..files import cannot_write, write_whole
+from ..files import Table, cannot_write
 from ..folder import EXCHANGES, HP, POPULATION, read_rows
 
 
@@ -34,8 +31,9 @@ class History:
         except OSError as error:
             raise cannot_write(self.folder, error) from error
         for name in (POPULATION, EXCHANGES):
-            _mend(self.folder / name)
-        self._headers = {name: _header(self.folder / name) for name in (POPULATION, EXCHANGES)}
+            if (self.folder / name).is_file():
+                read_rows(self.folder / name)  # refuses a table that is not of a search
+        self._tables = {name: Table(self.folder / name) for name in (POPULATION, EXCHANGES)}
         self._copied: dict[int, int] = {}
         self._restore_parents()
 
@@ -65,7 +63,7 @@ class History:
             }
             for i, k in enumerate(numbers)
         ]
-        self._write(POPULATION, rows)
+        self._tables[POPULATION].append(rows)
         for k in numbers:
             self._copied.pop(int(k), None)
 
@@ -96,25 +94,21 @@ class History:
             for k, parent in enumerate(chosen)
             if parent != k
         ]
-        self._write(EXCHANGES, rows)
+        self._tables[EXCHANGES].append(rows)
         self._copied = {k: int(parent) for k, parent in enumerate(chosen)}
 
     def rewind(self, epoch: int, *, exchanged: bool = False) -> None:
         """Cut the files back to a checkpoint, so that a resumed search continues them."""
         last_exchange = epoch if exchanged else epoch - 1
         for name, last in ((POPULATION, epoch - 1), (EXCHANGES, last_exchange)):
-            path = self.folder / name
-            if self._headers[name]:
-                header, rows = read_rows(path)
-                kept = [row for row in rows if int(row["epoch"]) <= last]
-                write_whole(path, _csv_text(header, kept))
+            table = self._tables[name]
+            if table.header:
+                table.rewrite([row for row in table.read() if int(row["epoch"]) <= last])
         self._restore_parents()
 
     def _restore_parents(self) -> None:
         """Know again of copies after which no epoch was recorded."""
-        exchanges, population = self.folder / EXCHANGES, self.folder / POPULATION
-        copies = read_rows(exchanges)[1] if exchanges.is_file() else []
-        epochs = read_rows(population)[1] if population.is_file() else []
+        copies, epochs = self._tables[EXCHANGES].read(), self._tables[POPULATION].read()
         trained: dict[str, int] = {}
         for row in epochs:
             trained[row["member"]] = max(trained.get(row["member"], 0), int(row["epoch"]) + 1)
@@ -124,47 +118,7 @@ class History:
             if int(row["epoch"]) >= trained.get(row["member"], 0)
         }
 
-    def _write(self, name: str, rows: Sequence[Mapping[str, str]]) -> None:
-        if not rows:
-            return
-        path, header = self.folder / name, self._headers[name]
-        new = [column for column in rows[0] if column not in header]
-        if new and header:
-            write_whole(path, _csv_text([*header, *new], read_rows(path)[1]))
-        is_first = not header
-        header.extend(new)
-        text = _csv_text(header, rows, with_header=is_first)
-        try:
-            with open(path, "ab") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise cannot_write(path, error) from error
-
-
-def _mend(path: Path) -> None:
-    """Take off the end of a file what a kill left half-written."""
-    content = path.read_bytes() if path.is_file() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_whole(path, whole)
-
-
-def _header(path: Path) -> list[str]:
-    return read_rows(path)[0] if path.is_file() else []
-
-
-def _csv_text(
-    header: Sequence[str], rows: Iterable[Mapping[str, str]], *, with_header: bool = True
-) -> str:
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
-    if with_header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
 
 def _text(value: float) -> str:
+    # All digits: decisions are made again from these numbers, and have to come out the same.
     return repr(float(value))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import shutil
-import sys
-import time
 from collections import deque
 from typing import NamedTuple, TextIO
 
-from ..progress import clock
+from ..progress import Line, clock
 
 _RECENT = 20
 _WIDTHS = (7, 6, 9, 9, 7, 8, 8, 9)
@@ -61,17 +58,15 @@ class LiveTable:
     ) -> None:
         self.max_epochs = max_epochs
         self.steps_per_epoch = steps_per_epoch
-        self.line_every_s = line_every_s
-        self._out = sys.stderr if stream is None else stream
+        # On a terminal every epoch is shown: a table has few updates a second.
+        self._line = Line(stream, refresh_s=0.0, every_s=line_every_s)
+        self._line.start()
         group, replaced = ("gen", "copies") if exchanges else ("members", "stopped")
         self._heads = (
             *(group, "epoch", "best", "median", replaced, "diverged"),
             *("steps/s", "left"),
         )
         self._durations: deque[tuple[float, int]] = deque(maxlen=_RECENT)
-        self._is_live = self._out.isatty()
-        self._line = ""
-        self._shown = time.monotonic()
         self._has_begun = False
 
     def add_time(self, seconds: float, n_members: int) -> None:
@@ -80,35 +75,21 @@ class LiveTable:
 
     def show(self, row: Row, *, final: bool) -> None:
         """Show an epoch."""
-        now = time.monotonic()
-        if not self._is_live and not final and now - self._shown < self.line_every_s:
+        if not (final or self._line.is_due):
             return
         if not self._has_begun:
             self._has_begun = True
-            print(_line(self._heads), file=self._out)
-        self._shown = now
-        self._line = self._format(row)
-        if not self._is_live:
-            print(self._line, file=self._out, flush=True)
-            return
-        # A line that wraps could not be taken back.
-        width = shutil.get_terminal_size().columns - 1
-        print(
-            f"\r\x1b[K{self._line[:width]}", end="\n" if final else "", file=self._out, flush=True
-        )
-        if final:
-            self._line = ""
+            print(_cells(self._heads), file=self._line.out)
+        self._line.show(self._format(row), final=final)
 
     def say(self, text: str) -> None:
         """Print a remark on a line of its own."""
         self.close()
-        print(text, file=self._out, flush=True)
+        self._line.say(text)
 
     def close(self) -> None:
         """Leave the moving line where it is."""
-        if self._is_live and self._line:
-            print(file=self._out, flush=True)
-        self._line = ""
+        self._line.keep()
 
     def _format(self, row: Row) -> str:
         cells = [
@@ -121,12 +102,12 @@ class LiveTable:
             per_epoch = seconds / len(self._durations)
             left = max(0, self.max_epochs - row.epoch) * per_epoch
             cells += [f"{trained / seconds:.3g}", clock(left)]
-        return _line(cells)
+        return _cells(cells)
 
 
 def _number(value: float) -> str:
     return f"{value:.5g}" if math.isfinite(value) else "-"
 
 
-def _line(cells: list[str] | tuple[str, ...]) -> str:
+def _cells(cells: list[str] | tuple[str, ...]) -> str:
     return "  ".join(cell.rjust(width) for cell, width in zip(cells, _WIDTHS, strict=False))

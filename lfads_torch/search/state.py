@@ -18,11 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from ..checkpoint import read_checkpoint
 from ..errors import DivergedError, UserError
-from ..files import replacing
 from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, POPULATION, RunFolder
 from ..runs.resume import AtomicCheckpointIO
 
@@ -62,13 +59,6 @@ def member_path(folder: Path, member: int) -> Path:
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint or a state so that it is there whole or not at all."""
     AtomicCheckpointIO().save_checkpoint(dict(content), path)
-
-
-def save_state(folder: Path, state: Mapping[str, Any], *, flush: bool = True) -> None:
-    """Write all that the next epoch depends on."""
-    # A file of its own: a state is large, and need not be in memory twice.
-    with replacing(folder / STATE, flush=flush) as file:
-        torch.save(dict(state), file)
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:

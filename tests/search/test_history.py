@@ -249,6 +249,8 @@ class TestWriting:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_a_full_disk(self, tmp_path):
         history = History(tmp_path)
+        write(history, 0)
+        (tmp_path / POPULATION).unlink()
         os.symlink("/dev/full", tmp_path / POPULATION)
         with pytest.raises(UserError, match=r"the disk is full.*--resume"):
-            write(history, 0)
+            write(history, 1)
