@@ -91,6 +91,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
+            # An older checkpoint pickles whole objects. The inert unpickler keeps tensors and
+            # numbers, and puts a stub in the place of everything else: no code of the file runs.
             inert: Any = SimpleNamespace(
                 Unpickler=_InertUnpickler, load=_inert_load, __name__="inert"
             )
@@ -103,6 +105,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def _is_program(path: Path) -> bool:
     """Whether torch would hand the file to its TorchScript loader."""
+    # torch.load hands such a file to another loader, which `weights_only` does not restrain.
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

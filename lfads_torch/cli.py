@@ -14,12 +14,14 @@ from . import __version__
 from .commands import COMMANDS
 from .errors import UserError
 
+#: What shells report for a process that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command."""
     parser = build_parser()
+    # Not `parse_args`: overrides may also stand after an option, where argparse gives up.
     options, rest = parser.parse_known_args(arguments)
     takes_overrides = getattr(options, "takes_overrides", False)
     if rest and (not takes_overrides or any(text.startswith("-") for text in rest)):
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     warnings.showwarning = _show_warning
-    # components of one's own lie where the command is started
+    # A user's own components are in the working directory. It comes last on the path, so that a
+    # file there, such as random.py, hides no installed module.
     sys.path.append(str(Path.cwd()))
     try:
         return int(options.run(options))

@@ -41,6 +41,7 @@ def number(
 
     `least` and `most` are legal themselves; `above` and `below` are not.
     """
+    # One wording for all numbers, so that a user learns to read it once.
     low = f">= {least:g}" if least is not None else f"> {above:g}" if above is not None else ""
     high = f"<= {most:g}" if most is not None else f"< {below:g}" if below is not None else ""
     is_legal = (
@@ -71,6 +72,7 @@ def whole(name: str, value: Any, *, least: int | None = None, most: int | None =
 
 
 def _is_finite(value: Any) -> bool:
+    # YAML reads `on` and `yes` as true, which Python counts as 1: a switch is no number.
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

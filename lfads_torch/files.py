@@ -35,6 +35,8 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
 
     With `flush`, wait until it is on the disk: a kill needs no such wait, a power cut does.
     """
+    # In the same folder, because a rename is atomic within one file system only. The number of
+    # the process keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,7 @@ class Line:
         if not (final or self.is_due):
             return
         self._shown = time.monotonic()
+        # Logs of a cluster are no terminals: a carriage return would make one endless line of them.
         if not self.is_terminal:
             print(text, file=self.out, flush=True)
             return

@@ -67,6 +67,7 @@ def terminal_line(refresh_s: float = 0.0) -> Iterator[Line]:
 
 def quieten() -> None:
     """Leave out what Lightning says about devices it has not found and services it sells."""
+    # Here and not above: `lfads --help` must not wait seconds for Lightning.
     import logging
 
     import pytorch_lightning  # noqa: F401 - it sets its own level when it is imported

@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
             "--resume goes on in the run's own folder with its own configuration; it "
             "does not go with --run-dir, --config or --overwrite"
         )
+    # Imported here, so that a wrong option is refused before torch is loaded.
     from ..run_model import run_model
 
     given = options.resume or options.run_dir or new_run_folder(data_name(options.overrides))

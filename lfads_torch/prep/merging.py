@@ -96,6 +96,8 @@ def merge_chops(chops: ArrayLike, starts: ArrayLike, n_bins: int) -> Array:
 
 def covered_bins(starts: ArrayLike, window: int, n_bins: int) -> Array:
     """Return which bins of a recording lie in some window, shape (n_bins,)."""
+    # One step up where a window begins and one down where it ends: no loop over windows.
+    # `add.at` counts windows that begin at the same bin, which `steps[starts] += 1` would not.
     steps = np.zeros(n_bins + 1, dtype=np.int64)
     np.add.at(steps, np.asarray(starts, dtype=np.int64), 1)
     np.add.at(steps, np.asarray(starts, dtype=np.int64) + window, -1)
@@ -172,6 +174,8 @@ def merge_file(
             chops = np.concatenate([file[f"{split}_{name}"][()] for split in splits])
             arrays[name] = merge_chops(chops, np.concatenate([starts[s] for s in splits]), n_bins)
     labels = np.full(n_bins, NO_SPLIT, dtype=np.int8)
+    # Windows may overlap. The first split is written last, so that bins that it shares with
+    # another are labelled as training: they were seen.
     for split in reversed(list(starts)):
         labels[covered_bins(starts[split], window, n_bins)] = SPLITS.index(split)
     _warn_of_leaks(source, starts, window)

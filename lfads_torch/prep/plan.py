@@ -107,6 +107,7 @@ def _ending(
 ) -> tuple[Windows, NDArray[np.int64]]:
     """Return the windows with a whole bin before an event, and how many each has."""
     ends = recording.event_times(until)[windows.trials]
+    # Decimal times are not exact in binary: an event on the edge of a bin must not cost that bin.
     lengths = np.floor((ends - windows.starts) / windows.bin_s + 1e-6)
     chosen = lengths >= 1
     if not chosen.any():

@@ -51,7 +51,8 @@ class UnitSums:
         self.present[block] |= sums != 0
         self.n_bins += len(values)
         if self.pairs:
-            # float32 holds sums of products of counts exactly up to 2^24
+            # Products of float32 are several times faster, and exact up to 2^24 within a block; the
+            # sum over blocks is kept in float64.
             kind = np.float64 if counts.dtype.kind == "f" else np.float32
             few: Any = np.asarray(values, dtype=kind)
             self.products += few.T @ few
@@ -68,6 +69,7 @@ class UnitSums:
         """Return Pearson's r between all units over bins; 0 for units that never vary."""
         mean = self.mean()
         covariance = self.products / max(1, self.n_bins) - np.outer(mean, mean)
+        # Rounding can leave a silent unit a variance just below 0.
         spread = np.sqrt(np.maximum(covariance.diagonal(), 0))
         scale = np.outer(spread, spread)
         return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12)

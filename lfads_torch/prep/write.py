@@ -23,6 +23,7 @@ from .splits import Labels
 
 Array = NDArray[Any]
 
+# To hash a source is to read all of it a second time.
 _HASHED = 1 << 32  # bytes; of larger sources the attributes name size and name only
 _HASH_STEP = 1 << 24
 
@@ -155,7 +156,8 @@ def _dataset(
 
 def _dtype(contents: Contents) -> np.dtype[Any]:
     if contents.counted.continuous or np.isnan(contents.largest):
-        return np.dtype(np.float32)
+        return np.dtype(np.float32)  # integers have no NaN
+    # An eighth of float64, and what compresses best; the data module converts each batch.
     return np.dtype(np.uint8 if contents.largest <= 255 else np.uint16)
 
 

@@ -137,10 +137,13 @@ def run_model(
     if do_train:
         is_new = RunFolder(folder).claim(resume=resume or continued, overwrite=overwrite)
     else:
+        # To sample needs no claim: several jobs may sample one finished run.
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
     given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
     try:
+        # Existing YAML and Lightning's loggers write below the working directory, and scripts of
+        # labs change into the run folder themselves.
         with _inside(folder):
             run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
             return run.run(do_train, do_posterior_sample)

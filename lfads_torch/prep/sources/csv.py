@@ -84,6 +84,7 @@ def _typed(values: list[str]) -> Array:
 
 
 def _open(path: Path) -> TextIO:
+    # Excel writes a byte order mark, which would become part of the first column's name.
     return path.open(encoding="utf-8-sig", newline="", errors="replace")
 
 
@@ -170,6 +171,7 @@ def _binned(path: Path, header: list[str], delimiter: str, options: SourceOption
     clock, start, bin_s = options.clock(), 0.0, None
     if time is not None and len(data) > 1:
         seconds = clock.seconds(data[:, time])
+        # The difference of two decimal times has rounding digits, which a bin width must not have.
         start, bin_s = float(seconds[0]), float(f"{np.median(np.diff(seconds)):.7g}")
     if options.input_bin_ms:
         bin_s = options.input_bin_ms / 1000

@@ -102,6 +102,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "numpy" and name in self._LEGAL:
+            # NumPy 2 renamed the module; pickles written before it name the old one.
             return super().find_class(module.replace("numpy.core", "numpy._core"), name)
         raise pickle.UnpicklingError(
             f"it holds a {module}.{name}, which only executing code from the file could read; "
