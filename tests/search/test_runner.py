@@ -404,7 +404,7 @@ def test_what_an_ensemble_needs_is_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give --ensemble too"):
         sample_run(folder, members=2)
     (folder / "status.json").write_text('{"stage": "training", "search": "pbt"}')
-    with pytest.raises(UserError, match=r"not complete; end it first: lfads pbt --resume"):
+    with pytest.raises(UserError, match=r"not complete; complete it first: lfads pbt --resume"):
         sample_run(folder, ensemble=True)
 
 
