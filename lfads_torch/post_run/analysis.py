@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +14,25 @@ from torch import Tensor
 
 from ..data import list_some, observed_extent
 from ..datamodules import BasicDataModule
-from ..errors import UserError
+from ..errors import UserError, nearest
 from ..model import LFADS
 from ..modules.encoder import Encoding
 from ..tuples import SessionBatch, SessionOutput
-from .writing import computing, output_file
+from .writing import OutputFile, RowWriter, computing, output_file
 
 MAX_BYTES = 512 * 2**20
 """Default bound of the memory that sampling takes at a time."""
+
+Sink = Callable[[SessionOutput], None]
+"""Takes what is inferred of some trials after another, in order."""
+
+
+class Draws(NamedTuple):
+    """How many samples are drawn, from which seed, in how much memory at a time."""
+
+    num_samples: int
+    seed: int
+    max_bytes: int
 
 
 def sample_posterior(
@@ -67,18 +77,18 @@ def sample_posterior(
     """
     if num_samples < 1:
         raise UserError(f"num_samples is {num_samples}; legal are whole numbers >= 1")
+    draws = Draws(num_samples, seed, max_bytes)
     if isinstance(data, (np.ndarray, Tensor)):
-        return _sample_array(model, data, num_samples, seed, max_bytes)
+        return _sample_array(model, data, draws)
     datamodule = _as_datamodule(data)
     numbers = match_sessions(model, datamodule)
     # Refuses a split that no session has; one that only some have is sampled for these.
     datamodule.split_loader(split)
     outputs = {
         number: _joined(
-            partial(sample_session, model, datamodule, number, own, split),
-            (num_samples, seed, max_bytes),
+            partial(sample_session, model, datamodule, number, model_session, split, draws)
         )
-        for number, own in enumerate(numbers)
+        for number, model_session in enumerate(numbers)
         if split in datamodule.sessions[number].splits
     }
     return outputs[0] if len(numbers) == 1 else outputs
@@ -127,38 +137,112 @@ def run_posterior_sampling(
         Where the data do not fit the model, or a file cannot be written.
     """
     data = _as_datamodule(datamodule)
-    target = Path(filename)
-    paths = []
-    for number, own in enumerate(match_sessions(model, data)):
+    draws = Draws(num_samples, seed, max_bytes)
+    paths = _output_paths(filename, data)
+    for number, model_session in enumerate(match_sessions(model, data)):
         session = data.sessions[number]
-        attributes: dict[str, Any] = {
-            "session_name": data.session_names[number],
-            "model_session_names": list(model.session_names) or [data.session_names[number]],
-            "num_samples": num_samples if model.hparams["variational"] else 1,
-            "sampling_seed": seed,
-        }
-        for name, value in (("run", run), ("checkpoint", checkpoint)):
-            if value is not None:
-                attributes[name] = str(value)
-        path = target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
-        with output_file(path, session) as out:
+        attributes = _attributes(model.session_names, data, number, draws, run)
+        if not model.hparams["variational"]:
+            attributes["num_samples"] = 1
+        if checkpoint is not None:
+            attributes["checkpoint"] = str(checkpoint)
+        with output_file(paths[number], session) as out:
             for split in session.splits:
-                arguments = (model, data, number, own, split, num_samples, seed, max_bytes)
+                arguments = (model, data, number, model_session, split, draws)
                 with computing():
-                    sample_session(*arguments, as_in_file=True, keep=out.rows(split).add)
+                    sample_session(*arguments, as_in_file=True, sink=out.rows(split).add)
             out.finish(attributes)
-        paths.append(path)
     return paths
 
 
+def run_ensemble_sampling(
+    models: Iterable[LFADS],
+    datamodule: BasicDataModule,
+    filename: str | Path,
+    num_samples: int = 50,
+    *,
+    seed: int = 0,
+    max_bytes: int = MAX_BYTES,
+    run: str | Path | None = None,
+) -> list[Path]:
+    """Write the rates of all trials, averaged over models, one file per session.
+
+    A file holds every key of the session's data file and ``{split}_output_params``, the mean over
+    models of their posterior mean rates (or other means). Factors, states, initial conditions and
+    inferred inputs are left out: each model has its own coordinates for them, so a mean over
+    models means nothing.
+    """
+    sessions = datamodule.sessions
+    paths = _output_paths(filename, datamodule)
+    n_models, names = 0, []
+    # All files are open at once and add up on the disk, because models come one after another:
+    # memory then holds a single model and one batch, whatever the number of either.
+    with ExitStack() as stack:
+        files: list[OutputFile] = []
+        sums: dict[tuple[int, str], RowWriter] = {}
+        for n_models, model in enumerate(models, start=1):
+            numbers = match_sessions(model, datamodule)
+            if not files:
+                names = list(model.session_names)
+                for path, session in zip(paths, sessions, strict=True):
+                    files.append(stack.enter_context(output_file(path, session)))
+                sums = {
+                    (number, split): files[number].rows(split, ["output_params"])
+                    for number, session in enumerate(sessions)
+                    for split in session.splits
+                }
+            # A seed for each model: equal noise in all of them would not average out.
+            draws = Draws(num_samples, seed + n_models - 1, max_bytes)
+            for (number, split), total in sums.items():
+                arguments = (model, datamodule, number, numbers[number], split, draws)
+                with computing():
+                    sample_session(*arguments, as_in_file=True, sink=total.add)
+        if not n_models:
+            raise UserError("an ensemble needs at least one model")
+        for total in sums.values():
+            total.divide(n_models)
+        draws = Draws(num_samples, seed, max_bytes)
+        for number, file in enumerate(files):
+            attributes = _attributes(names, datamodule, number, draws, run)
+            file.finish({**attributes, "num_models": n_models})
+    return paths
+
+
+def _output_paths(filename: str | Path, data: BasicDataModule) -> list[Path]:
+    target = Path(filename)
+    return [
+        target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
+        for number in range(len(data.sessions))
+    ]
+
+
+def _attributes(
+    model_names: Sequence[str],
+    data: BasicDataModule,
+    number: int,
+    draws: Draws,
+    run: str | Path | None,
+) -> dict[str, Any]:
+    """Return what an output file says of itself."""
+    name = data.session_names[number]
+    return {
+        "session_name": name,
+        "model_session_names": list(model_names) or [name],
+        "num_samples": draws.num_samples,
+        "sampling_seed": draws.seed,
+        **({} if run is None else {"run": str(run)}),
+    }
+
+
 def match_sessions(model: LFADS, data: BasicDataModule) -> list[int]:
-    """For each session of the data, its number in the model.
+    """Return for each session of the data its number in the model.
 
     A model of one session takes data of any one session (checked by size); a model of several
     knows its sessions by name.
     """
     names, known = data.session_names, model.session_names
     n_known = len(model.readin)
+    # By size, not by name, for a single session: new data of it come in a file of another name.
     if n_known == 1 or not known:
         if len(names) != n_known:
             raise UserError(f"the model has {n_known} session(s), the data {len(names)}")
@@ -166,15 +250,15 @@ def match_sessions(model: LFADS, data: BasicDataModule) -> list[int]:
     else:
         unknown = [name for name in names if name not in known]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], known, n=1)
+            near = nearest(unknown[0], known, most=1)
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise UserError(
                 f"the model was not trained on session {unknown[0]!r}{hint}; its sessions are "
                 f"{', '.join(known)}, named after their files"
             )
         numbers = [known.index(name) for name in names]
-    for number, own in enumerate(numbers):
-        model.check_session(own, data.sessions[number], data.sizes[number])
+    for number, model_session in enumerate(numbers):
+        model.check_session(model_session, data.sessions[number], data.sizes[number])
     return numbers
 
 
@@ -182,9 +266,7 @@ def _as_datamodule(data: Any) -> BasicDataModule:
     return data if hasattr(data, "split_loader") else BasicDataModule(data)
 
 
-def _sample_array(
-    model: LFADS, data: Any, num_samples: int, seed: int, max_bytes: int
-) -> SessionOutput:
+def _sample_array(model: LFADS, data: Any, draws: Draws) -> SessionOutput:
     encod = torch.as_tensor(np.asarray(data), dtype=torch.float32, device=model.device)
     n_read = getattr(model.readin[0], "in_features", model.hparams["encod_data_dim"])
     legal = (model.hparams["encod_seq_len"], n_read)
@@ -204,19 +286,19 @@ def _sample_array(
             "and NaN where something is missing"
         )
     lengths = _lengths(encod, model.hparams["recon_seq_len"])
-    none = encod.new_empty(len(encod), 0, 0)
 
-    def batch(rows: slice) -> SessionBatch:
-        own, ends = none[rows], None if lengths is None else lengths[rows]
-        return SessionBatch(encod[rows], encod[rows], own, own, own.bool(), lengths=ends)
+    def read(name: str, rows: Tensor) -> Tensor | None:
+        field = {"recon_data": encod, "lengths": lengths}.get(name)
+        return None if field is None else field[rows]
 
-    share = _trials_at_once(model, num_samples, max_bytes)
-    batches = (batch(slice(i, i + share)) for i in range(0, len(encod), share))
-    return _joined(partial(_average, model, 0, batches), (num_samples, seed, max_bytes))
+    window = (encod.shape[1], encod.shape[2])
+    rows = torch.arange(len(encod), device=encod.device).split(_trials_at_once(model, draws))
+    batches = (SessionBatch.from_rows(read, some, window) for some in rows)
+    return _joined(partial(_average, model, 0, batches, draws))
 
 
 def _lengths(encod: Tensor, n_bins: int) -> Tensor | None:
-    """Bins of each trial of an array, None where nothing is missing in it."""
+    """Return the bins of each trial of an array, None where nothing is missing in it."""
     extent = observed_extent(encod.cpu().numpy(), None)
     if (extent.lengths == 0).any():
         none = np.flatnonzero(extent.lengths == 0).tolist()
@@ -232,52 +314,43 @@ def sample_session(
     model: LFADS,
     data: BasicDataModule,
     number: int,
-    own: int,
+    model_session: int,
     split: str,
-    num_samples: int,
-    seed: int,
-    max_bytes: int,
+    draws: Draws,
     *,
     as_in_file: bool = False,
-    keep: Callable[[SessionOutput], None],
+    sink: Sink,
 ) -> None:
-    """Infer a split of session `number` of the data, which is session `own` of the model.
-
-    `keep` is given some trials after another, in order.
-    """
-    share = _trials_at_once(model, num_samples, max_bytes)
+    """Infer a split of session `number` of the data, which is `model_session` of the model."""
+    share = _trials_at_once(model, draws)
     data.to(model.device)
     loader = data.split_loader(split, batch_size=share, session=number, as_in_file=as_in_file)
     with closing(iter(loader)) as steps:
         batches = (step[number][0] for step in steps)
-        _average(model, own, batches, num_samples, seed, max_bytes, keep)
+        _average(model, model_session, batches, draws, sink)
 
 
 @torch.no_grad()
 def _average(
-    model: LFADS,
-    session: int,
-    batches: Any,
-    num_samples: int,
-    seed: int,
-    max_bytes: int,
-    keep: Callable[[SessionOutput], None],
+    model: LFADS, session: int, batches: Iterable[SessionBatch], draws: Draws, sink: Sink
 ) -> None:
     """Average over samples, batch by batch; the model's mode and the generators are restored."""
     sample = bool(model.hparams["variational"])
-    num_samples = num_samples if sample else 1
-    at_once = max(1, max_bytes // _bytes_per_row(model))
+    # Without a variational posterior all samples are the same one.
+    num_samples = draws.num_samples if sample else 1
+    at_once = max(1, draws.max_bytes // _bytes_per_row(model))
     was_training = model.training
     devices = [model.device] if model.device.type == "cuda" else []
     try:
         model.eval()
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+            torch.manual_seed(draws.seed)
             for raw in batches:
                 batch = model.infer_aug_stack.process_batch(raw)
                 encoding = model.encode({session: batch})
                 n_trials = batch.encod_data.shape[0]
                 share = max(1, at_once // n_trials)
+                # Added up as they come, so that memory does not grow with the number of samples.
                 sums: list[Tensor] = []
                 for start in range(0, num_samples, share):
                     n_now = min(share, num_samples - start)
@@ -285,16 +358,18 @@ def _average(
                     sums = [a.add_(b) for a, b in zip(sums, means, strict=True)] if sums else means
                 averaged = [(x / num_samples).cpu() for x in sums]
                 ends = None if batch.lengths is None else batch.lengths.cpu()
-                keep(_output(averaged, encoding).ended(ends))
+                rates, factors, *rest = averaged
+                posterior = encoding.ic_mean.cpu(), encoding.ic_std.cpu()
+                sink(SessionOutput(rates, factors, *posterior, *rest).ended(ends))
     finally:
         model.train(was_training)
 
 
-def _joined(infer: Callable[..., None], options: tuple[int, int, int]) -> SessionOutput:
-    """All that `infer` gives to its `keep`."""
-    parts: list[SessionOutput] = []
-    infer(*options, keep=parts.append)
-    return SessionOutput(*(torch.cat(field) for field in zip(*parts, strict=True)))
+def _joined(infer: Callable[..., None]) -> SessionOutput:
+    """Return all that `infer` gives to its `sink`."""
+    outputs: list[SessionOutput] = []
+    infer(sink=outputs.append)
+    return SessionOutput(*(torch.cat(field) for field in zip(*outputs, strict=True)))
 
 
 def _sum_of_samples(
@@ -310,13 +385,13 @@ def _sum_of_samples(
     return [x.unflatten(0, (n_samples, -1)).sum(dim=0) for x in (rates, *decoding)]
 
 
-def _output(averaged: Sequence[Tensor], encoding: Encoding) -> SessionOutput:
-    rates, factors, *rest = averaged
-    return SessionOutput(rates, factors, encoding.ic_mean.cpu(), encoding.ic_std.cpu(), *rest)
-
-
 def _bytes_per_row(model: LFADS) -> int:
-    """Memory that decoding one trial once takes, by the buffers of the decoder and read-out."""
+    """Return the memory that decoding one trial once takes, in bytes.
+
+    It counts the buffers of the decoder and of the read-out.
+    """
+    # An estimate of the arrays per bin that the decoder's loop and the read-out keep. It decides
+    # how much goes through at a time, so a wrong one costs memory or time but no accuracy.
     hp = model.hparams
     n_out = max(getattr(readout, "out_features", hp["fac_dim"]) for readout in model.readout)
     per_bin = 8 * hp["gen_dim"] + 8 * hp["con_dim"] + 4 * hp["fac_dim"] + 8 * hp["co_dim"]
@@ -324,5 +399,5 @@ def _bytes_per_row(model: LFADS) -> int:
     return 4 * hp["recon_seq_len"] * per_bin
 
 
-def _trials_at_once(model: LFADS, num_samples: int, max_bytes: int) -> int:
-    return max(1, max_bytes // (_bytes_per_row(model) * max(1, num_samples)))
+def _trials_at_once(model: LFADS, draws: Draws) -> int:
+    return max(1, draws.max_bytes // (_bytes_per_row(model) * max(1, draws.num_samples)))

@@ -7,15 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..data import (
-    SessionData,
-    StoredArray,
-    add_to_file,
-    blocks,
-    copy_rest,
-    new_file,
-    write_rows,
-)
+from ..data import SessionData, StoredArray, add_to_file, blocks, copy_rest, new_file, write_rows
 from ..tuples import SessionOutput
 
 

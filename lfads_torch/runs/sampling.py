@@ -24,7 +24,7 @@ def sample_run(
 ) -> list[Path]:
     """Average posterior samples of a trained model, or of the final members of a search."""
     from ..checkpoint import load_model
-    from ..post_run.analysis import run_posterior_sampling
+    from ..post_run.analysis import run_ensemble_sampling, run_posterior_sampling
 
     if members is not None and not ensemble:
         raise UserError("a number of members says how large an ensemble is; give --ensemble too")
@@ -59,8 +59,6 @@ def sample_run(
     where = place if ensemble else folder
     path = Path(output).expanduser().absolute() if output else where / name
     if ensemble:
-        from ..post_run.ensemble import run_ensemble_sampling
-
         models = (load_model(one).to(device) for one in chosen if one is not None)
         files = run_ensemble_sampling(models, datamodule, path, num_samples, run=place)
         return [Path(one).absolute() for one in files]

@@ -28,8 +28,7 @@ from lfads_torch.data.repack import repack
 from lfads_torch.datamodules import BasicDataModule
 from lfads_torch.datamodules.batches import ahead
 from lfads_torch.errors import DataError, UserError
-from lfads_torch.post_run.analysis import run_posterior_sampling
-from lfads_torch.post_run.ensemble import run_ensemble_sampling
+from lfads_torch.post_run.analysis import run_ensemble_sampling, run_posterior_sampling
 from lfads_torch.search.population.population import Population
 from tests import small
 

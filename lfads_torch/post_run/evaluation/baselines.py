@@ -17,14 +17,7 @@ from numpy.typing import NDArray
 from ...data.smoothing import smoothing_sums
 from ...metrics.trialwise import NLB_FLOOR
 from .behavior import SCORED, TRAIN, Recording
-from .fitting import (
-    finite_mean,
-    judge_and_rest,
-    loss_of,
-    regress,
-    regression_loss,
-    subset,
-)
+from .fitting import finite_mean, judge_and_rest, loss_of, regress, regression_loss, subset
 from .scoring import Features, Prediction, only
 
 Array = NDArray[Any]

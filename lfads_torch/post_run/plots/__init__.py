@@ -10,11 +10,7 @@ as they go and are never an error.
 from .activity import raster_panel
 from .decoding import decoded_behavior
 from .generator import fixed_points
-from .hyperparameters import (
-    hyperparameter_paths,
-    score_history,
-    scores_by_value,
-)
+from .hyperparameters import hyperparameter_paths, score_history, scores_by_value
 from .initial import initial_conditions
 from .inputs import aligned_inputs, latent_usage
 from .responses import psths, single_trials

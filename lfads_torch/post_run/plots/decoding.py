@@ -11,14 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .style import (
-    FloatArray,
-    as_trials,
-    empty_figure,
-    look,
-    styled,
-    time_centres,
-)
+from .style import FloatArray, as_trials, empty_figure, look, styled, time_centres
 
 
 @styled

@@ -106,8 +106,7 @@ def _state_space(
     plane[: min(2, len(basis))] = basis[:2]
     paths = (states[:max_trials] - centre) @ plane.T
     axis.add_collection(
-        LineCollection(list(paths), colors=look().muted, linewidths=0.7, alpha=0.55),
-        autolim=True,
+        LineCollection(list(paths), colors=look().muted, linewidths=0.7, alpha=0.55), autolim=True
     )
     axis.autoscale_view()
     box = axis.dataLim

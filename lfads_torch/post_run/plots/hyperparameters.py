@@ -124,10 +124,7 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
 
 @styled
 def scores_by_value(
-    population: Mapping[str, ArrayLike],
-    names: Sequence[str] | None = None,
-    *,
-    metric: str = SCORE,
+    population: Mapping[str, ArrayLike], names: Sequence[str] | None = None, *, metric: str = SCORE
 ) -> Figure:
     """Draw the last score of each member over its hyper-parameters, as after a random search.
 

@@ -10,22 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
-from .groups import (
-    MAX_GROUPS,
-    Group,
-    by_condition,
-    condition_legend,
-    mean_and_error,
-)
-from .style import (
-    FloatArray,
-    as_trials,
-    empty_figure,
-    look,
-    styled,
-    time_centres,
-    time_edges,
-)
+from .groups import MAX_GROUPS, Group, by_condition, condition_legend, mean_and_error
+from .style import FloatArray, as_trials, empty_figure, look, styled, time_centres, time_edges
 
 
 def align(

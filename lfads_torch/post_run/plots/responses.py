@@ -12,21 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ...metrics import gaussian_smooth
-from .groups import (
-    MAX_GROUPS,
-    by_condition,
-    condition_legend,
-    mean_and_error,
-)
-from .style import (
-    FloatArray,
-    as_trials,
-    empty_figure,
-    look,
-    rate_scale,
-    styled,
-    time_centres,
-)
+from .groups import MAX_GROUPS, by_condition, condition_legend, mean_and_error
+from .style import FloatArray, as_trials, empty_figure, look, rate_scale, styled, time_centres
 
 
 @styled

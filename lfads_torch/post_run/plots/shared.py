@@ -10,12 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from .groups import MAX_GROUPS, by_condition, condition_legend
-from .style import (
-    as_trials,
-    empty_figure,
-    styled,
-    time_centres,
-)
+from .style import as_trials, empty_figure, styled, time_centres
 
 
 @styled

@@ -15,12 +15,7 @@ from numpy.typing import ArrayLike
 from ...errors import DataError
 from ...folder import read_csv_log as read_csv_log
 from .groups import colours_of
-from .style import (
-    FloatArray,
-    empty_figure,
-    look,
-    styled,
-)
+from .style import FloatArray, empty_figure, look, styled
 
 
 class _Curve(NamedTuple):

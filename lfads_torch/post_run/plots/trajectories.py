@@ -15,21 +15,8 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
 
 from ...metrics import fit_linear, linear_map_r2
-from .groups import (
-    MAX_GROUPS,
-    Group,
-    by_condition,
-    condition_legend,
-    mean_and_error,
-)
-from .style import (
-    FloatArray,
-    as_trials,
-    empty_figure,
-    look,
-    styled,
-    time_edges,
-)
+from .groups import MAX_GROUPS, Group, by_condition, condition_legend, mean_and_error
+from .style import FloatArray, as_trials, empty_figure, look, styled, time_edges
 
 _MAX_TRIALS = 40
 
