@@ -38,24 +38,12 @@ class Align(NamedTuple):
 
 @dataclass
 class Windows:
-    """Stretches of equal length that are cut out of a recording.
+    """Stretches of equal length that are cut out of a recording, in bins of `bin_s` seconds."""
 
-    Attributes
-    ----------
-    starts : ndarray, shape (n,)
-        Left edge of each window's first bin, in seconds.
-    trials : ndarray of int, shape (n,)
-        Row in the table of trials; -1 where windows are no trials.
-    n_read, n_bins : int
-        Bins that are read, and all bins with those that are only predicted.
-    bin_s : float
-        Bin width in seconds.
-    """
-
-    starts: Floats
-    trials: Indices
+    starts: Floats  # left edge of each window's first bin, seconds
+    trials: Indices  # row in the table of trials; -1 where windows are no trials
     n_read: int
-    n_bins: int
+    n_bins: int  # with those after the window that are only predicted
     bin_s: float
 
     def keep(self, chosen: NDArray[np.bool_]) -> Windows:

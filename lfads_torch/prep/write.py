@@ -30,32 +30,14 @@ _HASH_STEP = 1 << 24
 
 @dataclass
 class Contents:
-    """All that goes into a data file with a row per window.
-
-    Attributes
-    ----------
-    counted : Counted
-        Counts of all units in all windows.
-    labels : ndarray of int
-        Split of each window.
-    units : ndarray of int
-        Units in the order of the output, those that are read first.
-    n_read_units : int
-        Units that are read.
-    largest : float
-        Largest count; NaN where some bins are missing.
-    series : dict of str to (samplers, lag in ms)
-        Series of which each split gets the values in its windows.
-    per_window : dict of str to ndarray
-        Arrays of which each split gets its rows.
-    """
+    """All that goes into a data file with a row per window: `labels` say into which split."""
 
     counted: Counted
     labels: Labels
-    units: NDArray[np.int64]
+    units: NDArray[np.int64]  # in the order of the output: those that are read, then held-out ones
     n_read_units: int
-    largest: float
-    series: dict[str, tuple[list[Sampler], float]]
+    largest: float  # count; NaN where bins are missing
+    series: dict[str, tuple[list[Sampler], float]]  # with the lag in ms
     per_window: dict[str, Array]
 
 

@@ -7,50 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the benchmark cuts a data set.
-
-    Attributes
-    ----------
-    event : str
-        Column of the trials to which windows are aligned.
-    start_ms, stop_ms : int
-        Window that is read.
-    behavior : str
-        Time series to decode; empty where columns of the trials take its place.
-    lag_ms : int
-        Time by which behaviour is taken later than spikes.
-    conditions : tuple of str
-        Columns that together make a condition; empty where there are no PSTHs.
-    smoothing_ms : int
-        Standard deviation of the Gaussian that smooths PSTHs.
-    decode_by : str
-        Column of 0 and 1 whose values get a decoder each; empty for one decoder.
-    columns : tuple of str
-        Columns of the trials that are the behaviour (DMFC_RSG).
-    outliers : str
-        Column that flags trials without behaviour and PSTH.
-    from_event : str
-        Column of the event at which PSTHs begin, at most a window before the aligned one; where it
-        is given, windows are jittered.
-    bin_ms : int
-        Bin width of the published configuration.
-    forward_ms : int
-        Time after the window that is predicted.
-    """
+    """How the benchmark cuts a data set, in ms; names are those of its NWB file."""
 
     event: str = "move_onset_time"
     start_ms: int = -250
     stop_ms: int = 450
-    behavior: str = "hand_vel"
-    lag_ms: int = 120
-    conditions: tuple[str, ...] = ("trial_type", "trial_version")
-    smoothing_ms: int = 50
-    decode_by: str = ""
-    columns: tuple[str, ...] = ()
-    outliers: str = ""
+    behavior: str = "hand_vel"  # time series; empty where columns of the trials take its place
+    lag_ms: int = 120  # by which behaviour is taken later than spikes
+    conditions: tuple[str, ...] = ("trial_type", "trial_version")  # empty: no PSTHs
+    smoothing_ms: int = 50  # standard deviation of the Gaussian that smooths PSTHs
+    decode_by: str = ""  # column of 0 and 1 whose values get a decoder each
+    columns: tuple[str, ...] = ()  # of the trials, that are the behaviour
+    outliers: str = ""  # column that flags trials without behaviour and PSTH
+    # Event at which PSTHs begin, at most a window before `event`; windows then are jittered.
     from_event: str = ""
-    bin_ms: int = 5
-    forward_ms: int = 200
+    bin_ms: int = 5  # of the published configuration
+    forward_ms: int = 200  # after the window, only predicted
 
 
 RECIPES = {

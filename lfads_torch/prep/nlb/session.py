@@ -199,16 +199,8 @@ def _unlike(name: str, session: NLBSession) -> list[str]:
 class NLBSession:
     """The trials of a file that train and validate, cut as a recipe says.
 
-    Attributes
-    ----------
-    windows : Windows
-        Their windows, on the grid of bins that begins at 0 s.
-    labels : ndarray of int
-        Split of each window.
-    units : ndarray of int
-        Units that are read, then those that are held out.
-    jitter : ndarray of int, or None
-        Bins by which each window was moved to later times.
+    `units` are those that are read, then those that are held out; `jitter` has the bins by which
+    each window was moved to later times, or is None.
     """
 
     def __init__(self, recipe: Recipe, recording: Recording, bin_s: float) -> None:

@@ -168,28 +168,18 @@ class BinnedSpikes:
 class Series:
     """A quantity over time, such as hand velocity; values are ``scale * stored + offset``.
 
-    Attributes
-    ----------
-    data : array
-        One to three dimensions, in memory or in its file.
-    axes : tuple of str
-        As of `BinnedSpikes`, with "channel" for "unit" (absent where there is one channel).
-    times : array or None
-        Time of each sample in the file's unit; None for equal steps.
-    start, rate : float
-        First sample in seconds and samples per second, where `times` is None.
-    at_edges : bool
-        Whether a sample stands for the time that follows it, as a bin's count does, and not for
-        the moment itself.
+    `axes` are those of `BinnedSpikes`, with "channel" for "unit" (absent where there is one).
+    `times` is None where samples come in equal steps, `rate` of them per second.
     """
 
     data: AnyArray
     axes: tuple[str, ...]
-    times: AnyArray | None = None
-    start: float = 0.0
+    times: AnyArray | None = None  # of each sample, in the file's unit
+    start: float = 0.0  # seconds
     rate: float = 1.0
     scale: float = 1.0
     offset: float = 0.0
+    # A sample stands for the time that follows it, as a bin's count does, not for the moment.
     at_edges: bool = False
     unit: str = ""
     clock: Clock = field(default_factory=Clock)
@@ -236,43 +226,17 @@ def _read(array: AnyArray, axes: tuple[str, ...], start: int, stop: int) -> Arra
 
 @dataclass
 class Recording:
-    """One session as its source holds it.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    kind : str
-        Name of the format.
-    spikes : SpikeTimes or BinnedSpikes
-        Spikes of all units.
-    units : Table
-        What the file says of each unit.
-    trials : Table
-        What the file says of each trial; empty where it has none.
-    series : dict of str to Series
-        Behaviour and other quantities by name.
-    observed : ndarray, shape (n, 2), or None
-        Stretches of time that were recorded, in seconds; None where the file does not say.
-    clock : Clock
-        How times in `trials` become seconds.
-    starts : ndarray or None
-        Start of each trial in seconds, where times in `trials` count from it.
-    notes : list of str
-        What was assumed while reading, for people.
-    warnings : list of str
-        What deserves a second look.
-    """
+    """One session as its source holds it; `notes` say what was assumed while reading."""
 
     path: Path
-    kind: str
+    kind: str  # name of the format, for people
     spikes: SpikeTimes | BinnedSpikes
     units: Table = field(default_factory=dict)
     trials: Table = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
-    observed: Floats | None = None
-    clock: Clock = field(default_factory=Clock)
-    starts: Floats | None = None
+    observed: Floats | None = None  # first and last second of each stretch that was recorded
+    clock: Clock = field(default_factory=Clock)  # of times in `trials`
+    starts: Floats | None = None  # of each trial in seconds, where times in `trials` count from it
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _span: tuple[float, float] | None = None
