@@ -57,8 +57,8 @@ class BitsPerSpikeSums:
         counts : Tensor, shape (..., channels)
             Spikes per bin. NaN marks missing entries, which are ignored.
         key : hashable
-            Session to which these channels belong; each session's channels have their own mean
-            rate.
+            Session to which these channels belong; mean rates are those of each session's
+            channels.
         """
         _require_same_shape(log_rates, counts, "log_rates and counts")
         self.add_sums(spike_sums(log_rates, counts), key)
@@ -243,10 +243,9 @@ class WeightedMeans:
 class ExpSmoothedMetric(Metric):
     """Exponentially smoothed value of a metric: ``s = coef * s + (1 - coef) * new``.
 
-    One `update` per epoch; the first value starts the average. The state is not part of a
-    state dict, so that a model's parameter names stay its own; save and restore `smoothed` instead.
-    Log the number that `compute` returns, not the metric object, which Lightning would reset after
-    every epoch.
+    One `update` per epoch; the first value starts the average. The state stays out of state dicts,
+    so that it adds no name to a model's; save and restore `smoothed` instead. Log the number that
+    `compute` returns, not the metric object, which Lightning would reset after every epoch.
 
     Parameters
     ----------

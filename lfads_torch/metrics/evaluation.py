@@ -57,7 +57,7 @@ class PsthScore:
             members = np.asarray(listed, dtype=np.int64)
             if not members.size:
                 continue
-            # Averages skip the bins that a trial's own window did not reach.
+            # Averages skip the bins that a trial's window did not reach.
             source = np.arange(len(condition)) - shifts[members, None]
             inside = (source >= 0) & (source < rates.shape[1])
             inside &= ~past[members[:, None], source.clip(0, rates.shape[1] - 1)]
@@ -98,10 +98,10 @@ class PsthScore:
         for sums, reached, members, target in zip(
             self.sums, self.reached, self.members, self.targets, strict=True
         ):
-            own = weights[:, members]
-            mass = own @ reached
+            drawn_often = weights[:, members]
+            mass = drawn_often @ reached
             drawn = (mass > 0)[..., None]
-            error += _squared_error(own, mass, sums, reached, target)
+            error += _squared_error(drawn_often, mass, sums, reached, target)
             shifted = target - centre
             n += drawn.sum(axis=1)
             seen = drawn[..., 0].astype(np.float64)

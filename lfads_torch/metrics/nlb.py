@@ -17,7 +17,7 @@ FloatArray = NDArray[np.floating[Any]]
 
 NLB_SCORES = ("co_bps", "fp_bps", "behavior_r2", "psth_r2", "tp_corr")
 NLB_BIN_MS = 5.0
-"""The benchmark's bin width, where a file does not say its own."""
+"""The benchmark's bin width, where a file does not say it."""
 
 
 class RatesAndBehavior(NamedTuple):
@@ -56,7 +56,7 @@ def nlb_scores(
     train : RatesAndBehavior, optional
         Trials to which the decoder is fitted.
     masks : (train, valid)
-        Sets of trials, each with a decoder of its own, shape (trials, sets).
+        Sets of trials, each with its decoder, shape (trials, sets).
     psth : array, shape (conditions, bins, neurons), optional
     cond_idx : see `trials_by_condition`, optional
         The scored trials of each condition.

@@ -1,7 +1,7 @@
 """Spike times to counts, exact at the edges of bins.
 
 Bins are half open, [a, b). A time that rounding has moved just below an edge counts as on it: times
-within a tolerance below an edge belong to the bin that begins there. The tolerance is 1 ns, or what
+within a tolerance below an edge belong to the bin of that edge. The tolerance is 1 ns, or what
 the type in which the times were stored can tell apart where that is more (float32 seconds resolve
 0.12 ms after half an hour). So a spike of 0.1 + 0.2 s and one of 0.3 s share a bin of 5 ms, the one
 that begins at 0.3 s. The same rule decides which window a spike belongs to, so that a spike between
@@ -215,8 +215,8 @@ def rebin(counts: NDArray[Any], factor: int, *, average: bool = False) -> NDArra
     if factor == 1:
         return counts
     shape = counts.shape
-    parts = counts.reshape(*shape[:-2], shape[-2] // factor, factor, shape[-1])
+    groups = counts.reshape(*shape[:-2], shape[-2] // factor, factor, shape[-1])
     if average:
-        return np.asarray(parts.mean(axis=-2), dtype=counts.dtype)
+        return np.asarray(groups.mean(axis=-2), dtype=counts.dtype)
     kind = np.dtype(np.int64) if counts.dtype.kind in "bui" else counts.dtype
-    return np.asarray(parts.sum(axis=-2, dtype=kind))
+    return np.asarray(groups.sum(axis=-2, dtype=kind))

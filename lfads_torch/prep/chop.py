@@ -24,7 +24,8 @@ from .merging import START_KEY, covered_bins
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
-# Windows of a block by default: fewer part train and valid worse, more spread them less evenly.
+# Windows of a block by default: with fewer, more windows of train and valid are neighbours; with
+# more, the splits are spread less evenly over the session.
 _BLOCK_WINDOWS = 10
 
 
@@ -82,7 +83,8 @@ def chop_recording(
         Bins of a window, and those that it shares with the next one.
     block : int, optional
         Bins of a block, the unit of the split; by default ten windows, fewer in a short
-        recording. Long blocks part train and valid better, short ones spread both more evenly.
+        recording. Long blocks separate train and valid better, short ones spread both more
+        evenly.
     valid_fraction, test_fraction : float
         Fractions of the blocks. They are drawn one from each of as many stretches of the
         recording, so that slow drift reaches all splits alike.
@@ -118,7 +120,8 @@ def chop_recording(
     lengths = {name: array.shape[0] if array.ndim else 0 for name, array in series.items()}
     if not series or 0 in lengths.values() or len(set(lengths.values())) > 1:
         raise DataError(
-            f"A recording needs series with one row per bin, all of one length; found {lengths}."
+            f"The arrays have {lengths} rows; legal are series with one row per bin, all of one "
+            "length."
         )
     plan = plan_chops(
         next(iter(lengths.values())),
@@ -237,8 +240,8 @@ def _segments(segments: ArrayLike | None, n_bins: int) -> Indices:
         or (flat[::2] == flat[1::2]).any()
     ):
         raise DataError(
-            f"segments must follow one another within the recording's {n_bins} bins, each with at "
-            f"least one bin; found {segments.tolist()[:8]}."
+            f"segments are {segments.tolist()[:8]}; legal are stretches that follow one another "
+            f"within the recording's {n_bins} bins, each of one bin or more."
         )
     return flat.reshape(-1, 2)
 

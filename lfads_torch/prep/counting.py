@@ -64,7 +64,7 @@ class CountStore:
             size = self.n_bins * self.n_units * self.dtype.itemsize / 1e9
             raise DataError(
                 f"Cannot write a temporary file of {size:.3g} GB to {self._folder}: {err}. Free "
-                "some space there, or write to another disk (-o)."
+                "some space, or write to another disk (-o)."
             ) from err
 
     def put_unit(self, unit: int, counts: Array) -> None:
@@ -258,5 +258,5 @@ def _check_counts(values: Array, continuous: bool) -> None:
     if bad.any():
         raise DataError(
             f"Binned spikes hold {int(bad.sum())} values that are negative or fractional among "
-            "counts; mend them, or mark them missing with NaN."
+            "counts; correct them, or mark them missing with NaN."
         )

@@ -32,9 +32,9 @@ def draw_splits(
     """Draw the split of each trial, by its index in `SPLITS`; trials come in order of time.
 
     With `strata` (the condition of each trial), every split gets its share of each condition; a
-    condition of a single trial trains. With `block`, whole blocks of so many trials are drawn, one
-    from each of as many stretches of the session, so that neighbours are mostly in the same split
-    and slow drift reaches all splits.
+    condition of a single trial trains. With `block`, whole blocks of that many trials are drawn,
+    one from each of as many stretches of the session, so that neighbours are mostly in the same
+    split and slow drift reaches all splits.
     """
     check_fractions(valid_fraction, test_fraction)
     least = 2 + (test_fraction > 0)

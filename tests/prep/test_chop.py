@@ -154,14 +154,14 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     [[[0, 50], [40, 90]], [[0, 101]], [[-1, 5]], [[5, 5]], [[9, 4]], [[0.0, 5.0]], [0, 5], []],
 )
 def test_segments_out_of_order(segments: Any) -> None:
-    with pytest.raises(DataError, match="segments must"):
+    with pytest.raises(DataError, match="segments"):
         plan_chops(100, 10, 2, segments=segments)
 
 
 def test_recordings_that_cannot_be_chopped() -> None:
     with pytest.raises(DataError, match=r"No stretch .*holds a window of 10"):
         plan_chops(100, 10, 2, block=20, segments=[[0, 9], [20, 25]])
-    with pytest.raises(DataError, match=r"all of one length; found .*'b': 9"):
+    with pytest.raises(DataError, match=r"'b': 9.*; legal are series with one row per bin"):
         chop_recording({"a": np.zeros(10), "b": np.zeros(9)}, 2, 0)
     for empty in ({}, {"a": np.zeros(0)}, {"a": np.float64(3)}):
         with pytest.raises(DataError, match="series with one row per bin"):

@@ -44,9 +44,9 @@ def test_what_is_merged_lies_between_the_windows(window: int, extra: int, random
     chops = np.array([[random.uniform(-1, 1) for _ in range(window)] for _ in range(6)])
     merged = merge_chops(chops, starts, n_bins)
     for t in range(n_bins):
-        there = [chops[i, t - s] for i, s in enumerate(starts) if s <= t < s + window]
-        assert np.isnan(merged[t]) == (not there)
-        assert not there or min(there) - 1e-12 <= merged[t] <= max(there) + 1e-12
+        values = [chops[i, t - s] for i, s in enumerate(starts) if s <= t < s + window]
+        assert np.isnan(merged[t]) == (not values)
+        assert not values or min(values) - 1e-12 <= merged[t] <= max(values) + 1e-12
     if len(set(starts)) == len(starts):
         shuffled = np.random.default_rng(0).permutation(6)
         np.testing.assert_array_equal(
@@ -129,9 +129,9 @@ def test_a_file_and_back(chopped: tuple[Path, dict[str, np.ndarray]]) -> None:
         assert set(file) == {*series, "output_params", "split"}
         gap = np.isin(np.arange(300), np.arange(140, 150))
         for name, whole in series.items():
-            found = file[name][()]
-            np.testing.assert_array_equal(found[~gap], whole[~gap])
-            assert np.isnan(found[gap]).all()
+            joined = file[name][()]
+            np.testing.assert_array_equal(joined[~gap], whole[~gap])
+            assert np.isnan(joined[gap]).all()
         np.testing.assert_array_equal(file["output_params"][~gap], series["recon_data"][~gap] / 2)
         split = file["split"][()]
         np.testing.assert_array_equal(split == -1, gap)

@@ -1,4 +1,4 @@
-"""From recordings to data files: what is written, what is told, what is refused."""
+"""From recordings to data files: what is written, what is reported, what is refused."""
 
 from __future__ import annotations
 
@@ -144,10 +144,10 @@ def test_units_are_dropped_and_held_out(tmp_path: Path) -> None:
         units = file["unit_ids"][()]
     assert sorted(units) == [2, 4, 5] or sorted(units) == [2, 3, 4]
     assert (done.n_read_units, done.n_units) == (2, 3)
-    told = " ".join(done.notes)
-    assert "1 dropped by --min-rate" in told
-    assert "1 dropped by --min-presence" in told
-    assert "1 dropped by --max-correlation" in told
+    notes = " ".join(done.notes)
+    assert "1 dropped by --min-rate" in notes
+    assert "1 dropped by --min-presence" in notes
+    assert "1 dropped by --max-correlation" in notes
     prepare(source, tmp_path / "p.h5", bin_ms=10, align=ALIGN, units=["quality=good"])
     with h5py.File(tmp_path / "p.h5") as file:
         assert file["unit_ids"][()].tolist() == [0, 2, 4]
@@ -306,9 +306,9 @@ def test_unsorted_times_and_duplicates_are_mended(tmp_path: Path) -> None:
         ("d", double, {"drop_duplicates": True}),
     ):
         prepare(source, tmp_path / f"{name}.h5", **options, **more)
-    found = [read_session(tmp_path / f"{n}.h5").pooled["recon_data"] for n in "wmd"]
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+    counts = [read_session(tmp_path / f"{n}.h5").pooled["recon_data"] for n in "wmd"]
+    np.testing.assert_array_equal(counts[0], counts[1])
+    np.testing.assert_array_equal(counts[0], counts[2])
 
 
 @pytest.mark.parametrize(

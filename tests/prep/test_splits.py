@@ -1,4 +1,4 @@
-"""Splits are disjoint and complete, balanced where asked, and the same for the same seed."""
+"""Splits are disjoint and complete, balanced over conditions, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -90,6 +90,6 @@ def test_splits_of_the_file() -> None:
 
 def test_conditions_are_sorted_and_missing_ones_have_none() -> None:
     columns = {"a": np.array([2.0, 1.0, np.nan, 2.0]), "b": np.array(["x", "x", "x", "y"])}
-    found, labels = conditions_of(columns, ["a", "b"], np.arange(4))
-    assert found == [(1.0, "x"), (2.0, "x"), (2.0, "y")]
+    conditions, labels = conditions_of(columns, ["a", "b"], np.arange(4))
+    assert conditions == [(1.0, "x"), (2.0, "x"), (2.0, "y")]
     assert labels.tolist() == [1, 0, -1, 2]

@@ -175,9 +175,9 @@ def _find_files(
             )
     if len(train) != 1 or len(test) > 1:
         raise UserError(
-            f"--nlb {name} takes one file with trials to train and validate, and at most one with "
-            f"trials for testing; found {len(train)} ({list_some([r.path.name for r in train])}) "
-            f"and {len(test)}. Name the files of one data set."
+            f"--nlb {name} has {len(train)} files with trials to train and validate "
+            f"({list_some([r.path.name for r in train])}) and {len(test)} with trials for testing; "
+            "legal are one, and at most one. Name the files of one data set."
         )
     return train[0], test[0] if test else None
 

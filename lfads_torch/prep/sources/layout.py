@@ -239,7 +239,7 @@ def spikes_name(path: Path, tree: Tree, options: SourceOptions) -> str:
         return next(key for key, value in tree.items() if value is node)
     if "train_encod_data" in tree:
         raise UserError(
-            f"{path.name} is a data file already: train on it, or look it through with lfads check."
+            f"{path.name} is a data file already: train on it, or check it with lfads check."
         )
     candidates = {key: node for key, node in tree.items() if _could_be_spikes(node)}
     for name in _SPIKES:
@@ -330,7 +330,7 @@ def _listed(
         if options.spike_units:
             raise DataError(
                 f"{path.name}: {key!r} has {owner.shape[0]} entries, {name!r} has "
-                f"{times.shape[0]} spikes; there must be one unit for each spike."
+                f"{times.shape[0]} spikes; legal is one unit for each spike."
             )
     return [times], {name}, nameless
 

@@ -179,9 +179,9 @@ def _series(file: h5py.File) -> Iterator[tuple[str, Series]]:
 
 
 def _walk(group: Any, path: str, visit: Any) -> None:
-    """Visit groups; unlike h5py's own walk, through links too."""
-    # `visititems` of h5py does not follow soft and external links, which NWB files of several
-    # parts are made of.
+    """Visit groups, through links too."""
+    # `visititems` of h5py follows neither soft nor external links, which NWB uses to share one
+    # array and to keep raw data in a second file.
     for name in group:
         node = group.get(name)
         if isinstance(node, h5py.Group):

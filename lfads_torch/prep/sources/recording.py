@@ -168,7 +168,7 @@ class BinnedSpikes:
 class Series:
     """A quantity over time, such as hand velocity; values are ``scale * stored + offset``.
 
-    `axes` are those of `BinnedSpikes`, with "channel" for "unit" (absent where there is one).
+    `axes` are those of `BinnedSpikes`, with "channel" for "unit" (absent for a single one).
     `times` is None where samples come in equal steps, `rate` of them per second.
     """
 

@@ -261,15 +261,15 @@ def test_trials_for_testing_come_from_a_second_file(tmp_path: Path) -> None:
     done = prepare_nlb("mc_maze_small", folder, tmp_path / "o.h5")
     assert done.trials == {"train": 12, "valid": 3, "test": 2}
     session = read_session(tmp_path / "o.h5", ["window_start"])
-    found = session.splits["test"]
-    assert not found.has_recon
-    assert found.encod_data.shape == (2, 140, 3)
+    tested = session.splits["test"]
+    assert not tested.has_recon
+    assert tested.encod_data.shape == (2, 140, 3)
     # the window from 1.753 s begins with the bin at 1.755 s
-    assert np.flatnonzero(found.encod_data[0, :, 0]).tolist() == [0, 89]
-    assert np.flatnonzero(found.encod_data[1, :, 2]).tolist() == [10]
-    with pytest.raises(UserError, match="one file with trials to train"):
+    assert np.flatnonzero(tested.encod_data[0, :, 0]).tolist() == [0, 89]
+    assert np.flatnonzero(tested.encod_data[1, :, 2]).tolist() == [10]
+    with pytest.raises(UserError, match="has 2 files with trials to train"):
         prepare_nlb("mc_maze_small", [train, train], tmp_path / "p.h5")
-    with pytest.raises(UserError, match="found 0"):
+    with pytest.raises(UserError, match="has 0 files"):
         prepare_nlb("mc_maze_small", test, tmp_path / "p.h5")
 
 
