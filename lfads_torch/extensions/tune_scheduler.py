@@ -11,7 +11,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, one_of, whole
 from ..folder import POPULATION, read_population
 from ..search.history import History
 from ..search.rules import tournament
@@ -44,22 +44,16 @@ class BinaryTournamentPBT(FIFOScheduler):
         history_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("perturbation_interval", perturbation_interval, 1),
-            ("burn_in_period", burn_in_period, 0),
-        ):
-            if isinstance(value, bool) or value != int(value) or value < least:
-                raise ConfigError(f"{name} is {value}; legal are whole numbers from {least} on")
-        if mode not in (None, "min", "max"):
-            raise ConfigError(f"mode is {mode!r}; legal are 'min' and 'max'")
+        if mode is not None:
+            one_of("mode", mode, ("min", "max"))
         self._keys = _keys(hyperparam_mutations or {})
         self._space = {key.removeprefix(_PREFIX): hp for key, hp in self._keys.items()}
         self._metric: Any = metric
         self._mode = mode
         self._time_attr = time_attr
         self._seed = seed
-        self._interval = int(perturbation_interval)
-        self._ends_at = max(int(burn_in_period), self._interval)
+        self._interval = whole("perturbation_interval", perturbation_interval, least=1)
+        self._ends_at = max(whole("burn_in_period", burn_in_period, least=0), self._interval)
         self._generation = 0
         #: Last results of trials that have reached the end of the generation.
         self._arrived: dict[str, dict[str, Any]] = {}

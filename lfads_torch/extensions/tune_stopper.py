@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, one_of, whole
 from ..search.rules import Patience
 
 
@@ -29,18 +29,10 @@ class ImprovementRatioStopper(Stopper):
         mode: str = "min",
         time_attr: str = "training_iteration",
     ) -> None:
-        for name, value, least in (
-            ("num_trials", num_trials, 1),
-            ("perturbation_interval", perturbation_interval, 1),
-            ("burn_in_period", burn_in_period, 0),
-        ):
-            if isinstance(value, bool) or value != int(value) or value < least:
-                raise ConfigError(f"{name} is {value}; legal are whole numbers from {least} on")
-        if mode not in ("min", "max"):
-            raise ConfigError(f"mode is {mode!r}; legal are 'min' and 'max'")
-        self.num_trials = int(num_trials)
-        self.interval = int(perturbation_interval)
-        self.first_end = max(int(burn_in_period), self.interval)
+        self.num_trials = whole("num_trials", num_trials, least=1)
+        self.interval = whole("perturbation_interval", perturbation_interval, least=1)
+        self.first_end = max(whole("burn_in_period", burn_in_period, least=0), self.interval)
+        one_of("mode", mode, ("min", "max"))
         self.metric = metric
         self.sign = 1 if mode == "min" else -1
         self.time_attr = time_attr

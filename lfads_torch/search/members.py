@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from ..errors import ConfigError, UserError
+from ..errors import ConfigError, UserError, whole
 from ..model import LFADS
 from ..runs.build import build, build_model
 from ..runs.check_config import check_config
@@ -104,12 +104,8 @@ def _leave_out_what_does_not_run(config: dict[str, Any]) -> None:
 
 def max_epochs_of(config: Mapping[str, Any]) -> int:
     """Return the epochs after which a search ends at the latest."""
-    value = config["trainer"].get("max_epochs")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(
-            f"trainer.max_epochs is {value!r}; a search needs an end: a whole number from 1 on"
-        )
-    return value
+    # Lightning takes -1 for training without end; a search has to end.
+    return whole("trainer.max_epochs", config["trainer"].get("max_epochs"), least=1)
 
 
 def burn_in_of(model: LFADS, settings: SearchSettings) -> int:

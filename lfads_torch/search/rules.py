@@ -17,7 +17,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ConfigError, whole
+from ..errors import ConfigError, number, whole
 from .settings import SearchSettings
 from .space import Space, first_values, perturbed
 
@@ -134,10 +134,8 @@ class Patience:
     best: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ConfigError(f"patience is {self.patience}; legal are 1 and more generations")
-        if not math.isfinite(self.min_ratio):
-            raise ConfigError(f"the least improvement ratio is {self.min_ratio}; give a number")
+        self.patience = whole("patience", self.patience, least=1)
+        number("min_ratio", self.min_ratio)
 
     def update(self, scores: ArrayLike) -> bool:
         """Take in the scores at the end of a generation; scores that are not finite do not count.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, number, one_of, unknown, whole
 from .space import Space, check_space, default_space, parse_space
+
+T = TypeVar("T")
 
 METHODS = ("pbt", "random", "halving")
 
@@ -21,44 +22,8 @@ METHODS = ("pbt", "random", "halving")
 class SearchSettings:
     """How members are drawn, judged, and replaced or stopped.
 
-    Attributes
-    ----------
-    method : {"pbt", "random", "halving"}
-        Population-based training, random search, or random search by successive halving.
-    num_workers : int
-        Members of a population.
-    num_samples : int
-        Members of a random search.
-    metric : str
-        Logged metric by which members are judged.
-    mode : {"min", "max"}
-        Whether less or more of it is better.
-    burn_in_period : int, optional
-        Epochs before the first generation counts; by default those in which the ramps rise.
-    perturbation_interval : int
-        Epochs of a generation. Successive halving cuts first at the end of what would be the first
-        generation.
-    patience : int
-        Generations over which the best score has to improve.
-    min_improvement_ratio : float
-        Relative improvement over these that is still worth going on.
-    max_generations : int, optional
-        Generations after which a population ends.
-    stop_after : int, optional
-        Epochs without a better score after which a member of a random search stops.
-    halving_factor : float
-        One in so many members goes on.
-    chunk : int, optional
-        Members that are trained at a time.
-    space : mapping, optional
-        As `parse_space` reads it; by default that of AutoLFADS as far as the model has it.
-    ray : mapping
-        Options of the Ray back-end.
-
-    Raises
-    ------
-    ConfigError
-        For a number out of range.
+    The files in ``configs/search`` explain each field; `min_improvement_ratio` and `patience` are
+    those of `Patience`, and `space` is what `parse_space` reads.
     """
 
     method: str = "pbt"
@@ -78,44 +43,26 @@ class SearchSettings:
     ray: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, METHODS)
-        _one_of("mode", self.mode, ("min", "max"))
+        one_of("search.method", self.method, METHODS)
+        one_of("search.mode", self.mode, ("min", "max"))
         if not isinstance(self.metric, str) or not self.metric:
             raise ConfigError(f"search.metric is {self.metric!r}; give the name of a logged metric")
-        for name, least in (
-            ("num_workers", 1),
-            ("num_samples", 1),
-            ("perturbation_interval", 1),
-            ("patience", 1),
-        ):
-            _whole(name, getattr(self, name), least)
-        for name, least in (
-            ("burn_in_period", 0),
-            ("max_generations", 1),
-            ("stop_after", 1),
-            ("chunk", 1),
-        ):
-            if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), least)
-        _number("min_improvement_ratio", self.min_improvement_ratio)
-        if _number("halving_factor", self.halving_factor) <= 1:
-            raise ConfigError(
-                f"search.halving_factor is {self.halving_factor:g}: one member in so many goes on; "
-                "legal are numbers above 1"
-            )
+        take_whole(self, "search", num_workers=1, num_samples=1, perturbation_interval=1)
+        take_whole(self, "search", patience=1, burn_in_period=0, max_generations=1)
+        take_whole(self, "search", stop_after=1, chunk=1)
+        number("search.min_improvement_ratio", self.min_improvement_ratio)
+        number("search.halving_factor", self.halving_factor, above=1)
         if self.n_members < 2:
             raise ConfigError(
-                f"search.{self._count} is {self.n_members}: a population of one has nobody to "
+                f"{self.count_key} is {self.n_members}: a population of one has nobody to "
                 "compete with. Give 2 or more, or train a single model: lfads train"
             )
+        if self.ray is None:  # YAML with nothing below `ray:`
+            object.__setattr__(self, "ray", {})
         for name in ("space", "ray"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, Mapping):
                 raise ConfigError(f"search.{name} is {value!r}; give a mapping")
-
-    @property
-    def _count(self) -> str:
-        return "num_workers" if self.method == "pbt" else "num_samples"
 
     @property
     def n_members(self) -> int:
@@ -125,7 +72,7 @@ class SearchSettings:
     @property
     def count_key(self) -> str:
         """Key of the configuration that says how many members there are."""
-        return f"search.{self._count}"
+        return "search.num_workers" if self.method == "pbt" else "search.num_samples"
 
     @property
     def sign(self) -> int:
@@ -142,13 +89,7 @@ class SearchSettings:
         """Read the part ``search`` of a configuration."""
         if not isinstance(node, Mapping):
             raise ConfigError(f"search is {node!r}; choose one: search=pbt, random or halving")
-        legal = [item.name for item in dataclasses.fields(cls)]
-        for key in node:
-            if key not in legal:
-                raise ConfigError(f"search.{key}: there is no {key}; {did_you_mean(key, legal)}")
-        if node.get("ray", {}) is None:
-            node = {key: value for key, value in node.items() if key != "ray"}
-        return cls(**{str(key): value for key, value in node.items()})
+        return from_mapping(cls, node, "search")
 
     def space_for(self, tunables: Iterable[str]) -> Space:
         """Return what is searched, held against the model."""
@@ -186,17 +127,22 @@ def _without_null(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _one_of(name: str, value: Any, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise ConfigError(f"search.{name} is {value!r}; {did_you_mean(str(value), legal)}")
+def from_mapping(cls: type[T], node: Mapping[str, Any], where: str) -> T:
+    """Build a dataclass from a mapping of a configuration, or refuse a key that it does not have.
+
+    `where` is the place of the mapping in the configuration.
+    """
+    legal = [item.name for item in dataclasses.fields(cast(Any, cls))]
+    for key in node:
+        if key not in legal:
+            raise unknown(where, key, legal)
+    return cls(**{str(key): value for key, value in node.items()})
 
 
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"search.{name} is {value!r}; legal are whole numbers from {least} on")
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"search.{name} is {value!r}; legal is a finite number")
-    return float(value)
+def take_whole(settings: Any, where: str, **least: int) -> None:
+    """Check fields of a dataclass that are whole numbers; None is legal where it is the default."""
+    for name, limit in least.items():
+        value = getattr(settings, name)
+        if value is not None or getattr(type(settings), name) is not None:
+            # Stored, since 3.0 is legal and becomes 3.
+            object.__setattr__(settings, name, whole(f"{where}.{name}", value, least=limit))

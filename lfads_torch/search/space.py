@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 
 from ..arguments import number_of, search_ranges
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, number
 
 __all__ = [
     "DEFAULT_SPACE",
@@ -63,14 +64,10 @@ _INTEGERS = ("randint", "lograndint")
 
 
 def _finite(name: str, value: Any) -> float:
-    try:
-        # YAML reads 1e-5, without a point, as text.
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ConfigError(f"{name} is {value!r}; give a finite number")
-    return number
+    if isinstance(value, str):
+        with suppress(ValueError):
+            value = float(value)  # YAML reads 1e-5, without a point, as text
+    return number(name, value)
 
 
 @dataclass(frozen=True)

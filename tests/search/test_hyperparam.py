@@ -177,7 +177,7 @@ class TestPerturb:
         ({"min_samp": 1, "max_samp": 2, "sample_fn": "logunifrom"}, "did you mean loguniform"),
         ({"min_samp": 1, "max_samp": 2, "sample_fn": ["uniform"]}, "sample_fn is .*mean uniform"),
         ({"min_samp": 1, "max_samp": 2.5, "sample_fn": "randint"}, "whole numbers.* 1 and 2.5"),
-        ({"min_samp": math.nan, "max_samp": 1}, "min_samp is nan; give a finite number"),
+        ({"min_samp": math.nan, "max_samp": 1}, "min_samp is nan; legal are finite numbers"),
         ({"min_samp": 1, "max_samp": math.inf}, "max_samp is inf"),
         ({"min_samp": "tiny", "max_samp": 1}, "min_samp is 'tiny'"),
         ({"min_samp": True, "max_samp": 1}, "min_samp is True"),

@@ -28,6 +28,7 @@ from lfads_torch.search.group import Group, Place
 from lfads_torch.search.live_table import LiveTable
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
 from lfads_torch.search.ray import RayOptions, run_ray_search
+from lfads_torch.search.settings import SearchSettings, from_mapping
 
 from .fake import FakePopulation
 
@@ -306,13 +307,13 @@ def test_a_cluster_that_is_too_small_is_told() -> None:
 @pytest.mark.parametrize(
     ("given_", "message"),
     [
-        ({"cpu_per_trial": 2}, "search.ray.cpu_per_trial: .* mean cpus_per_trial"),
-        ({"members_per_trial": 0}, "members_per_trial is 0; legal are whole numbers from 1"),
+        ({"cpu_per_trial": 2}, "search.ray has no cpu_per_trial; did you mean cpus_per_trial"),
+        ({"members_per_trial": 0}, "members_per_trial is 0; legal are whole numbers >= 1"),
         ({"num_cpus": 1.5}, "num_cpus is 1.5"),
         ({"max_failures": -1}, "max_failures is -1"),
         ({"checkpoint_every": True}, "checkpoint_every is True"),
-        ({"cpus_per_trial": 0}, "cpus_per_trial is 0; legal are numbers above 0"),
-        ({"gpus_per_trial": -0.5}, "gpus_per_trial is -0.5; legal are numbers from 0"),
+        ({"cpus_per_trial": 0}, "cpus_per_trial is 0; legal are numbers > 0"),
+        ({"gpus_per_trial": -0.5}, "gpus_per_trial is -0.5; legal are numbers >= 0"),
         ({"gpus_per_trial": 1.5}, "gpus_per_trial is 1.5; legal are fractions up to 1 and whole"),
         ({"gpus_per_trial": "half"}, "gpus_per_trial is 'half'"),
         ({"address": 6379}, "address is 6379; give a text"),
@@ -321,13 +322,15 @@ def test_a_cluster_that_is_too_small_is_told() -> None:
 )
 def test_a_wrong_option_is_named(given_: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RayOptions.from_mapping(given_)
+        from_mapping(RayOptions, given_, "search.ray")
 
 
 def test_options_are_those_of_the_configuration(data: str) -> None:
     config = compose(data, "pbt", {"search.ray.gpus_per_trial": 0.5})
-    assert RayOptions.from_mapping(check_search(config).ray) == RayOptions(gpus_per_trial=0.5)
-    assert RayOptions.from_mapping({}) == RayOptions.from_mapping(None) == RayOptions()
+    options = from_mapping(RayOptions, check_search(config).ray, "search.ray")
+    assert options == RayOptions(gpus_per_trial=0.5)
+    assert SearchSettings(ray=None).ray == {}
+    assert type(RayOptions(max_failures=2.0).max_failures) is int
 
 
 # ---- without Ray ---------------------------------------------------------------------------------

@@ -417,7 +417,7 @@ def test_what_an_ensemble_needs_is_told(data: Path, tmp_path: Path) -> None:
         ({"search.space.lr_init.max_samp": 1e-9}, r"lr_init.*wrong way round"),
         ({"search.metric": "valid/recon_smt"}, r"never logged; did you mean valid/recon_smth"),
         ({"search.metric": "valid/co_bps"}, r"never logged"),
-        ({"trainer.max_epochs": -1}, r"trainer\.max_epochs is -1; a search needs an end"),
+        ({"trainer.max_epochs": -1}, r"trainer\.max_epochs is -1; legal are whole numbers >= 1"),
         ({"trainer.precision": "16-mixed"}, r"trainer\.precision='16-mixed' does not act"),
         ({"trainer.accumulate_grad_batches": 2}, r"accumulate_grad_batches=2 does not act"),
         ({"model.gen_dim": -1}, r"gen_dim"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
+from ..settings import from_mapping
 from .cluster import RayOptions
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ def run_ray_search(
     node = config.get("search") or {}
     method = node.get("method", "pbt")
     if method != kind:
-        raise ConfigError(f"search.method is {method}, which is not what was asked for: {kind}")
+        raise ConfigError(f"search.method is {method}, but this is a search by {kind}; set {kind}")
     if options is None:
-        options = RayOptions.from_mapping(node.get("ray"))
+        options = from_mapping(RayOptions, node.get("ray") or {}, "search.ray")
     from .driver import search
 
-    own = Path(folder).absolute()
-    return search(dict(config), own, resume=resume, overwrite=overwrite, options=options)
+    run_folder = Path(folder).absolute()
+    return search(dict(config), run_folder, resume=resume, overwrite=overwrite, options=options)
