@@ -10,9 +10,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from .compat import ray_names
 from .runs.run import RunResult, run_model
 
 __all__ = ["RunResult", "run_model"]
+
+ray_names.install()
 
 
 class _CallableModule(ModuleType):

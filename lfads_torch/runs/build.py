@@ -97,14 +97,16 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
     from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
     from ..callbacks import NaNGuard
-    from .resume import EpochSeed, LastCheckpoint
+    from .resume import EpochSeed, LastCheckpoint, WholeEpoch
 
     chosen = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
     own = [build(node, f"callbacks.{name}") for name, node in chosen.items()]
     if config["trainer"].get("enable_progress_bar", True) is False:
         own = [callback for callback in own if not isinstance(callback, ProgressBar)]
     checkpoints = [callback for callback in own if isinstance(callback, ModelCheckpoint)]
-    if not checkpoints:
+    # Lightning refuses checkpoint callbacks where the configuration switches checkpoints off.
+    is_kept = config["trainer"].get("enable_checkpointing") is not False
+    if is_kept and not checkpoints:
         best = ModelCheckpoint(
             CHECKPOINTS,
             filename="best-{epoch:04d}",
@@ -120,7 +122,7 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
         callback.save_last = False
     if not any(isinstance(callback, NaNGuard) for callback in own):
         own.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
-    return [EpochSeed(seed), *own, LastCheckpoint()]
+    return [EpochSeed(seed), *own, LastCheckpoint() if is_kept else WholeEpoch()]
 
 
 def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:

@@ -36,8 +36,8 @@ class EpochSeed(Callback):
         seed_all(self.seed, trainer.current_epoch)
 
 
-class LastCheckpoint(Checkpoint):
-    """Keep the newest epoch in ``lightning_checkpoints/last.ckpt``, whether or not it is the best.
+class WholeEpoch(Callback):
+    """Make a checkpoint of an epoch's end one of a complete epoch.
 
     Lightning counts an epoch as completed, steps a plateau scheduler and logs only after it has
     saved the epoch's checkpoint. Here the checkpoint says that the epoch is complete, and holds
@@ -45,17 +45,12 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self) -> None:
-        self.path = Path(LAST).absolute()
         self._first_step = 0
         self._resumed: dict[str, Any] = {}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note where the epoch begins."""
         self._first_step = trainer.global_step
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the checkpoint."""
-        trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -96,6 +91,18 @@ class LastCheckpoint(Checkpoint):
                 pl_module.lr_scheduler_step(config.scheduler, torch.tensor(value))
         if trainer.early_stopping_callback is not None:
             trainer.should_stop = trainer.should_stop or resumed["should_stop"]
+
+
+class LastCheckpoint(WholeEpoch, Checkpoint):
+    """Keep the newest epoch in ``lightning_checkpoints/last.ckpt``, whether or not the best."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = Path(LAST).absolute()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the checkpoint."""
+        trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -1,0 +1,1 @@
+"""What exists only to take over files and code of the existing implementation."""
