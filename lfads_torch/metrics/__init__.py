@@ -16,13 +16,7 @@ from .accumulate import (
 )
 from .evaluation import gaussian_smooth, psth_r2, speed_tp_correlation
 from .nlb import NLB_SCORES, nlb_scores
-from .regression import (
-    NLB_ALPHAS,
-    fit_linear,
-    linear_map_r2,
-    poisson_regression,
-    ridge_r2,
-)
+from .regression import NLB_ALPHAS, fit_linear, linear_map_r2, poisson_regression, ridge_r2
 
 __all__ = [
     "NLB_ALPHAS",

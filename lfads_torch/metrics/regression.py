@@ -172,11 +172,7 @@ def _feature_scales(gram: FloatArray, n_features: int) -> list[FloatArray]:
 
 
 def ridge(
-    x: ArrayLike,
-    y: ArrayLike,
-    alphas: Sequence[float],
-    n_folds: int = 5,
-    scaled: bool = False,
+    x: ArrayLike, y: ArrayLike, alphas: Sequence[float], n_folds: int = 5, scaled: bool = False
 ) -> RidgeChoice:
     """Fit a ridge regression; cross-validation that parts no trial chooses each target's penalty.
 

@@ -8,9 +8,10 @@ from .chop import chop_recording
 from .merging import merge_chops, merge_file
 from .nlb import prepare_nlb
 from .options import PrepOptions
-from .prepare import Prepared, prepare
+from .prepare import prepare
 from .sources import SourceOptions, open_recording
 from .sources.listing import describe_recording
+from .write import Prepared
 
 __all__ = [
     "PrepOptions",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,27 +11,14 @@ from numpy.typing import NDArray
 
 from ..data.find import list_some
 from ..data.validate import SPLITS
-from ..errors import DataError, UserError
+from ..errors import UserError
 from .binning import first_bin
 from .chop import find_segments, plan_chops
 from .merging import leaking_windows
 from .options import PrepOptions
 from .sources.recording import BinnedSpikes, Recording, SpikeTimes, find
-from .splits import (
-    UNUSED,
-    Labels,
-    conditions_of,
-    count_splits,
-    draw_splits,
-    labels_from_column,
-)
-from .trials import (
-    Windows,
-    parse_align,
-    select_rows,
-    trial_windows,
-    whole_bins,
-)
+from .splits import UNUSED, Labels, conditions_of, count_splits, draw_splits, labels_from_column
+from .trials import Windows, parse_align, select_rows, trial_windows, whole_bins
 
 
 @dataclass
@@ -273,11 +259,3 @@ def leaks(windows: Windows, labels: Labels) -> list[str]:
         f"{list_some(shared)}, counted from 0), so validation scores flatter: take shorter "
         "windows, or --split blocks"
     ]
-
-
-def raise_if_strict(warnings: Sequence[str], strict: bool) -> None:
-    """Raise all warnings as one error where `strict` says so."""
-    if strict and warnings:
-        raise DataError(
-            "\n  - ".join(["with --strict these are errors; nothing was written:", *warnings])
-        )

@@ -9,7 +9,7 @@ larger than memory. The same file and options give the same bytes.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +19,13 @@ from ..data.find import absolute_pattern, check_output, make_folder
 from ..errors import UserError, number
 from .counting import Progress, count, silent
 from .options import PrepOptions
-from .plan import implausible_rates, plan_windows, raise_if_strict
+from .plan import implausible_rates, plan_windows
 from .series import Sampler
 from .sources import BinnedSpikes, Recording, open_recording
 from .sources.recording import find
-from .splits import count_splits
 from .trials import whole_bins
 from .units import choose_heldout, choose_units, heldout_flags, sum_units
-from .write import Contents, source_attributes, write_contents
-
-
-@dataclass
-class Prepared:
-    """What `prepare` has done.
-
-    Attributes
-    ----------
-    path : Path
-        The data file.
-    trials : dict of str to int
-        Trials (or windows) of each split.
-    n_read, n_bins : int
-        Bins that are read, and all bins.
-    n_read_units, n_units : int
-        Units that are read, and all units.
-    notes, warnings : list of str
-        What was assumed, and what deserves a second look.
-    """
-
-    path: Path
-    trials: dict[str, int]
-    n_read: int
-    n_bins: int
-    n_read_units: int
-    n_units: int
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+from .write import Contents, Prepared, write_contents
 
 
 def prepare(
@@ -107,9 +78,13 @@ def prepare(
     recording = open_recording(source, options)
     bin_s = _bin_width(recording, options)
     plan = plan_windows(recording, options, bin_s)
-    samplers = {
-        key: [Sampler(find(recording.series, name, "time series"), bin_s) for name in names]
-        for key, names in (("behavior", options.behavior), ("ext_input", options.ext_input))
+    carried = (
+        ("behavior", options.behavior, options.lag_ms),
+        ("ext_input", options.ext_input, 0.0),
+    )
+    series = {
+        key: ([Sampler(find(recording.series, n, "time series"), bin_s) for n in names], lag_ms)
+        for key, names, lag_ms in carried
         if names
     }
     warnings = [*recording.warnings, *implausible_rates(recording), *plan.warnings]
@@ -135,32 +110,17 @@ def prepare(
         read = np.setdiff1d(kept, held)
         if not len(read):
             raise UserError("No unit is left to read; loosen --min-rate, --units or --hold-out.")
-        raise_if_strict(warnings, options.strict)
-        contents = Contents(
-            counted,
-            plan.labels,
-            np.concatenate([read, held]),
-            len(read),
-            largest,
-            {
-                key: (of_key, options.lag_ms if key == "behavior" else 0.0)
-                for key, of_key in samplers.items()
-            },
-            plan.per_window,
+        units = np.concatenate([read, held])
+        return write_contents(
+            path,
+            Contents(counted, plan.labels, units, len(read), largest, series, plan.per_window),
+            recording,
+            options,
+            progress,
+            attrs=plan.attrs,
+            notes=[*recording.notes, *plan.notes, *chosen],
+            warnings=warnings,
         )
-        notes = [*recording.notes, *plan.notes, *chosen]
-        attrs = source_attributes(recording, options, [*notes, *warnings], progress) | plan.attrs
-        write_contents(path, contents, attrs, options.compress, progress)
-    return Prepared(
-        path,
-        count_splits(plan.labels),
-        plan.windows.n_read,
-        plan.windows.n_bins,
-        len(read),
-        len(kept),
-        notes,
-        warnings,
-    )
 
 
 def _divisions(recording: Recording, options: PrepOptions, bin_s: float) -> int:

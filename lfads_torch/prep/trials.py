@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from ..data.find import list_some
 from ..errors import DataError, UserError
 from .binning import first_bin
-from .sources.recording import (
-    BinnedSpikes,
-    Recording,
-    SpikeTimes,
-    find,
-    numeric_columns,
-)
+from .sources.recording import BinnedSpikes, Recording, SpikeTimes, find, numeric_columns
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]

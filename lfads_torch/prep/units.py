@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ from ..errors import UserError, number
 from .binning import rebin
 from .counting import Counted
 from .options import PrepOptions
-from .sources.nwb import unit_flags
-from .sources.recording import Recording
+from .sources.recording import Recording, unit_flags
 from .trials import select_rows
 
 Floats = NDArray[np.float64]
@@ -23,25 +21,17 @@ Floats = NDArray[np.float64]
 PRESENCE_BLOCKS = 20
 
 
-@dataclass
 class UnitSums:
     """Sums of each unit over bins; `pairs` adds those that correlate units with each other.
 
     Presence is counted in `n_blocks` blocks of windows.
     """
 
-    n_units: int
-    pairs: bool = False
-    n_blocks: int = PRESENCE_BLOCKS
-    total: Floats = field(init=False)
-    present: NDArray[np.bool_] = field(init=False)
-    products: Floats = field(init=False)
-    n_bins: int = 0
-
-    def __post_init__(self) -> None:
-        self.total = np.zeros(self.n_units)
-        self.present = np.zeros((self.n_blocks, self.n_units), dtype=bool)
-        self.products = np.zeros((self.n_units, self.n_units) if self.pairs else (0, 0))
+    def __init__(self, n_units: int, n_blocks: int, *, pairs: bool) -> None:
+        self.n_bins, self.pairs = 0, pairs
+        self.total = np.zeros(n_units)
+        self.present = np.zeros((n_blocks, n_units), dtype=bool)
+        self.products = np.zeros((n_units, n_units) if pairs else (0, 0))
 
     def add(self, counts: NDArray[Any], block: int) -> None:
         """Add counts, shape (bins, units), of one of the blocks; NaN counts as nothing."""
@@ -113,9 +103,9 @@ def sum_units(counted: Counted, training: NDArray[np.bool_], pairs: bool) -> tup
     The largest count is NaN where some are missing.
     """
     n_training = max(1, int(training.sum()))
-    sums = UnitSums(counted.store.n_units, pairs)
-    sums = UnitSums(counted.store.n_units, pairs, min(sums.n_blocks, n_training))
-    blocks = (np.cumsum(training) - 1) * sums.n_blocks // n_training
+    n_blocks = min(PRESENCE_BLOCKS, n_training)
+    sums = UnitSums(counted.store.n_units, n_blocks, pairs=pairs)
+    blocks = (np.cumsum(training) - 1) * n_blocks // n_training
     largest = 0.0
     for first, counts in counted.blocks(fine=True):
         coarse = rebin(counts, counted.fine, average=counted.continuous)

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..data.find import add_to_file, new_file, trial_chunks
 from ..data.validate import SPLITS
+from ..errors import DataError
 from .counting import Counted, Progress
+from .options import PrepOptions
 from .series import Sampler
 from .sources.recording import Recording
-from .splits import Labels
+from .splits import Labels, count_splits
 
 Array = NDArray[Any]
 
@@ -41,31 +43,59 @@ class Contents:
     per_window: dict[str, Array]
 
 
+@dataclass
+class Prepared:
+    """What `prepare` has done; `warnings` deserve a second look, `notes` say what was assumed."""
+
+    path: Path
+    trials: dict[str, int]  # trials (or windows) of each split
+    n_read: int  # bins
+    n_bins: int  # with those that are only predicted
+    n_read_units: int
+    n_units: int  # with held-out ones
+    notes: list[str]
+    warnings: list[str]
+
+
 def write_contents(
     path: Path,
     contents: Contents,
-    attrs: dict[str, Any],
-    compress: bool,
+    recording: Recording,
+    options: PrepOptions,
     progress: Progress,
+    *,
+    attrs: dict[str, Any],
+    notes: list[str],
+    warnings: list[str],
     extra: dict[str, Any] | None = None,
     test: Contents | None = None,
-) -> None:
+) -> Prepared:
     """Write a data file, whole or not at all, with its attributes and the data sets in `extra`.
 
-    `test` are trials of another recording, which have nothing to reconstruct.
+    `test` are trials of another recording, which have nothing to reconstruct. With `strict`, all
+    warnings are raised as one error before anything is written.
     """
-    compression = "gzip" if compress else None
+    if options.strict and warnings:
+        raise DataError(
+            "\n  - ".join(["with --strict these are errors; nothing was written:", *warnings])
+        )
+    windows, compression = contents.counted.windows, "gzip" if options.compress else None
+    bin_ms = float(f"{windows.bin_s * 1000:.12g}")  # without the digits that 0.005 * 1000 adds
+    source = _source_attributes(recording, options, [*notes, *warnings], progress)
     with new_file(path) as file:
         _write_windows(file, contents, compression, progress)
         if test is not None:
             _write_windows(file, test, compression, progress, recon=False)
-        bin_ms = _plain(contents.counted.windows.bin_s * 1000)
         add_to_file(
             file,
             {"unit_ids": contents.units} | (extra or {}),
-            {"bin_ms": bin_ms} | attrs,
+            {"bin_ms": bin_ms} | source | attrs,
             compression=compression,
         )
+    trials = count_splits(contents.labels) | (count_splits(test.labels) if test else {})
+    n_read, n_bins = windows.n_read, windows.n_bins
+    n_read_units, n_units = contents.n_read_units, len(contents.units)
+    return Prepared(path, trials, n_read, n_bins, n_read_units, n_units, notes, warnings)
 
 
 def _write_windows(
@@ -124,11 +154,7 @@ def _write_windows(
 
 
 def _dataset(
-    file: h5py.File,
-    key: str,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    compression: str | None,
+    file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], compression: str | None
 ) -> h5py.Dataset:
     if not compression:
         return file.create_dataset(key, shape, dtype)
@@ -143,13 +169,8 @@ def _dtype(contents: Contents) -> np.dtype[Any]:
     return np.dtype(np.uint8 if contents.largest <= 255 else np.uint16)
 
 
-def _plain(number: float) -> float:
-    """Return a number without the digits that rounding adds, such as those of 0.005 * 1000."""
-    return float(f"{number:.12g}")
-
-
-def source_attributes(
-    recording: Recording, options: Any, notes: Sequence[str], progress: Progress
+def _source_attributes(
+    recording: Recording, options: PrepOptions, notes: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
     """Return attributes that say how a file was made: from what, with which options and version.
 
@@ -171,7 +192,7 @@ def source_attributes(
         "source_bytes": recording.path.stat().st_size,
     }
     for name, path in files.items():
-        if (digest := file_hash(path, progress)) is not None:
+        if (digest := _file_hash(path, progress)) is not None:
             attributes[f"{name}_sha256"] = digest
     return attributes
 
@@ -183,7 +204,7 @@ def _plain_option(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def file_hash(path: Path, progress: Progress) -> str | None:
+def _file_hash(path: Path, progress: Progress) -> str | None:
     """Return the SHA-256 of a file, or None where it is larger than 4 GiB."""
     size = path.stat().st_size
     if size > _HASHED:

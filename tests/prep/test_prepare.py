@@ -224,11 +224,7 @@ def test_binned_trials(tmp_path: Path) -> None:
     )
     prepare(tmp_path / "t.npz", tmp_path / "whole.h5", bin_ms=10, conditions=["target"])
     prepare(
-        tmp_path / "t.npz",
-        tmp_path / "cue.h5",
-        bin_ms=20,
-        align="cue:-100:300",
-        behavior=["force"],
+        tmp_path / "t.npz", tmp_path / "cue.h5", bin_ms=20, align="cue:-100:300", behavior=["force"]
     )
     for name, (start, n_bins, width) in {"whole": (0, 70, 10), "cue": (100, 20, 20)}.items():
         extras = ["trial"] + ["behavior"] * (name == "cue")

@@ -14,7 +14,7 @@ def test_sums_are_those_of_all_bins_at_once() -> None:
     counts = rng.poisson(0.4, (300, 5)).astype(np.uint16)
     counts[:150, 1] = 0  # fires in the second half only
     counts[:, 2] = 0
-    sums = UnitSums(5, pairs=True, n_blocks=10)
+    sums = UnitSums(5, 10, pairs=True)
     for i in range(30):
         sums.add(counts[10 * i : 10 * (i + 1)], i // 3)
     np.testing.assert_allclose(sums.mean(), counts.mean(axis=0))

@@ -27,15 +27,12 @@ from ...errors import DataError, UserError, one_of
 from ..binning import first_bin
 from ..counting import Progress, count, silent
 from ..options import PrepOptions
-from ..plan import raise_if_strict
-from ..prepare import Prepared
 from ..sources import Recording, open_recording
-from ..sources.nwb import unit_flags
-from ..sources.recording import Series, SpikeTimes, find
-from ..splits import Labels, conditions_of, count_splits, labels_from_column
+from ..sources.recording import Series, SpikeTimes, find, unit_flags
+from ..splits import Labels, conditions_of, labels_from_column
 from ..trials import Windows, in_recording
 from ..units import sum_units
-from ..write import Contents, source_attributes, write_contents
+from ..write import Contents, Prepared, write_contents
 from .heldout import condition_averages, decimated, jitter_bins, ragged
 from .recipes import BINS_MS, RECIPES, Recipe
 
@@ -116,33 +113,20 @@ def prepare_nlb(
             warnings += more
         if tested is not None:
             stores.enter_context(tested.counted.store)
-        raise_if_strict(warnings, strict)
-        contents = Contents(
-            counted,
-            session.labels,
-            session.units,
-            session.n_read_units,
-            largest,
-            {},
-            session.per_window(progress),
+        per_window = session.per_window(progress)
+        units, n_read = session.units, session.n_read_units
+        return write_contents(
+            path,
+            Contents(counted, session.labels, units, n_read, largest, {}, per_window),
+            train,
+            PrepOptions(bin_ms=bin_ms, strict=strict, compress=compress),
+            progress,
+            attrs={"nlb": name},
+            notes=notes,
+            warnings=warnings,
+            extra=session.averages(progress),
+            test=tested,
         )
-        options = PrepOptions(bin_ms=bin_ms)
-        attrs = source_attributes(train, options, [*notes, *warnings], progress) | {"nlb": name}
-        extra = session.averages(progress)
-        write_contents(path, contents, attrs, compress, progress, extra=extra, test=tested)
-    trials = count_splits(session.labels)
-    if tested is not None:
-        trials["test"] = len(tested.labels)
-    return Prepared(
-        path,
-        trials,
-        session.windows.n_read,
-        session.windows.n_bins,
-        session.n_read_units,
-        len(session.units),
-        notes,
-        warnings,
-    )
 
 
 def _find_files(

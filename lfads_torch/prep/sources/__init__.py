@@ -19,7 +19,7 @@ from .csv import read_csv, read_table
 from .hdf5 import read_hdf5
 from .mat import read_mat
 from .npz import read_npz
-from .nwb import is_nwb, read_nwb
+from .nwb import read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
 
 __all__ = [
@@ -93,4 +93,5 @@ def _says_nwb(file: Path) -> bool:
     if file.suffix.lower() == ".nwb" or not h5py.is_hdf5(file):
         return file.suffix.lower() == ".nwb"
     with h5py.File(file, "r", locking="best-effort") as opened:
-        return is_nwb(opened)
+        attrs = opened.attrs
+        return "nwb_version" in attrs or "NWBFile" in str(attrs.get("neurodata_type"))

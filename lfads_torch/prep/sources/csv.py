@@ -14,15 +14,7 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from .layout import TIMES, group_by_unit
-from .recording import (
-    Array,
-    BinnedSpikes,
-    Recording,
-    Series,
-    SourceOptions,
-    SpikeTimes,
-    Table,
-)
+from .recording import Array, BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table
 
 _ROWS = 1 << 19  # rows that are parsed at once
 _TIME = ("spike_time", "spike_times", *TIMES)

@@ -53,15 +53,20 @@ class DataSet:
         return StoredArray(DataSet(self.data, self.reverse, axis, is_flat=True))
 
 
+def open_for_reading(path: Path) -> h5py.File:
+    """Open a file that stays open as long as arrays refer to it."""
+    with open_h5(path):  # for its errors: what is wrong with the file, and what to do
+        pass
+    return h5py.File(path, "r", locking="best-effort")
+
+
 def read_hdf5(path: Path, options: SourceOptions) -> Recording:
     """Open an HDF5 file as a recording; data sets are read when needed.
 
     Groups and their members become names with dots. Attributes show a file of MATLAB (v7.3): its
     axes stand in reverse order, and cell arrays are lists of references.
     """
-    with open_h5(path):  # for its errors: what is wrong with the file, and what to do
-        pass
-    file = h5py.File(path, "r", locking="best-effort")  # open as long as arrays refer to it
+    file = open_for_reading(path)
     matlab = any("MATLAB_class" in node.attrs for node in file.values())
     tree: Tree = {}
     for key in file:

@@ -65,6 +65,12 @@ def is_vector(array: AnyArray) -> bool:
     return sum(n != 1 for n in array.shape) <= 1
 
 
+def _vectors(tree: Tree) -> dict[str, AnyArray]:
+    """Return the arrays of one axis, flat."""
+    arrays = ((key, node) for key, node in tree.items() if not isinstance(node, Ragged))
+    return {key: flat(array) for key, array in arrays if is_vector(array)}
+
+
 def as_text(values: Array) -> Array:
     """Return bytes and objects as text, other types as they are."""
     if values.dtype.kind == "S":
@@ -76,6 +82,20 @@ def as_text(values: Array) -> Array:
     return values
 
 
+class _Source(NamedTuple):
+    """What is known of a file: its arrays and attributes, and what the user says of it."""
+
+    file: str  # its name, for errors
+    tree: Tree
+    vectors: dict[str, AnyArray]  # of the tree, flat
+    options: SourceOptions
+    attrs: Mapping[str, Any]
+
+    def key(self, name: str) -> str:
+        """Return the key of an array that the user names, whole or by its end."""
+        return str(find({key: key for key in self.tree}, name, "array"))
+
+
 def recording_from_tree(
     path: Path, kind: str, tree: Tree, options: SourceOptions, attrs: Mapping[str, Any]
 ) -> Recording:
@@ -83,9 +103,9 @@ def recording_from_tree(
 
     `attrs` are the attributes of the file, which may give the bin width.
     """
-    tree = gather(tree)
-    name = spikes_name(path, tree, options)
-    spikes, used, names, notes = find_spikes(path, name, tree, options, attrs)
+    tree = _gather(tree)
+    source = _Source(path.name, tree, _vectors(tree), options, attrs)
+    spikes, used, names, notes = _find_spikes(source, _spikes_key(source))
     recording = Recording(path, kind, spikes, clock=options.clock(), notes=notes)
     rest = {key: node for key, node in tree.items() if key not in used}
     recording.units = _table(rest, _UNITS, spikes.n_units)
@@ -105,23 +125,28 @@ def recording_from_tree(
     return recording
 
 
-def gather(tree: Tree) -> Tree:
+def _gather(tree: Tree) -> Tree:
     """Put numbered lists (``spike_times.0``, ``spike_times.1``, ``unit_7``) together."""
+    vectors, result = _vectors(tree), dict(tree)
     groups: dict[str, list[tuple[int, str]]] = {}
-    for key, node in tree.items():
+    for key, vector in vectors.items():
         match = _NUMBERED.fullmatch(key)
-        if match and not isinstance(node, Ragged) and is_vector(node) and node.dtype.kind in "uif":
+        if match and vector.dtype.kind in "uif":
             groups.setdefault(match["stem"], []).append((int(match["number"]), key))
-    result = dict(tree)
     for stem, members in groups.items():
-        lengths = {node.shape for _, k in members if not isinstance(node := tree[k], Ragged)}
-        named = stem.lower().rpartition(".")[2] in _SPIKES
-        if stem not in tree and (named or len(lengths) > 1):
-            keys = [key for _, key in sorted(members)]
-            rows = [node for k in keys if not isinstance(node := result.pop(k), Ragged)]
+        keys = [key for _, key in sorted(members)]
+        named = _last(stem) in _SPIKES
+        if stem not in tree and (named or len({vectors[key].shape for key in keys}) > 1):
+            for key in keys:
+                del result[key]
             names = [key.removeprefix(stem).lstrip("._") for key in keys]
-            result[stem or "spike_times"] = Ragged(rows, names)
+            result[stem or "spike_times"] = Ragged([vectors[key] for key in keys], names)
     return result
+
+
+def _last(key: str) -> str:
+    """Return the last name of a path, in lower case."""
+    return key.lower().rpartition(".")[2]
 
 
 def _table(
@@ -130,12 +155,10 @@ def _table(
     """Read columns of one length under a prefix: a group, a struct, or how names begin."""
     for prefix in prefixes:
         columns: Table = {}
-        for key, node in tree.items():
+        for key, vector in _vectors(tree).items():
             tail = key.removeprefix(prefix)
-            if tail == key or tail[:1] not in (".", "_") or isinstance(node, Ragged):
-                continue
-            if is_vector(node) and node.dtype.kind in "buifSUO":
-                columns[tail[1:]] = as_text(flat(node)[:])
+            if tail != key and tail[:1] in (".", "_") and vector.dtype.kind in "buifSUO":
+                columns[tail[1:]] = as_text(vector[:])
         sizes = [len(column) for column in columns.values()]
         size = n_rows if n_rows is not None else max(sizes, key=sizes.count, default=0)
         other = [f"{k} ({len(column)})" for k, column in columns.items() if len(column) != size]
@@ -173,7 +196,8 @@ def _add_trials(recording: Recording, spikes: BinnedSpikes, rest: Tree) -> None:
 def _series(tree: Tree, spikes: SpikeTimes | BinnedSpikes, clock: Clock) -> dict[str, Series]:
     """Describe arrays with one entry per bin, with times, or with a sampling rate."""
     series: dict[str, Series] = {}
-    shared = next((k for k, n in tree.items() if k.lower() in TIMES and _is_list(n)), None)
+    vectors = _vectors(tree)
+    shared = next((k for k, v in vectors.items() if k.lower() in TIMES and v.shape[0] > 1), None)
     for key, node in tree.items():
         ending = key.endswith((*_TIME_ENDINGS, *_RATE_ENDINGS)) or key == shared
         if isinstance(node, Ragged) or node.dtype.kind not in "buif" or ending:
@@ -181,7 +205,10 @@ def _series(tree: Tree, spikes: SpikeTimes | BinnedSpikes, clock: Clock) -> dict
         if not 1 <= len(node.shape) <= 2:
             continue
         stem = key.removesuffix(".data")
-        times, rate = _companion(tree, stem, _TIME_ENDINGS), _companion(tree, stem, _RATE_ENDINGS)
+        times, rate = (
+            next((vectors[name] for end in endings if (name := f"{stem}{end}") in vectors), None)
+            for endings in (_TIME_ENDINGS, _RATE_ENDINGS)
+        )
         start, hz, at_edges = 0.0, 1.0, False
         if times is not None:
             n = times.shape[0]
@@ -191,7 +218,7 @@ def _series(tree: Tree, spikes: SpikeTimes | BinnedSpikes, clock: Clock) -> dict
         elif isinstance(spikes, BinnedSpikes):
             start, hz, at_edges, n = spikes.start, 1 / spikes.bin_s, True, spikes.n_bins
         elif shared is not None:
-            times = flat(tree[shared])
+            times = vectors[shared]
             n = times.shape[0]
         else:
             continue
@@ -202,22 +229,9 @@ def _series(tree: Tree, spikes: SpikeTimes | BinnedSpikes, clock: Clock) -> dict
     return series
 
 
-def _is_list(node: Node) -> bool:
-    return not isinstance(node, Ragged) and is_vector(node) and flat(node).shape[0] > 1
-
-
 def _attrs(node: AnyArray) -> Mapping[str, Any]:
     """Return the notes that a file keeps with an array; arrays in memory have none."""
     return node.attrs if isinstance(node, StoredArray) else {}
-
-
-def _companion(tree: Tree, stem: str, endings: tuple[str, ...]) -> Any:
-    """Return the list that belongs to an array by its name, or None."""
-    for ending in endings:
-        node = tree.get(f"{stem}{ending}")
-        if node is not None and not isinstance(node, Ragged) and is_vector(node):
-            return flat(node)
-    return None
 
 
 # ---- which array holds the spikes, what its axes and bins are ------------------------------------
@@ -232,104 +246,89 @@ class _Spikes(NamedTuple):
     notes: list[str]
 
 
-def spikes_name(path: Path, tree: Tree, options: SourceOptions) -> str:
+def _spikes_key(source: _Source) -> str:
     """Return the key that holds the spikes, or raise an error that lists all keys."""
-    if options.spikes:
-        node = find(tree, options.spikes, "array")
-        return next(key for key, value in tree.items() if value is node)
+    tree = source.tree
+    if source.options.spikes:
+        return source.key(source.options.spikes)
     if "train_encod_data" in tree:
         raise UserError(
-            f"{path.name} is a data file already: train on it, or check it with lfads check."
+            f"{source.file} is a data file already: train on it, or check it with lfads check."
         )
-    candidates = {key: node for key, node in tree.items() if _could_be_spikes(node)}
+    candidates = {
+        key: node
+        for key, node in tree.items()
+        if isinstance(node, Ragged) or (node.dtype.kind in "buif" and node.shape)
+    }
     for name in _SPIKES:
-        keys = [key for key in candidates if key.lower().rpartition(".")[2] == name]
+        keys = [key for key in candidates if _last(key) == name]
         if len(keys) == 1:
             return keys[0]
-    likely = [k for k, node in candidates.items() if isinstance(node, Ragged) or _long(node) > 1]
+    likely = [
+        k for k, node in candidates.items() if isinstance(node, Ragged) or not is_vector(node)
+    ]
     if len(likely) == 1:
         return likely[0]
+    arrays = [
+        f"{k} ({len(n.rows)} arrays)"
+        if isinstance(n, Ragged)
+        else f"{k} ({show_shape(n.shape)} {n.dtype})"
+        for k, n in tree.items()
+    ]
     raise UserError(
-        f"{path.name}: which array holds the spikes? Name it with --spikes. The file has: "
-        f"{list_some([f'{k} ({describe(node)})' for k, node in tree.items()], 20) or 'nothing'}."
+        f"{source.file}: which array holds the spikes? Name it with --spikes. The file has: "
+        f"{list_some(arrays, 20) or 'nothing'}."
     )
 
 
-def _could_be_spikes(node: Node) -> bool:
-    return isinstance(node, Ragged) or (node.dtype.kind in "buif" and bool(node.shape))
-
-
-def _long(node: AnyArray) -> int:
-    """Count the axes of more than one entry."""
-    return sum(n != 1 for n in node.shape)
-
-
-def describe(node: Node) -> str:
-    """Return shape and type of an array, for people."""
-    if isinstance(node, Ragged):
-        return f"{len(node.rows)} arrays"
-    return f"{show_shape(node.shape)} {node.dtype}"
-
-
-def find_spikes(
-    path: Path, name: str, tree: Tree, options: SourceOptions, attrs: Mapping[str, Any]
-) -> _Spikes:
+def _find_spikes(source: _Source, name: str) -> _Spikes:
     """Describe an array as spikes, or raise an error where axes, bins or units are unclear."""
-    node, nameless = tree[name], np.empty(0, dtype=str)
+    node, clock, notes = source.tree[name], source.options.clock(), [f"spike times: {name!r}"]
     if isinstance(node, Ragged):
         long = [i for i, row in enumerate(node.rows) if not is_vector(row)]
         if long:
             raise DataError(
-                f"{path.name}: {name!r} holds arrays of several dimensions (entry {long[0]}: "
+                f"{source.file}: {name!r} holds arrays of several dimensions (entry {long[0]}: "
                 f"{show_shape(node.rows[long[0]].shape)}); spike times are one list per unit. "
                 "Binned trials of one length go into one array of trials x bins x units."
             )
-        times = SpikeTimes([flat(row) for row in node.rows], options.clock())
-        names = np.array(node.names) if node.names else nameless
-        return _Spikes(times, {name}, names, [f"spike times: {name!r}"])
+        times = SpikeTimes([flat(row) for row in node.rows], clock)
+        return _Spikes(times, {name}, np.array(node.names, dtype=str), notes)
     if node.dtype.kind not in "buif":
-        raise UserError(f"{path.name}: {name!r} holds {node.dtype}, not numbers (--spikes).")
-    if _long(node) <= 1 and not options.axes:
-        units, used, names = _listed(path, name, node, tree, options)
-        times = SpikeTimes(units, options.clock())
-        return _Spikes(times, used, names, [f"spike times: {name!r}"])
-    axes, time_name = _axes(name, node, tree, options)
-    bin_s, start, notes = _bin_width(path, name, node, tree, time_name, options, attrs)
-    given = "by --axes" if options.axes else "if not, say so with --axes"
+        raise UserError(f"{source.file}: {name!r} holds {node.dtype}, not numbers (--spikes).")
+    if is_vector(node) and not source.options.axes:
+        units, used, names = _listed(source, name)
+        return _Spikes(SpikeTimes(units, clock), used, names, notes)
+    axes, time_name = _axes(source, name, node)
+    bin_s, start, notes = _bin_width(source, name, node, time_name)
+    given = "by --axes" if source.options.axes else "if not, say so with --axes"
     notes.insert(
         0, f"binned spikes: {name!r}, {show_shape(node.shape)}, as {' x '.join(axes)} ({given})"
     )
     spikes = BinnedSpikes(node, axes, bin_s, start)
-    return _Spikes(spikes, {name, time_name or name}, nameless, notes)
+    return _Spikes(spikes, {name, time_name or name}, np.empty(0, dtype=str), notes)
 
 
-def _listed(
-    path: Path, name: str, node: AnyArray, tree: Tree, options: SourceOptions
-) -> tuple[list[AnyArray], set[str], Array]:
+def _listed(source: _Source, name: str) -> tuple[list[AnyArray], set[str], Array]:
     """Split one list of all spikes by an index, or by a second list with the unit of each."""
-    times, nameless = flat(node), np.empty(0, dtype=str)
-    index = tree.get(f"{name}_index")
-    if index is not None and not isinstance(index, Ragged):
-        ends = flat(index)[:]
-        return split_by_index(times, ends), {name, f"{name}_index"}, nameless
-    if options.spike_units:
-        node = find(tree, options.spike_units, "array")
-        keys = [key for key, value in tree.items() if value is node]
+    vectors, times, nameless = source.vectors, source.vectors[name], np.empty(0, dtype=str)
+    if (index := vectors.get(f"{name}_index")) is not None:
+        return split_by_index(times, index[:]), {name, f"{name}_index"}, nameless
+    if source.options.spike_units:
+        keys = [source.key(source.options.spike_units)]
     else:
         stem = name.rpartition(".")[0]
-        keys = [key for k in _UNIT_OF_SPIKE if (key := f"{stem}.{k}" if stem else k) in tree]
+        keys = [f"{stem}.{k}" if stem else k for k in _UNIT_OF_SPIKE]
     for key in keys:
-        labels = tree[key]
-        if isinstance(labels, Ragged) or not is_vector(labels):
+        if (owner := vectors.get(key)) is None:
             continue
-        owner = flat(labels)
         if owner.shape == times.shape:
             pairs = ((unit, times[rows]) for rows, unit in blocks(owner))
             units, names = group_by_unit(pairs)
             return units, {name, key}, names
-        if options.spike_units:
+        if source.options.spike_units:
             raise DataError(
-                f"{path.name}: {key!r} has {owner.shape[0]} entries, {name!r} has "
+                f"{source.file}: {key!r} has {owner.shape[0]} entries, {name!r} has "
                 f"{times.shape[0]} spikes; legal is one unit for each spike."
             )
     return [times], {name}, nameless
@@ -347,18 +346,10 @@ def split_by_index(times: AnyArray, ends: Array) -> list[AnyArray]:
     return [part(times, slice(int(a), int(b))) for a, b in zip(starts, stops, strict=False)]
 
 
-def _axes(
-    name: str, node: AnyArray, tree: Tree, options: SourceOptions
-) -> tuple[tuple[str, ...], str | None]:
+def _axes(source: _Source, name: str, node: AnyArray) -> tuple[tuple[str, ...], str | None]:
     """Return the axes of binned spikes, and the key of the bins' times where the file has them."""
-    shape = node.shape
-    times = {
-        key: flat(other).shape[0]
-        for key, other in tree.items()
-        if key.lower().rpartition(".")[2] in TIMES
-        and not isinstance(other, Ragged)
-        and is_vector(other)
-    }
+    options, shape = source.options, node.shape
+    times = {key: v.shape[0] for key, v in source.vectors.items() if _last(key) in TIMES}
     axes: tuple[str, ...]
     if options.axes:
         axes = tuple(word.strip().rstrip("s") for word in options.axes.split(","))
@@ -383,28 +374,22 @@ def _axes(
 
 
 def _bin_width(
-    path: Path,
-    name: str,
-    node: AnyArray,
-    tree: Tree,
-    time_name: str | None,
-    options: SourceOptions,
-    attrs: Mapping[str, Any],
+    source: _Source, name: str, node: AnyArray, time_name: str | None
 ) -> tuple[float, float, list[str]]:
     """Return bin width and left edge of the first bin in seconds, and what was assumed."""
     scalars = {
-        key.rpartition(".")[2]: float(flat(other)[:][0])
-        for key, other in tree.items()
-        if not isinstance(other, Ragged) and np.prod(other.shape) == 1 and other.dtype.kind in "uif"
+        key.rpartition(".")[2]: float(vector[:][0])
+        for key, vector in source.vectors.items()
+        if vector.shape[0] == 1 and vector.dtype.kind in "uif"
     }
     start, width_s, notes = 0.0, None, []
-    times = None if time_name is None else tree[time_name]
-    if times is not None and not isinstance(times, Ragged) and flat(times).shape[0] > 1:
-        seconds = options.clock().seconds(flat(times)[:])
+    times = source.vectors[time_name] if time_name else None
+    if times is not None and times.shape[0] > 1:
+        seconds = source.options.clock().seconds(times[:])
         steps = np.diff(seconds)
         start, width_s = float(seconds[0]), float(np.median(steps))
         if not width_s > 0:
-            raise DataError(f"{path.name}: {time_name!r} does not ascend.")
+            raise DataError(f"{source.file}: {time_name!r} does not ascend.")
         # The median of differences carries rounding errors of the times.
         width_s = float(f"{width_s:.7g}")
         if np.abs(steps - width_s).max() > 0.01 * width_s:
@@ -413,14 +398,14 @@ def _bin_width(
                 "the bins are taken to adjoin"
             )
     # What the user says wins over the array, this over the file, and times come last.
-    width_ms = options.input_bin_ms or bin_width_ms(_attrs(node)) or bin_width_ms(attrs)
-    width_ms = width_ms or bin_width_ms(scalars)
+    width_ms = source.options.input_bin_ms or bin_width_ms(_attrs(node))
+    width_ms = width_ms or bin_width_ms(source.attrs) or bin_width_ms(scalars)
     if width_ms is not None:
         number("--input-bin-ms", width_ms, above=0)
     if width_ms is None and width_s is None:
         raise UserError(
-            f"{path.name}: how wide are the bins of {name!r}? Say it with --input-bin-ms (the file "
-            "has neither an attribute bin_ms nor an array of times)."
+            f"{source.file}: the bin width of {name!r} is unknown: the file has neither an "
+            "attribute bin_ms nor an array of times. Give it with --input-bin-ms."
         )
     bin_s = width_ms / 1000 if width_ms is not None else float(width_s or 0)
     notes.append(f"its bins: {bin_s * 1000:g} ms, from {start:g} s on")

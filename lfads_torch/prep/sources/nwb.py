@@ -13,10 +13,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ...data.find import list_some, open_h5
+from ...data.find import list_some
 from ...data.stored import StoredArray, flat
-from ...errors import DataError, UserError
-from .hdf5 import DataSet
+from ...errors import DataError
+from .hdf5 import DataSet, open_for_reading
 from .layout import as_text, split_by_index
 from .recording import (
     Array,
@@ -33,21 +33,14 @@ _PLACES = ("processing", "acquisition", "stimulus", "analysis")
 _RAGGED_UNITS = ("spike_times", "obs_intervals", "waveforms", "waveform_mean", "waveform_sd")
 
 
-def is_nwb(file: h5py.File) -> bool:
-    """Return whether an HDF5 file says that it is NWB."""
-    return "nwb_version" in file.attrs or "NWBFile" in str(file.attrs.get("neurodata_type"))
-
-
 def read_nwb(path: Path, options: SourceOptions) -> Recording:
     """Open an NWB file as a recording.
 
     `options.spikes` may name a time series of binned spikes, `options.trials` another table of
     intervals.
     """
-    with open_h5(path):  # for its errors: what is wrong with the file, and what to do
-        pass
-    file = h5py.File(path, "r", locking="best-effort")  # open as long as arrays refer to it
-    series = dict(_series(file))
+    file = open_for_reading(path)
+    series = _series(file)
     notes: list[str] = []
     warnings: list[str] = []
     spikes: SpikeTimes | BinnedSpikes
@@ -145,53 +138,40 @@ def _observed(units: Any, warnings: list[str]) -> Array | None:
     return np.array(joined)
 
 
-def _series(file: h5py.File) -> Iterator[tuple[str, Series]]:
-    """Yield every TimeSeries by its path."""
+def _series(file: h5py.File) -> dict[str, Series]:
+    """Describe every TimeSeries, by its path with dots."""
     series: dict[str, Series] = {}
-
-    def visit(name: str, node: Any) -> None:
-        if not isinstance(node, h5py.Group) or not isinstance(node.get("data"), h5py.Dataset):
-            return
-        data = node["data"]
-        if not 1 <= data.ndim <= 2 or data.dtype.kind not in "buif":
-            return
-        axes = ("time", "channel")[: data.ndim]
-        common: dict[str, Any] = {
-            "scale": float(data.attrs.get("conversion", 1.0)),
-            "offset": float(data.attrs.get("offset", 0.0)),
-            "unit": _text(data.attrs.get("unit", "")),
-        }
+    places = ((place, file[place]) for place in _PLACES if place in file)
+    for name, node in (inner for path, place in places for inner in _groups(place, path)):
+        data = node.get("data")
+        if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "buif":
+            continue
+        if not 1 <= data.ndim <= 2:
+            continue
+        timing: dict[str, Any]
         if isinstance(node.get("timestamps"), h5py.Dataset):
-            times = flat(StoredArray(DataSet(node["timestamps"])))
-            series[name] = Series(StoredArray(DataSet(data)), axes, times=times, **common)
-        elif isinstance(node.get("starting_time"), h5py.Dataset):
-            begin = node["starting_time"]
-            start, rate = float(begin[()]), float(begin.attrs.get("rate", 1.0))
-            series[name] = Series(
-                StoredArray(DataSet(data)), axes, start=start, rate=rate, **common
-            )
+            timing = {"times": flat(StoredArray(DataSet(node["timestamps"])))}
+        elif isinstance(begin := node.get("starting_time"), h5py.Dataset):
+            timing = {"start": float(begin[()]), "rate": float(begin.attrs.get("rate", 1.0))}
+        else:
+            continue
+        series[name] = Series(
+            StoredArray(DataSet(data)),
+            ("time", "channel")[: data.ndim],
+            scale=float(data.attrs.get("conversion", 1.0)),
+            offset=float(data.attrs.get("offset", 0.0)),
+            unit=_text(data.attrs.get("unit", "")),
+            **timing,
+        )
+    return series
 
-    for place in _PLACES:
-        if place in file:
-            _walk(file[place], place, visit)
-    for name, one in series.items():
-        yield name.replace("/", "."), one
 
-
-def _walk(group: Any, path: str, visit: Any) -> None:
-    """Visit groups, through links too."""
+def _groups(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield all groups below a group with their paths, through links too."""
     # `visititems` of h5py follows neither soft nor external links, which NWB uses to share one
     # array and to keep raw data in a second file.
     for name in group:
         node = group.get(name)
         if isinstance(node, h5py.Group):
-            visit(f"{path}/{name}", node)
-            _walk(node, f"{path}/{name}", visit)
-
-
-def unit_flags(recording: Recording, name: str) -> Array:
-    """Return a column of yes and no of the units, such as the benchmark's ``heldout``."""
-    column = find(recording.units, name, "column of the units")
-    if column.dtype.kind not in "bui" or not np.isin(column, (0, 1)).all():
-        raise UserError(f"Column {name!r} of the units does not hold yes and no (True, False).")
-    return np.asarray(column, dtype=bool)
+            yield f"{path}.{name}", node
+            yield from _groups(node, f"{path}.{name}")

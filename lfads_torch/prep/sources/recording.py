@@ -284,6 +284,14 @@ class Recording:
         return self._span
 
 
+def unit_flags(recording: Recording, name: str) -> Array:
+    """Return a column of yes and no of the units, such as the benchmark's ``heldout``."""
+    column = find(recording.units, name, "column of the units")
+    if column.dtype.kind not in "bui" or not np.isin(column, (0, 1)).all():
+        raise UserError(f"Column {name!r} of the units does not hold yes and no (True, False).")
+    return np.asarray(column, dtype=bool)
+
+
 def numeric_columns(table: Mapping[str, Array]) -> list[str]:
     """Return the names of the columns that hold one number per row."""
     return [name for name, column in table.items() if column.dtype.kind in "buif"]
