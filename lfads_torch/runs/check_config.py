@@ -17,6 +17,12 @@ from ..errors import ConfigError, did_you_mean
 #: Keys that direct the instantiation and are not arguments.
 DIRECTIVES = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
 
+#: Containers of components, into which any new entry may be put.
+FREE = ("callbacks", "logger")
+
+#: Mappings with keys of the user's choice: their reader checks them.
+OPEN = (["search", "space"], ["search", "ray"])
+
 #: Packages that come with an extra of this one.
 EXTRAS = {"wandb": "wandb", "ray": "tune", "pynwb": "nwb"}
 
@@ -104,11 +110,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         known = arguments_of(target)
         given = [str(key) for key in node if key not in DIRECTIVES]
         for key in given:
-            if key not in known.legal and not known.is_open:
-                raise ConfigError(
-                    f"{where}.{key}: {node['_target_']} has no argument {key}; "
-                    f"{did_you_mean(key, known.legal)}"
-                )
+            _check_argument(f"{where}.{key}", node["_target_"], key, known)
             if key in known.numbers and isinstance(node[key], str):
                 raise ConfigError(
                     f"{where}.{key}={node[key]!r}: {node['_target_']} takes a number there"
@@ -119,6 +121,41 @@ def check_config(config: Mapping[str, Any]) -> None:
                 f"{where}: {node['_target_']} needs {', '.join(missing)}; "
                 f"give {where}.{missing[0]}=..."
             )
+
+
+def is_new_key(key: str, config: dict[str, Any], groups: Iterable[str] = ()) -> bool:
+    """Return whether a configuration lacks a dotted key that is legal; raise for any other key.
+
+    A key is legal in a container of components or as an argument of a ``_target_``. `groups` are
+    names that the advice for a misspelt first name may give, too.
+    """
+    node: Any = config
+    names = key.split(".")
+    for depth, name in enumerate(names):
+        where = ".".join(names[:depth])
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{key}: {where} is {node}, it has no keys")
+        entries = node if isinstance(node, dict) else {str(i): v for i, v in enumerate(node)}
+        if name in entries:
+            node = entries[name]
+            continue
+        is_entry = names[0] in FREE and (depth == 1 or "_target_" not in entries)
+        if depth and (is_entry or (depth > 1 and names[:2] in OPEN)):
+            return True
+        if "_target_" in entries:
+            target = entries["_target_"]
+            _check_argument(key, target, name, arguments_of(find_target(target, where)))
+            return True
+        place = f"in {where}" if where else "at the top of the configuration"
+        legal = [*entries, *(() if where else groups)]
+        raise ConfigError(f"{key}: there is no {name} {place}; {did_you_mean(name, legal)}")
+    return False
+
+
+def _check_argument(key: str, target: str, name: str, known: Arguments) -> None:
+    if name not in known.legal and not known.is_open:
+        advice = did_you_mean(name, known.legal)
+        raise ConfigError(f"{key}: {target} has no argument {name}; {advice}")
 
 
 def nodes(config: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -9,6 +9,7 @@ import builtins
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import glob
 from os.path import abspath
 from pathlib import Path
@@ -16,23 +17,20 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError, did_you_mean
 from ..files import write_whole
-from .check_config import arguments_of, find_target
+from .check_config import is_new_key
 
 PACKAGE = Path(__file__).resolve().parent.parent
 PACKAGED = PACKAGE / "configs"
-
-#: Containers of components, into which a new entry may be put without further ado.
-FREE = ("callbacks", "logger")
-
-#: Parts into which any name may be put: who reads them says later whether it is one.
-OPEN = (["search", "space"], ["search", "ray"])
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -49,15 +47,15 @@ def compose_config(
     folders = _folders(primary.parent, start)
     _register_resolvers(start)
     texts = list(_as_text(overrides))
-    for text in texts:
+    choices = [text for text in texts if _is_choice(text, folders)]
+    values = [text for text in texts if text not in choices]
+    for text in choices:
         _check_option(text, folders)
-    chosen = [text for text in texts if _is_choice(text, folders)]
     if groups:
-        chosen = _with_groups(primary, folders, chosen, groups)
-        texts = [text for text in texts if not _is_choice(text, folders)] + chosen
-    base = _compose(primary, folders, chosen)
-    values = [_legal(text, base, folders) for text in texts if text not in chosen]
-    config = _compose(primary, folders, chosen + values) if values else base
+        choices = _with_groups(primary, folders, choices, groups)
+    config = _compose(primary, folders, choices)
+    with _errors_of_hydra(primary):
+        _set_values(config, values, _group_names(folders))
     try:
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
@@ -119,13 +117,40 @@ def _folders(primary: Path, start: Path) -> list[Path]:
     return list(dict.fromkeys(Path(abspath(folder)) for folder in folders))
 
 
-def _compose(primary: Path, folders: Sequence[Path], overrides: Sequence[str]) -> DictConfig:
+def _compose(primary: Path, folders: Sequence[Path], choices: Sequence[str]) -> DictConfig:
+    """Compose the options of groups that are chosen."""
     extra = ",".join(_literal(f"file://{folder.as_posix()}") for folder in folders[1:])
-    every = [f"hydra.searchpath=[{extra}]", *overrides] if extra else list(overrides)
+    every = [f"hydra.searchpath=[{extra}]", *choices] if extra else list(choices)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(primary.parent), version_base="1.3"):
+        with (
+            _errors_of_hydra(primary),
+            initialize_config_dir(str(primary.parent), version_base="1.3"),
+        ):
             return compose(primary.stem, overrides=every)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _set_values(config: DictConfig, values: Sequence[str], groups: Iterable[str]) -> None:
+    """Set values in a composed configuration; each key must be legal, or have a prefix."""
+    # Which keys are legal is known only from the composed configuration. To compose it again with
+    # the values takes 0.3 s or more. So Hydra's private functions set them in it; pyproject.toml
+    # keeps Hydra below 1.4.
+    plain: Any = OmegaConf.to_container(config)
+    texts = []
+    for text in values:
+        prefix, key, _ = _split(text)
+        texts.append(f"++{text}" if not prefix and is_new_key(key, plain, groups) else text)
+    parsed = OverridesParser.create().parse_overrides(texts)
+    ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
+    ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
+
+
+@contextmanager
+def _errors_of_hydra(primary: Path) -> Iterator[None]:
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
         group = re.search(r"Could not override '(.+?)'", text)
@@ -137,21 +162,19 @@ def _compose(primary: Path, folders: Sequence[Path], overrides: Sequence[str]) -
         raise ConfigError(f"{primary.name}: {_first_line(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(no_yaml(primary, error)) from error
-    finally:
-        GlobalHydra.instance().clear()
 
 
 def _with_groups(
-    primary: Path, folders: Sequence[Path], chosen: Sequence[str], groups: Mapping[str, str]
+    primary: Path, folders: Sequence[Path], choices: Sequence[str], groups: Mapping[str, str]
 ) -> list[str]:
     """Add groups that the primary file lacks to the choices of options."""
-    names = {text: _split(text)[1] for text in chosen}
-    own = _compose(primary, folders, [text for text in chosen if names[text] not in groups])
-    texts = [
-        f"+{text}" if names[text] in groups and names[text] not in own else text for text in chosen
-    ]
-    absent = [name for name in groups if name not in own and name not in names.values()]
-    return texts + [f"+{name}={groups[name]}" for name in absent]
+    names = {text: _split(text)[1] for text in choices}
+    # Hydra takes group= where the file names the group and +group= where it does not. Only a
+    # composition shows which: other files may bring the group in.
+    config = _compose(primary, folders, [text for text in choices if names[text] not in groups])
+    absent = [name for name in groups if name not in config]
+    texts = [f"+{text}" if names[text] in absent else text for text in choices]
+    return texts + [f"+{name}={groups[name]}" for name in absent if name not in names.values()]
 
 
 def no_yaml(path: Path, error: yaml.YAMLError) -> str:
@@ -202,10 +225,10 @@ def _literal(value: Any) -> str:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    match = re.fullmatch(r"(\+\+|\+|~)?([^=]*)(?:=(.*))?", text, flags=re.DOTALL)
-    if match is None:
-        raise ConfigError(f"{text!r} is not an override; write key=value")
-    return match[1] or "", match[2].strip(), (match[3] or "").strip().strip("'\"")
+    """Split an override into its prefix (+, ++, ~ or none), key and value."""
+    key, _, value = text.partition("=")
+    name = key.lstrip("+~")
+    return key.removesuffix(name), name.strip(), value.strip().strip("'\"")
 
 
 def _options(group: str, folders: Iterable[Path]) -> set[str]:
@@ -220,7 +243,7 @@ def _is_choice(text: str, folders: Sequence[Path]) -> bool:
 
 def _check_option(text: str, folders: Sequence[Path]) -> None:
     prefix, key, value = _split(text)
-    if prefix == "~" or not _is_choice(text, folders) or value.startswith(("[", "null")):
+    if prefix == "~" or value.startswith(("[", "null")):
         return
     group = key.split("@")[0]
     options = _options(group, folders)
@@ -231,50 +254,6 @@ def _check_option(text: str, folders: Sequence[Path]) -> None:
         raise ConfigError(
             f"{group}={value}: there is no {value}.yaml in {places}; {did_you_mean(value, options)}"
         )
-
-
-def _legal(text: str, base: DictConfig, folders: Sequence[Path]) -> str:
-    """Let a key through that exists or that its ``_target_`` takes; refuse any other."""
-    prefix, key, _ = _split(text)
-    if prefix:
-        return text
-    node: Any = base
-    parts = key.split(".")
-    for depth, part in enumerate(parts):
-        here = ".".join(parts[:depth])
-        names = _names(node)
-        if part in names:
-            node = node._get_node(int(part) if OmegaConf.is_list(node) else part)
-            if OmegaConf.is_dict(node) or OmegaConf.is_list(node):
-                continue
-            if depth + 1 < len(parts):
-                raise ConfigError(
-                    f"{key}: {'.'.join(parts[: depth + 1])} is {node}, it has no keys"
-                )
-            continue
-        if depth > 1 and parts[:2] in OPEN:
-            return f"++{text}"
-        if depth and parts[0] in FREE and (depth == 1 or "_target_" not in node):
-            return f"++{text}"
-        target = node.get("_target_") if OmegaConf.is_dict(node) else None
-        if target is not None:
-            known = arguments_of(find_target(target, here))
-            if part in known.legal or known.is_open:
-                return f"++{text}"
-            raise ConfigError(
-                f"{key}: {target} has no argument {part}; {did_you_mean(part, known.legal)}"
-            )
-        if not depth:
-            names = [*names, *_group_names(folders)]
-        place = f"in {here}" if here else "at the top of the configuration"
-        raise ConfigError(f"{key}: there is no {part} {place}; {did_you_mean(part, names)}")
-    return text
-
-
-def _names(node: Any) -> list[str]:
-    if OmegaConf.is_list(node):
-        return [str(index) for index in range(len(node))]
-    return [str(name) for name in node] if OmegaConf.is_dict(node) else []
 
 
 def _group_names(folders: Sequence[Path]) -> list[str]:
