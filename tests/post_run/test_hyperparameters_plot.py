@@ -7,11 +7,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from lfads_torch.errors import UserError
 from lfads_torch.folder import read_population
 from lfads_torch.post_run.plots.hyperparameters import (
+    family_of,
     hyperparameter_paths,
     score_history,
     scores_by_value,
 )
-from lfads_torch.post_run.plots.lineage import family_of
 from lfads_torch.post_run.plots.style import look
 from lfads_torch.search.rules import Schedule
 from tests.search.synthetic import run_search

@@ -27,6 +27,8 @@ from .style import (
 
 def _unit_order(rates: FloatArray, n_encod: int) -> NDArray[np.intp]:
     """Order units by their angle in the plane of the first two components, read ones first."""
+    # The angle is an order around a circle: units with alike responses are neighbours, and phases
+    # of a rhythm follow one another, where sorting by one component would fold them together.
     flat = np.nan_to_num(rates.reshape(-1, rates.shape[-1]))
     flat = flat - flat.mean(axis=0)
     spread = flat.std(axis=0)
@@ -100,6 +102,7 @@ def raster_panel(
     figure = Figure(figsize=(3.1 * n_cols + 0.6, 2.1 * n_rows + 0.9), layout="constrained")
     grid = figure.subplots(n_rows, n_cols, squeeze=False, sharex=True)
     edges, time_label = time_edges(means.shape[1], bin_ms)
+    # True and inferred rates share a scale, or a wrong gain would not be seen.
     rate_limits = colour_limits(means, true)
     raster_limits = colour_limits(data[:n_rows])
     if counts:
@@ -124,13 +127,8 @@ def raster_panel(
     for axis in grid[-1]:
         axis.set_xlabel(time_label)
     if co is not None and 1 < co.shape[-1] <= len(look().palette):
-        grid[-1, -1].legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.32),
-            ncols=4,
-            handlelength=1.2,
-            columnspacing=1.0,
-        )
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.32)}
+        grid[-1, -1].legend(ncols=4, handlelength=1.2, columnspacing=1.0, **place)
     held_out = [
         *(["units below"] if n_read < n_units else []),
         *(["bins to the right"] if encod_bins is not None and encod_bins < len(edges) - 1 else []),
@@ -145,16 +143,9 @@ def _colour_bar(figure: Figure, below: Any, image: AxesImage, label: str, whole:
     """Draw a colour bar under some axes; a pointed end says that larger values were clipped."""
     limit = image.get_clim()[1] * (1 + 1e-6)
     clipped = any(bool((im.get_array() > limit).any()) for a in below.flat for im in a.get_images())
-    bar = figure.colorbar(
-        image,
-        ax=below,
-        location="bottom",
-        aspect=30,
-        shrink=0.8,
-        pad=0.02,
-        extend="max" if clipped else "neither",
-        ticks=MaxNLocator(4, integer=whole),
-    )
+    shape: dict[str, Any] = {"location": "bottom", "aspect": 30, "shrink": 0.8, "pad": 0.02}
+    shape["extend"] = "max" if clipped else "neither"
+    bar = figure.colorbar(image, ax=below, ticks=MaxNLocator(4, integer=whole), **shape)
     bar.set_label(label)
     bar.outline.set_visible(False)
 

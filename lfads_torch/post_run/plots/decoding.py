@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .style import FloatArray, as_trials, empty_figure, look, styled, time_centres
+from .style import FloatArray, as_trials, empty_figure, evenly, look, styled, time_centres
 
 
 @styled
@@ -59,10 +59,9 @@ def decoded_behavior(
     n_all, n_bins, n_columns = np.minimum(true.shape, inferred.shape).tolist()
     true, inferred = (a[:n_all, :n_bins, :n_columns] for a in (true, inferred))
     n_columns = min(n_columns, max_columns)
-    if trials is not None:
-        shown = [t for t in trials if 0 <= t < n_all]
-    else:
-        shown = np.unique(np.linspace(0, n_all - 1, min(n_trials, n_all)).astype(int)).tolist()
+    # Over the whole recording, since the first trials alone would hide a drift.
+    chosen = evenly(n_all, n_trials) if trials is None else trials
+    shown = [trial for trial in chosen if 0 <= trial < n_all]
     time, label = time_centres(n_bins, bin_ms)
     period = (time[-1] - time[0]) * 1.12 + (time[0] or 1.0)
 
@@ -77,7 +76,9 @@ def decoded_behavior(
             left.plot(at, true[trial, :, column], color=look().ink, linewidth=2.6, alpha=0.45)
             left.plot(at, inferred[trial, :, column], color=look().blue)
         left.set_xticks([time[0] + k * period for k in range(len(shown))], [])
-        left.set_ylabel(_name(names, column))
+        left.set_ylabel(
+            names[column] if names and column < len(names) else f"behaviour {column + 1}"
+        )
         left.yaxis.set_major_locator(MaxNLocator(4))
         _scatter(right, true[..., column].ravel(), inferred[..., column].ravel())
     centres = [(time[0] + time[-1]) / 2 + k * period for k in range(len(shown))]
@@ -96,12 +97,8 @@ def decoded_behavior(
     return figure
 
 
-def _name(names: Sequence[str] | None, column: int) -> str:
-    return names[column] if names and column < len(names) else f"behaviour {column + 1}"
-
-
 def _scatter(axis: Axes, true: FloatArray, decoded: FloatArray) -> None:
-    """Density of decoded against true values; a line marks a perfect decoder."""
+    """Draw decoded against true values; a line marks a perfect decoder."""
     keep = np.isfinite(true) & np.isfinite(decoded)
     x, y = true[keep], decoded[keep]
     axis.set_ylabel("decoded")
@@ -110,6 +107,7 @@ def _scatter(axis: Axes, true: FloatArray, decoded: FloatArray) -> None:
     if not len(x):
         axis.text(0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center")
         return
+    # Both axes alike, and a few wild predictions outside: R2 counts them all.
     low, high = np.percentile(np.concatenate([x, y]), [0.2, 99.8])
     low, high = (low, high) if high > low else (low - 1.0, high + 1.0)
     axis.plot([low, high], [low, high], color=look().ink, linewidth=1)

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from numpy.typing import ArrayLike
 
-from .style import FloatArray, as_trials, empty_figure, look, styled
+from .style import FloatArray, as_trials, empty_figure, look, principal_axes, styled
 
 if TYPE_CHECKING:
     from ..dynamics import FixedPoints
@@ -62,12 +62,9 @@ def fixed_points(
     _state_space(axes[0], visited, shown, colours, max_trials)
     _spectrum(axes[1], shown.eigenvalues, colours)
     _modes(axes[2], shown, colours, bin_ms)
-    names = [_describe(shown, k) for k in range(len(shown.states))]
     handles = [
-        Line2D([], [], marker=_marker(shown, k), color=colour, linestyle="none", label=name, **kind)
-        for k, (colour, name, kind) in enumerate(
-            zip(colours, names, (_face(shown, k, c) for k, c in enumerate(colours)), strict=True)
-        )
+        Line2D([], [], label=_describe(shown, k), **_marker(shown, k, colour))
+        for k, colour in enumerate(colours)
     ]
     if handles:
         more = len(points.states) - len(shown.states)
@@ -85,23 +82,24 @@ def _describe(points: FixedPoints, k: int) -> str:
     return f"{k + 1}: {kind}, {stability}"
 
 
-def _marker(points: FixedPoints, k: int) -> str:
-    return "o" if points.is_fixed[k] else "D"
-
-
-def _face(points: FixedPoints, k: int, colour: str) -> dict[str, Any]:
-    """Fill the marker where stable, leave it open where not."""
-    stable = bool(points.is_stable[k])
-    return {"markerfacecolor": colour if stable else look().paper, "markeredgewidth": 2.0}
+def _marker(points: FixedPoints, k: int, colour: str) -> dict[str, Any]:
+    """Return a dot for a fixed point, a diamond for a slow one; filled where stable."""
+    return {
+        "color": colour,
+        "linestyle": "none",
+        "marker": "o" if points.is_fixed[k] else "D",
+        "markerfacecolor": colour if points.is_stable[k] else look().paper,
+        "markeredgewidth": 2.0,
+    }
 
 
 def _state_space(
     axis: Axes, states: FloatArray, points: FixedPoints, colours: list[str], max_trials: int
 ) -> None:
     finite = states[np.isfinite(states).all(axis=-1)]
-    centre = finite.mean(axis=0)
-    spread, basis = np.linalg.svd(finite - centre, full_matrices=False)[1:]
-    share = spread**2 / max(float((spread**2).sum()), 1e-300)
+    # The plane of the trials, not that of the points: few points span a plane of their own, in
+    # which the trials would be a line.
+    centre, basis, share = principal_axes(finite)
     plane = np.zeros((2, states.shape[-1]))
     plane[: min(2, len(basis))] = basis[:2]
     paths = (states[:max_trials] - centre) @ plane.T
@@ -112,13 +110,7 @@ def _state_space(
     box = axis.dataLim
     at = (points.states - centre) @ plane.T
     for k, (place, colour) in enumerate(zip(at, colours, strict=True)):
-        style: dict[str, Any] = {
-            "linestyle": "none",
-            "color": colour,
-            "markersize": 11,
-            "zorder": 3,
-        }
-        axis.plot(*place, marker=_marker(points, k), **style, **_face(points, k, colour))
+        axis.plot(*place, markersize=11, zorder=3, **_marker(points, k, colour))
         axis.annotate(str(k + 1), place, xytext=(8, 6), textcoords="offset points", color=colour)
     # Points far outside would shrink what trials do to a speck.
     for low, high, values, limit in (
@@ -152,16 +144,15 @@ def _spectrum(axis: Axes, eigenvalues: Any, colours: list[str]) -> None:
 
 
 def _modes(axis: Axes, points: FixedPoints, colours: list[str], bin_ms: float | int | None) -> None:
-    """Frequency against time constant; growing modes are crosses."""
+    """Draw frequency against time constant; growing modes are crosses."""
     width, unit = (1.0, "bins") if bin_ms is None else (float(bin_ms), "ms")
     turns = 1.0 if bin_ms is None else 1000.0 / bin_ms
     for k, colour in enumerate(colours):
         constants = points.time_constants()[k] * width
         frequencies = points.frequencies()[k] * turns
         lasting = np.isfinite(constants) & (np.abs(points.eigenvalues[k]) > _SHOWN)
-        for marker, own in (("o", lasting & (constants > 0)), ("x", lasting & (constants < 0))):
-            size = 5 if marker == "o" else 8
-            x, y = frequencies[own], np.abs(constants[own])
+        for marker, size, modes in (("o", 5, constants > 0), ("x", 8, constants < 0)):
+            x, y = frequencies[lasting & modes], np.abs(constants[lasting & modes])
             axis.plot(x, y, marker, color=colour, markersize=size, alpha=0.8)
     axis.set_yscale("log")
     axis.set(

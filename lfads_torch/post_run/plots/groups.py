@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .style import FloatArray, look
 
 MAX_GROUPS = 8
+"""Conditions that a figure shows: as many as there are colours that readers tell apart."""
 
 
 class Group(NamedTuple):
@@ -37,6 +38,8 @@ def by_condition(
     labels = np.asarray(conditions).reshape(-1)[:n_trials]
     known = ~np.isnan(labels) if labels.dtype.kind == "f" else np.ones(len(labels), bool)
     names, counts = np.unique(labels[known], return_counts=True)
+    # Those with the most trials have the smallest errors; a stable sort keeps the choice the same
+    # from one figure to the next.
     kept = np.sort(np.argsort(-counts, kind="stable")[:max_groups])
     return [
         Group(_name(names[k]), np.flatnonzero(labels == names[k]), colour)
@@ -45,7 +48,7 @@ def by_condition(
 
 
 def colours_of(n: int) -> list[Any]:
-    """Colours of `n` categories: those of the palette, for more shades of one map."""
+    """Return colours of `n` categories: those of the palette, for more shades of one map."""
     palette = [*look().palette, look().muted]
     if n <= len(palette):
         return palette[:n]
@@ -77,7 +80,10 @@ def condition_legend(
 
 
 def mean_and_error(trials: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Mean over the first axis and its standard error, without NaN; the error of one trial is 0."""
+    """Return mean and standard error over the first axis, without NaN; of one trial the error is 0.
+
+    By hand, since NumPy's functions warn of columns that hold nothing but NaN.
+    """
     finite = np.isfinite(trials)
     count = finite.sum(axis=0)
     total = np.where(finite, trials, 0.0).sum(axis=0)

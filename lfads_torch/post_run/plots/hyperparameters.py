@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,11 +11,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ...errors import UserError, did_you_mean
 from ...folder import HP
-from .lineage import Family, family_of
 from .style import FloatArray, empty_figure, look, styled
 
 SCORE = "valid/recon_smth"
@@ -23,6 +22,93 @@ SCORE = "valid/recon_smth"
 _MODEL = "model."
 _LABELS = {SCORE: "validation loss (smoothed)", "valid/recon": "validation loss"}
 _LOG_SPAN = 12.0
+"""Largest over smallest value above which an axis may be logarithmic: somewhat over a decade."""
+
+
+class Family(NamedTuple):
+    """A population as a grid of epochs and members."""
+
+    # shape (E,)
+    epochs: NDArray[np.int64]
+    # shape (K,)
+    members: NDArray[np.int64]
+    # Row of the table for each epoch and member, -1 where there is none; shape (E, K)
+    rows: NDArray[np.intp]
+    # Column of the member from whose previous epoch this one goes on; shape (E, K)
+    parents: NDArray[np.intp]
+    # shape (E, K)
+    diverged: NDArray[np.bool_]
+
+    def column(self, values: ArrayLike) -> FloatArray:
+        """Return a column of the table by epoch and member, NaN where a row is missing."""
+        grid = np.asarray(values, dtype=np.float64)[self.rows]
+        return np.where(self.rows >= 0, grid, np.nan)
+
+    @property
+    def last(self) -> NDArray[np.intp]:
+        """Index of each member's last epoch; a member may end before the search does."""
+        return len(self.epochs) - 1 - np.argmax(self.rows[::-1] >= 0, axis=0)
+
+    def final(self, grid: NDArray[Any]) -> NDArray[Any]:
+        """Return each member's value in its last epoch, of a grid of epochs and members."""
+        return grid[self.last, np.arange(len(self.members))]
+
+    def line_of(self, member: int) -> NDArray[np.intp]:
+        """Return the column that a final `member` descends from, in each epoch."""
+        line = np.full(len(self.epochs), member)
+        for e in reversed(range(self.last[member] + 1)):
+            line[e] = member
+            member = self.parents[e, member]
+        return line
+
+    def living(self) -> NDArray[np.bool_]:
+        """Mark epochs of members from which the last epoch of any member descends."""
+        chain = (self.rows >= 0) & (np.arange(len(self.epochs))[:, None] == self.last)
+        for e in reversed(range(1, len(self.epochs))):
+            chain[e - 1, self.parents[e, chain[e]]] = True
+        return chain & (self.rows >= 0)
+
+    def blocks(self) -> NDArray[np.intp]:
+        """Return indices of the epochs before which members were copied, and of the first one."""
+        columns = np.arange(len(self.members))
+        copied = ((self.parents != columns) & (self.rows >= 0)).any(axis=1)
+        copied[:1] = True
+        return np.flatnonzero(copied)
+
+    def spans(self) -> Iterator[tuple[int, int, float, float]]:
+        """Yield for each member between copies: index of the first epoch, column, begin, end."""
+        starts = self.blocks()
+        for start, stop in zip(starts, [*starts[1:], len(self.epochs)], strict=True):
+            for k in np.flatnonzero(self.rows[start] >= 0):
+                last = start + np.flatnonzero(self.rows[start:stop, k] >= 0)[-1]
+                yield int(start), int(k), float(self.epochs[start]), float(self.epochs[last] + 1)
+
+
+def family_of(population: Mapping[str, ArrayLike]) -> Family | None:
+    """Arrange a table by epoch and member, or return None where it is empty.
+
+    Without ``parent`` nobody was copied, without ``diverged`` nobody diverged.
+    """
+    lacking = [n for n in ("epoch", "member") if n not in population]
+    if lacking:
+        raise UserError(
+            f"the table has no column {' nor '.join(lacking)}; give what "
+            "lfads_torch.folder.read_population returns"
+        )
+    epochs, row_epoch = np.unique(np.asarray(population["epoch"]), return_inverse=True)
+    members, row_member = np.unique(np.asarray(population["member"]), return_inverse=True)
+    if not len(epochs):
+        return None
+    rows = np.full((len(epochs), len(members)), -1, np.intp)
+    rows[row_epoch, row_member] = np.arange(len(row_epoch))
+    parents = np.tile(np.arange(len(members)), (len(epochs), 1))
+    if "parent" in population:
+        column = np.searchsorted(members, np.asarray(population["parent"]))
+        parents[row_epoch, row_member] = np.minimum(column, len(members) - 1)
+    diverged = np.zeros(rows.shape, bool)
+    if "diverged" in population:
+        diverged[row_epoch, row_member] = np.asarray(population["diverged"], bool)
+    return Family(epochs.astype(int), members.astype(int), rows, parents, diverged)
 
 
 @styled
@@ -59,14 +145,12 @@ def hyperparameter_paths(
     UserError
         For a hyper-parameter or a metric that is not in the table.
     """
-    family = family_of(population)
-    chosen = _chosen(population, names)
-    if family is None or not chosen:
+    searched = _searched(population, names, reserve=0.5)
+    if searched is None:
         return empty_figure("nothing searched yet")
+    family, figure, panels = searched
     best = _best(family, family.column(_column(population, metric)))
-    figure, axes = _panels(len(chosen), reserve=0.5)
-    for axis, name, label in zip(axes, chosen, _short(chosen), strict=True):
-        values = family.column(population[f"{HP}{name}"])
+    for axis, values, label in panels:
         _draw_paths(axis, family, values, best, color or look().orange)
         axis.set(title=label, xlabel="epoch")
     figure.legend(
@@ -147,23 +231,23 @@ def scores_by_value(
     UserError
         For a hyper-parameter or a metric that is not in the table.
     """
-    family = family_of(population)
-    chosen = _chosen(population, names)
-    if family is None or not chosen:
+    searched = _searched(population, names, sharey=True)
+    if searched is None:
         return empty_figure("nothing searched yet")
+    family, figure, panels = searched
     scores = _final_scores(family, family.column(_column(population, metric)))
     lost = np.isnan(scores)
-    figure, axes = _panels(len(chosen), sharey=True)
-    for column, (axis, name, label) in enumerate(zip(axes, chosen, _short(chosen), strict=True)):
-        values = family.final(family.column(population[f"{HP}{name}"]))
+    for column, (axis, paths, label) in enumerate(panels):
+        values = family.final(paths)
         axis.scatter(values, scores, s=26, color=look().blue, alpha=0.75, linewidths=0)
         if not lost.all():
             k = int(np.nanargmin(scores))
             axis.scatter(values[k], scores[k], s=60, color=look().orange, zorder=3, label="best")
         if lost.any():
             edge = axis.get_xaxis_transform()
-            axis.plot(values[lost], np.ones(lost.sum()), "x", color=look().ink, transform=edge,
-                      clip_on=False, label=f"diverged ({lost.sum()})")  # fmt: skip
+            kind: dict[str, Any] = {"color": look().ink, "transform": edge, "clip_on": False}
+            label_lost = f"diverged ({lost.sum()})"
+            axis.plot(values[lost], np.ones(lost.sum()), "x", label=label_lost, **kind)
         _scale(axis, "x", values)
         axis.set(xlabel=label)
         if column == 0:
@@ -193,18 +277,31 @@ def _column(population: Mapping[str, ArrayLike], metric: str) -> ArrayLike:
 
 
 def _best(family: Family, scores: FloatArray) -> int | None:
-    """Column of the final member with the smallest finite score."""
+    """Return the column of the final member with the smallest finite score."""
     final = _final_scores(family, scores)
     return None if np.isnan(final).all() else int(np.nanargmin(final))
 
 
 def _final_scores(family: Family, scores: FloatArray) -> FloatArray:
-    """Last score of each member, NaN where it diverged."""
+    """Return the last score of each member, NaN where it diverged."""
     final = family.final(scores)
     return np.where(family.final(family.diverged) | ~np.isfinite(final), np.nan, final)
 
 
-def _panels(n: int, *, reserve: float = 0.0, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def _searched(
+    population: Mapping[str, ArrayLike],
+    names: Sequence[str] | None,
+    *,
+    reserve: float = 0.0,
+    sharey: bool = False,
+) -> tuple[Family, Figure, list[tuple[Axes, FloatArray, str]]] | None:
+    """Return the family, a figure, and a panel, values and label for each hyper-parameter."""
+    family = family_of(population)
+    chosen = _chosen(population, names)
+    if family is None or not chosen:
+        return None
+    n = len(chosen)
+    # Five panels would leave three places of a second row of four empty.
     n_columns = min(4, n) if n != 5 else 3
     n_rows = -(-n // n_columns)
     size = (max(3.2 * n_columns, 5.8), 2.5 * max(n_rows, 1.3 if n == 1 else 1) + reserve)
@@ -212,13 +309,19 @@ def _panels(n: int, *, reserve: float = 0.0, sharey: bool = False) -> tuple[Figu
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=sharey).ravel()
     for axis in grid[n:]:
         axis.set_visible(False)
-    return figure, list(grid[:n])
+    # The last word of a name is enough, unless two share it.
+    last = [name.rpartition(".")[2] for name in chosen]
+    labels = [a if last.count(a) == 1 else name for a, name in zip(last, chosen, strict=True)]
+    values = [family.column(population[f"{HP}{name}"]) for name in chosen]
+    return family, figure, list(zip(grid[:n], values, labels, strict=True))
 
 
 def _scale(axis: Axes, which: str, values: FloatArray) -> None:
-    """Logarithmic ticks where values are spread over more than a decade, and more so below."""
+    """Set logarithmic ticks where values span more than a decade, most of them at its low end."""
     side = axis.xaxis if which == "x" else axis.yaxis
     finite = values[np.isfinite(values)]
+    # A logarithmic axis needs more than the span: values drawn evenly from a wide range have their
+    # median near the middle, those drawn evenly in the logarithm have it far below.
     # What was drawn at first tells the distribution; what selection left of it does not.
     first = np.atleast_2d(values)[0]
     drawn = first[np.isfinite(first)]
@@ -241,14 +344,6 @@ def _legend(family: Family, colour: str) -> list[Line2D]:
         gone = Line2D([], [], color=look().muted, linewidth=0.9, alpha=0.6, label="died out")
         handles.append(gone)
     return handles
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Last part of each name, or all of it where the last part is shared."""
-    last = [name.rpartition(".")[2] for name in names]
-    return [
-        short if last.count(short) == 1 else name for short, name in zip(last, names, strict=True)
-    ]
 
 
 def _draw_paths(
@@ -289,7 +384,8 @@ def _draw_scores(axis: Axes, family: Family, scores: FloatArray, best: int) -> N
     for i, start in enumerate(family.blocks()[1:]):
         style: dict[str, Any] = {"color": look().muted, "linewidth": 0.7, "linestyle": ":"}
         axis.axvline(family.epochs[start], label=None if i else "copies", **style)
-    # The first epochs and members that go astray are not what the figure is about.
+    # The first epochs and members that go astray are not what the figure is about: the first tenth
+    # is cut off, and above it the upper quartile, not the maximum, sets the limit.
     n_early = known.sum() // 10
     bottom, top = np.nanmin(scores[np.flatnonzero(known)[n_early:]]), np.max(high[n_early:])
     margin = 0.06 * (top - bottom) or 0.05 * max(abs(top), 1.0)
@@ -303,25 +399,18 @@ def _mark_lost(axis: Axes, family: Family, heights: FloatArray) -> None:
     epochs, members = np.nonzero(family.diverged & ~before)
     if epochs.size:
         at = heights[np.maximum(epochs - 1, 0), members]
-        axis.plot(
-            family.epochs[epochs],
-            at,
-            linestyle="none",
-            marker="x",
-            color=look().ink,
-            zorder=5,
-            label="diverged",
-        )
+        kind: dict[str, Any] = {"linestyle": "none", "marker": "x", "zorder": 5}
+        axis.plot(family.epochs[epochs], at, color=look().ink, label="diverged", **kind)
 
 
-def _legend_above(axis: Axes, handles: Sequence[Line2D] = ()) -> None:
-    own = axis.get_legend_handles_labels()[0]
+def _legend_above(axis: Axes, handles: Sequence[Any] = ()) -> None:
+    handles = [*handles, *axis.get_legend_handles_labels()[0]]
     axis.legend(
-        handles=[*handles, *own],
+        handles=handles,
         loc="lower right",
         bbox_to_anchor=(1, 1),
         borderaxespad=0.1,
-        ncols=len(handles) + len(own),
+        ncols=len(handles),
         columnspacing=1.4,
         handlelength=1.6,
     )
@@ -330,6 +419,7 @@ def _legend_above(axis: Axes, handles: Sequence[Line2D] = ()) -> None:
 def _draw_tree(axis: Axes, family: Family, best: int) -> None:
     """Draw a row for each member; a copy runs obliquely over the last epochs of a generation."""
     living, line = family.living(), family.line_of(best)
+    # A third of the shortest generation: a copy begins after the one before it has ended.
     lead = 0.35 * float(np.diff([*family.epochs[family.blocks()], family.epochs[-1] + 1]).min())
     for start, k, begin, end in family.spans():
         is_best = line[start] == k

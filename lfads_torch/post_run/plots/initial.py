@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from .groups import MAX_GROUPS, Group, by_condition, condition_legend
-from .style import FloatArray, empty_figure, look, styled
+from .style import FloatArray, empty_figure, look, principal_axes, styled
 
 _FOLDS = 5
 
@@ -64,14 +64,8 @@ def initial_conditions(
     labels = [f"PC {k + 1} ({share:.0%})" for k, share in enumerate(shares)]
     if conditions is None:
         shade = Normalize(0, max(len(points) - 1, 1))
-        axes[0].scatter(
-            scores[:, 0],
-            scores[:, 1],
-            c=np.arange(len(points)),
-            cmap=look().sequence,
-            norm=shade,
-            s=16,
-        )
+        kind: dict[str, Any] = {"c": np.arange(len(points)), "cmap": look().sequence, "norm": shade}
+        axes[0].scatter(scores[:, 0], scores[:, 1], s=16, **kind)
         bar = figure.colorbar(ScalarMappable(shade, look().sequence), ax=axes[0], shrink=0.7)
         bar.set_label("trial")
         bar.outline.set_visible(False)
@@ -93,22 +87,19 @@ def initial_conditions(
 
 def _dots(axis: Axes, points: FloatArray, groups: list[Group]) -> None:
     for group in groups:
-        own = points[group.trials]
-        axis.scatter(own[:, 0], own[:, 1], s=18, color=group.colour, alpha=0.8, linewidths=0)
-        if len(own) > 1 and np.isfinite(own).all(axis=1).any():
-            x, y = np.nanmean(own, axis=0)
-            edge = look().paper
+        dots, edge = points[group.trials], look().paper
+        axis.scatter(dots[:, 0], dots[:, 1], s=18, color=group.colour, alpha=0.8, linewidths=0)
+        if len(dots) > 1 and np.isfinite(dots).all(axis=1).any():
+            x, y = np.nanmean(dots, axis=0)
             axis.scatter(x, y, s=110, color=group.colour, edgecolors=edge, linewidths=1.5)
 
 
 def _principal(points: FloatArray, finite: NDArray[np.bool_]) -> tuple[FloatArray, list[float]]:
-    """Two columns of scores, the second one 0 where there is a single dimension."""
-    centred = points - points[finite].mean(axis=0)
-    spread, axes = np.linalg.svd(centred[finite], full_matrices=False)[1:]
-    share = spread**2 / max(float((spread**2).sum()), 1e-300)
+    """Return two columns of scores, the second one 0 where there is a single dimension."""
+    centre, axes, share = principal_axes(points[finite])
     scores = np.zeros((len(points), 2))
     n_axes = min(2, len(axes))
-    scores[:, :n_axes] = centred @ axes[:n_axes].T
+    scores[:, :n_axes] = (points - centre) @ axes[:n_axes].T
     return scores, [*share[:n_axes].tolist(), 0.0][:2]
 
 
@@ -145,6 +136,8 @@ def discriminants(
         return None
     varying: Any = np.ptp(x, axis=0) > 0
     x = (x[:, varying] - x[:, varying].mean(axis=0)) / x[:, varying].std(axis=0)
+    # Trials are often few for the number of dimensions, so the covariance within conditions is
+    # shrunk, by as much as Ledoit & Wolf (2004, doi:10.1016/S0047-259X(03)00096-4) derive.
     analysis = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto")
     try:
         reference = analysis.fit(x, labels).transform(x)[:, :2]
@@ -155,14 +148,16 @@ def discriminants(
         for fit, test in folds:
             analysis.fit(x[fit], labels[fit])
             right[test] = analysis.predict(x[test]) == labels[test]
-            own = analysis.transform(x)[:, :n_axes]
-            # Each fold has its own axes: rotate and flip them onto those of all trials.
-            left, _, turned = np.linalg.svd(own[fit].T @ reference[fit], full_matrices=False)
-            held_out[test] = own[test] @ (left @ turned)
+            fold = analysis.transform(x)[:, :n_axes]
+            # Each fold has other axes: rotate and flip them onto those of all trials (orthogonal
+            # Procrustes, Schoenemann 1966, doi:10.1007/BF02289451), by trials it was fitted to.
+            left, _, turned = np.linalg.svd(fold[fit].T @ reference[fit], full_matrices=False)
+            held_out[test] = fold[test] @ (left @ turned)
     except (np.linalg.LinAlgError, ValueError):  # too few trials for a covariance
         return None
     scores = np.full((len(points), 2), np.nan)
     scores[trials, :n_axes] = held_out
     if n_axes == 1:
+        # Two conditions have a single axis; spread over a second one, dots do not hide each other.
         scores[trials, 1] = np.random.default_rng(seed).permutation(len(trials)) / len(trials)
     return Discriminants(scores, float(right.mean()), max(map(len, members)) / len(x), n_axes)

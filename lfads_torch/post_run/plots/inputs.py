@@ -99,6 +99,7 @@ def aligned_inputs(
 
     figure = Figure(figsize=(9.6, 1.9 * len(dims) + 1.3), layout="constrained")
     grid = figure.subplots(len(dims), 2, squeeze=False, sharex=True, width_ratios=(1, 1.15))
+    # Symmetric about 0, so that paper is "no input"; and one scale, so that dimensions compare.
     reach = float(np.nanpercentile(np.abs(cut[..., dims]), 99.5)) or 1.0
     for (left, right), dim in zip(grid, dims, strict=True):
         for group in groups:
@@ -140,8 +141,8 @@ def aligned_inputs(
 def _trial_order(groups: Sequence[Group], events: FloatArray) -> list[int]:
     order: list[int] = []
     for group in groups:
-        own = group.trials[group.trials < len(events)]
-        order += own[np.argsort(events[own], kind="stable")].tolist()
+        trials = group.trials[group.trials < len(events)]
+        order += trials[np.argsort(events[trials], kind="stable")].tolist()
     return order
 
 
@@ -207,6 +208,8 @@ def latent_usage(
     return figure
 
 
+# The mean divergence bounds what a dimension says of its trial; to tell two equally frequent
+# conditions apart takes ln 2 = 0.69 nats.
 USED_NATS = 0.1
 """Divergence per trial below which a dimension is drawn as unused."""
 

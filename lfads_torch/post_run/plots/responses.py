@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -63,6 +64,7 @@ def psths(
     n_trials = min(len(data), len(means))
     n_bins, n_all_units = min(data.shape[1], means.shape[1]), min(data.shape[2], means.shape[2])
     scale, unit = rate_scale(bin_ms) if counts else (1.0, "value")
+    # Before averaging, so that the standard errors are those of what is drawn.
     data = gaussian_smooth(data[:n_trials, :n_bins, :n_all_units] * scale, smooth_bins)
     means = means[:n_trials, :n_bins, :n_all_units] * scale
     groups, n_groups = by_condition(conditions, n_trials, max_conditions)
@@ -70,7 +72,7 @@ def psths(
     if not groups:
         return empty_figure("no trial has a condition")
     averages = [mean_and_error(data[group.trials]) for group in groups]
-    chosen = _in_range(units, n_all_units) if units else _reliable_units(averages, n_units)
+    chosen = _in_range(units or _reliable_units(averages, n_units), n_all_units)
 
     figure = Figure(figsize=(2.35 * len(chosen) + 0.7, 4.9), layout="constrained")
     grid = figure.subplots(2, len(chosen), squeeze=False, sharex=True, sharey="col")
@@ -99,10 +101,11 @@ def _in_range(units: Sequence[int], n_units: int) -> list[int]:
 
 
 def _reliable_units(averages: Sequence[tuple[FloatArray, FloatArray]], n_units: int) -> list[int]:
-    """Units whose averages vary most, over time and conditions, against their standard errors."""
+    """Return the units whose averages vary most for their errors, over time and conditions."""
     means, errors = (np.stack(parts) for parts in zip(*averages, strict=True))
     spread = np.nanvar(np.nan_to_num(means), axis=(0, 1))
     noise = (np.nan_to_num(errors) ** 2).mean(axis=(0, 1))
+    # Chosen by signal over noise, since by the variance alone the units that fire most would win.
     # A unit that hardly fires has a tiny error; half the typical one keeps it from the top.
     floor = 0.5 * np.median(noise[noise > 0]) if (noise > 0).any() else 1.0
     order = np.argsort(-spread / (noise + floor), kind="stable")
@@ -152,7 +155,7 @@ def single_trials(
         return empty_figure("no trial to draw")
     n_all, n_bins, n_all_units = np.minimum(data.shape, means.shape).tolist()
     scale, unit = rate_scale(bin_ms) if counts else (1.0, "value")
-    chosen = _in_range(units, n_all_units) if units else _modulated(means, n_units, n_all_units)
+    chosen = _in_range(units or _modulated(means, n_units, n_all_units), n_all_units)
     shown = [t for t in trials if 0 <= t < n_all] if trials else list(range(min(n_trials, n_all)))
     if not shown:
         return empty_figure("no trial to draw")
@@ -184,16 +187,13 @@ def single_trials(
     for column, trial in enumerate(shown):
         grid[0, column].set_title(f"trial {trial}")
         grid[-1, column].set_xlabel(time_label)
-    figure.legend(
-        handles=_legend(counts, true is not None, smoothed is not None, smooth_bins),
-        loc="outside lower center",
-        ncols=4,
-    )
+    handles = _legend(counts, true is not None, smoothed is not None, smooth_bins)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
 def _modulated(rates: FloatArray, n_units: int, n_all: int) -> list[int]:
-    """Units whose rates vary most, measured against the noise of Poisson counts."""
+    """Return the units whose rates vary most for their mean: the variance of Poisson counts."""
     flat = rates[..., :n_all].reshape(-1, n_all)
     finite = np.where(np.isfinite(flat), flat, 0.0)
     gain = finite.var(axis=0) / np.maximum(np.abs(finite.mean(axis=0)), 1e-9)
@@ -203,6 +203,7 @@ def _modulated(rates: FloatArray, n_units: int, n_all: int) -> list[int]:
 def _spike_ticks(axis: Axes, time: FloatArray, counts: FloatArray, peak: float) -> None:
     """Draw spikes as ticks below zero, several in a bin beside each other."""
     width = time[1] - time[0] if len(time) > 1 else 1.0
+    # More than eight ticks in a bin would run into a block.
     whole: NDArray[np.int64] = np.nan_to_num(counts).clip(0, 8).round().astype(np.int64)
     at = [
         t + width * ((k + 0.5) / n - 0.5)
@@ -220,7 +221,7 @@ def _spike_ticks(axis: Axes, time: FloatArray, counts: FloatArray, peak: float) 
 def _legend(
     counts: bool, has_truth: bool, has_smoothed: bool, smooth_bins: float | int | None
 ) -> list[Line2D]:
-    tick: dict[str, object] = {"marker": "|", "linestyle": "none", "markersize": 9}
+    tick: dict[str, Any] = {"marker": "|", "linestyle": "none", "markersize": 9}
     handles = [Line2D([], [], color=look().blue, linewidth=2, label="inferred rate")]
     if has_truth:
         handles.append(Line2D([], [], color=look().ink, linestyle="--", label="true rate"))
@@ -228,7 +229,7 @@ def _legend(
         label = f"smoothed spikes (sd {smooth_bins:g} bins)"
         handles.append(Line2D([], [], color=look().muted, linewidth=1.1, label=label))
     if counts:
-        handles.append(Line2D([], [], color=look().ink, label="spikes", **tick))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], color=look().ink, label="spikes", **tick))
     else:
         handles.append(Line2D([], [], color=look().muted, label="data"))
     return handles

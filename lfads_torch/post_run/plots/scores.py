@@ -41,12 +41,12 @@ def score_intervals(
     Figure
         A dotted line marks 0: the mean rate for bits per spike, the mean for R2.
     """
-    defined = {name for own in scores.values() for name, v in own.items() if _known(v[0])}
-    titles = {k: t for k, t in (names or {name: name for name in sorted(defined)}).items()}
+    defined = {name for row in scores.values() for name, v in row.items() if _known(v[0])}
+    titles = names or {name: name for name in sorted(defined)}
     panels = [name for name in titles if name in defined]
     if not panels:
         return empty_figure("no score to draw")
-    methods = [m for m, own in scores.items() if any(name in own for name in panels)]
+    methods = [m for m, row in scores.items() if any(name in row for name in panels)]
     n_columns = min(max_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     height = (0.3 * len(methods) + 0.95) * n_rows
@@ -102,41 +102,41 @@ def channel_scores(
     -------
     Figure
     """
-    own = np.asarray(values, dtype=np.float64).reshape(-1)
-    other = np.full(len(own), np.nan)
+    scores = np.asarray(values, dtype=np.float64).reshape(-1)
+    other = np.full(len(scores), np.nan)
     if baseline is not None:
-        given = np.asarray(baseline, dtype=np.float64).reshape(-1)[: len(own)]
+        given = np.asarray(baseline, dtype=np.float64).reshape(-1)[: len(scores)]
         other[: len(given)] = given
-    if not np.isfinite(own).any():
+    if not np.isfinite(scores).any():
         return empty_figure(f"no channel has a score ({name})")
-    n_read = len(own) if n_encod is None else n_encod
-    kinds = {"read": np.arange(len(own)) < n_read, "held out": np.arange(len(own)) >= n_read}
+    n_read = len(scores) if n_encod is None else n_encod
+    kinds = {"read": np.arange(len(scores)) < n_read, "held out": np.arange(len(scores)) >= n_read}
     colours = {"read": look().blue, "held out": look().orange}
-    both = np.isfinite(own) & np.isfinite(other)
+    both = np.isfinite(scores) & np.isfinite(other)
     figure = Figure(figsize=(4.4 + 4.6 * bool(both.any()), 3.7), layout="constrained")
     axes = figure.subplots(1, 1 + bool(both.any()), squeeze=False)[0]
-    order = np.argsort(-np.where(np.isfinite(own), own, -np.inf), kind="stable")
-    rank = np.empty(len(own))
-    rank[order] = np.arange(1, len(own) + 1)
+    order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
+    rank = np.empty(len(scores))
+    rank[order] = np.arange(1, len(scores) + 1)
     for kind, members in kinds.items():
         if members.any():
             style = {"s": 20, "color": colours[kind], "linewidths": 0, "alpha": 0.85}
-            axes[0].scatter(rank[members], own[members], label=kind, **style)
+            axes[0].scatter(rank[members], scores[members], label=kind, **style)
             if both.any():
-                axes[1].scatter(other[members & both], own[members & both], **style)
+                axes[1].scatter(other[members & both], scores[members & both], **style)
     axes[0].axhline(0, color=look().muted, linewidth=0.8)
-    n_below = int((own < 0).sum())
-    n_none = int((~np.isfinite(own)).sum())
+    n_below = int((scores < 0).sum())
+    n_none = int((~np.isfinite(scores)).sum())
     lost = f", {n_none} without a score" if n_none else ""
     axes[0].set(xlabel="channels, sorted", ylabel=name, title=f"{n_below} below zero{lost}")
-    if n_read < len(own):
+    if n_read < len(scores):
         axes[0].legend()
     if both.any():
-        low = float(min(own[both].min(), other[both].min()))
-        high = float(max(own[both].max(), other[both].max()))
+        low = float(min(scores[both].min(), other[both].min()))
+        high = float(max(scores[both].max(), other[both].max()))
         low, high = low - 0.04 * (high - low or 1.0), high + 0.04 * (high - low or 1.0)
         axes[1].plot([low, high], [low, high], color=look().ink, linewidth=1)
-        n_better = int((own > other)[both].sum())
+        n_better = int((scores > other)[both].sum())
         axes[1].set(
             xlim=(low, high),
             ylim=(low, high),

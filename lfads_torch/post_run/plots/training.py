@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,58 +34,34 @@ class _Panel(NamedTuple):
     gain: bool = False
 
 
+def _pair(name: str) -> tuple[_Curve, _Curve]:
+    return (
+        _Curve(f"train/{name}", "train", "blue"),
+        _Curve(f"valid/{name}", "valid", "orange"),
+    )
+
+
+_SMOOTHED = _Curve("valid/recon_smth", "valid, smoothed", "ink")
+_HELD_OUT = _Curve("valid/co_bps", "valid, held out", "green")
+_FORWARD = _Curve("valid/fp_bps", "valid, forward", "pink")
+_KL = (
+    _Curve("train/wt_kl/ic", "initial condition, train", "blue"),
+    _Curve("valid/wt_kl/ic", "initial condition, valid", "sky", "--"),
+    _Curve("train/wt_kl/co", "inputs, train", "orange"),
+    _Curve("valid/wt_kl/co", "inputs, valid", "pink", "--"),
+)
+_RAMPS = (
+    _Curve("train/wt_kl/ramp", "KL", "blue"),
+    _Curve("train/wt_l2/ramp", "L2", "orange", "--"),
+)
 _PANELS = (
-    _Panel(
-        "loss",
-        "loss",
-        (_Curve("train/loss", "train", "blue"), _Curve("valid/loss", "valid", "orange")),
-    ),
-    _Panel(
-        "reconstruction",
-        "reconstruction loss",
-        (
-            _Curve("train/recon", "train", "blue"),
-            _Curve("valid/recon", "valid", "orange"),
-            _Curve("valid/recon_smth", "valid, smoothed", "ink"),
-        ),
-    ),
-    _Panel(
-        "bits per spike",
-        "bits/spike",
-        (
-            _Curve("train/bps", "train", "blue"),
-            _Curve("valid/bps", "valid", "orange"),
-            _Curve("valid/co_bps", "valid, held out", "green"),
-            _Curve("valid/fp_bps", "valid, forward", "pink"),
-        ),
-        gain=True,
-    ),
-    _Panel(
-        "R² against the truth",
-        "R²",
-        (_Curve("train/r2", "train", "blue"), _Curve("valid/r2", "valid", "orange")),
-        gain=True,
-    ),
-    _Panel(
-        "KL terms",
-        "KL, as weighted in the loss",
-        (
-            _Curve("train/wt_kl/ic", "initial condition, train", "blue"),
-            _Curve("valid/wt_kl/ic", "initial condition, valid", "sky", "--"),
-            _Curve("train/wt_kl/co", "inputs, train", "orange"),
-            _Curve("valid/wt_kl/co", "inputs, valid", "pink", "--"),
-        ),
-        log=True,
-    ),
-    _Panel(
-        "ramps",
-        "weight",
-        (
-            _Curve("train/wt_kl/ramp", "KL", "blue"),
-            _Curve("train/wt_l2/ramp", "L2", "orange", "--"),
-        ),
-        robust=False,
-    ),
+    _Panel("loss", "loss", _pair("loss")),
+    _Panel("reconstruction", "reconstruction loss", (*_pair("recon"), _SMOOTHED)),
+    _Panel("bits per spike", "bits/spike", (*_pair("bps"), _HELD_OUT, _FORWARD), gain=True),
+    _Panel("R² against the truth", "R²", _pair("r2"), gain=True),
+    # Logarithmic, so that the smaller of the two terms is seen as well.
+    _Panel("KL terms", "KL, as weighted in the loss", _KL, log=True),
+    _Panel("ramps", "weight", _RAMPS, robust=False),
 )
 
 
@@ -135,27 +111,21 @@ def _draw_panel(
         epochs, values = series.get(curve.key, (np.zeros(0), np.zeros(0)))
         keep = np.isfinite(values) & (values > 0 if panel.log else True)
         if keep.any():
-            marker = "o" if keep.sum() == 1 else None
-            axis.plot(
-                epochs[keep],
-                values[keep],
-                curve.dash,
-                color=getattr(look(), curve.colour),
-                label=curve.label,
-                marker=marker,
-            )
+            # A line through a single epoch would not be seen.
+            marker, colour = "o" if keep.sum() == 1 else None, getattr(look(), curve.colour)
+            style: dict[str, Any] = {"color": colour, "label": curve.label, "marker": marker}
+            axis.plot(epochs[keep], values[keep], curve.dash, **style)
             drawn.append(values[keep])
     axis.set(title=panel.title, xlabel="epoch", ylabel=panel.unit)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     if not drawn:
-        axis.text(
-            0.5, 0.5, "no finite value", transform=axis.transAxes, ha="center", color=look().muted
-        )
+        place: dict[str, Any] = {"transform": axis.transAxes, "ha": "center"}
+        axis.text(0.5, 0.5, "no finite value", color=look().muted, **place)
         return
     if panel.log:
         axis.set_yscale("log")
     elif panel.robust:
-        low, high = _robust_limits(drawn)
+        low, high = _limits(drawn, 20, (0.5, 99.5))
         # What lies far below zero is an untrained model; the gain above it is what matters.
         axis.set_ylim(max(low, -0.5 * high) if panel.gain and high > 0 else low, high)
     else:
@@ -163,16 +133,20 @@ def _draw_panel(
     best = series.get("valid/recon_smth")
     if panel.title == "reconstruction" and best is not None and np.isfinite(best[1]).any():
         epoch = best[0][np.nanargmin(best[1])]
-        axis.axvline(
-            epoch, color=look().muted, linewidth=1, linestyle=":", label=f"best: {epoch:.0f}"
-        )
+        line: dict[str, Any] = {"color": look().muted, "linewidth": 1, "linestyle": ":"}
+        axis.axvline(epoch, label=f"best: {epoch:.0f}", **line)
     axis.legend(loc="best")
 
 
-def _robust_limits(curves: Sequence[FloatArray]) -> tuple[float, float]:
-    """Limits that show where curves went, not how high the first epochs began."""
-    settled = np.concatenate([c[len(c) // 20 :] for c in curves])
-    low, high = np.percentile(settled, [0.5, 99.5])
+def _limits(
+    curves: Sequence[FloatArray], share: int, percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    """Return limits that show where curves went, not how high the first epochs began.
+
+    The first of `share` parts of each curve are left out.
+    """
+    settled = np.concatenate([c[len(c) // share :] for c in curves])
+    low, high = np.percentile(settled, percentiles)
     margin = 0.06 * (high - low) or 0.5 * max(abs(high), 1.0)
     return float(low - margin), float(high + margin)
 
@@ -210,17 +184,17 @@ def training_beside(logs: Mapping[str, Mapping[str, tuple[FloatArray, FloatArray
     figure = Figure(figsize=(4.3 * len(panels), 3.7), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, key in zip(axes, panels, strict=True):
-        settled = []
+        drawn = []
         for name, log in logs.items():
             curve = _finite(log, key)
             if curve is None:
                 continue
             marker = "o" if len(curve[0]) == 1 else None
             axis.plot(*curve, color=colours[name], label=name, marker=marker)
-            settled.append(curve[1][len(curve[1]) // 10 :])
-        low, high = np.percentile(np.concatenate(settled), [0, 98])
-        margin = 0.06 * (high - low) or 0.5 * max(abs(float(high)), 1.0)
-        axis.set_ylim(float(low - margin), float(high + margin))
+            drawn.append(curve[1])
+        # The ends of curves decide between runs, so more of the early epochs is cut off than from
+        # the curves of a single run, and nothing of the lowest.
+        axis.set_ylim(_limits(drawn, 10, (0, 98)))
         axis.set(title=_BESIDE_PANELS[key], xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     handles = {h.get_label(): h for axis in axes for h in axis.get_lines()}

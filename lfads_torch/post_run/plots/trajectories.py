@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from ...metrics import fit_linear, linear_map_r2
 from .groups import MAX_GROUPS, Group, by_condition, condition_legend, mean_and_error
-from .style import FloatArray, as_trials, empty_figure, look, styled, time_edges
+from .style import FloatArray, as_trials, empty_figure, look, principal_axes, styled, time_edges
 
 _MAX_TRIALS = 40
 
@@ -60,6 +60,7 @@ def factors_3d(
     if not (np.isfinite(inferred).all(-1) & np.isfinite(true).all(-1)).any():
         return empty_figure("no bin with finite factors and latents")
     [(weight, bias)] = fit_linear(inferred, true)
+    # Factors are known up to a linear map alone, so that is what they may be compared after.
     mapped = inferred @ weight + bias
     score = linear_map_r2(inferred, true)
 
@@ -139,9 +140,7 @@ def trajectories(
     if data is None or finite is None or not len(finite):
         return empty_figure("no finite factor to draw")
     edges, time_label = time_edges(data.shape[1], bin_ms)
-    centre = finite.mean(axis=0)
-    spread, axes = np.linalg.svd(finite - centre, full_matrices=False)[1:]
-    share = spread**2 / max(float((spread**2).sum()), 1e-300)
+    centre, axes, share = principal_axes(finite)
     n_dims = min(3, len(axes), max(1, n_dims))
     paths = (data - centre) @ axes[:n_dims].T
     names = [f"PC {k + 1} ({share[k]:.0%})" for k in range(n_dims)]
@@ -180,7 +179,7 @@ def trajectories(
 
 
 def _spread_over(groups: Sequence[Group], n_trials: int) -> list[Any]:
-    """Of each group the same number of trials, so many in all."""
+    """Return `n_trials` trials in all, as many of each group."""
     share = max(1, n_trials // max(1, len(groups)))
     return [group.trials[:share] for group in groups]
 
@@ -192,7 +191,7 @@ def _time_bar(figure: Any, axes: Any, colours: ScalarMappable, label: str) -> No
 
 
 def _cube(paths: FloatArray) -> list[tuple[float, float]]:
-    """Limits of each dimension, wide enough to hold all but stray values."""
+    """Return the limits of each dimension, wide enough to hold all but stray values."""
     limits = []
     for values in np.moveaxis(paths, -1, 0):
         low, high = np.nanpercentile(values, [0.2, 99.8])
@@ -208,6 +207,7 @@ def _draw_paths(axis: Any, paths: FloatArray, edges: FloatArray, norm: Normalize
     times = np.tile(edges[1:-1], len(paths))
     collection = Line3DCollection if paths.shape[-1] == 3 else LineCollection
     colours: Any = {"array": times, "cmap": look().sequence, "norm": norm}
+    # As pixels within a vector file: thousands of segments make a PDF that takes seconds to open.
     lines = collection(segments, linewidth=1.1, alpha=0.8, rasterized=True, **colours)
     axis.add_collection(lines, autolim=False)
     starts = paths[:, 0].T
