@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 
+from ..compat import ray_names
 from ..errors import ConfigError
 from ..folder import as_frame, read_population
 from ..search.ray import require_ray
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .tune_trial import train_trial as train_trial
 
 __all__ = ["EarlyStoppingWithBurnInPeriod", "HyperParam", "read_pbt_fitlog"]
+
+ray_names.install()
 
 #: What needs Ray, and the module of `lfads_torch.extensions` that has it.
 _OVER_RAY = {
@@ -48,20 +51,20 @@ class EarlyStoppingWithBurnInPeriod(EarlyStopping):
 
     Parameters
     ----------
-    burn_in_period : int
-        Epochs that are not looked at, neither for the best value nor for patience.
     monitor : str
         Metric to watch.
-    **kwargs
-        Further arguments of Lightning's `EarlyStopping`.
+    *args, **kwargs
+        Further arguments of Lightning's `EarlyStopping`, in their places or by name.
+    burn_in_period : int
+        Epochs that are not looked at, neither for the best value nor for patience.
     """
 
     def __init__(
-        self, burn_in_period: int = 0, monitor: str = "valid/recon_smth", **kwargs: Any
+        self, monitor: str = "valid/recon_smth", *args: Any, burn_in_period: int = 0, **kwargs: Any
     ) -> None:
         if burn_in_period < 0:
             raise ConfigError(f"burn_in_period must be 0 or more epochs, got {burn_in_period}")
-        super().__init__(monitor=monitor, **kwargs)
+        super().__init__(monitor, *args, **kwargs)
         self.burn_in_period = burn_in_period
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

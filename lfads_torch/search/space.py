@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -61,6 +60,16 @@ _SAMPLERS: dict[str, Callable[[float, float, Generator], float]] = {
     "randint": _randint,
 }
 _INTEGERS = ("randint", "lograndint")
+_LOGARITHMIC = ("loguniform", "lograndint")
+
+
+class _Start(float):
+    """A number that is a function of one argument, too, which returns `value`."""
+
+    value: float
+
+    def __call__(self, spec: Any = None) -> float:
+        return self.value
 
 
 def _finite(name: str, value: Any) -> float:
@@ -78,16 +87,25 @@ class HyperParam:
     ----------
     min_samp, max_samp : float
         Limits of the first draw, both within it.
-    init : float, optional
-        Value at which every member of a population starts; without it each draws its own.
-    sample_fn : {"loguniform", "uniform", "lograndint", "randint"}
+    init : float or callable, optional
+        Value at which every member of a population starts; without it each draws its own. The
+        attribute is a function of one argument, which returns that value or a draw: scripts give
+        it, or the `HyperParam` itself, which always draws, to `ray.tune.sample_from`.
+    sample_fn : {"loguniform", "uniform", "lograndint", "randint"} or callable
         Distribution of the draw. The logarithmic ones need `min_samp` > 0, the last two draw whole
-        numbers.
+        numbers. A function of one argument, which it may leave unused, returns a draw.
     explore_wt : float
         Width w of a perturbation: it multiplies or divides by a factor between 1 + 0.002 w and
         1 + w. With 0 a value never moves.
     enforce_limits : bool
         Whether perturbed values stay within `min_samp` and `max_samp`. Whole numbers always do.
+
+    Attributes
+    ----------
+    start : float or None
+        `init` as it was given.
+    min_bound, max_bound : float
+        Limits of perturbed values, infinite where they are not enforced.
 
     Raises
     ------
@@ -98,19 +116,21 @@ class HyperParam:
 
     min_samp: float
     max_samp: float
-    init: float | None = None
-    sample_fn: str = "loguniform"
+    init: Any = field(default=None, compare=False)
+    sample_fn: str | Callable[[Any], float] = "loguniform"
     explore_wt: float = 0.2
     enforce_limits: bool = False
+    start: float | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("min_samp", "max_samp", "init", "explore_wt"):
             value = getattr(self, name)
-            if value is not None or name != "init":
+            if name != "init" or not (value is None or callable(value)):
                 object.__setattr__(self, name, _finite(name, value))
         if not isinstance(self.enforce_limits, bool | np.bool_):
             raise ConfigError(f"enforce_limits is {self.enforce_limits!r}; legal: true or false")
-        if not isinstance(self.sample_fn, str) or self.sample_fn not in _SAMPLERS:
+        self._set_start(self.init)
+        if not callable(self.sample_fn) and str(self.sample_fn) not in _SAMPLERS:
             advice = did_you_mean(str(self.sample_fn), _SAMPLERS)
             raise ConfigError(f"sample_fn is {self.sample_fn!r}; {advice}")
         low, high = self.min_samp, self.max_samp
@@ -118,10 +138,10 @@ class HyperParam:
             raise ConfigError(
                 f"limits the wrong way round: min_samp is {low:g}, max_samp {high:g}; swap them"
             )
-        if "log" in self.sample_fn and low <= 0:
+        if self.sample_fn in _LOGARITHMIC and low <= 0:
             raise ConfigError(
                 f"min_samp is {low:g}, which {self.sample_fn} cannot draw; give a minimum above 0 "
-                f"or sample_fn: {self.sample_fn.removeprefix('log')}"
+                f"or sample_fn: {str(self.sample_fn).removeprefix('log')}"
             )
         if self.sample_fn in _INTEGERS and not (low.is_integer() and high.is_integer()):
             raise ConfigError(
@@ -129,8 +149,16 @@ class HyperParam:
             )
         if self.explore_wt < 0:
             raise ConfigError(f"explore_wt is {self.explore_wt:g}; legal are 0 and more")
-        if self.init is not None:
-            self._check_init(self.init)
+        if self.start is not None:
+            self._check_init(self.start)
+
+    def _set_start(self, init: Any) -> None:
+        is_number = isinstance(init, float)
+        object.__setattr__(self, "start", init if is_number else None)
+        if is_number:
+            init = _Start(init)
+            init.value = self.rounded(init)
+        object.__setattr__(self, "init", self._draw if init is None else init)
 
     def _check_init(self, init: float) -> None:
         if init == 0 and self.explore_wt > 0:
@@ -147,13 +175,41 @@ class HyperParam:
     def _is_bounded(self) -> bool:
         return self.enforce_limits or self.sample_fn in _INTEGERS
 
-    def sample(self, rng: Generator) -> float:
-        """Draw a value by `sample_fn` between the limits."""
+    @property
+    def min_bound(self) -> float:
+        """The least value that a perturbation may give."""
+        return self.min_samp if self._is_bounded else -math.inf
+
+    @property
+    def max_bound(self) -> float:
+        """The largest value that a perturbation may give."""
+        return self.max_samp if self._is_bounded else math.inf
+
+    def __call__(self, spec: Any = None) -> float:
+        """Draw a value, for `ray.tune.sample_from`."""
+        return self._draw(spec)
+
+    def sample(self, rng: Any = None) -> float:
+        """Draw a value by `sample_fn` between the limits.
+
+        Anything but a generator of random numbers stands for NumPy's global one.
+        """
+        if callable(self.sample_fn):
+            return float(self.sample_fn(rng))
+        if not isinstance(rng, Generator):
+            rng = np.random.default_rng(np.random.randint(2**31))
         return _SAMPLERS[self.sample_fn](self.min_samp, self.max_samp, rng)
 
     def first(self, rng: Generator) -> float:
         """Return the value to start from: `init`, or a draw where there is none."""
-        return self.sample(rng) if self.init is None else self.init
+        return float(self.init(rng)) if self.start is None else self.start
+
+    def rounded(self, value: float) -> float:
+        """Return a value as the configuration takes it: as an int where whole numbers are drawn."""
+        return int(value) if self.sample_fn in _INTEGERS else float(value)
+
+    def _draw(self, spec: Any = None) -> float:
+        return self.rounded(self.sample(spec))
 
     def perturb(self, value: float, rng: Generator) -> float:
         """Move a value by a random factor, as likely up as down.
@@ -266,7 +322,15 @@ def space_overrides(space: Mapping[str, HyperParam]) -> dict[str, Any]:
     dict
         Keys such as ``"search.space.lr_init"``; None for what only the packaged space has.
     """
-    own = {name.removeprefix(_PREFIX): dataclasses.asdict(hp) for name, hp in space.items()}
+    own: dict[str, dict[str, Any]] = {}
+    for name, hp in space.items():
+        if callable(hp.sample_fn) or (hp.start is None and hp.init != hp._draw):
+            raise ConfigError(
+                f"sample_fn or init of {name} is a function, which a configuration cannot hold; "
+                f"give a number as init, and one of {', '.join(_SAMPLERS)} as sample_fn"
+            )
+        values = {item.name: getattr(hp, item.name) for item in fields(hp) if item.init}
+        own[name.removeprefix(_PREFIX)] = {**values, "init": hp.start}
     return {f"search.space.{name}": own.get(name) for name in {**DEFAULT_SPACE, **own}}
 
 
@@ -378,10 +442,10 @@ def _entries(mapping: Mapping[str, Any], where: str = "") -> Iterator[tuple[str,
 def _hyper_param(name: str, entry: Any) -> HyperParam:
     if isinstance(entry, HyperParam):
         return entry
-    fields = {field.name: field for field in dataclasses.fields(HyperParam)}
+    arguments = [item.name for item in fields(HyperParam) if item.init]
     if not isinstance(entry, Mapping):
         raise ConfigError(
-            f"{name} in the search space is {entry!r}; give a mapping of {', '.join(fields)}"
+            f"{name} in the search space is {entry!r}; give a mapping of {', '.join(arguments)}"
         )
     target = str(entry.get("_target_", _TARGET))
     if target.rpartition(".")[2] != _TARGET:
@@ -391,8 +455,8 @@ def _hyper_param(name: str, entry: Any) -> HyperParam:
         )
     given = {str(key): value for key, value in entry.items() if not str(key).startswith("_")}
     for key in given:
-        if key not in fields:
-            raise ConfigError(f"{name}.{key} in the search space: {did_you_mean(key, fields)}")
+        if key not in arguments:
+            raise ConfigError(f"{name}.{key} in the search space: {did_you_mean(key, arguments)}")
     lacking = [key for key in ("min_samp", "max_samp") if key not in given]
     if lacking:
         raise ConfigError(

@@ -1,5 +1,7 @@
+import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -12,7 +14,7 @@ from lfads_torch.extensions.tune import (
     read_pbt_fitlog,
 )
 from lfads_torch.search.rules import Schedule
-from lfads_torch.search.space import DEFAULT_SPACE, parse_space
+from lfads_torch.search.space import DEFAULT_SPACE, parse_space, space_overrides
 from tests.search.synthetic import run_search
 
 
@@ -88,6 +90,9 @@ def test_also_when_checked_after_validation():
 
 
 def test_arguments():
+    stopper = EarlyStoppingWithBurnInPeriod("valid/loss", 0.1, 7, burn_in_period=3)
+    assert (stopper.monitor, stopper.min_delta, stopper.patience) == ("valid/loss", -0.1, 7)
+    assert stopper.burn_in_period == 3
     with pytest.raises(ConfigError, match="burn_in_period must be 0 or more"):
         EarlyStoppingWithBurnInPeriod(burn_in_period=-1)
 
@@ -108,3 +113,29 @@ def test_hyper_params_of_existing_scripts():
         "model.lr_init": HyperParam(1e-5, 5e-3, explore_wt=0.3, enforce_limits=True, init=4e-3)
     }
     assert parse_space(space)["lr_init"] == DEFAULT_SPACE["lr_init"]
+
+
+def test_hyper_params_are_functions_for_sample_from():
+    fixed, drawn = HyperParam(1e-5, 5e-3, init=4e-3), HyperParam(1e-5, 5e-3)
+    assert fixed.init(None) == fixed.init({}) == fixed.start == fixed.init == 4e-3
+    for draw in (drawn.init, drawn, fixed, fixed.sample):
+        values = {draw(None) for _ in range(20)}
+        assert len(values) == 20 and all(1e-5 <= value <= 5e-3 for value in values)
+    np.random.seed(3)
+    again = [drawn(), drawn.init({})]
+    np.random.seed(3)
+    assert again == [drawn(), drawn.init({})], "NumPy's seed says what is drawn"
+    assert drawn == HyperParam(1e-5, 5e-3) != fixed == pickle.loads(pickle.dumps(fixed))
+
+
+def test_hyper_params_of_functions_and_whole_numbers():
+    mine = HyperParam(0, 1, sample_fn=lambda spec: 0.25)
+    assert mine.init(None) == mine(None) == mine.first(np.random.default_rng(0)) == 0.25
+    assert HyperParam(0.1, 1, init=lambda spec: 0.5).first(np.random.default_rng(0)) == 0.5
+    sizes = HyperParam(16, 64, init=32, sample_fn="randint")
+    assert (sizes.min_bound, sizes.max_bound) == (16, 64)
+    assert all(isinstance(value, int) for value in (sizes.init(None), sizes(None)))
+    free = HyperParam(1e-3, 1.0, explore_wt=0.8)
+    assert (free.min_bound, free.max_bound, free.explore_wt) == (-np.inf, np.inf, 0.8)
+    with pytest.raises(ConfigError, match="sample_fn or init of x is a function"):
+        space_overrides({"x": mine})
