@@ -43,7 +43,6 @@ from .find import (
     open_h5,
     write_session,
 )
-from .missing import observed_extent
 from .quality import shared_ends, shared_trials
 from .read import (
     SessionData,
@@ -55,6 +54,7 @@ from .read import (
     slow_reads,
 )
 from .stored import StoredArray, blocks, shares, write_rows
+from .survey import Survey
 from .validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS, find_problems
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "SessionData",
     "SplitData",
     "StoredArray",
+    "Survey",
     "absolute_pattern",
     "add_to_file",
     "bin_width_ms",
@@ -78,7 +79,6 @@ __all__ = [
     "find_sessions",
     "list_some",
     "new_file",
-    "observed_extent",
     "open_h5",
     "read_session",
     "session_in_use",

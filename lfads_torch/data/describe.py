@@ -15,15 +15,11 @@ import numpy as np
 from ..errors import DataError
 from .find import absolute_pattern, open_h5
 from .memory import default_bound
-from .missing import (
-    Lengths,
-    describe_missing,
-    given_lengths,
-    settle_split,
-)
+from .missing import describe_missing, given_lengths, settle_split
 from .quality import Array, count_faults, data_warnings
 from .read import SessionData, bin_width_ms, read_attrs
 from .stored import blocks, store
+from .survey import Survey
 from .validate import (
     MODEL_INPUTS,
     SCHEMA_KEYS,
@@ -48,13 +44,12 @@ def warnings_for(session: SessionData) -> list[str]:
     look misspelt, and arrays that do not line up; each with counts, each naming the file.
     """
     arrays: dict[str, Array] = {}
+    surveys: dict[str, Survey] = {}
     for split, data in session.splits.items():
-        arrays[f"{split}_encod_data"] = data.encod_data
-        if data.has_recon:
-            arrays[f"{split}_recon_data"] = data.recon_data
-        if data.ext_input is not None:
-            arrays[f"{split}_ext_input"] = data.ext_input
-    return [f"{session.path.name}: {text}" for text in data_warnings(arrays, session.keys)]
+        for name, survey in data.surveys.items():
+            arrays[f"{split}_{name}"], surveys[f"{split}_{name}"] = getattr(data, name), survey
+    texts = data_warnings(arrays, surveys, session.keys)
+    return [f"{session.path.name}: {text}" for text in texts]
 
 
 class ReportRow(NamedTuple):
@@ -186,14 +181,18 @@ def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
     problems = find_problems(file)
     report.errors += problems
     arrays = _model_inputs(report.path, file, keys, max_bytes)
-    if not problems:
-        _fill_missing(report, file, arrays)
+    surveys = (
+        {key: Survey.of(array) for key, array in arrays.items()}
+        if problems
+        else _fill_missing(report, file, arrays)
+    )
     for key in sorted(keys, key=_schema_order):
         data, rate = file[key], None
-        if key in arrays:
-            rate = mean_of(arrays[key])
+        if key in surveys:
+            rate = surveys[key].mean
         elif data.ndim == 3 and data.size and data.dtype.kind in "bui":
-            rate = mean_of(data)
+            total = sum(float(block.sum(dtype=np.float64)) for _, block in blocks(data))
+            rate = total / data.size
         width_ms = bin_width_ms(data.attrs) or bin_width_ms(report.attrs)
         is_spikes = key.endswith((*_DATA_NAMES, "truth", "spikes"))
         report.rows.append(
@@ -206,25 +205,27 @@ def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
                 note=_note(key, data.shape, trials),
             )
         )
-    for key, array in arrays.items():
+    for key, survey in surveys.items():
         if key.endswith(_DATA_NAMES):
-            errors, warnings = count_faults(key, array)
+            errors, warnings = count_faults(key, survey)
             report.errors += errors
             report.warnings += warnings
-    report.warnings += data_warnings(arrays, keys)
+    report.warnings += data_warnings(arrays, surveys, keys)
 
 
-def _fill_missing(report: FileReport, file: h5py.File, arrays: Mapping[str, Array]) -> None:
-    lengths: dict[str, Lengths] = {}
+def _fill_missing(
+    report: FileReport, file: h5py.File, arrays: Mapping[str, Array]
+) -> dict[str, Survey]:
+    """Report what is missing, and return the surveys of all arrays by key."""
+    surveys: dict[str, Survey] = {}
     for split in SPLITS:
-        own = {n: arrays[k] for n in MODEL_INPUTS if (k := f"{split}_{n}") in arrays}
-        if own:
-            given = given_lengths(file, split)
-            report.errors += settle_split(split, own, given)[1]
-            if given is not None:
-                lengths[split] = given
-    data = {key: array for key, array in arrays.items() if key.endswith(_DATA_NAMES)}
-    report.missing += describe_missing(data, lengths)
+        inputs = {n: arrays[k] for n in MODEL_INPUTS if (k := f"{split}_{n}") in arrays}
+        if inputs:
+            settled = settle_split(split, inputs, given_lengths(file, split))
+            report.errors += settled.problems
+            report.missing += filter(None, [describe_missing(split, settled)])
+            surveys |= {f"{split}_{name}": one for name, one in settled.surveys.items()}
+    return surveys
 
 
 def _model_inputs(
@@ -244,16 +245,6 @@ def _model_inputs(
         return {key: store(file, path, [(key, len(file[key]))], kind) for key in found}
     with np.errstate(over="ignore"):
         return {key: file[key][()].astype(kind) for key in found}
-
-
-def mean_of(array: Any) -> float | None:
-    """Mean over all entries of an array or data set that are not NaN; None where all are."""
-    total, count = 0.0, 0
-    for _, block in blocks(array):
-        observed = block if block.dtype.kind != "f" else block[~np.isnan(block)]
-        total += float(observed.sum(dtype=np.float64))
-        count += observed.size
-    return total / count if count else None
 
 
 def _bullet(text: str) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .find import list_some
-from .stored import StoredArray, blocks, shares
+from .stored import StoredArray, past_end
+from .survey import Survey
 
 Array = NDArray[Any]
 Lengths = NDArray[np.int64]
@@ -62,72 +63,25 @@ def length_faults(
     return problems
 
 
-def past_end(lengths: Lengths, n_bins: int) -> NDArray[np.bool_]:
-    """Which bins lie past the end of each trial, shape (trials, bins)."""
-    return np.arange(n_bins) >= lengths[:, None]
+class Settled(NamedTuple):
+    """Where the trials of a split end, what is wrong with them, and what its arrays hold."""
+
+    lengths: Lengths | None  # -1 where a trial is as long as can be; None where nothing is missing
+    problems: list[str]
+    surveys: dict[str, Survey]
 
 
-def mark_ends(arrays: Mapping[str, Array], lengths: Lengths) -> None:
-    """Mark the bins past each trial's end as missing, in place: NaN, external inputs 0."""
-    for name, array in arrays.items():
-        past = 0.0 if name == "ext_input" else np.nan
-        if isinstance(array, StoredArray):
-            array.end_at(lengths, past)
-        else:
-            array[past_end(lengths, array.shape[1])] = past
+def settle_split(split: str, arrays: Mapping[str, Array], given: Lengths | None) -> Settled:
+    """Survey a split's arrays and mark what lies past the ends of trials, in place.
 
-
-class Extent(NamedTuple):
-    """What is observed of some trials.
-
-    Attributes
-    ----------
-    complete : bool
-        Whether no entry is missing.
-    lengths : ndarray of int, shape (n,)
-        One more than the last bin with an observed entry; 0 where there is none.
+    `given` are the lengths that the file states; without them, NaN says where a trial ends.
     """
-
-    complete: bool
-    lengths: Lengths
-
-
-def observed_extent(encod: Array, recon: Array | None) -> Extent:
-    """Look for NaN in what is read and what is reconstructed (None where that is not known).
-
-    A trial without `recon` that is read to the end is as long as can be: -1.
-    """
-    complete, lengths = _extent(encod)
-    if recon is None:
-        return Extent(complete, np.where(lengths == encod.shape[1], -1, lengths))
-    if recon.shape == encod.shape and shares(recon, encod):
-        return Extent(complete, lengths)
-    rest, longer = _extent(recon)
-    return Extent(complete and rest, np.maximum(lengths, longer))
-
-
-def _extent(array: Array) -> Extent:
-    complete, lengths = True, np.full(len(array), array.shape[1], np.int64)
-    for rows, chunk in blocks(array):
-        missing: NDArray[np.bool_] = np.asarray(np.isnan(chunk))
-        if missing.any():
-            complete = False
-            seen = np.any(~missing, axis=2)
-            after = np.argmax(seen[:, ::-1], axis=1)
-            lengths[rows] = np.where(np.any(seen, axis=1), array.shape[1] - after, 0)
-    return Extent(complete, lengths)
-
-
-def settle_split(
-    split: str, arrays: Mapping[str, Array], given: Lengths | None
-) -> tuple[Lengths | None, list[str]]:
-    """Return a split's lengths and its problems, and mark what lies past the ends in place.
-
-    A length is -1 for a trial that is as long as can be; lengths are None where nothing is missing.
-    """
-    if given is not None:
-        mark_ends(arrays, given)
-    complete, lengths = observed_extent(arrays["encod_data"], arrays.get("recon_data"))
+    surveys = {name: Survey.of(arrays[name], given) for name in _NAMES if name in arrays}
+    complete = all(survey.complete for survey in surveys.values())
+    lengths = np.max([survey.lengths for survey in surveys.values()], axis=0)
+    if "recon_data" not in arrays:
+        # What comes after the bins that are read is unknown, so the trial may go on to the end.
+        lengths[lengths == arrays["encod_data"].shape[1]] = -1
     problems = []
     if (lengths == 0).any():
         none = np.flatnonzero(lengths == 0).tolist()
@@ -136,54 +90,49 @@ def settle_split(
             f"trials {list_some(none)} (counted from 0); leave them out of the file."
         )
     lengths = lengths if given is None else given
-    ext = arrays.get("ext_input")
-    if ext is not None:
-        ends = np.where(lengths < 0, ext.shape[1], lengths)
-        if not complete and given is None:
-            mark_ends({"ext_input": ext}, ends)
-        bad = np.concatenate([np.isnan(block).any(axis=2) for _, block in blocks(ext)])
-        if bad.any():
-            trials = np.flatnonzero(bad.any(axis=1)).tolist()
-            problems.append(
-                f"'{split}_ext_input' is NaN in {int(bad.sum())} bins within trials "
-                f"{list_some(trials)} (counted from 0); the generator needs external inputs in "
-                f"every bin of a trial: fill them in, for example with 0."
-            )
-    if not complete and given is None and "truth" in arrays:
-        truth = arrays["truth"]
-        mark_ends({"truth": truth}, np.where(lengths < 0, truth.shape[1], lengths))
-    return (None if complete else lengths), problems
+    for name, array in arrays.items():
+        # The generator runs on past the end of a trial, and needs a number there.
+        filler = 0.0 if name == "ext_input" else np.nan
+        is_data = name in _NAMES
+        ends = given if is_data or complete else np.where(lengths < 0, array.shape[1], lengths)
+        if not is_data:
+            surveys[name] = Survey.of(array, ends, filler)
+        if ends is not None:
+            _mark_ends(array, ends, filler)
+    if "ext_input" in surveys and (gaps := surveys["ext_input"].gaps).any():
+        problems.append(
+            f"'{split}_ext_input' is NaN in {int(gaps.sum())} bins within trials "
+            f"{list_some(np.flatnonzero(gaps).tolist())} (counted from 0); the generator needs "
+            f"external inputs in every bin of a trial: fill them in, for example with 0."
+        )
+    return Settled(None if complete else lengths, problems, surveys)
 
 
-def describe_missing(arrays: Mapping[str, Array], lengths: Mapping[str, Lengths]) -> list[str]:
-    """Say, by split, how many entries are missing, which channels, and how long trials are."""
-    lines = []
-    for split in dict.fromkeys(key.split("_", 1)[0] for key in arrays):
-        encod, recon = (arrays.get(f"{split}_{name}") for name in _NAMES)
-        if encod is None:
-            continue
-        complete, found = observed_extent(encod, recon)
-        ends = lengths.get(split, np.where(found < 0, encod.shape[1], found))
-        main = encod if recon is None else recon
-        if complete:
-            continue
-        missing, tail, channels = 0, 0, np.zeros(main.shape[2], bool)
-        for rows, chunk in blocks(main):
-            unknown: NDArray[np.bool_] = np.asarray(np.isnan(chunk))
-            missing += int(unknown.sum())
-            tail += int(past_end(ends[rows], chunk.shape[1]).sum()) * chunk.shape[2]
-            channels |= np.any(~unknown, axis=(0, 1))
-        text = f"{split}: {missing / main.size:.1%} of the entries are missing"
-        if tail:
-            text += (
-                f" ({tail / main.size:.1%} past the ends of trials, which have {ends.min()} to "
-                f"{ends.max()} bins, median {np.median(ends):g})"
-            )
-        if recon is not None and recon.shape[1:] != encod.shape[1:]:
-            unread = sum(int(np.isnan(block).sum()) for _, block in blocks(encod))
-            text += f"; {unread / encod.size:.1%} of what the encoders read" if unread else ""
-        never = np.flatnonzero(~channels).tolist()
-        if never:
-            text += f"; channels {list_some(never)} are missing altogether (counted from 0)"
-        lines.append(text + ".")
-    return lines
+def _mark_ends(array: Array, lengths: Lengths, filler: float) -> None:
+    """Give the bins past each trial's end a value, in place."""
+    if isinstance(array, StoredArray):
+        array.end_at(lengths, filler)
+    else:
+        array[past_end(lengths, array.shape[1])] = filler
+
+
+def describe_missing(split: str, settled: Settled) -> str | None:
+    """Say how many entries of a split are missing, which channels, and how long trials are."""
+    if settled.lengths is None:
+        return None
+    encod = settled.surveys["encod_data"]
+    main = settled.surveys.get("recon_data", encod)
+    n_channels = len(main.missing)
+    n_bins = main.size // n_channels // len(main.lengths)
+    ends = np.where(settled.lengths < 0, n_bins, settled.lengths)
+    text = f"{split}: {main.missing.sum() / main.size:.1%} of the entries are missing"
+    if tail := int(np.maximum(n_bins - ends, 0).sum()) * n_channels:
+        text += (
+            f" ({tail / main.size:.1%} past the ends of trials, which have {ends.min()} to "
+            f"{ends.max()} bins, median {np.median(ends):g})"
+        )
+    if main.size != encod.size and (unread := int(encod.missing.sum())):
+        text += f"; {unread / encod.size:.1%} of what the encoders read"
+    if never := np.flatnonzero(~main.observed_channels).tolist():
+        text += f"; channels {list_some(never)} are missing altogether (counted from 0)"
+    return text + "."

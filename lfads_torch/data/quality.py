@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .find import list_some
 from .stored import BLOCK_ENTRIES, blocks, same_numbers, window
+from .survey import Survey, bin_hashes
 from .validate import REQUIRED_KEYS, SCHEMA_KEYS
 
 Array = NDArray[Any]
@@ -24,15 +25,15 @@ _LEAST_SHARE = 0.05  # of them that must overlap before it is told
 _BY_CHANCE = 10  # times as many as begin alike by chance
 
 
-def data_warnings(arrays: Mapping[str, Array], keys: Sequence[str]) -> list[str]:
-    """List doubtful things in a session's arrays, given by key; `keys` are all of the file's."""
-    arrays = {key: array for key, array in arrays.items() if array.ndim == 3 and array.size}
+def data_warnings(
+    arrays: Mapping[str, Array], surveys: Mapping[str, Survey], keys: Sequence[str]
+) -> list[str]:
+    """List doubtful things in a session's arrays, by key; `keys` are all of the file's."""
     return [
         *misspelt_keys(keys),
-        *silent_channels(arrays),
-        *trials_without_spikes(arrays),
-        *_repeated(arrays),
-        *_overlapping(arrays),
+        *silent_channels(surveys),
+        *trials_without_spikes(surveys),
+        *_repeated(arrays, surveys),
         *_misaligned(arrays),
     ]
 
@@ -56,42 +57,15 @@ def misspelt_keys(keys: Sequence[str]) -> list[str]:
     ]
 
 
-def _chunks(array: Any) -> Iterator[Array]:
-    # Whole-array temporaries would double the memory of large recordings.
-    return (block for _, block in blocks(array))
-
-
-def _active(array: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which channels and which trials hold anything but 0 and NaN."""
-    channels = np.zeros(array.shape[2], bool)
-    trials = []
-    for chunk in _chunks(array):
-        per_trial = np.any((chunk != 0) & ~np.isnan(chunk), axis=1)
-        channels |= per_trial.any(axis=0)
-        trials.append(per_trial.any(axis=1))
-    return channels, np.concatenate(trials)
-
-
-def _observed(array: Array) -> NDArray[np.bool_]:
-    """Which channels hold anything but NaN."""
-    channels = np.zeros(array.shape[2], bool)
-    for chunk in _chunks(array):
-        channels |= ~np.isnan(chunk).all(axis=(0, 1))
-        if channels.all():
-            break
-    return channels
-
-
-def silent_channels(arrays: Mapping[str, Array]) -> list[str]:
+def silent_channels(surveys: Mapping[str, Survey]) -> list[str]:
     """Name channels of `recon_data` without a single spike in train; numbers count from 0.
 
     Channels of which train has no observed entry are named apart.
     """
-    train, valid = arrays.get("train_recon_data"), arrays.get("valid_recon_data")
+    train, valid = surveys.get("train_recon_data"), surveys.get("valid_recon_data")
     if train is None:
         return []
-    active, messages = _active(train)[0], []
-    observed = _observed(train)
+    active, observed, messages = train.active_channels, train.observed_channels, []
     if missing := np.flatnonzero(~observed).tolist():
         messages.append(
             f"{len(missing)} of {len(active)} channels are missing (NaN) in every training trial: "
@@ -105,38 +79,22 @@ def silent_channels(arrays: Mapping[str, Array]) -> list[str]:
             f"{len(silent)} of {len(active)} channels are silent in every training trial: "
             f"{list_some(silent, 30)} (counted from 0)"
         )
-        if valid is not None and valid.shape[2] == len(active):
-            late = np.flatnonzero(~active & _active(valid)[0]).tolist()
+        if valid is not None and len(valid.missing) == len(active):
+            late = np.flatnonzero(~active & valid.active_channels).tolist()
             if late:
                 messages[-1] += f"; of these, {list_some(late)} fire in valid, with rates unlearnt"
         messages[-1] += "."
     return messages
 
 
-def trials_without_spikes(arrays: Mapping[str, Array]) -> list[str]:
+def trials_without_spikes(surveys: Mapping[str, Survey]) -> list[str]:
     """Count, per split, the trials in which `encod_data` holds no spike at all."""
-    messages = []
-    for key, array in arrays.items():
-        if key.endswith("_encod_data"):
-            empty = np.flatnonzero(~_active(array)[1]).tolist()
-            if empty:
-                messages.append(
-                    f"{len(empty)} of {len(array)} trials of {key!r} hold no spikes: trials "
-                    f"{list_some(empty)} (counted from 0)."
-                )
-    return messages
-
-
-def hash_rows(array: Array) -> NDArray[np.uint64]:
-    """Hash each trial's bits to 64 bits (a multilinear hash with fixed random multipliers)."""
-    size = int(np.prod(array.shape[1:]))
-    random = np.random.default_rng(0x1FAD5)
-    multipliers = random.integers(0, 2**64, size, dtype=np.uint64) | np.uint64(1)
-    hashes = []
-    for chunk in _chunks(array):
-        words = np.ascontiguousarray(chunk).reshape(len(chunk), size).view(np.uint32)
-        hashes.append((words * multipliers).sum(axis=1, dtype=np.uint64))
-    return np.concatenate(hashes)
+    return [
+        f"{len(empty)} of {len(survey.active)} trials of {key!r} hold no spikes: trials "
+        f"{list_some(empty)} (counted from 0)."
+        for key, survey in surveys.items()
+        if key.endswith("_encod_data") and (empty := np.flatnonzero(~survey.active).tolist())
+    ]
 
 
 def shared_trials(train: Array, valid: Array) -> NDArray[np.intp]:
@@ -153,45 +111,48 @@ def shared_trials(train: Array, valid: Array) -> NDArray[np.intp]:
     ndarray of int
         Indices into `valid`.
     """
+    return _same_trials(train, valid, Survey.of(train), Survey.of(valid))
+
+
+def _same_trials(
+    train: Array, valid: Array, train_survey: Survey, valid_survey: Survey
+) -> NDArray[np.intp]:
     if train.shape[1:] != valid.shape[1:]:
         return np.empty(0, np.intp)
-    train_hash, valid_hash = hash_rows(train), hash_rows(valid)
+    train_hash, valid_hash = train_survey.hashes, valid_survey.hashes
     order = np.argsort(train_hash, kind="stable")
     place = np.searchsorted(train_hash[order], valid_hash)
     match = order[np.minimum(place, len(order) - 1)]
-    candidates = np.flatnonzero((train_hash[match] == valid_hash) & _active(valid)[1])
+    candidates = np.flatnonzero((train_hash[match] == valid_hash) & valid_survey.active)
     same = np.zeros(len(candidates), bool)
-    for rows, asked in blocks(candidates, BLOCK_ENTRIES // valid[0].size):
-        left, right = np.ascontiguousarray(valid[asked]), np.ascontiguousarray(train[match[asked]])
-        same[rows] = (left.view(np.uint32) == right.view(np.uint32)).all(axis=(1, 2))
+    # Different trials can have the same hash, so the few candidates are compared bit for bit.
+    for rows, numbers in blocks(candidates, BLOCK_ENTRIES // valid[0].size):
+        pair = (valid[numbers], train[match[numbers]])
+        left, right = (np.ascontiguousarray(trials).view(np.uint32) for trials in pair)
+        same[rows] = (left == right).all(axis=(1, 2))
     return candidates[same]
 
 
-def _repeated(arrays: Mapping[str, Array]) -> list[str]:
-    train, valid = arrays.get("train_encod_data"), arrays.get("valid_encod_data")
-    if train is None or valid is None:
+def _repeated(arrays: Mapping[str, Array], surveys: Mapping[str, Survey]) -> list[str]:
+    """Say which validation trials, or which ends of them, are training data too."""
+    pair = ("train_encod_data", "valid_encod_data")
+    if not all(key in arrays for key in pair):
         return []
-    shared = shared_trials(train, valid).tolist()
-    if not shared:
-        return []
-    return [
-        f"{len(shared)} of {len(valid)} validation trials are identical to a training trial, so "
-        f"validation scores flatter: valid trials {list_some(shared)} (counted from 0)."
-    ]
-
-
-def _overlapping(arrays: Mapping[str, Array]) -> list[str]:
-    train, valid = arrays.get("train_encod_data"), arrays.get("valid_encod_data")
-    if train is None or valid is None:
-        return []
+    train, valid = (arrays[key] for key in pair)
+    messages = []
+    if shared := _same_trials(train, valid, *(surveys[key] for key in pair)).tolist():
+        messages.append(
+            f"{len(shared)} of {len(valid)} validation trials are identical to a training trial, "
+            f"so validation scores flatter: valid trials {list_some(shared)} (counted from 0)."
+        )
     overlap, share = shared_ends(train, valid)
-    if not overlap:
-        return []
-    return [
-        f"{share:.0%} of the validation windows begin with the last {overlap} bins of a training "
-        f"window: they overlap, and validation scores flatter. Split a continuous recording by "
-        f"blocks (lfads prep, lfads_torch.prep.chop.chop_recording)."
-    ]
+    if overlap:
+        messages.append(
+            f"{share:.0%} of the validation windows begin with the last {overlap} bins of a "
+            f"training window: they overlap, and validation scores flatter. Split a continuous "
+            f"recording by blocks (lfads prep, lfads_torch.prep.chop.chop_recording)."
+        )
+    return messages
 
 
 def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
@@ -235,17 +196,11 @@ def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
 
 
 def _bin_hashes(array: Any) -> Iterator[NDArray[np.uint64]]:
-    """Hash of each bin's channels, 0 for a bin of zeros; some trials at a time, shape (n, T)."""
-    _, n_bins, n_channels = array.shape
-    random = np.random.default_rng(0x1FAD5)
-    multipliers = random.integers(0, 2**64, n_channels, dtype=np.uint64) | np.uint64(1)
+    """Yield the hashes of all bins, some trials at a time, shape (n, T)."""
     held: list[NDArray[np.uint64]] = []
     for _, block in blocks(array):
-        # Adding zero turns -0.0 into 0.0, whose bits are 0.
-        chunk = np.ascontiguousarray(block, dtype=np.float32) + np.float32(0)
-        words = chunk.view(np.uint32).astype(np.uint64)
-        held.append((words * multipliers).sum(axis=-1, dtype=np.uint64))
-        if sum(len(hashes) for hashes in held) * n_bins >= _MOST_HASHES:
+        held.append(bin_hashes(block))
+        if sum(hashes.size for hashes in held) >= _MOST_HASHES:
             yield np.concatenate(held)
             held = []
     if held:
@@ -274,21 +229,15 @@ def _misaligned(arrays: Mapping[str, Array]) -> list[str]:
     return messages
 
 
-def count_faults(key: str, array: Array) -> tuple[list[str], list[str]]:
+def count_faults(key: str, survey: Survey) -> tuple[list[str], list[str]]:
     """Return errors and warnings that separate faulty spike counts from data that are no counts."""
     errors, warnings = [], []
-    negative = np.zeros(array.shape[2], np.int64)
-    fractional, infinite, missing, zero = (np.zeros_like(negative) for _ in range(4))
-    for chunk in _chunks(array):
-        finite = np.isfinite(chunk)
-        missing += np.isnan(chunk).sum(axis=(0, 1))
-        infinite += np.isinf(chunk).sum(axis=(0, 1))
-        negative += (finite & (chunk < 0)).sum(axis=(0, 1))
-        zero += (chunk == 0).sum(axis=(0, 1))
-        fractional += (finite & (np.floor(chunk) != chunk) & (chunk > 0)).sum(axis=(0, 1))
-    bad, observed = int((negative + fractional).sum()), array.size - int(missing.sum())
-    if infinite.any():
-        errors.append(f"{key!r} holds {_entries(infinite, 'infinite')}; make them finite or NaN.")
+    negative, fractional, zero = survey.negative, survey.fractional, survey.zero
+    bad, observed = int((negative + fractional).sum()), survey.size - int(survey.missing.sum())
+    if survey.infinite.any():
+        errors.append(
+            f"{key!r} holds {_entries(survey.infinite, 'infinite')}; make them finite or NaN."
+        )
     if bad and bad <= (1 - _MOSTLY_COUNTS) * observed:
         for faulty, what in ((negative, "negative"), (fractional, "fractional")):
             if faulty.any():

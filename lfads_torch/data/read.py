@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from .find import absolute_pattern, list_some, open_h5
-from .missing import Lengths, given_lengths, settle_split
-from .stored import StoredArray, blocks, part, same_numbers, store, window
+from .missing import Lengths, Settled, given_lengths, settle_split
+from .stored import StoredArray, part, same_numbers, store, window
+from .survey import Survey
 from .validate import (
     MODEL_INPUTS,
     SPLITS,
@@ -52,6 +53,8 @@ class SplitData:
         Whether the file holds this split's `recon_data`.
     lengths : ndarray of int, shape (n,), or None
         Bins of each trial; None where nothing is missing in the session.
+    surveys : dict of str to Survey
+        What a pass over each of the arrays of the model showed when they were read.
     """
 
     encod_data: Array
@@ -61,6 +64,7 @@ class SplitData:
     extras: dict[str, Array] = field(default_factory=dict)
     has_recon: bool = True
     lengths: Lengths | None = None
+    surveys: dict[str, Survey] = field(default_factory=dict)
 
     @property
     def n_trials(self) -> int:
@@ -261,11 +265,24 @@ def _read(
                 pooled[name] /= np.float32(scale)
         else:
             pooled[name] = _store(file, path, name, rows, scale)
-    problems = [fault for name in pooled for fault in _infinities(name, pooled[name], rows)]
-    lengths, faults = _settle(file, pooled, rows, has)
-    problems += faults
+    settled = {
+        split: settle_split(
+            split,
+            {name: part(pooled[name], where) for name in pooled if split in has[name]},
+            given_lengths(file, split),
+        )
+        for split, where in rows.items()
+    }
+    problems = [
+        f"'{split}_{name}' holds {text}"
+        for name in pooled
+        for split in has[name]
+        if (text := _infinities(settled[split].surveys[name]))
+    ]
+    problems += [fault for found in settled.values() for fault in found.problems]
     if problems:
         raise DataError(join_problems(path, problems))
+    lengths = _joint_lengths(settled, rows, pooled["recon_data"].shape[1])
 
     encod, recon = pooled["encod_data"], pooled["recon_data"]
     read_part = window(recon, *encod.shape[1:])
@@ -299,6 +316,7 @@ def _read(
                 extras={name: part(pooled[name], rows[split]) for name in batch_keys},
                 has_recon=split in has["recon_data"],
                 lengths=None if lengths is None else lengths[rows[split]],
+                surveys=settled[split].surveys,
             )
             for split in splits
         },
@@ -315,27 +333,17 @@ def _read(
     )
 
 
-def _settle(
-    file: h5py.File,
-    pooled: Mapping[str, Array],
-    rows: Mapping[str, slice],
-    has: Mapping[str, Sequence[str]],
-) -> tuple[Lengths | None, list[str]]:
-    """Lengths of all trials (None where nothing is missing), and what speaks against the data."""
-    found: dict[str, Lengths | None] = {}
-    problems: list[str] = []
-    for split, where in rows.items():
-        own = {name: part(pooled[name], where) for name in pooled if split in has[name]}
-        found[split], faults = settle_split(split, own, given_lengths(file, split))
-        problems += faults
-    if all(lengths is None for lengths in found.values()):
-        return None, problems
-    n_bins = pooled["recon_data"].shape[1]
-    lengths = np.full(len(pooled["recon_data"]), n_bins, np.int64)
-    for split, own_lengths in found.items():
-        if own_lengths is not None:
-            lengths[rows[split]] = np.where(own_lengths < 0, n_bins, own_lengths)
-    return lengths, problems
+def _joint_lengths(
+    settled: Mapping[str, Settled], rows: Mapping[str, slice], n_bins: int
+) -> Lengths | None:
+    """Return the lengths of all trials, splits one after another; None where nothing is missing."""
+    if all(split.lengths is None for split in settled.values()):
+        return None
+    lengths = np.full(max(where.stop for where in rows.values()), n_bins, np.int64)
+    for name, split in settled.items():
+        if split.lengths is not None:
+            lengths[rows[name]] = np.where(split.lengths < 0, n_bins, split.lengths)
+    return lengths
 
 
 def _optional(file: h5py.File, key: str) -> Array | None:
@@ -393,17 +401,13 @@ def _store(
     return store(file, path, keys, kind, divisor=divisor)
 
 
-def _infinities(name: str, array: Any, rows: Mapping[str, slice]) -> list[str]:
-    problems = []
-    for split, where in rows.items():
-        bad = np.zeros(array.shape[2], np.int64)
-        for _, block in blocks(part(array, where)):
-            bad += np.isinf(block).sum(axis=(0, 1))
-        if bad.any():
-            channels = np.flatnonzero(bad).tolist()
-            problems.append(
-                f"'{split}_{name}' holds {int(bad.sum())} infinite values (or values beyond "
-                f"float32), in channels {list_some(channels)} (counted from 0); legal are finite "
-                f"numbers, and NaN for missing bins."
-            )
-    return problems
+def _infinities(survey: Survey) -> str | None:
+    """Say how many values are infinite, in which channels; None where all are finite."""
+    if not survey.infinite.any():
+        return None
+    channels = np.flatnonzero(survey.infinite).tolist()
+    return (
+        f"{int(survey.infinite.sum())} infinite values (or values beyond float32), in channels "
+        f"{list_some(channels)} (counted from 0); legal are finite numbers, and NaN for missing "
+        f"bins."
+    )

@@ -112,7 +112,7 @@ class _DataFile:
         if self.divisor != 1:
             values /= self.divisor
         if self.ends is not None:
-            values[np.arange(self.shape[1]) >= self.ends[unique][:, None]] = self.past_end
+            values[past_end(self.ends[unique], self.shape[1])] = self.past_end
         return values if np.array_equal(unique, rows) else values[inverse]
 
     def _raw(self, data: _DataSet, rows: Rows) -> Array:
@@ -375,6 +375,11 @@ def blocks(array: Any, entries: int = BLOCK_ENTRIES) -> Iterator[tuple[slice, Ar
     for start in range(0, len(array), step):
         rows = slice(start, min(start + step, len(array)))
         yield rows, array[rows]
+
+
+def past_end(lengths: Rows, n_bins: int) -> NDArray[np.bool_]:
+    """Return which bins lie past the end of each trial, shape (trials, bins)."""
+    return np.arange(n_bins) >= lengths[:, None]
 
 
 def same_numbers(one: Any, other: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import list_some, observed_extent
+from ..data import Survey, list_some
 from ..datamodules import BasicDataModule
 from ..errors import UserError, nearest
 from ..model import LFADS
@@ -299,15 +299,16 @@ def _sample_array(model: LFADS, data: Any, draws: Draws) -> SessionOutput:
 
 def _lengths(encod: Tensor, n_bins: int) -> Tensor | None:
     """Return the bins of each trial of an array, None where nothing is missing in it."""
-    extent = observed_extent(encod.cpu().numpy(), None)
-    if (extent.lengths == 0).any():
-        none = np.flatnonzero(extent.lengths == 0).tolist()
+    survey = Survey.of(encod.cpu().numpy())
+    if (survey.lengths == 0).any():
+        none = np.flatnonzero(survey.lengths == 0).tolist()
         raise UserError(
             f"trials {list_some(none)} of the array (counted from 0) hold nothing but NaN; leave "
             "them out"
         )
-    lengths = torch.from_numpy(np.where(extent.lengths < 0, n_bins, extent.lengths))
-    return None if extent.complete else lengths.to(encod.device)
+    # What comes after the bins that are read is not known, so such a trial goes on to the end.
+    lengths = torch.from_numpy(np.where(survey.lengths == encod.shape[1], n_bins, survey.lengths))
+    return None if survey.complete else lengths.to(encod.device)
 
 
 def sample_session(

@@ -123,4 +123,7 @@ def test_a_run_reads_and_checks_each_file_once(
     assert counts["open"] == 3 * n_sessions
     # recon_data, of train and valid, are half of all entries: the likelihood sees them once.
     assert counts["checked"] == counts.n_entries / 2
-    assert counts.passes <= (5 if max_memory_gb is None and n_sessions == 1 else 6.5)
+    # One survey, the search for the same numbers in both arrays, and one for overlapping windows;
+    # the likelihood's look at a stream, and two passes over train for the first read-outs.
+    passes = 2.0 + 0.5 * (max_memory_gb == 0) + 0.8 * (n_sessions > 1)
+    assert counts.passes <= passes + 0.1
