@@ -5,6 +5,7 @@ The constructor's checks, the tunable buffers and the default search space are m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +26,10 @@ class SearchRange(NamedTuple):
 
 
 class Number(NamedTuple):
-    """A number of the constructor; `tunable` ones are tensors, which differ between members."""
+    """A number of the constructor; `tunable` ones are tensors, which differ between members.
+
+    One that is not `finite` may be infinite.
+    """
 
     default: float | None
     whole: bool = False
@@ -35,11 +39,14 @@ class Number(NamedTuple):
     below: float | None = None
     tunable: bool = False
     search: SearchRange | None = None
+    finite: bool = True
 
     def check(self, name: str, value: Any) -> float:
         """Return a legal value, or raise `ConfigError`."""
         if self.whole:
             return whole(name, value, least=None if self.least is None else int(self.least))
+        if not self.finite and value == math.inf:
+            return math.inf
         limits = {"least": self.least, "above": self.above, "most": self.most, "below": self.below}
         return number(name, value, **limits)
 
@@ -74,7 +81,7 @@ NUMBERS = {
         search=SearchRange(0.0, 0.6, None, "uniform", 0.3, True),
     ),
     "ic_post_var_min": Number(1e-4, least=0),
-    "cell_clip": Number(5.0, above=0),
+    "cell_clip": Number(5.0, above=0, finite=False),
     "loss_scale": Number(1e4, above=0),
     "lr_init": Number(
         4e-3, above=0, tunable=True, search=SearchRange(1e-5, 5e-3, 4e-3, "loguniform", 0.3, True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,8 @@ class RunFolder:
     def around(cls, place: Path) -> RunFolder:
         """Return the run folder that holds a checkpoint or a folder of checkpoints."""
         folder = place if place.is_dir() else place.parent
-        return cls(folder.parent if folder.name == CHECKPOINTS else folder)
+        is_inside = folder.name == CHECKPOINTS or folder.name.startswith("checkpoint_")
+        return cls(folder.parent if is_inside else folder)
 
     @property
     def status(self) -> dict[str, Any]:
@@ -94,7 +96,10 @@ class RunFolder:
     @property
     def single(self) -> RunFolder:
         """The folder of one run: for a search that of its best model, else the folder itself."""
-        return RunFolder(self.path / BEST_MODEL) if self.kind == "search" else self
+        best = self.path / BEST_MODEL
+        # A search of the existing implementation has no status.
+        is_search = self.kind == "search" or (self.kind == "none" and best.is_dir())
+        return RunFolder(best) if is_search else self
 
     def checkpoint(self, *, best: bool = False) -> Path | None:
         """Return the last checkpoint or the best one by smoothed validation loss, if any.
@@ -108,8 +113,9 @@ class RunFolder:
         recorded = self.single.status.get("best_checkpoint")
         if best and recorded and (place / recorded).is_file():
             return place / recorded
-        for folder in (place / CHECKPOINTS, place):
-            paths = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+        # Ray Tune's callback saves each epoch in a folder of its own.
+        for pattern in (f"{CHECKPOINTS}/*.ckpt", "*.ckpt", "checkpoint_*/*.ckpt"):
+            paths = sorted(place.glob(pattern), key=_age)
             lasts = [path for path in paths if path.stem == "last" or path.stem.startswith("last-")]
             others = [path for path in paths if path not in lasts]
             for group in (others, lasts) if best else (lasts, others):
@@ -193,6 +199,12 @@ class RunFolder:
             header = [*header, *(name for name in lost if name not in header)]
             kept.append(lost)
         table.rewrite(kept, header or ["step"])
+
+
+def _age(path: Path) -> tuple[float, list[int]]:
+    """Sort checkpoints by time of change, and copies of one time by the numbers in their names."""
+    numbers = [int(digits) for digits in re.findall(r"\d+", f"{path.parent.name}/{path.name}")]
+    return path.stat().st_mtime, numbers
 
 
 def read_csv_log(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:

@@ -70,7 +70,7 @@ class LFADS(Network, pl.LightningModule):
     ic_post_var_min : float
         Floor of the variance of the initial condition's posterior.
     cell_clip : float
-        Bound of the recurrent states.
+        Bound of the recurrent states; infinite: none.
     train_aug_stack : AugmentationStack, optional
         Augmentations in training; default: none.
     infer_aug_stack : AugmentationStack, optional

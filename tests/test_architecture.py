@@ -24,6 +24,7 @@ LAYERS = [
     "network",
     "objective",
     "model",
+    "compat.checkpoints compat.records",
     "checkpoint",
     "post_run",
     "callbacks",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import sys
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lfads_torch.checkpoint import load_model, read_checkpoint
+from lfads_torch.checkpoint import load_model
 from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.model import LFADS
 from lfads_torch.modules import priors, recons
 from lfads_torch.modules.augmentations import AugmentationStack, CoordinatedDropout
 from lfads_torch.modules.readin_readout import FanInLinear
 from lfads_torch.tuples import SessionBatch
-from tests.golden_utils import (
-    ZIG_ARGS,
-    Golden,
-    assert_all_close,
-    build_lfads,
-    load_golden,
-    session_batches,
-)
 from tests.small import DIMS, arrays, batch_of, counts, datamodule, lfads, trainer, write
 
 # ---- this project's own ------------------------------------------------------------------------
@@ -250,251 +239,11 @@ def test_damaged_files_are_a_users_error(tmp_path: Path, data: st.DataObject) ->
         load_model(bad)
 
 
-# ---- checkpoints of the existing implementation ------------------------------------------------
-
-
-class Exploit:
-    """Runs a command wherever it is unpickled in the usual way."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> Any:
-        return os.system, (self.command,)
-
-
-def foreign_classes() -> types.ModuleType:
-    """A package that exists only while a foreign checkpoint is written."""
-    module = types.ModuleType("foreign_lfads")
-
-    class Base(nn.Module):
-        def __init__(self, **attributes: Any) -> None:
-            super().__init__()
-            for name, value in attributes.items():
-                setattr(self, name, value)
-
-    names = ["Poisson", "Gaussian", "Gamma", "ZeroInflatedGamma", "Laplace"]
-    names += ["MultisessionReconstruction", "AugmentationStack", "Prior", "Readin"]
-    for name in names:
-        own = type(name, (Base,), {"__module__": "foreign_lfads", "__qualname__": name})
-        setattr(module, name, own)
-
-    class AttributeDict(dict):  # type: ignore[type-arg]
-        pass
-
-    AttributeDict.__module__, AttributeDict.__qualname__ = "foreign_lfads", "AttributeDict"
-    module.AttributeDict = AttributeDict  # type: ignore[attr-defined]
-    return module
-
-
-@pytest.fixture
-def foreign() -> Iterator[Any]:
-    module = foreign_classes()
-    sys.modules["foreign_lfads"] = module
-    yield module
-    sys.modules.pop("foreign_lfads", None)
-
-
-def write_foreign(
-    path: Path, golden: Golden, module: Any, changes: dict[str, Any] | None = None, **save: Any
-) -> Path:
-    """Write a checkpoint with the file's parameters and pickled objects as hyper-parameters."""
-    kind = golden.hps["reconstruction"]
-    recon = getattr(module, kind)(**(ZIG_ARGS if kind == "ZeroInflatedGamma" else {}))
-    if len(golden.sessions) > 1:
-        recon = module.MultisessionReconstruction(
-            members=nn.ModuleList(getattr(module, kind)() for _ in golden.sessions)
-        )
-        recon._modules.update(recon._modules.pop("members")._modules)
-    hps = {k: v for k, v in golden.hps.items() if k not in ("sessions", "ramp", *ZIG_ARGS)}
-    hps |= {
-        "reconstruction": recon,
-        "ic_prior": module.Prior(),
-        "co_prior": module.Prior(),
-        "readin": module.Readin(),
-        "train_aug_stack": module.AugmentationStack(transforms=[object], batch_order=[0]),
-        "lr_scheduler": False,
-    }
-    hps |= changes or {}
-    state = {
-        **golden.params,
-        # What such a checkpoint holds beside the model.
-        "valid_recon_smth.value": torch.ones(()),
-        "train_aug_stack.transforms.0.cd_rate": torch.ones(()),
-    }
-    checkpoint = {
-        "epoch": 3,
-        "state_dict": state,
-        "hyper_parameters": {k: v for k, v in hps.items() if v is not None},
-        "callbacks": {"Foreign": recon},
-        "pytorch-lightning_version": "1.5.0",
-    }
-    torch.save(checkpoint, path, **save)
-    sys.modules.pop("foreign_lfads", None)
-    with pytest.raises((pickle.UnpicklingError, ModuleNotFoundError)):
-        torch.load(path, weights_only=True)
-    return path
-
-
-GOLDEN = [
-    "controller",
-    "autonomous",
-    "ext_input",
-    "forward_heldout",
-    "ic_segment",
-    "multisession",
-    "gaussian",
-    "gamma",
-    "zig",
-]
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-@pytest.mark.parametrize("zipped", [True, False])
-# The older format warns that it does not store the source of the pickled classes.
-@pytest.mark.filterwarnings("ignore:Couldn.t retrieve source code")
-def test_foreign_checkpoints_give_the_same_outputs(
-    tmp_path: Path, foreign: Any, name: str, zipped: bool
-) -> None:
-    golden = load_golden(name)
-    path = tmp_path / "foreign.ckpt"
-    write_foreign(path, golden, foreign, _use_new_zipfile_serialization=zipped)
-    model = load_model(path)
-    assert not model.training
-    assert model.hparams.kl_ic_scale == golden.hps["kl_ic_scale"]
-    assert model.hparams.ci_lag == golden.hps["ci_lag"]
-    with torch.no_grad():
-        outputs = model(session_batches(golden), output_means=False)
-        means = model(session_batches(golden))
-    for s, out in outputs.items():
-        got = {**out._asdict(), "output_means": means[s].output_params}
-        expected = {k: v for k, v in golden.outputs[s].items() if k != "recon_loss"}
-        assert_all_close(got, expected, 1e-5, f"session {s}")
-    own = build_lfads(golden)
-    assert model.state_dict().keys() == own.state_dict().keys()
-
-
-def test_nothing_in_a_foreign_checkpoint_is_executed(tmp_path: Path, foreign: Any) -> None:
-    marker = tmp_path / "executed"
-    golden = load_golden("controller")
-    changes = {"exploit": Exploit(f"touch {marker}"), "lr_init": Exploit(f"touch {marker}")}
-    path = write_foreign(tmp_path / "evil.ckpt", golden, foreign, changes)
-    torch.load(path, weights_only=False, pickle_module=_Unwary)
-    assert marker.exists()  # the file does execute where it is opened without care
-    marker.unlink()
-    model = load_model(path)
-    assert not marker.exists()
-    assert model.hparams.lr_init == LFADS(encod_data_dim=1, encod_seq_len=1).hparams.lr_init
-    record = read_checkpoint(path)["hyper_parameters"]["exploit"]
-    assert not marker.exists()
-    assert type(record).__name__ == "system"
-
-
-class _Unwary:
-    """A pickle module for which every class exists, so that it gets as far as the exploit."""
-
-    __name__ = "unwary"
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            try:
-                return super().find_class(module, name)
-            except (ImportError, AttributeError):
-                return type(name, (nn.Module,), {})
-
-    @staticmethod
-    def load(file: Any, **options: Any) -> Any:
-        return _Unwary.Unpickler(file, **options).load()
-
-
-def test_hyper_parameters_in_a_container_of_their_own(tmp_path: Path, foreign: Any) -> None:
-    golden = load_golden("controller")
-    path = write_foreign(tmp_path / "plain.ckpt", golden, foreign)
-    sys.modules["foreign_lfads"] = foreign
-    checkpoint = {
-        "state_dict": golden.params,
-        "hyper_parameters": foreign.AttributeDict(
-            encod_seq_len=20, recon_seq_len=20, cell_clip=4.0, reconstruction=foreign.Poisson()
-        ),
-    }
-    torch.save(checkpoint, path)
-    sys.modules.pop("foreign_lfads")
-    assert load_model(path).hparams.cell_clip == 4.0
-
-
-def test_hyper_parameters_that_are_missing(tmp_path: Path, foreign: Any) -> None:
-    golden = load_golden("controller")
-    lacking = {"encod_seq_len": None, "recon_seq_len": None}
-    path = write_foreign(tmp_path / "bare.ckpt", golden, foreign, lacking)
-    with pytest.raises(ConfigError, match="does not say encod_seq_len and recon_seq_len; give"):
-        load_model(path)
-    with pytest.raises(ConfigError, match="does not say recon_seq_len"):
-        load_model(path, encod_seq_len=20)
-    model = load_model(path, encod_seq_len=20, recon_seq_len=20)
-    assert model.hparams.recon_seq_len == 20
-
-
-@pytest.mark.parametrize("kind", [None, "Laplace"])
-def test_a_reconstruction_that_is_unknown(tmp_path: Path, foreign: Any, kind: str | None) -> None:
-    golden = load_golden("controller")
-    changes = {"reconstruction": getattr(foreign, kind)() if kind else None}
-    path = write_foreign(tmp_path / "mine.ckpt", golden, foreign, changes)
-    with pytest.raises(ConfigError, match=r"does not say its reconstruction.*Poisson\(\)"):
-        load_model(path)
-    load_model(path, reconstruction=recons.Poisson())
-
-
-def test_a_zero_inflated_reconstruction_without_its_numbers(tmp_path: Path, foreign: Any) -> None:
-    golden = load_golden("zig")
-    changes = {"reconstruction": foreign.ZeroInflatedGamma(gamma_loc=0.1)}
-    path = write_foreign(tmp_path / "zig.ckpt", golden, foreign, changes)
-    with pytest.raises(ConfigError, match="does not say its gamma_loc, scale_init"):
-        load_model(path)
-    load_model(path, reconstruction=recons.ZeroInflatedGamma(12, **ZIG_ARGS))
-
-
-def test_a_prior_that_is_unknown_can_be_given(tmp_path: Path, foreign: Any) -> None:
-    golden = load_golden("controller")
-    params = {k: v for k, v in golden.params.items() if not k.startswith("co_prior")}
-    student = priors.MultivariateStudentT(0.0, 1.0, 5.0, 3)
-    params |= {f"co_prior.{k}": v for k, v in student.state_dict().items()}
-    golden.params.clear()
-    golden.params.update(params)
-    path = write_foreign(tmp_path / "student.ckpt", golden, foreign)
-    with pytest.raises(ConfigError, match=r"co_prior has the parameters loc, logscale.*co_prior="):
-        load_model(path)
-    assert load_model(path, co_prior=student).co_prior is student
-
-
-def test_an_autonomous_checkpoint_with_idle_numbers(tmp_path: Path, foreign: Any) -> None:
-    """Without a controller a prior and an initial state of it may be there all the same."""
-    golden = load_golden("autonomous")
-    golden.params["decoder.con_h0"] = torch.zeros(1, 6)
-    prior = priors.AutoregressiveMultivariateNormal(1.0, 1.0, 3)
-    golden.params.update({f"co_prior.{k}": v for k, v in prior.state_dict().items()})
-    path = write_foreign(tmp_path / "idle.ckpt", golden, foreign)
-    with pytest.warns(UserWarning, match="no controller"):
-        model = load_model(path)
-    assert model.hparams.con_dim == 6
-    with torch.no_grad():
-        out = model(session_batches(golden))[0]
-    torch.testing.assert_close(out.factors, golden.outputs[0]["factors"], rtol=1e-4, atol=1e-5)
-
-
-def test_weights_of_another_shape_are_named(tmp_path: Path, foreign: Any) -> None:
-    golden = load_golden("controller")
-    golden.params["decoder.ic_to_g0.weight"] = torch.zeros(11, 99)
-    del golden.params["decoder.ic_to_g0.bias"]
-    golden.params["decoder.surplus"] = torch.zeros(1)
-    path = write_foreign(tmp_path / "odd.ckpt", golden, foreign)
-    with pytest.raises(UserError) as caught:
-        load_model(path)
-    for part in (
-        "decoder.ic_to_g0.bias is missing",
-        "decoder.surplus has no place",
-        "decoder.ic_to_g0.weight is (11, 99), the model's (11, 5)",
-    ):
-        assert part in str(caught.value)
+def test_what_only_older_checkpoints_lack_is_no_answer_here(tmp_path: Path) -> None:
+    _, path = trained(tmp_path)
+    for answer in ({"reconstruction": "gaussian"}, {"config": {"model": {}}}):
+        with pytest.raises(ConfigError, match=r"says itself .*--reconstruction.*leave them out"):
+            load_model(path, **answer)
 
 
 def test_a_checkpoint_of_another_kind_of_model(tmp_path: Path) -> None:

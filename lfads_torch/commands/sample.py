@@ -10,12 +10,16 @@ SUMMARY = "average posterior samples of a trained model"
 TEXT = """\
 Average posterior samples of a trained model and write one HDF5 file per session: rates,
 factors, initial conditions, inferred inputs, and every key of the data file. Of a search,
-its best model is sampled, or all its final members (--ensemble: rates alone)."""
+its best model is sampled, or all its final members (--ensemble: rates alone).
+A checkpoint of the existing lfads_torch may not say which reconstruction it has: --config names
+the YAML of its model, --reconstruction the kind."""
 EXAMPLES = """\
   lfads sample runs/my_run
   lfads sample runs/my_run --samples 200 --last
   lfads sample runs/my_run --data new_trials.h5 --output new_rates.h5
-  lfads sample runs/my_search --ensemble"""
+  lfads sample runs/my_search --ensemble
+  lfads sample old/last.ckpt --data maze.h5 --reconstruction gaussian
+  lfads sample old/best_model --data maze.h5 --config configs/model/maze.yaml"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="FILE", help="output file (RUN/lfads_output.h5; RUN/<data>_output.h5)")
     add("--ensemble", action="store_true", help="mean rates of the final members of a search")
     add("--members", type=int, metavar="N", help="only the N best of them (all)")
+    add("--config", metavar="FILE", help="YAML of the model, or of the run, of an old checkpoint")
+    add(
+        "--reconstruction",
+        metavar="NAME",
+        help="that of an old checkpoint: poisson, mse, gaussian, gamma, "
+        "'ZeroInflatedGamma(gamma_loc=0.1, ...)'",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="best checkpoint (default)")
     which.add_argument("--last", action="store_true", help="last checkpoint")
@@ -45,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
         best=not options.last,
         ensemble=options.ensemble,
         members=options.members,
+        config=options.config,
+        reconstruction=options.reconstruction,
     )
     for path in paths:
         print(f"written: {path}")

@@ -21,9 +21,14 @@ def sample_run(
     best: bool = True,
     ensemble: bool = False,
     members: int | None = None,
+    config: str | Path | None = None,
+    reconstruction: str | None = None,
 ) -> list[Path]:
-    """Average posterior samples of a trained model, or of the final members of a search."""
-    from ..checkpoint import load_model
+    """Average posterior samples of a trained model, or of the final members of a search.
+
+    `config` and `reconstruction` say what a checkpoint of the existing implementation lacks.
+    """
+    from ..checkpoint import data_settings, find_checkpoint, load_model
     from ..post_run.analysis import run_ensemble_sampling, run_posterior_sampling
 
     if members is not None and not ensemble:
@@ -32,28 +37,30 @@ def sample_run(
     if members is not None:
         whole("members (--members)", members, least=1)
     place = Path(run).expanduser().absolute()
+    if not place.exists():
+        raise UserError(f"{place} does not exist; name a run folder or a .ckpt file")
     folder = RunFolder.around(place).single.path
     chosen: Sequence[Path | None] = (
-        RunFolder(place).models()[:members]
-        if ensemble
-        else [RunFolder(place).checkpoint(best=best)]
+        RunFolder(place).models()[:members] if ensemble else [find_checkpoint(place, best=best)]
     )
     checkpoint = chosen[0]
     if checkpoint is None:
         raise UserError(f"{place} holds no checkpoint; name a run folder or a .ckpt file")
-    config = read_config(folder) if (folder / CONFIG).is_file() else {}
-    settings = dict(config.get("datamodule") or {})
+    of_run = read_config(folder) if (folder / CONFIG).is_file() else {}
+    settings = dict(of_run.get("datamodule") or data_settings(checkpoint))
     if data is not None:
         settings["datafile_pattern"] = absolute_pattern(str(data), Path.cwd())
         settings.update(
             batch_keys=[], attr_keys=[], reshuffle_tv_seed=None, reshuffle_tv_ratio=None
         )
     if "datafile_pattern" not in settings:
-        raise UserError(f"{folder} does not say what its data were; give --data FILE")
+        raise UserError(
+            f"{folder} does not say what its data were, or they are gone; give --data FILE"
+        )
     settings.setdefault("_target_", "lfads_torch.datamodules.BasicDataModule")
     datamodule = build(settings, "datamodule")
     datamodule.setup("fit")
-    device = pick_device(config.get("trainer") or {})
+    device = pick_device(of_run.get("trainer") or {})
     stem = "lfads_output" if data is None else f"{_stem(data)}_output"
     name = f"{stem}_ensemble.h5" if ensemble else f"{stem}.h5"
     where = place if ensemble else folder
@@ -62,7 +69,8 @@ def sample_run(
         models = (load_model(one).to(device) for one in chosen if one is not None)
         files = run_ensemble_sampling(models, datamodule, path, num_samples, run=place)
         return [Path(one).absolute() for one in files]
-    model = load_model(checkpoint).to(device)
+    answers: dict[str, Any] = {"reconstruction": reconstruction} if reconstruction else {}
+    model = load_model(checkpoint, config=config, data=datamodule, **answers).to(device)
     written = run_posterior_sampling(
         model, datamodule, path, num_samples, run=folder, checkpoint=checkpoint
     )

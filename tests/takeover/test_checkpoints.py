@@ -1,0 +1,487 @@
+"""Checkpoints and run folders that the existing implementation wrote."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lfads_torch.checkpoint import find_checkpoint, load_model, read_checkpoint
+from lfads_torch.compat.records import Record, load_pickled
+from lfads_torch.errors import ConfigError, UserError
+from lfads_torch.model import LFADS
+from lfads_torch.modules import augmentations, priors, recons
+from lfads_torch.runs.sampling import sample_run
+from lfads_torch.tuples import SessionBatch
+
+FILES = Path(__file__).parent / "files"
+CHECKPOINTS = FILES / "checkpoints"
+ZIG = "ZeroInflatedGamma(26, 0.1, 1.0, 1.0, 1e-3)"
+#: What cannot be known from the file.
+ANSWERS = {"mse": "MSE", "gaussian": "gaussian", "gamma": "Gamma", "zig_list": ZIG}
+INPUTS = ("encod_data", "recon_data", "ext_input", "truth", "sv_mask")
+
+
+def load_quietly(path: Path, **arguments: Any) -> LFADS:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*read as Poisson")
+        return load_model(path, **arguments)
+
+
+def means(name: str) -> dict[int, dict[str, dict[str, np.ndarray]]]:
+    """Inputs and outputs of the existing implementation by session."""
+    sessions: dict[int, dict[str, dict[str, np.ndarray]]] = {}
+    with np.load(FILES / "means" / f"{name}.npz") as file:
+        for key in file:
+            kind, session, field = key.split("/")
+            sessions.setdefault(int(session), {"input": {}, "output": {}})[kind][field] = file[key]
+    return sessions
+
+
+def assert_same_means(model: LFADS, name: str) -> None:
+    expected = means(name)
+    batch = {
+        s: (SessionBatch(*(torch.tensor(fields["input"][key]) for key in INPUTS)), ())
+        for s, fields in expected.items()
+    }
+    with torch.no_grad():
+        outputs: Any = model.predict_step(batch, 0, sample_posteriors=False)
+    for s, fields in expected.items():
+        for key, value in fields["output"].items():
+            actual = getattr(outputs[s], key).numpy()
+            np.testing.assert_allclose(actual, value, rtol=0, atol=1e-5, err_msg=f"{s} {key}")
+
+
+def data_file(folder: Path, name: str) -> Path:
+    """Data file of the trials of `means`."""
+    fields = means(name)[0]["input"]
+    with h5py.File(folder / "data.h5", "w") as file:
+        for key in ("encod_data", "recon_data"):
+            for split in ("train", "valid"):
+                file[f"{split}_{key}"] = fields[key]
+    return folder / "data.h5"
+
+
+def revived(value: Any) -> Any:
+    """Replace records by objects that pickle as those that they stand for."""
+    memo: dict[int, Any] = {}
+
+    def one(value: Any) -> Any:
+        if id(value) in memo:
+            return memo[id(value)]
+        if isinstance(value, Record):
+            module, _, name = value.target.rpartition(".")
+            cls = getattr(import_module(module), name)
+            thing = memo[id(value)] = cls.__new__(cls)
+            thing.__dict__.update(one(value.attributes))
+            return thing
+        if isinstance(value, dict):
+            return type(value)((key, one(item)) for key, item in value.items())
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            return type(value)(one(item) for item in value)
+        return value
+
+    return one(value)
+
+
+def variant(path: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Write a real checkpoint with a change."""
+    checkpoint = revived(load_pickled(CHECKPOINTS / f"{name}.ckpt"))
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    return path
+
+
+# ---- the same model ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CHECKPOINTS.glob("*.ckpt")))
+def test_posterior_means_are_the_same(name: str) -> None:
+    answer = {"reconstruction": ANSWERS[name]} if name in ANSWERS else {}
+    assert_same_means(load_quietly(CHECKPOINTS / f"{name}.ckpt", **answer), name)
+
+
+PLACES = {
+    "run folder": "run_reach",
+    "folder of checkpoints": "run_reach/lightning_checkpoints",
+    "bare file": "run_reach/lightning_checkpoints/last.ckpt",
+    "population": "population",
+    "best model": "population/best_model",
+    "Tune's folder": "population/best_model/checkpoint_epoch=3-step=8",
+    "Tune's file": "population/best_model/checkpoint_epoch=3-step=8/tune.ckpt",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_layout_of_folders(place: str) -> None:
+    assert_same_means(load_quietly(FILES / PLACES[place]), "run_reach")
+
+
+def test_augmentations_come_back_by_their_numbers(tmp_path: Path) -> None:
+    model = load_quietly(CHECKPOINTS / "jitter.ckpt")
+    jitter, shift, dropout = model.train_aug_stack.transforms
+    assert (jitter.width, shift.std, shift.max_shift) == (1, 3.0, 6)
+    assert float(dropout.cd_rate) == pytest.approx(0.3)
+    assert (dropout.cd_pass_rate, dropout.ic_enc_seq_len) == (0.0, 0)
+    assert model.train_aug_stack.batch_order == [0, 1, 2]
+    assert model.train_aug_stack.loss_order == [2]
+    assert len(model.infer_aug_stack) == 0
+    model = load_quietly(CHECKPOINTS / "sbtt.ckpt")
+    for stack, order in ((model.train_aug_stack, [1, 0]), (model.infer_aug_stack, [0])):
+        assert isinstance(stack.transforms[0], augmentations.SelectiveBackpropThruTime)
+        assert stack.loss_order == order
+
+
+def test_numbers_and_priors_come_back() -> None:
+    model = load_quietly(CHECKPOINTS / "sumrecon.ckpt")
+    assert (model.hparams.loss_scale, model.hparams.recon_reduce_mean) == (1.0, False)
+    assert model.hparams.kl_ic_scale == 1e-4
+    assert isinstance(model.ic_prior, priors.MultivariateNormal)
+    assert isinstance(model.co_prior, priors.AutoregressiveMultivariateNormal)
+    model = load_quietly(CHECKPOINTS / "mvn_co.ckpt")
+    assert isinstance(model.co_prior, priors.MultivariateNormal)
+    model = load_quietly(CHECKPOINTS / "null.ckpt")
+    assert not model.variational
+    assert isinstance(model.ic_prior, priors.Null)
+    model = load_quietly(CHECKPOINTS / "autonomous_ar.ckpt")
+    assert not model.use_con
+    assert isinstance(model.co_prior, priors.Null)
+
+
+def test_a_fixed_read_in_stays_fixed() -> None:
+    model = load_quietly(CHECKPOINTS / "reach_days_PCR.ckpt")
+    assert [layer.in_features for layer in model.readin] == [16, 20, 13]
+    assert not any(p.requires_grad for p in model.readin.parameters())
+    assert all(p.requires_grad for p in model.readout.parameters())
+
+
+def test_numbers_of_other_kinds(tmp_path: Path) -> None:
+    """A search may have drawn NumPy's numbers, and states need not be clipped."""
+
+    def change(checkpoint: dict[str, Any]) -> None:
+        values = checkpoint["hyper_parameters"]
+        values |= {"cell_clip": float("inf"), "lr_init": np.float64(0.25)}
+        values |= {"gen_dim": np.int64(32), "dropout_rate": torch.tensor(0.5)}
+
+    model = load_quietly(variant(tmp_path / "x.ckpt", "poisson", change))
+    assert model.hparams.cell_clip == float("inf")
+    assert (model.hparams.lr_init, model.hparams.dropout_rate) == (0.25, 0.5)
+
+
+def test_scales_of_a_module_list_are_loaded(tmp_path: Path) -> None:
+    def change(checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"]["recon.0.scale"] = torch.full((2, 26), 3.0)
+
+    path = variant(tmp_path / "x.ckpt", "zig_list", change)
+    with pytest.raises(ConfigError, match="a ZeroInflatedGamma without its numbers"):
+        load_model(path)
+    model = load_model(path, reconstruction=ZIG)
+    assert model.recon[0].scale.unique().tolist() == [3.0]
+    assert load_model(CHECKPOINTS / "zig_list.ckpt", reconstruction=ZIG).recon[0].scale[0, 0] == 1
+
+
+# ---- questions and answers ---------------------------------------------------------------------
+
+
+def test_poisson_is_said() -> None:
+    with pytest.warns(UserWarning, match="read as Poisson.*MSE.*--reconstruction.*--config"):
+        model = load_model(CHECKPOINTS / "poisson.ckpt")
+    assert type(model.recon[0]) is recons.Poisson
+
+
+@pytest.mark.parametrize(
+    ("name", "without", "with_data"),
+    [
+        ("gaussian", "MSE for 52 channels; Gaussian or Gamma for 26", "Gaussian or Gamma for 26"),
+        ("zig_list", "MSE for 78 .* Gamma for 39 .* ZeroInflatedGamma", "ZeroInflatedGamma"),
+    ],
+)
+def test_what_is_asked(tmp_path: Path, name: str, without: str, with_data: str) -> None:
+    path = CHECKPOINTS / f"{name}.ckpt"
+    with pytest.raises(ConfigError, match=rf"{name}\.ckpt.*{without}.*--config.*--data FILE"):
+        load_model(path)
+    file = data_file(tmp_path, name)
+    with pytest.raises(ConfigError, match=rf"have 26 channels. Legal are {with_data}"):
+        load_model(path, data=file)
+    with pytest.raises(ConfigError, match=r"MSE has 1 parameter\(s\) per channel.*Legal"):
+        load_model(path, data=file, reconstruction="mse")
+    with pytest.raises(ConfigError, match="reconstruction 'gauss' is unknown; did you mean Gauss"):
+        load_model(path, reconstruction="gauss")
+
+
+def test_data_that_are_no_counts_are_not_poisson(tmp_path: Path) -> None:
+    file = data_file(tmp_path, "mse")
+    with h5py.File(file, "r+") as content:
+        content["train_recon_data"][:] += 0.5
+    with pytest.raises(ConfigError, match=r"no spike counts.*hardly Poisson.*MSE"):
+        load_model(CHECKPOINTS / "mse.ckpt", data=file)
+
+
+def test_output_files_in_the_folder_say_the_number_of_channels(tmp_path: Path) -> None:
+    shutil.copy(CHECKPOINTS / "gaussian.ckpt", tmp_path)
+    data_file(tmp_path, "gaussian").rename(tmp_path / "lfads_output_maze.h5")
+    with pytest.raises(ConfigError, match="have 26 channels"):
+        load_model(tmp_path)
+
+
+RECONS = "lfads_torch.modules.recons"
+CONFIGS = {
+    "bare list": f"reconstruction:\n- _target_: {RECONS}.Gamma\n",
+    "one": f"reconstruction: {{_target_: {RECONS}.Gamma}}\n",
+    "module list": "reconstruction: {_target_: torch.nn.ModuleList, modules: "
+    f"[{{_target_: {RECONS}.Gamma}}]}}\n",
+    "several sessions": f"reconstruction: {{_target_: {RECONS}.MultisessionReconstruction, "
+    "datafile_pattern: '${datamodule.datafile_pattern}', "
+    f"recon: {{_target_: {RECONS}.Gamma}}}}\n",
+    "whole run": f"seed: 0\nmodel:\n  reconstruction: [{{_target_: {RECONS}.Gamma}}]\n",
+}
+
+
+@pytest.mark.parametrize("form", CONFIGS)
+def test_a_configuration_answers(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "model" / "reach.yaml"
+    path.parent.mkdir()
+    path.write_text(CONFIGS[form])
+    model = load_model(CHECKPOINTS / "gamma.ckpt", config=path)
+    assert_same_means(model, "gamma")
+    primary = tmp_path / "single.yaml"
+    primary.write_text("defaults:\n- model: reach\n- _self_\nseed: null\n")
+    if form != "whole run":
+        assert type(load_model(CHECKPOINTS / "gamma.ckpt", config=primary).recon[0]) is recons.Gamma
+
+
+def test_a_configuration_gives_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "zig.yaml"
+    path.write_text(
+        "n: {loc: 1e-1}\nreconstruction:\n"
+        f"- {{_target_: {RECONS}.ZeroInflatedGamma, recon_dim: '${{x.y}}', "
+        "gamma_loc: '${n.loc}', scale_init: 1.0, scale_prior: 1.0, scale_penalty: 1e-3}\n"
+    )
+    model = load_model(CHECKPOINTS / "zig_list.ckpt", config=path)
+    assert model.recon[0].scale_penalty == 1e-3
+    assert_same_means(model, "zig_list")
+    path.write_text(f"reconstruction: {{_target_: {RECONS}.ZeroInflatedGamma, gamma_loc: 0.1}}")
+    with pytest.raises(ConfigError, match="lacks its scale_init, scale_prior, scale_penalty"):
+        load_model(CHECKPOINTS / "zig_list.ckpt", config=path)
+
+
+def test_a_configuration_beside_the_checkpoint_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "lightning_checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(CHECKPOINTS / "gamma.ckpt", folder / "last.ckpt")
+    (tmp_path / "run" / "config.yaml").write_text(CONFIGS["whole run"])
+    assert_same_means(load_model(tmp_path / "run"), "gamma")
+
+
+def test_answers_that_cannot_be_read(tmp_path: Path) -> None:
+    path = CHECKPOINTS / "gamma.ckpt"
+    with pytest.raises(UserError, match="there is no configuration"):
+        load_model(path, config=tmp_path / "nowhere.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(UserError, match="cannot be read as YAML"):
+        load_model(path, config=tmp_path / "bad.yaml")
+    with pytest.raises(ConfigError, match="cannot be read; write a name"):
+        load_model(path, reconstruction="gamma(__import__('os').getpid())")
+
+
+def student(checkpoint: dict[str, Any], group: str, size: int) -> None:
+    state = checkpoint["state_dict"]
+    for name in [name for name in state if name.startswith(f"{group}.")]:
+        del state[name]
+    state[f"{group}.loc"] = torch.full((size,), 0.25)
+    state[f"{group}.logscale"] = torch.zeros(size)
+
+
+def test_a_student_prior_needs_its_degrees_of_freedom(tmp_path: Path) -> None:
+    path = variant(tmp_path / "ic.ckpt", "poisson", lambda c: student(c, "ic_prior", 16))
+    with pytest.raises(ConfigError, match=r"ic_prior is a Student-t.*ic_prior=.*--config"):
+        load_quietly(path)
+    model = load_quietly(path, ic_prior=priors.MultivariateStudentT(0.0, 1.0, 5.0, 16))
+    assert model.ic_prior.loc.unique().tolist() == [0.25]
+    (tmp_path / "m.yaml").write_text(
+        "ic_prior: {_target_: lfads_torch.modules.priors.MultivariateStudentT, loc: 0, scale: 1, "
+        "df: 7, shape: '${model.ic_dim}'}"
+    )
+    assert load_quietly(path, config=tmp_path / "m.yaml").ic_prior.df == 7
+
+    def of_inputs(checkpoint: dict[str, Any]) -> None:
+        student(checkpoint, "co_prior", 2)
+        prior = priors.MultivariateStudentT(0.0, 1.0, 9.0, 2)
+        checkpoint["hyper_parameters"]["co_prior"] = prior
+
+    assert load_quietly(variant(tmp_path / "co.ckpt", "poisson", of_inputs)).co_prior.df == 9
+
+
+class Mine(nn.Module):
+    """Transform, or prior, of one's own."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def process_batch(self, batch: SessionBatch) -> SessionBatch:
+        return batch
+
+    def forward(self, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+        return mean.new_zeros(())
+
+    def make_posterior(self, mean: torch.Tensor, std: torch.Tensor) -> Any:
+        return priors.gaussian_posterior(mean, std)
+
+
+def test_what_is_of_ones_own_is_asked_for(tmp_path: Path) -> None:
+    def put(name: str, value: Any) -> Path:
+        def change(checkpoint: dict[str, Any]) -> None:
+            target = checkpoint["hyper_parameters"]
+            if name.endswith("stack"):
+                stack = copy.copy(target[name])
+                stack.__dict__["batch_transforms"] = [value, *stack.__dict__["batch_transforms"]]
+                value_here = stack
+            else:
+                value_here = value
+            target[name] = value_here
+
+        return variant(tmp_path / f"{name}.ckpt", "poisson", change)
+
+    with pytest.warns(UserWarning, match=r"train_aug_stack holds .*\.Mine, .* left out"):
+        model = load_model(put("train_aug_stack", Mine()))
+    assert len(model.train_aug_stack) == 1
+    path = put("infer_aug_stack", Mine())
+    with pytest.raises(ConfigError, match=r"infer_aug_stack holds .*\.Mine.*infer_aug_stack=.*"):
+        load_quietly(path)
+    stack = augmentations.AugmentationStack([Mine()], [0])
+    assert load_quietly(path, infer_aug_stack=stack).infer_aug_stack is stack
+    path = put("co_prior", Mine())
+    with pytest.raises(ConfigError, match=r"co_prior is .*\.Mine, which is not of this package"):
+        load_quietly(path)
+    with pytest.raises(ConfigError, match="reconstruction is not of this package"):
+        load_quietly(put("reconstruction", Mine()))
+
+
+def test_the_best_checkpoint_is_the_one_that_lightning_names(tmp_path: Path) -> None:
+    """By its file name beside the checkpoint, wherever the folder lies now."""
+    folder = tmp_path / "moved" / "lightning_checkpoints"
+    folder.mkdir(parents=True)
+    for number, name in enumerate(("2-6.ckpt", "3-9.ckpt", "last.ckpt")):
+        shutil.copy(FILES / "run_reach" / "lightning_checkpoints" / "last.ckpt", folder / name)
+        os.utime(folder / name, (1000 + number, 1000 + number))
+    best = find_checkpoint(tmp_path / "moved", best=True)
+    assert best is not None
+    assert best.name == "2-6.ckpt"
+    (folder / "2-6.ckpt").unlink()
+    assert find_checkpoint(folder, best=True) == folder / "3-9.ckpt"
+    assert find_checkpoint(folder) == folder / "last.ckpt"
+
+
+# ---- sampling ----------------------------------------------------------------------------------
+
+
+def test_sampling_new_trials_from_an_old_checkpoint(tmp_path: Path) -> None:
+    data = data_file(tmp_path, "gaussian")
+    shutil.copy(CHECKPOINTS / "gaussian.ckpt", tmp_path)
+    old = tmp_path / "gaussian.ckpt"
+    with pytest.raises(ConfigError, match="Gaussian or Gamma for 26 channels"):
+        sample_run(old, data=data, num_samples=1)
+    (path,) = sample_run(old, data=data, num_samples=1, reconstruction="gaussian")
+    with h5py.File(path) as file:
+        assert file["valid_output_params"].shape == (4, 30, 26)
+    (tmp_path / "m.yaml").write_text(CONFIGS["bare list"].replace("Gamma", "Gaussian"))
+    sample_run(old, data=data, num_samples=1, output=tmp_path / "o.h5", config=tmp_path / "m.yaml")
+    with pytest.raises(UserError, match="does not say what its data were"):
+        sample_run(FILES / "run_reach")
+
+
+@pytest.mark.filterwarnings("ignore:.*read as Poisson")
+def test_sampling_a_run_folder_whose_data_exist(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(FILES / "run_reach", run)
+    data = data_file(tmp_path, "run_reach")
+    text = (run / "hparams.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("datafile_pattern"))
+    text = text.replace(line, f"datafile_pattern: {data}")
+    (run / "hparams.yaml").write_text(text[: text.index("attr_keys")] + text[text.index("cell") :])
+    (path,) = sample_run(run, num_samples=1, output=tmp_path / "o.h5")
+    with h5py.File(path) as file:
+        assert file["valid_factors"].shape == (4, 24, 8)
+
+
+# ---- nothing is executed -----------------------------------------------------------------------
+
+
+class Exploit:
+    """Runs a command wherever it is unpickled in the usual way."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> Any:
+        return os.system, (self.command,)
+
+
+EVIL: dict[str, Callable[[dict[str, Any], Exploit], Any]] = {
+    "top": lambda c, evil: c.update(evil=evil),
+    "numbers": lambda c, evil: c["hyper_parameters"].update(lr_init=evil, datafile_pattern=evil),
+    "weights": lambda c, evil: c["state_dict"].update({"x": evil}),
+    "prior": lambda c, evil: c["hyper_parameters"].update(co_prior=evil),
+    "stack": lambda c, evil: c["hyper_parameters"].update(train_aug_stack=evil),
+    "transform": lambda c, evil: c["hyper_parameters"]["train_aug_stack"].__dict__.update(
+        batch_transforms=[evil]
+    ),
+    "reconstruction": lambda c, evil: c["hyper_parameters"].update(reconstruction=evil),
+    "callbacks": lambda c, evil: c["callbacks"].update(evil=evil),
+    "optimizer": lambda c, evil: c["optimizer_states"][0].update(evil=evil),
+    "loops": lambda c, evil: c["loops"].update(evil=evil),
+}
+
+
+@pytest.mark.parametrize("place", EVIL)
+@pytest.mark.filterwarnings("ignore:.*(read as Poisson|left out)")
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, place: str) -> None:
+    marker = tmp_path / "executed"
+    evil = Exploit(f"touch {marker}")
+    path = variant(tmp_path / "x.ckpt", "poisson", lambda c: EVIL[place](c, evil))
+    with suppress(UserError):  # what it stands for is asked for
+        load_model(path)
+    read_checkpoint(path)
+    assert not marker.exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.load(path, weights_only=False)
+    assert marker.exists()  # the file does execute where it is opened without care
+
+
+@pytest.mark.parametrize("file", ["hparams.yaml", "csv_logs/hparams.yaml", "config.yaml"])
+@pytest.mark.filterwarnings("ignore:.*read as Poisson")
+def test_nothing_in_yaml_is_executed(tmp_path: Path, file: str) -> None:
+    marker = tmp_path / "executed"
+    shutil.copytree(FILES / "run_reach", tmp_path / "run")
+    for tag in ("object/apply:os.system", "object/new:os.system"):
+        text = f"gen_dim: !!python/{tag} ['touch {marker}']\nname: !!python/name:os.system ''\n"
+        text += "module: !!python/module:antigravity ''\n"
+        (tmp_path / "run" / file).write_text(text)
+        load_model(tmp_path / "run")
+        load_model(CHECKPOINTS / "poisson.ckpt", config=tmp_path / "run" / file)
+    assert not marker.exists()
+
+
+def test_records_hold_names_and_numbers_alone() -> None:
+    stored: Mapping[str, Any] = load_pickled(CHECKPOINTS / "poisson.ckpt")["hyper_parameters"]
+    stack = stored["train_aug_stack"]
+    assert isinstance(stack, Record)
+    assert stack.target == "lfads_torch.modules.augmentations.AugmentationStack"
+    dropout = stack.attributes["batch_transforms"][0]
+    assert dropout is stack.attributes["loss_transforms"][0]
+    assert dropout.attributes["cd_rate"] == 0.3
+    assert dropout.attributes["cd_input_dist"].is_known
