@@ -20,7 +20,7 @@ MODULES = {
 LAYERS = [
     "errors seeds tuples files progress folder compat",
     "arguments kernels data search.space search.rules search.settings search.history",
-    "modules metrics datamodules prep sessions.align sessions.align_files",
+    "modules metrics datamodules prep sessions.align sessions.align_files compat.populations",
     "network",
     "objective",
     "model",

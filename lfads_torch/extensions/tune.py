@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping
 
-from ..compat import ray_names
+from ..compat import populations, ray_names
 from ..errors import ConfigError
 from ..folder import as_frame, read_population
 from ..search.ray import require_ray
@@ -78,26 +78,33 @@ class EarlyStoppingWithBurnInPeriod(EarlyStopping):
             super().on_train_epoch_end(trainer, pl_module)
 
 
-def read_pbt_fitlog(pbt_dir: str | Path) -> Any:
+def read_pbt_fitlog(pbt_dir: str | Path, n_processes: int = 8) -> Any:
     """Read what every member of a search logged in every epoch.
 
     Parameters
     ----------
     pbt_dir : path
-        Run folder of a search.
+        Run folder of a search, or a folder of trials that a script wrote with Ray Tune.
+    n_processes : int
+        Not used: files are read by this process. Scripts give it.
 
     Returns
     -------
     pandas.DataFrame
-        One row for each epoch and member: ``epoch``, ``generation``, ``member``, ``parent`` (the
-        member it became a copy of before this epoch, else itself), ``diverged``, hyper-parameters
-        ``hp/...``, and losses and scores such as ``valid/recon_smth``; NaN where not logged.
+        For a search, one row for each epoch and member: ``epoch``, ``generation``, ``member``,
+        ``parent`` (the member it became a copy of before this epoch, else itself), ``diverged``,
+        hyper-parameters ``hp/...``, and losses and scores such as ``valid/recon_smth``; NaN where
+        not logged. For a folder of trials, one row for each epoch of every ``metrics.csv``: its
+        columns, gaps filled from the row before, and ``worker_id``, the number of the file in
+        sorted order.
 
     Raises
     ------
     DataError
-        If the folder holds no search.
+        If the folder holds neither.
     UserError
         If pandas is not installed.
     """
+    if populations.is_population(pbt_dir):
+        return populations.read_logs(pbt_dir)
     return as_frame(read_population(pbt_dir))

@@ -7,53 +7,64 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..compat import populations
+from ..errors import UserError, did_you_mean
 from ..folder import as_frame, read_hyperparameters, read_population
 from .plots.hyperparameters import hyperparameter_paths
 
 
 def read_pbt_hps(pbt_dir: str | Path) -> Any:
-    """Read the hyper-parameters of every member in every generation.
+    """Read the hyper-parameters of every member of a search.
 
     Parameters
     ----------
     pbt_dir : path
-        Run folder of a search.
+        Run folder of a search, or a folder of trials that a script wrote with Ray Tune.
 
     Returns
     -------
     pandas.DataFrame
-        One row for each generation and member: ``generation``, ``epoch`` (its first), ``member``,
-        ``parent`` (the member it was copied from at the start of the generation, else itself) and
-        the hyper-parameters by their names in the configuration, such as ``model.lr_init``.
+        For a search, one row for each generation and member: ``generation``, ``epoch`` (its
+        first), ``member``, ``parent`` (the member it was copied from at the start of the
+        generation, else itself) and the hyper-parameters by their names in the configuration, such
+        as ``model.lr_init``. For a folder of trials, one row for each start and each take-over:
+        ``trial_num``, ``cur_epoch`` (the first with these values), and every key of the
+        configuration.
 
     Raises
     ------
     DataError
-        If the folder holds no search.
+        If the folder holds neither.
     UserError
         If pandas is not installed.
     """
+    if populations.is_population(pbt_dir):
+        return as_frame(populations.hyper_parameters(pbt_dir))
     return as_frame(read_hyperparameters(pbt_dir))
 
 
 def plot_pbt_hps(
     pbt_dir: str | Path,
     plot_field: str | None = None,
-    color: str | None = None,
     save_dir: str | Path | None = None,
+    **kwargs: Any,
 ) -> Figure:
-    """Draw the path of a hyper-parameter through a search, with the lineage of the best member.
+    """Draw the path of a hyper-parameter through a search.
+
+    The figure of a search shows the lineage of the best member. Of a folder of trials, and with
+    more arguments than `color`, it is a line for each member, which pandas draws.
 
     Parameters
     ----------
     pbt_dir : path
-        Run folder of a search.
+        Run folder of a search, or a folder of trials that a script wrote with Ray Tune.
     plot_field : str, optional
-        Hyper-parameter, with or without ``model.`` in front; by default all that vary.
-    color : Matplotlib colour, optional
-        Of the best member's path.
+        Hyper-parameter, with or without ``model.`` in front; by default all that vary in a search.
     save_dir : path, optional
-        Folder for a PNG named after the hyper-parameter; made where it does not exist.
+        Folder for a PNG named after the hyper-parameter, with ``_`` for each dot; made where it
+        does not exist.
+    **kwargs
+        ``color`` of the best member's path, or any argument of pandas' ``plot``.
 
     Returns
     -------
@@ -62,14 +73,36 @@ def plot_pbt_hps(
     Raises
     ------
     DataError
-        If the folder holds no search.
+        If the folder holds neither.
     UserError
-        If the search had no such hyper-parameter.
+        If the search had no such hyper-parameter, or if pandas is needed and not installed.
     """
-    names = None if plot_field is None else [plot_field]
-    figure = hyperparameter_paths(read_population(pbt_dir), names, color=color)
+    if populations.is_population(pbt_dir) or kwargs.keys() - {"color"}:
+        figure = _lines(pbt_dir, plot_field, **kwargs)
+    else:
+        names = None if plot_field is None else [plot_field]
+        figure = hyperparameter_paths(read_population(pbt_dir), names, **kwargs)
     if save_dir is not None:
         folder = Path(save_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(folder / f"{plot_field or 'hyperparameters'}.png")
+        name = (plot_field or "hyperparameters").replace(".", "_")
+        figure.savefig(folder / f"{name}.png")
+    return figure
+
+
+def _lines(pbt_dir: str | Path, plot_field: str | None, **kwargs: Any) -> Figure:
+    table = read_pbt_hps(pbt_dir)
+    if "trial_num" in table:
+        member, epoch, last = "trial_num", "cur_epoch", populations.last_epoch(pbt_dir)
+    else:
+        member, epoch, last = "member", "epoch", int(read_population(pbt_dir)["epoch"].max())
+    numbers = table.drop(columns=[member, epoch]).select_dtypes("number")
+    field = plot_field if plot_field in numbers else f"model.{plot_field}"
+    if field not in numbers:
+        advice = did_you_mean(str(plot_field), numbers.columns)
+        raise UserError(f"plot_field is {plot_field}, no hyper-parameter of {pbt_dir}; {advice}")
+    values = table.pivot_table(field, epoch, member, aggfunc="last")
+    values = values.reindex(range(last + 1)).ffill()
+    style = {"legend": False, "drawstyle": "steps-post", "xlabel": "epoch", "ylabel": field}
+    figure: Figure = values.plot(**{**style, **kwargs}).figure
     return figure

@@ -29,7 +29,8 @@ def test_plot_pbt_hps(folder, field, tmp_path):
     figure = plot_pbt_hps(folder, field, color="green", save_dir=tmp_path / "figures")
     assert [axis.get_title() for axis in figure.axes] == ["lr_init"]
     assert np.allclose(figure.axes[0].collections[-1].get_colors()[0], (0, 128 / 255, 0, 1))
-    assert (tmp_path / "figures" / f"{field}.png").stat().st_size > 1000
+    file = tmp_path / "figures" / f"{field.replace('.', '_')}.png"
+    assert file.stat().st_size > 1000
 
 
 def test_all_of_them(folder, tmp_path):
