@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
-from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from ..errors import ConfigError, did_you_mean
@@ -28,54 +27,39 @@ EXTRAS = {"wandb": "wandb", "ray": "tune", "pynwb": "nwb"}
 
 
 class Arguments(NamedTuple):
-    """What a class or function takes.
-
-    Attributes
-    ----------
-    legal : tuple of str
-        Names of its arguments.
-    required : tuple of str
-        Those without a default.
-    is_open : bool
-        True where it takes any further name (``**kwargs``).
-    numbers : frozenset of str
-        Those that are annotated as numbers, truth values or None and nothing else.
-    """
+    """Names of what a class or function takes; `is_open` where it takes any other name, too."""
 
     legal: tuple[str, ...]
     required: tuple[str, ...]
     is_open: bool
+    #: Those that are annotated as numbers, truth values or None and nothing else.
     numbers: frozenset[str] = frozenset()
 
 
 def find_target(path: str, where: str) -> Any:
     """Import what a ``_target_`` names; `where` is the key of its node, for the message."""
-    parts = str(path).split(".")
-    found: Any = None
-    used = 0
-    for used in range(len(parts), 0, -1):
-        module = ".".join(parts[:used])
+    names = str(path).split(".")
+    for n_names in range(len(names), 0, -1):
+        holder, rest = ".".join(names[:n_names]), names[n_names:]
         try:
-            found = import_module(module)
+            target = import_module(holder)
             break
         except ModuleNotFoundError as error:
-            if not (module == error.name or module.startswith(f"{error.name}.")):
+            if not (holder == error.name or holder.startswith(f"{error.name}.")):
                 raise ConfigError(f"{where}._target_={path}: {_missing(error.name)}") from error
-    if found is None:
+    else:
         raise ConfigError(
-            f"{where}._target_={path}: {_missing(parts[0])} A module of your own must lie in the "
+            f"{where}._target_={path}: {_missing(names[0])} A module of your own must lie in the "
             "folder where the command is started, or be installed."
         )
-    for name in parts[used:]:
-        if not hasattr(found, name):
-            advice = did_you_mean(name, _public_names(found))
-            holder = ".".join(parts[:used])
+    for name in rest:
+        if not hasattr(target, name):
+            advice = did_you_mean(name, _public_names(target))
             raise ConfigError(f"{where}._target_={path}: {holder} has no {name}; {advice}")
-        found = getattr(found, name)
-        used += 1
-    if not callable(found):
+        target, holder = getattr(target, name), f"{holder}.{name}"
+    if not callable(target):
         raise ConfigError(f"{where}._target_={path} is neither a class nor a function")
-    return found
+    return target
 
 
 def arguments_of(target: Any) -> Arguments:
@@ -88,19 +72,15 @@ def arguments_of(target: Any) -> Arguments:
     legal: dict[str, None] = {}
     numbers: frozenset[str] = frozenset()
     required: tuple[str, ...] | None = None
-    is_open = True
-    for cls in target.__mro__:
-        if "__init__" not in vars(cls) or not is_open:
-            continue
-        if cls is object:
-            is_open = False
-            continue
-        one = _signature(vars(cls)["__init__"], skip_first=True)
-        numbers |= one.numbers - legal.keys()
-        legal.update(dict.fromkeys(one.legal))
-        required = one.required if required is None else required
-        is_open = one.is_open
-    return Arguments(tuple(legal), required or (), is_open, numbers)
+    for cls in target.__mro__[:-1]:  # without object, which takes nothing
+        if "__init__" in vars(cls):
+            known = _signature(vars(cls)["__init__"], skip_first=True)
+            numbers |= known.numbers - legal.keys()
+            legal.update(dict.fromkeys(known.legal))
+            required = known.required if required is None else required
+            if not known.is_open:
+                break
+    return Arguments(tuple(legal), required or (), False, numbers)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -182,14 +162,10 @@ def _missing(name: str | None) -> str:
 
 
 def _public_names(holder: Any) -> list[str]:
-    if isinstance(holder, ModuleType):
-        own = [
-            n for n, v in vars(holder).items() if getattr(v, "__module__", "") == holder.__name__
-        ]
-        names = own or dir(holder)
-    else:
-        names = dir(holder)
-    return [name for name in names if not name.startswith("_")]
+    """Return the names that a module defines, or else all that a module or class has."""
+    names = [name for name in dir(holder) if not name.startswith("_")]
+    members, module = getattr(holder, "__dict__", {}), getattr(holder, "__name__", "")
+    return [n for n in names if getattr(members.get(n), "__module__", "") == module] or names
 
 
 def _signature(function: Any, *, skip_first: bool) -> Arguments:

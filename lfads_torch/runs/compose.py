@@ -247,9 +247,8 @@ def _check_option(text: str, folders: Sequence[Path]) -> None:
         return
     group = key.split("@")[0]
     options = _options(group, folders)
-    if Path(value).stem not in options and not any(
-        (folder / group / f"{value}.yaml").is_file() for folder in folders
-    ):
+    file = f"{value.removesuffix('.yaml')}.yaml"
+    if not any((folder / group / file).is_file() for folder in folders):
         places = ", ".join(str(folder / group) for folder in folders if (folder / group).is_dir())
         raise ConfigError(
             f"{group}={value}: there is no {value}.yaml in {places}; {did_you_mean(value, options)}"
@@ -289,8 +288,7 @@ def absolute_pattern(pattern: str, start: Path) -> str:
 
 
 def _make_patterns_absolute(node: Any, start: Path) -> None:
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if key == "datafile_pattern" and isinstance(value, str):
             node[key] = absolute_pattern(value, start)
         elif key == "datafile_pattern" and isinstance(value, list):
