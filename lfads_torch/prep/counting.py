@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ..data.find import list_some
 from ..errors import DataError, UserError
 from .binning import MOST_PER_BIN, bin_windows, is_sorted, rebin
-from .sources.recording import BinnedSpikes, Recording, SpikeTimes
-from .trials import Windows, whole_bins
+from .sources.recording import BinnedSpikes, Recording
+from .trials import Windows, neighbours, whole_bins
 
 Array = NDArray[Any]
 Blocks = Iterator[tuple[int, Array]]
@@ -67,13 +67,8 @@ class CountStore:
                 "some space, or write to another disk (-o)."
             ) from err
 
-    def put_unit(self, unit: int, counts: Array) -> None:
-        """Write a unit's counts in all bins."""
-        with self._disk():
-            self._data[unit] = counts
-
-    def put_bins(self, start: int, counts: Array) -> None:
-        """Write counts of all units, shape (bins, units)."""
+    def put(self, start: int, counts: Array) -> None:
+        """Write from the unit `start` on, or from the bin `start` on."""
         with self._disk():
             self._data[start : start + len(counts)] = counts
 
@@ -88,12 +83,6 @@ class CountStore:
         if self._temporary is not None:
             self._data.file.close()
             self._temporary.cleanup()
-
-    def __enter__(self) -> CountStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @dataclass
@@ -139,19 +128,9 @@ def count(
 
     `fine` divides every bin. `drop_duplicates` counts spikes of a unit at the very same time once.
     """
-    if isinstance(recording.spikes, SpikeTimes):
-        return _count_times(recording.spikes, windows, folder, fine, drop_duplicates, progress)
-    return _count_bins(recording.spikes, windows, folder, fine, progress)
-
-
-def _count_times(
-    spikes: SpikeTimes,
-    windows: Windows,
-    folder: Path,
-    fine: int,
-    drop_duplicates: bool,
-    progress: Progress,
-) -> Counted:
+    spikes = recording.spikes
+    if isinstance(spikes, BinnedSpikes):
+        return _count_bins(spikes, windows, folder, fine, progress)
     shape = (len(windows.starts), windows.n_bins * fine)
     n_bins = shape[0] * shape[1]
     store = CountStore(n_bins, spikes.n_units, np.dtype(np.uint16), True, folder)
@@ -178,7 +157,7 @@ def _count_times(
                 out=counts,
             )
             last = ordered[-1] if len(ordered) else last
-        store.put_unit(unit, counts.reshape(-1))
+        store.put(unit, counts.reshape(1, -1))
     progress("counting spikes, unit", spikes.n_units, spikes.n_units)
     counted = Counted(store, windows, fine)
     if unsorted:
@@ -212,27 +191,26 @@ def _count_bins(
     inner, length = factor // fine, windows.n_bins * factor
     continuous = _is_continuous(spikes)
     dtype = np.dtype(np.float32 if spikes.array.dtype.kind == "f" else np.uint16)
-    n_windows = len(windows.starts)
+    done, n_windows = 0, len(windows.starts)
     store = CountStore(n_windows * windows.n_bins * fine, spikes.n_units, dtype, False, folder)
     first = np.round((windows.starts - spikes.start) / spikes.bin_s).astype(np.int64)
     most = max(1, _AT_ONCE // (spikes.n_units * max(4, spikes.array.dtype.itemsize)))
-    order = np.argsort(first, kind="stable")
-    begin = 0
-    while begin < n_windows:
-        progress("reading bins, window", begin, n_windows)
-        end = begin + 1
-        while end < n_windows and first[order[end]] + length - first[order[begin]] <= most:
-            end += 1
-        low, high = int(first[order[begin]]), int(first[order[end - 1]]) + length
+    for group in neighbours(first, length, most):
+        progress("reading bins, window", done, n_windows)
+        low, high = int(first[group[0]]), int(first[group[-1]]) + length
         values = spikes.read(low, high)
-        _check_counts(values, continuous)
-        for window in order[begin:end]:
+        if not continuous and (bad := _count_fractions(values)):
+            raise DataError(
+                f"Binned spikes hold {bad} values that are negative or fractional among counts; "
+                "correct them, or mark them missing with NaN."
+            )
+        for window in group:
             bins = values[first[window] - low :][:length]
             bins = rebin(bins, inner, average=continuous)
             if bins.dtype.kind in "ui" and bins.max(initial=0) > MOST_PER_BIN:
                 raise DataError(f"A bin holds {bins.max()} spikes, more than {MOST_PER_BIN}.")
-            store.put_bins(int(window) * windows.n_bins * fine, bins.astype(dtype))
-        begin = end
+            store.put(int(window) * windows.n_bins * fine, bins.astype(dtype))
+        done += len(group)
     progress("reading bins, window", n_windows, n_windows)
     return Counted(store, windows, fine, continuous)
 
@@ -242,21 +220,13 @@ def _is_continuous(spikes: BinnedSpikes) -> bool:
     if spikes.array.dtype.kind in "bui":
         return False
     length = min(spikes.n_bins, max(1, (1 << 20) // spikes.n_units))
-    for start in np.linspace(0, spikes.n_bins - length, 4).astype(int):
-        values = spikes.read(int(start), int(start) + length)
-        values = values[np.isfinite(values)]
-        if ((values < 0) | (values != np.floor(values))).any():
-            return True
-    return False
+    starts = np.linspace(0, spikes.n_bins - length, 4).astype(int).tolist()
+    return any(_count_fractions(spikes.read(start, start + length)) for start in starts)
 
 
-def _check_counts(values: Array, continuous: bool) -> None:
-    if continuous or values.dtype.kind in "bu":
-        return
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    bad = (finite < 0) | (finite != np.floor(finite))
-    if bad.any():
-        raise DataError(
-            f"Binned spikes hold {int(bad.sum())} values that are negative or fractional among "
-            "counts; correct them, or mark them missing with NaN."
-        )
+def _count_fractions(values: Array) -> int:
+    """Count the known values that are no counts: negative or fractional."""
+    if values.dtype.kind in "bu":
+        return 0
+    known = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return int(((known < 0) | (known != np.floor(known))).sum())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,12 +104,12 @@ def covered_bins(starts: ArrayLike, window: int, n_bins: int) -> Array:
     return np.asarray(np.cumsum(steps[:-1]) > 0)
 
 
-def leaking_windows(starts: Mapping[str, ArrayLike], window: int) -> Array:
-    """Return which windows of "valid" share bins with one of "train"; `starts` are first bins."""
-    train, valid = (np.sort(np.asarray(starts["train"])), np.asarray(starts["valid"]))
-    # A training window that starts within (start - window, start + window) shares a bin.
-    low = np.searchsorted(train, valid - window, side="right")
-    return np.asarray(np.searchsorted(train, valid + window, side="left") > low)
+def leaking_windows(starts: Array, others: Array, window: int) -> Array:
+    """Return which windows share bins with one of the others; both are first bins."""
+    ordered = np.sort(others)
+    # Another window that starts within (start - window, start + window) shares a bin.
+    low = np.searchsorted(ordered, starts - window, side="right")
+    return np.asarray(np.searchsorted(ordered, starts + window, side="left") > low)
 
 
 def merge_file(
@@ -202,13 +202,10 @@ def _places(
             f"chop_recording do; for others name the per-window key that numbers the windows "
             f"(--positions, such as inds) and the bins that neighbours share (--overlap).{hint}"
         )
-    lengths = {
-        split: shape[:2] for split in splits if (shape := _shape(file, f"{split}_recon_data"))
-    } or {split: shape[:2] for split in splits if (shape := _shape(file, f"{split}_encod_data"))}
-    windows = {length for _, length in lengths.values()}
-    if not windows:
+    lengths = _lengths(file, splits, "recon_data") or _lengths(file, splits, "encod_data")
+    if not lengths:
         raise DataError(f"{path} holds no windows: it has no 'train_recon_data'.")
-    window = int(windows.pop())
+    window = next(iter(lengths.values()))[1]
     if overlap is not None and not 0 <= overlap < window:
         raise UserError(
             f"overlap={overlap} bins of a window of {window}; legal is 0 to {window - 1}"
@@ -226,8 +223,14 @@ def _places(
     return starts, window, int(file.attrs.get("chop_n_bins", n_bins))
 
 
-def _shape(file: h5py.File, key: str) -> tuple[int, ...] | None:
-    return file[key].shape if key in file and file[key].ndim == 3 else None
+def _lengths(file: h5py.File, splits: Iterable[str], name: str) -> dict[str, tuple[int, int]]:
+    """Return how many windows each split has of an array, and their bins."""
+    keys = {split: f"{split}_{name}" for split in splits}
+    return {
+        split: (int(file[key].shape[0]), int(file[key].shape[1]))
+        for split, key in keys.items()
+        if key in file and file[key].ndim == 3
+    }
 
 
 def _series(
@@ -238,12 +241,8 @@ def _series(
     chopped: Sequence[str],
 ) -> list[str]:
     """Return the names of the arrays that hold a row per window and, in it, a row per bin."""
-    lengths = {
-        shape[1]
-        for split in starts
-        for name in ("encod_data", "recon_data")
-        if (shape := _shape(file, f"{split}_{name}"))
-    }
+    arrays = [_lengths(file, starts, name) for name in ("encod_data", "recon_data")]
+    lengths = {length for of_array in arrays for _, length in of_array.values()}
     series: dict[str, None] = {}
     for split, first in starts.items():
         for key in list_keys(file):
@@ -267,7 +266,7 @@ def _series(
 def _warn_of_leaks(path: Path, starts: Mapping[str, Array], window: int) -> None:
     if not {"train", "valid"} <= set(starts):
         return
-    leaks = int(leaking_windows(starts, window).sum())
+    leaks = int(leaking_windows(starts["valid"], starts["train"], window).sum())
     if leaks:
         warnings.warn(
             f"{path.name}: {leaks} of {len(starts['valid'])} validation windows share bins with "

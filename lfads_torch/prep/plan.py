@@ -244,8 +244,7 @@ def overlapping(windows: Windows, labels: Labels) -> NDArray[np.bool_]:
         later = starts[labels > number]
         of_split = labels == number
         if later.size and of_split.any():
-            windows_of = {"train": later, "valid": starts[of_split]}
-            shared[of_split] = leaking_windows(windows_of, length)
+            shared[of_split] = leaking_windows(starts[of_split], later, length)
     return shared
 
 

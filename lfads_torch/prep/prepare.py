@@ -9,6 +9,7 @@ larger than memory. The same file and options give the same bytes.
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def prepare(
         drop_duplicates=options.drop_duplicates,
         progress=progress,
     )
-    with counted.store:
+    with closing(counted.store):
         sums, largest = sum_units(counted, plan.labels == 0, options.max_correlation is not None)
         kept, dropped, chosen = choose_units(recording, options, sums, bin_s / fine)
         warnings += counted.warnings + dropped

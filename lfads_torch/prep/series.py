@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from .binning import TOLERANCE_S
 from .sources.recording import Series
+from .trials import neighbours
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -26,9 +25,7 @@ class Sampler:
 
     def __init__(self, series: Series, bin_s: float) -> None:
         self.series, self.bin_s = series, bin_s
-        self.times: Floats | None = None
-        if series.times is not None:
-            self.times = series.clock.seconds(series.times[:])
+        self.times = None if series.times is None else series.seconds(0, series.n_samples)
         step = self._step()
         self.coarse = step > bin_s * (1 + 1e-6)
 
@@ -41,7 +38,8 @@ class Sampler:
         """Return values in windows that begin at `starts` (seconds): windows x bins x channels."""
         result = np.full((len(starts), n_bins, self.series.n_channels), np.nan)
         width = n_bins * self.bin_s
-        for rows in self._groups(starts, width):
+        most = _AT_ONCE / max(1, self.series.n_channels) * min(self._step(), width)
+        for rows in neighbours(starts, width, most):
             low, high = starts[rows].min() - self.bin_s, starts[rows].max() + width + self.bin_s
             # One more on each side, for interpolation.
             begin = max(0, int(self._index(np.array([low]))[0]) - 1)
@@ -52,16 +50,6 @@ class Sampler:
                 take = self._interpolate if self.coarse else self._average
                 result[rows] = take(values, begin, bins)
         return result
-
-    def _groups(self, starts: Floats, width: float) -> Iterator[Indices]:
-        """Yield windows that lie close enough together to read all between them at once."""
-        most = _AT_ONCE / max(1, self.series.n_channels) * min(self._step(), width)
-        order = np.argsort(starts, kind="stable")
-        first = 0
-        for i in range(1, len(order) + 1):
-            if i == len(order) or starts[order[i]] + width - starts[order[first]] > most:
-                yield order[first:i]
-                first = i
 
     def _index(self, times: Floats) -> Indices:
         """Return the first sample at or after each time."""
@@ -86,10 +74,8 @@ class Sampler:
 
     def _interpolate(self, values: Floats, begin: int, bins: Floats) -> Floats:
         centres = (bins[:, :-1] + bins[:, 1:]) / 2
-        if self.times is not None:
-            times = self.times[begin : begin + len(values)]
-        else:
-            times = self.series.start + (begin + np.arange(len(values))) / self.series.rate
+        end = begin + len(values)
+        times = self.series.seconds(begin, end) if self.times is None else self.times[begin:end]
         if self.series.at_edges:
             place = np.searchsorted(times, centres, side="right") - 1
             inside = (place >= 0) & (centres < times[-1] + self._step())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -45,6 +45,19 @@ class Windows:
         return Windows(
             self.starts[chosen], self.trials[chosen], self.n_read, self.n_bins, self.bin_s
         )
+
+
+def neighbours(starts: NDArray[Any], width: float, most: float) -> Iterator[Indices]:
+    """Yield windows, by their starts, that lie close enough to read all between them at once.
+
+    `most` is what may be read; a window that is wider comes alone.
+    """
+    order = np.argsort(starts, kind="stable")
+    first = 0
+    for i in range(1, len(order) + 1):
+        if i == len(order) or starts[order[i]] + width - starts[order[first]] > most:
+            yield order[first:i]
+            first = i
 
 
 def parse_align(text: str) -> Align:

@@ -50,7 +50,7 @@ def test_splits_are_disjoint_and_complete_and_merging_is_exact(options: dict[str
     covered = [covered_bins(first, options["window"], n_bins) for first in starts.values()]
     assert (covered[0] ^ covered[1]).all()
     assert attributes["chop_uncovered"] == 0
-    assert not leaking_windows(starts, options["window"]).any()
+    assert not leaking_windows(starts["valid"], starts["train"], options["window"]).any()
     for name, whole in series.items():
         chops = np.concatenate([arrays[f"{split}_{name}"] for split in starts])
         merged = merge_chops(chops, np.concatenate(list(starts.values())), n_bins)

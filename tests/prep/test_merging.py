@@ -93,9 +93,21 @@ def test_no_window() -> None:
 
 
 def test_leaks() -> None:
-    starts = {"train": [0, 10, 40], "valid": [4, 5, 15, 30, 46]}
-    assert leaking_windows(starts, 5).tolist() == [True, False, False, False, False]
-    assert leaking_windows(starts, 7).tolist() == [True, True, True, False, True]
+    train, valid = np.array([0, 10, 40]), np.array([4, 5, 15, 30, 46])
+    assert leaking_windows(valid, train, 5).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+    assert leaking_windows(valid, train, 7).tolist() == [
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 # Files --------------------------------------------------------------------------------------------

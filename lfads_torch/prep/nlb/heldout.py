@@ -32,11 +32,7 @@ def decimated(series: Series, end_s: float, bin_ms: int) -> Floats:
     from scipy.signal import decimate
 
     n_ms = round(end_s / _MS)
-    if series.times is not None:
-        times = series.clock.seconds(series.times[:])
-    else:
-        times = series.start + np.arange(series.n_samples) / series.rate
-    place = np.round(times / _MS).astype(np.int64)
+    place = np.round(series.seconds(0, series.n_samples) / _MS).astype(np.int64)
     inside = (place >= 0) & (place < n_ms)
     stored = series.read(0, series.n_samples, raw=True)
     result = np.empty((-(-n_ms // bin_ms), series.n_channels))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,64 @@ from ..trials import Windows, in_recording
 from ..units import sum_units
 from ..write import Contents, Prepared, write_contents
 from .heldout import condition_averages, decimated, jitter_bins, ragged
-from .recipes import BINS_MS, RECIPES, Recipe
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
 _SHORT = 0.8  # trials shorter than this fraction of their condition's mean are in no PSTH
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the benchmark cuts a data set, in ms; names are those of its NWB file."""
+
+    event: str = "move_onset_time"
+    start_ms: int = -250
+    stop_ms: int = 450
+    behavior: str = "hand_vel"  # time series; empty where columns of the trials take its place
+    lag_ms: int = 120  # by which behaviour is taken later than spikes
+    conditions: tuple[str, ...] = ("trial_type", "trial_version")  # empty: no PSTHs
+    smoothing_ms: int = 50  # standard deviation of the Gaussian that smooths PSTHs
+    decode_by: str = ""  # column of 0 and 1 whose values get a decoder each
+    columns: tuple[str, ...] = ()  # of the trials, that are the behaviour
+    outliers: str = ""  # column that flags trials without behaviour and PSTH
+    # Event at which PSTHs begin, at most a window before `event`; windows then are jittered.
+    from_event: str = ""
+    bin_ms: int = 5  # of the published configuration
+    forward_ms: int = 200  # after the window, only predicted
+
+
+RECIPES = {
+    "mc_maze": Recipe(lag_ms=100, smoothing_ms=70, bin_ms=20),
+    "mc_maze_large": Recipe(),
+    "mc_maze_medium": Recipe(),
+    "mc_maze_small": Recipe(),
+    "mc_rtt": Recipe("start_time", 0, 600, "finger_vel", 140, conditions=()),
+    "area2_bump": Recipe(
+        start_ms=-100,
+        stop_ms=500,
+        lag_ms=-20,
+        conditions=("cond_dir", "ctr_hold_bump"),
+        smoothing_ms=40,
+        decode_by="ctr_hold_bump",
+    ),
+    "dmfc_rsg": Recipe(
+        "go_time",
+        -1500,
+        0,
+        behavior="",
+        lag_ms=0,
+        conditions=("is_eye", "theta", "is_short", "ts"),
+        smoothing_ms=70,
+        columns=("is_eye", "theta", "is_short", "ts", "tp"),
+        outliers="is_outlier",
+        from_event="set_time",
+    ),
+}
+"""Recipes by the name of the data set."""
+
+BINS_MS = (5, 20)
+"""Bin widths in which the benchmark scores."""
 
 
 def prepare_nlb(
@@ -104,7 +157,7 @@ def prepare_nlb(
     make_folder(path)
     counted = count(train, session.windows, path.parent, progress=progress)
     with ExitStack() as stores:
-        stores.enter_context(counted.store)
+        stores.callback(counted.store.close)
         warnings += counted.warnings
         _, largest = sum_units(counted, session.labels == 0, pairs=False)
         tested = None
@@ -112,7 +165,7 @@ def prepare_nlb(
             tested, more = test_contents(session, test, path.parent, progress)
             warnings += more
         if tested is not None:
-            stores.enter_context(tested.counted.store)
+            stores.callback(tested.counted.store.close)
         per_window = session.per_window(progress)
         units, n_read = session.units, session.n_read_units
         return write_contents(
@@ -272,19 +325,16 @@ class NLBSession:
         return arrays
 
     def _behavior(self, series: Series) -> Array:
-        values = decimated(series, self._end(), self.bin_ms)
+        ends = [self.recording.span()[1]]
+        if "stop_time" in self.recording.trials:
+            ends.append(float(np.nanmax(self.recording.event_times("stop_time"))))
+        values = decimated(series, max(ends), self.bin_ms)
         first = np.round(self.windows.starts / self.bin_s).astype(np.int64)
         first += self.recipe.lag_ms // self.bin_ms
         place = first[:, None] + np.arange(self.windows.n_read)
         inside = (place >= 0) & (place < len(values))
         taken = values[place.clip(0, len(values) - 1)]
         return np.where(inside[..., None], taken, np.nan)
-
-    def _end(self) -> float:
-        ends = [self.recording.span()[1]]
-        if "stop_time" in self.recording.trials:
-            ends.append(float(np.nanmax(self.recording.event_times("stop_time"))))
-        return max(ends)
 
     def averages(self, progress: Progress) -> dict[str, Any]:
         """Return PSTHs and the trials of each condition, or nothing where a recipe has none."""

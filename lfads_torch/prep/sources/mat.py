@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from .hdf5 import read_hdf5
 from .layout import Ragged, Tree, recording_from_tree
 from .npz import damaged
 from .recording import Recording, SourceOptions
+
+# What SciPy raises, from deep within, for a file that is damaged or cut short.
+_FAULTS = (ValueError, TypeError, KeyError, OSError, NotImplementedError, zlib.error, struct.error)
 
 
 def read_mat(path: Path, options: SourceOptions) -> Recording:
@@ -27,11 +32,7 @@ def read_mat(path: Path, options: SourceOptions) -> Recording:
 
     try:
         variables = loadmat(path, chars_as_strings=True, verify_compressed_data_integrity=True)
-    except (MatReadError, ValueError, TypeError, OSError, NotImplementedError, KeyError) as err:
-        raise DataError(damaged(path, err)) from err
-    except Exception as err:
-        if type(err).__module__ not in ("zlib", "struct"):
-            raise
+    except (MatReadError, *_FAULTS) as err:
         raise DataError(damaged(path, err)) from err
     tree: Tree = {}
     for key, value in variables.items():

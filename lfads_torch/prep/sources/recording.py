@@ -202,6 +202,12 @@ class Series:
         values = _read(self.data, self.axes, start, stop).astype(np.float64)
         return values if raw else values * self.scale + self.offset
 
+    def seconds(self, start: int, stop: int) -> Floats:
+        """Return the times of samples `start` to `stop` (exclusive)."""
+        if self.times is None:
+            return np.asarray(self.start + np.arange(start, stop) / self.rate)
+        return self.clock.seconds(self.times[start:stop])
+
 
 def _length(array: AnyArray, axes: tuple[str, ...]) -> int:
     """Count the bins or samples of all trials together."""
