@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import glob
 import os
@@ -15,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, nearest
 from .nlb_files import how_to_make
 
 # Bytes of compressed data that are worth a chunk of their own; HDF5 allows less than 4 GiB.
@@ -83,7 +82,7 @@ def _nothing_found(pattern: str, full: Path) -> str:
     else:
         names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
         names = [n for n in names if n.endswith((".h5", ".hdf5", ".nwb", ".mat"))]
-        if near := difflib.get_close_matches(full.name, names, n=3, cutoff=0.5):
+        if near := nearest(full.name, names, cutoff=0.5):
             message += " Did you mean " + " or ".join(repr(n) for n in near) + "?"
         elif names:
             message += f" The folder holds {list_some(names)}."

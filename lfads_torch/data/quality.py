@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import nearest
 from .find import list_some
 from .stored import BLOCK_ENTRIES, blocks, same_numbers, window
 from .survey import Survey, bin_hashes
@@ -19,10 +19,18 @@ Array = NDArray[Any]
 # Data of which at least this fraction are counts are taken to be spikes with faults in them.
 _MOSTLY_COUNTS = 0.99
 
-_MOST_HASHES = 1 << 20  # that are held at a time
-_MOST_ASKED = 500  # validation windows that are looked at
-_LEAST_SHARE = 0.05  # of them that must overlap before it is told
-_BY_CHANCE = 10  # times as many as begin alike by chance
+# Keys of the user may well resemble those of the schema, so only a slip of a letter or two counts.
+_SIMILAR = 0.85
+
+# Hashes of bins that are compared at a time: 8 MB. All of a large recording's would be as long as
+# the recording itself where it has few channels.
+_MOST_HASHES = 1 << 20
+# This many validation windows show the least share below as 25, and bound the comparisons.
+_MOST_WINDOWS = 500
+# A smaller share of windows is no sign of overlap, nor is one that is not this many times the share
+# of those that begin with the same bins as another by chance: bins with few spikes repeat.
+_LEAST_SHARE = 0.05
+_BY_CHANCE = 10
 
 
 def data_warnings(
@@ -47,8 +55,7 @@ def misspelt_keys(keys: Sequence[str]) -> list[str]:
     near = {
         key: match[0]
         for key in keys
-        if key not in SCHEMA_KEYS
-        and (match := difflib.get_close_matches(key, absent, n=1, cutoff=0.85))
+        if key not in SCHEMA_KEYS and (match := nearest(key, absent, most=1, cutoff=_SIMILAR))
     }
     return [
         f"{key!r} is none of the keys that the model reads and is only carried along; did you "
@@ -163,7 +170,7 @@ def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
     n_bins = train.shape[1]
     if train.shape[1:] != valid.shape[1:] or n_bins < 2:
         return 0, 0.0
-    chosen = np.linspace(0, len(valid) - 1, min(len(valid), _MOST_ASKED)).round().astype(int)
+    chosen = np.linspace(0, len(valid) - 1, min(len(valid), _MOST_WINDOWS)).round().astype(int)
     ours = np.concatenate(list(_bin_hashes(valid[chosen])))
     factors = np.empty(n_bins, np.uint64)
     factors[0] = 1

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..errors import UserError, number, whole
 
 Array = NDArray[Any]
 
@@ -75,10 +75,17 @@ def lorenz(
     ----------
     Lorenz 1963, J. Atmos. Sci. 20. Sussillo et al. 2016, arXiv:1608.06315, as a test of LFADS.
     """
-    _check_at_least(1, n_conditions=n_conditions, n_trials=n_trials, n_units=n_units)
-    _check_at_least(2, n_bins=n_bins)
-    _check_at_least(0, heldout_units=heldout_units, forward_bins=forward_bins, seed=seed)
-    _check_positive(mean_rate=mean_rate, log_rate_std=log_rate_std, time_per_bin=time_per_bin)
+    sizes = {"n_conditions": n_conditions, "n_trials": n_trials, "n_units": n_units}
+    for least, options in (
+        (1, sizes),
+        (2, {"n_bins": n_bins}),
+        (0, {"heldout_units": heldout_units, "forward_bins": forward_bins, "seed": seed}),
+    ):
+        for name, value in options.items():
+            whole(name, value, least=least)
+    scales = {"mean_rate": mean_rate, "log_rate_std": log_rate_std, "time_per_bin": time_per_bin}
+    for name, scale in scales.items():
+        number(name, scale, above=0)
     if heldout_units >= n_units or forward_bins >= n_bins:
         raise UserError(
             f"Nothing is left to read: heldout_units={heldout_units} of {n_units} units, "
@@ -111,18 +118,6 @@ def lorenz(
         data[f"{split}_latents"] = latents[conditions].astype(np.float32)
         data[f"{split}_cond_idx"] = conditions.astype(np.int64)
     return data
-
-
-def _check_at_least(least: int, **options: int) -> None:
-    for name, value in options.items():
-        if value != int(value) or value < least:
-            raise UserError(f"{name}={value!r}; legal is a whole number of at least {least}.")
-
-
-def _check_positive(**options: float) -> None:
-    for name, value in options.items():
-        if not (np.isfinite(value) and value > 0):
-            raise UserError(f"{name}={value!r}; legal is a finite number above 0.")
 
 
 def _flow(state: Array) -> Array:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from ..errors import nearest
 from .find import list_some
 from .missing import length_faults
 
@@ -81,16 +81,16 @@ def find_problems(
     return problems
 
 
-def suggest(name: str, candidates: Iterable[str], cutoff: float = 0.6) -> str:
+def suggest(name: str, candidates: Iterable[str]) -> str:
     """Write "; did you mean ...?" where a candidate is near, "." otherwise."""
-    near = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
+    near = nearest(name, candidates, most=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _missing(keys: Sequence[str]) -> list[str]:
     own = [key for key in keys if key not in SCHEMA_KEYS]
     missing = [key for key in REQUIRED_KEYS if key not in keys]
-    if len(missing) == len(REQUIRED_KEYS) and not difflib.get_close_matches(missing[0], own):
+    if len(missing) == len(REQUIRED_KEYS) and not nearest(missing[0], own):
         return [
             f"none of the required keys is there ({', '.join(missing)}); keys found: "
             f"{list_some(keys) or 'none at all'}. Each must be an array of "

@@ -21,7 +21,7 @@ from ..data import (
     warnings_for,
 )
 from ..data.memory import default_bound
-from ..errors import UserError
+from ..errors import UserError, whole
 from .batches import PackedMask, SessionTensors, StreamedSession, plan_memory
 from .loaders import OrderedLoader, TrainLoader
 from .rows import (
@@ -32,7 +32,6 @@ from .rows import (
     redraw_split,
     redrawn_array,
     sv_mask,
-    whole_number,
 )
 
 
@@ -117,12 +116,12 @@ class BasicDataModule(pl.LightningDataModule):
         )
         self.datafile_patterns = [absolute_pattern(pattern) for pattern in patterns]
         self.batch_keys, self.attr_keys = _names(batch_keys), _names(attr_keys)
-        self.batch_size = whole_number("batch_size", batch_size, least=1)
+        self.batch_size = whole("batch_size", batch_size, least=1)
         self.reshuffle_tv_seed = reshuffle_tv_seed
         self.reshuffle_tv_ratio = reshuffle_tv_ratio
         self.sv_rate = float(sv_rate)
-        self.sv_seed = whole_number("sv_seed", sv_seed)
-        self.dm_ic_enc_seq_len = whole_number("dm_ic_enc_seq_len", dm_ic_enc_seq_len)
+        self.sv_seed = whole("sv_seed", sv_seed, least=0)
+        self.dm_ic_enc_seq_len = whole("dm_ic_enc_seq_len", dm_ic_enc_seq_len, least=0)
         self.fit_sessions = None if fit_sessions is None else _names(fit_sessions)
         self.max_memory_gb = None if max_memory_gb is None else float(max_memory_gb)
         self._check_arguments()
@@ -169,7 +168,7 @@ class BasicDataModule(pl.LightningDataModule):
                     f"0 and 1, that of the trials for training."
                 )
         if self.reshuffle_tv_seed is not None:
-            whole_number("reshuffle_tv_seed", self.reshuffle_tv_seed)
+            self.reshuffle_tv_seed = whole("reshuffle_tv_seed", self.reshuffle_tv_seed, least=0)
         taken = [key for key in self.attr_keys if hasattr(type(self), key) or key in vars(self)]
         if taken:
             raise UserError(
@@ -403,11 +402,7 @@ class BasicDataModule(pl.LightningDataModule):
         numbers: Sequence[int] = [asked] if isinstance(asked, int) else asked
         if not set(numbers) <= set(range(self.n_sessions)):
             raise UserError(f"session={session}; legal are 0 to {self.n_sessions - 1}.")
-        total = (
-            self.batch_size
-            if batch_size is None
-            else whole_number("batch_size", batch_size, least=1)
-        )
+        total = self.batch_size if batch_size is None else whole("batch_size", batch_size, least=1)
         rows = self.all_rows(as_in_file)
         parts = [(s, {n: rows[n][s] for n in numbers if s in rows[n]}) for s in splits]
         return OrderedLoader(self.ready_tensors(), parts, max(1, total // len(numbers)))

@@ -16,13 +16,6 @@ from ..errors import DataError, UserError
 Indices = NDArray[np.int64]
 
 
-def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """Check that an argument is a whole number of at least `least`; a `UserError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"{name}={value!r}; legal is a whole number of at least {least}.")
-    return int(value)
-
-
 def seeded_generator(*entropy: int) -> torch.Generator:
     """Make a generator whose stream depends on all of the given numbers."""
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..data.describe import DataWarning
 from ..data.find import list_some
 from ..data.smoothing import gaussian_smooth
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, number, one_of, whole
 
 FloatArray = NDArray[np.float64]
 
@@ -160,13 +160,12 @@ def align_sessions(
     DataError
         Where sessions differ in bins, hold no usable condition, share none, or do not vary.
     """
-    if weigh_by not in WEIGHINGS:
-        raise UserError(f"weigh_by={weigh_by!r}; legal are {', '.join(WEIGHINGS)}")
-    if n_components < 1 or min_trials < 2 or n_folds < 2 or not smooth_bins >= 0:
-        raise UserError(
-            f"n_components={n_components}, min_trials={min_trials}, n_folds={n_folds}, "
-            f"smooth_bins={smooth_bins}; legal are at least 1, 2, 2 and 0"
-        )
+    one_of("weigh_by", weigh_by, WEIGHINGS)
+    whole("n_components", n_components, least=1)
+    # Cross-validation fits to the average of some trials and scores on that of the others.
+    whole("min_trials", min_trials, least=2)
+    whole("n_folds", n_folds, least=2)
+    number("smooth_bins", smooth_bins, least=0)
     if not sessions or not len(penalties) or min(penalties) <= 0:
         raise UserError("give at least one session and one penalty above 0")
     notes: list[str] = []
@@ -235,21 +234,21 @@ class _Averages:
         self.encod_folds = np.full((n_folds, 2, *shapes[0]), np.nan)
         self.recon_folds = np.full((n_folds, 2, *shapes[1]), np.nan)
         self.n_trials = np.zeros(len(labels), dtype=np.int64)
-        for number, label in enumerate(labels):
+        for i, label in enumerate(labels):
             rows = rng.permutation(np.flatnonzero(trials.conditions == label))
             if len(rows) < min_trials:
                 continue
-            self.n_trials[number] = len(rows)
+            self.n_trials[i] = len(rows)
             fold = np.arange(len(rows)) % n_folds
-            for data, whole, folds in (
+            for data, average, folds in (
                 (trials.encod_data, self.encod, self.encod_folds),
                 (trials.recon_data, self.recon, self.recon_folds),
             ):
                 smooth = gaussian_smooth(data[rows, :n_bins], smooth_bins)
-                whole[number] = _mean(smooth)
+                average[i] = _mean(smooth)
                 for k in range(min(n_folds, len(rows))):
-                    folds[k, 0, number] = _mean(smooth[fold != k])
-                    folds[k, 1, number] = _mean(smooth[fold == k])
+                    folds[k, 0, i] = _mean(smooth[fold != k])
+                    folds[k, 1, i] = _mean(smooth[fold == k])
 
 
 def _mean(trials: FloatArray) -> FloatArray:

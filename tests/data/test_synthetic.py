@@ -110,16 +110,16 @@ def test_written_file_has_no_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"n_conditions": 0}, "n_conditions=0"),
-        ({"n_bins": 1}, "n_bins=1"),
-        ({"n_units": 2.5}, "n_units=2.5"),
-        ({"mean_rate": 0.0}, "mean_rate=0.0"),
-        ({"mean_rate": np.nan}, "mean_rate=nan"),
+        ({"n_conditions": 0}, "n_conditions is 0; legal are whole numbers >= 1"),
+        ({"n_bins": 1}, "n_bins is 1"),
+        ({"n_units": 2.5}, "n_units is 2.5"),
+        ({"mean_rate": 0.0}, "mean_rate is 0.0; legal are numbers > 0"),
+        ({"mean_rate": np.nan}, "mean_rate is nan"),
         ({"heldout_units": 30}, "heldout_units=30 of 30"),
         ({"forward_bins": 50}, "forward_bins=50 of 50"),
         ({"valid_fraction": 0.0}, "0 for validation"),
         ({"valid_fraction": 1.0}, "0 for training"),
-        ({"seed": -1}, "seed=-1"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], part: str) -> None:

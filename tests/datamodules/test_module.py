@@ -309,14 +309,14 @@ def test_redrawn_split_refuses_arrays_that_cannot_follow(make: Make) -> None:
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 2.5}, "batch_size=2.5"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"sv_rate": 1.0}, "sv_rate=1.0"),
         ({"sv_rate": -0.1}, "sv_rate=-0.1"),
-        ({"sv_seed": -1}, "sv_seed=-1"),
+        ({"sv_seed": -1}, "sv_seed is -1"),
         ({"reshuffle_tv_ratio": 0.5}, "without reshuffle_tv_seed"),
         ({"reshuffle_tv_seed": 0, "reshuffle_tv_ratio": 1.2}, "reshuffle_tv_ratio=1.2"),
-        ({"reshuffle_tv_seed": 1.5}, "reshuffle_tv_seed=1.5"),
+        ({"reshuffle_tv_seed": 1.5}, "reshuffle_tv_seed is 1.5"),
         ({"attr_keys": ["sizes"]}, "would overwrite"),
         ({"attr_keys": ["batch_size"]}, "would overwrite"),
     ],
