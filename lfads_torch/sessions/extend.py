@@ -15,13 +15,12 @@ from ..data import open_h5
 from ..data.smoothing import gaussian_smooth
 from ..datamodules import BasicDataModule
 from ..errors import UserError
-from ..metrics.regression import ridge
 from ..model import LFADS
 from ..modules.initial_readout import ChannelStats, Line, initial_blocks, set_blocks
 from ..modules.readin_readout import FanInLinear, readin_of
 from ..modules.recons import recon_for_channels
 from ..tuples import SessionBatch
-from .align import PENALTIES, align_to
+from .align import PENALTIES, align_to, choose_penalty, ridge
 from .align_files import read_conditions, read_trials
 
 SESSION_GROUPS = ("readin", "readout", "recon")
@@ -160,11 +159,15 @@ def _infer(model: LFADS, data: BasicDataModule, number: int) -> tuple[Any, Any]:
     return factors.astype(np.float64), recon_data
 
 
-def _line(factors: Any, smoothed: Any) -> Line:
-    """Return means as a line of the factors, by ridge regression, cross-validated over trials."""
-    # Penalties are in units of the factors' mean power, so that their scale does not matter. The
-    # largest comes first: it counts where a single trial leaves nothing to choose by.
-    unit = factors.shape[0] * factors.shape[1] * factors.var(axis=(0, 1)).mean() or 1.0
-    weight, bias = ridge(factors, smoothed, [p * unit for p in reversed(PENALTIES)]).fit
+def _line(factors: Any, smoothed: Any, n_folds: int = 5) -> Line:
+    """Return means as a line of the factors: ridge regression, cross-validated over trials."""
+    # As for the maps of `align`, one penalty serves all channels and trials take turns in the
+    # folds, so that each fold spans the session. A single trial leaves nothing to choose by.
+    fold = np.repeat(np.arange(len(factors)) % min(n_folds, len(factors)), factors.shape[1])
+    x, y = (array.reshape(-1, array.shape[-1]) for array in (factors, smoothed))
+    folds = [(x[fold != k], y[fold != k], x[fold == k], y[fold == k]) for k in np.unique(fold)]
+    several = len(folds) > 1
+    penalty = choose_penalty(folds, PENALTIES, intercept=True)[0] if several else PENALTIES[-1]
+    [(weight, bias)] = ridge(x, y, [penalty], intercept=True)
     lowest = 0.0 if np.nanmin(smoothed) >= 0 else -np.inf
     return Line(weight.T, np.maximum(bias, lowest))
