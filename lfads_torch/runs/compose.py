@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import builtins
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
@@ -28,9 +27,11 @@ from omegaconf.errors import OmegaConfBaseException
 from ..errors import ConfigError, did_you_mean
 from ..files import write_whole
 from .check_config import is_new_key
+from .places import starts
 
 PACKAGE = Path(__file__).resolve().parent.parent
-PACKAGED = PACKAGE / "configs"
+CONFIGS = "configs"
+PACKAGED = PACKAGE / CONFIGS
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -41,11 +42,15 @@ def compose_config(
     start: str | Path | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Compose a configuration and resolve it to plain dicts, lists and numbers."""
-    start = Path(start or Path.cwd())
-    primary = locate_config(config_path, start)
-    folders = _folders(primary.parent, start)
-    _register_resolvers(start)
+    """Compose a configuration and resolve it to plain dicts, lists and numbers.
+
+    Paths count from `start`, else from where `lfads_torch.runs.places` says.
+    """
+    places = [Path(start)] if start else starts()
+    primary = locate_config(config_path, *places)
+    roots = project_roots(primary, places)
+    folders = _folders(primary.parent, roots)
+    _register_resolvers(roots)
     texts = list(_as_text(overrides))
     choices = [text for text in texts if _is_choice(text, folders)]
     values = [text for text in texts if text not in choices]
@@ -65,7 +70,7 @@ def compose_config(
         raise ConfigError(f"{primary}: {_first_line(error)}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{primary} holds no keys")
-    _make_patterns_absolute(plain, start)
+    _make_patterns_absolute(plain, roots)
     return {str(key): value for key, value in plain.items()}
 
 
@@ -74,45 +79,47 @@ def write_config(path: Path, config: Mapping[str, Any]) -> None:
     write_whole(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
 
 
-def locate_config(config_path: str | Path, start: Path) -> Path:
-    """Return the absolute path of the primary configuration, given or packaged, or raise."""
+def locate_config(config_path: str | Path, *places: Path) -> Path:
+    """Return the absolute path of the primary configuration, given or packaged, or raise.
+
+    A relative path is written as seen from a folder beside ``configs/``, or from the one above.
+    """
     path = Path(config_path).expanduser()
     if not path.suffix:
         path = path.with_suffix(".yaml")
-    bases = [start, start / "configs", PACKAGE, *_script_folders()]
-    for candidate in [path] if path.is_absolute() else [base / path for base in bases]:
+    relative = [base / path for place in places for base in (place, place / CONFIGS)]
+    candidates = [path] if path.is_absolute() else relative
+    for candidate in candidates:
         if candidate.is_file():
             return Path(abspath(candidate))
-    if (PACKAGED / path.name).is_file():
+    shipped = [file.name for file in PACKAGED.glob("*.yaml")]
+    if path.as_posix() in (path.name, f"../{CONFIGS}/{path.name}") and path.name in shipped:
         return PACKAGED / path.name
-    shipped = [file.stem for file in PACKAGED.glob("*.yaml")]
+    tried = ", ".join(dict.fromkeys(abspath(candidate) for candidate in candidates))
     raise ConfigError(
-        f"there is no configuration {config_path} (looked in {start} and in the package); "
-        f"{did_you_mean(path.stem, shipped)}"
+        f"there is no configuration {config_path}: there is no {tried}, and the package has no "
+        f"{path.name}; {did_you_mean(path.name, shipped)}"
     )
 
 
-def project_roots(start: Path) -> list[Path]:
-    """Return the folders that may be the project's root, the likeliest first.
+def project_roots(primary: Path, places: Sequence[Path]) -> list[Path]:
+    """Return the folders from which paths in a configuration count, the likeliest first.
 
-    These are `start`, the folder of the main script, its parent, and the package's checkout.
+    The project's root is the folder that holds ``configs/``; else it is one of `places` or the
+    folder above, and last the package's checkout.
     """
-    roots = [start, *_script_folders()]
+    is_own = primary.parent.name == CONFIGS and primary.parent != PACKAGED
+    roots = [primary.parent.parent] if is_own else []
+    roots += [place for place in places if (place / CONFIGS).is_dir()]
+    roots += [place.parent for place in places if (place.parent / CONFIGS).is_dir()]
+    roots += [*reversed(places), *(place.parent for place in places)]
     if (PACKAGE.parent / "pyproject.toml").is_file():
         roots.append(PACKAGE.parent)
-    return list(dict.fromkeys(roots))
+    return list(dict.fromkeys(Path(abspath(root)) for root in roots))
 
 
-def _script_folders() -> list[Path]:
-    file = getattr(sys.modules.get("__main__"), "__file__", None)
-    if file is None:
-        return []
-    folder = Path(abspath(file)).parent
-    return [folder, folder.parent]
-
-
-def _folders(primary: Path, start: Path) -> list[Path]:
-    own = [root / "configs" for root in project_roots(start)]
+def _folders(primary: Path, roots: Sequence[Path]) -> list[Path]:
+    own = [root / CONFIGS for root in roots]
     folders = [primary, *(folder for folder in own if folder.is_dir()), PACKAGED]
     return list(dict.fromkeys(Path(abspath(folder)) for folder in folders))
 
@@ -259,9 +266,9 @@ def _group_names(folders: Sequence[Path]) -> list[str]:
     return [child.name for folder in folders for child in folder.iterdir() if child.is_dir()]
 
 
-def _register_resolvers(start: Path) -> None:
+def _register_resolvers(roots: Sequence[Path]) -> None:
     def relpath(path: Any) -> str:
-        return absolute_pattern(str(path), start)
+        return absolute_pattern(str(path), *roots)
 
     def flat(values: Iterable[Any]) -> list[Any]:
         out: list[Any] = []
@@ -278,20 +285,20 @@ def _register_resolvers(start: Path) -> None:
         OmegaConf.register_new_resolver(name, function, replace=True)
 
 
-def absolute_pattern(pattern: str, start: Path) -> str:
-    """Make a pattern absolute: in the first of `project_roots` where it matches, else `start`."""
+def absolute_pattern(pattern: str, *roots: Path) -> str:
+    """Make a pattern absolute: in the first of the folders where it matches, else in the first."""
     path = Path(pattern).expanduser()
     if path.is_absolute():
         return str(path)
-    places = [abspath(root / path) for root in project_roots(start)]
+    places = [abspath(root / path) for root in roots]
     return next((place for place in places if glob(place)), places[0])
 
 
-def _make_patterns_absolute(node: Any, start: Path) -> None:
+def _make_patterns_absolute(node: Any, roots: Sequence[Path]) -> None:
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if key == "datafile_pattern" and isinstance(value, str):
-            node[key] = absolute_pattern(value, start)
+            node[key] = absolute_pattern(value, *roots)
         elif key == "datafile_pattern" and isinstance(value, list):
-            node[key] = [absolute_pattern(str(item), start) for item in value]
+            node[key] = [absolute_pattern(str(item), *roots) for item in value]
         elif isinstance(value, dict | list):
-            _make_patterns_absolute(value, start)
+            _make_patterns_absolute(value, roots)

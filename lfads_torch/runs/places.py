@@ -22,8 +22,10 @@ def starts() -> list[Path]:
     if _of_driver:
         return list(_of_driver)
     file = getattr(sys.modules.get("__main__"), "__file__", None)
-    script = [Path(abspath(file)).parent] if file else []
-    return list(dict.fromkeys([*script, _at_import, Path.cwd()]))
+    script = Path(abspath(file)).parent if file else _at_import
+    # Installed commands (lfads, pytest) are scripts, too, but nobody's paths count from there.
+    is_command = script == Path(sys.executable).parent
+    return list(dict.fromkeys([*([] if is_command else [script]), _at_import, Path.cwd()]))
 
 
 @contextmanager

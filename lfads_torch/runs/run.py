@@ -95,8 +95,9 @@ def run_model(
     checkpoint_dir : str or Path, optional
         A checkpoint, or a folder with checkpoints, to go on from.
     config_path : str or Path, default="../configs/single.yaml"
-        The primary configuration. A path that does not exist means the packaged file of that
-        name.
+        The primary configuration, seen from the folder of the script, from the working directory
+        where this package was imported, or from the present one. Where none of them has it, the
+        default paths and a bare name mean the packaged file.
     do_train : bool, default=True
         Whether to train. Without training the weights come from `checkpoint_dir`, or from the
         run folder.
@@ -120,8 +121,7 @@ def run_model(
     DivergedError
         If the loss turns NaN or infinite.
     """
-    start = Path.cwd()
-    folder = Path(run_dir or start).expanduser().absolute()
+    folder = Path(run_dir or Path.cwd()).expanduser().absolute()
     continued = checkpoint_dir is not None and RunFolder(folder).kind != "none"
     if resume:
         if not (folder / CONFIG).is_file():
@@ -131,7 +131,7 @@ def run_model(
                 f"{folder} holds a search; go on with it: lfads pbt --resume {folder}"
             )
         config_path = folder / CONFIG
-    config = compose_config(config_path, overrides or (), start)
+    config = compose_config(config_path, overrides or ())
     _drop_old_arguments(config)
     check_config(config)
     if do_train:

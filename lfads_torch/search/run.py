@@ -61,8 +61,7 @@ def run_search(
     DivergedError
         If the loss of every member turns NaN or infinite.
     """
-    start = Path.cwd()
-    folder = Path(run_dir or start).expanduser().absolute()
+    folder = Path(run_dir or Path.cwd()).expanduser().absolute()
     if resume:
         load_state(folder)  # refuses what is no search
         config_path = folder / CONFIG
@@ -74,7 +73,7 @@ def run_search(
     if backend not in BACKENDS:
         raise UserError(f"backend is {backend!r}; {did_you_mean(backend, BACKENDS)}")
     config = compose_config(
-        config_path, overrides or (), start, groups=None if resume else {"search": method}
+        config_path, overrides or (), groups=None if resume else {"search": method}
     )
     settings = check_search(config)
     is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)

@@ -15,6 +15,7 @@ from lfads_torch.errors import ConfigError, UserError, did_you_mean
 from lfads_torch.runs.build import build, build_model
 from lfads_torch.runs.check_config import check_config, find_target
 from lfads_torch.runs.compose import PACKAGED, absolute_pattern, compose_config, locate_config
+from lfads_torch.runs.places import starting_from
 
 #: Data set -> (read, reconstructed) channels, (T_e, T_r) bins, attribute keys, file.
 SHAPES: dict[str, tuple[tuple[int, int], tuple[int, int], str]] = {
@@ -336,3 +337,24 @@ def test_wandb_where_it_is_not_installed_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"pip install 'lfads-torch\[wandb\]'"):
         find_target("wandb.init", "logger.wandb")
+
+
+def test_paths_count_from_the_folder_that_holds_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab" / "configs").mkdir(parents=True)
+    (tmp_path / "lab" / "scripts").mkdir()
+    (tmp_path / "lab" / "configs" / "mine.yaml").write_text("a: ${relpath:datasets/x.h5}\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    expected = str(tmp_path / "lab" / "datasets" / "x.h5")
+    monkeypatch.setattr("__main__.__file__", str(tmp_path / "lab" / "scripts" / "run.py"))
+    assert compose_config("../configs/mine.yaml")["a"] == expected
+    with starting_from([tmp_path / "lab"]):  # as in a worker of Ray
+        assert compose_config("../configs/mine.yaml")["a"] == expected
+    monkeypatch.setattr("__main__.__file__", str(Path(sys.executable).parent / "lfads"))
+    for config_path in ("../configs/mine.yaml", "mine"):
+        with pytest.raises(ConfigError, match=r"there is no .*elsewhere/configs/mine\.yaml"):
+            compose_config(config_path)
+    with pytest.raises(ConfigError, match=r"other/single\.yaml"):
+        compose_config("../other/single.yaml")
