@@ -1,6 +1,6 @@
 """Names of hyper-parameter searches that existing YAML and scripts use.
 
-`BinaryTournamentPBT`, `ImprovementRatioStopper` and `train_trial` are for Tune scripts of one's own
+`BinaryTournamentPBT`, `ImprovementRatioStopper` and `train_trial` are for your own Tune scripts
 (docs/clusters.md) and need Ray, which is imported when they are first used.
 """
 

@@ -1,4 +1,4 @@
-"""The tournament of AutoLFADS as a scheduler for Tune scripts of one's own: a model per trial."""
+"""The tournament of AutoLFADS as a scheduler for your own Tune scripts: a model per trial."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import ConfigError, did_you_mean, one_of, whole
 from ..folder import POPULATION, read_population
 from ..search.history import History
 from ..search.rules import tournament
-from ..search.space import HyperParam, first_values, parse_space, perturbed
+from ..search.space import first_values, parse_space, perturbed
 
 _PREFIX = "model."
 
@@ -46,8 +46,11 @@ class BinaryTournamentPBT(FIFOScheduler):
         super().__init__()
         if mode is not None:
             one_of("mode", mode, ("min", "max"))
-        self._keys = _keys(hyperparam_mutations or {})
-        self._space = {key.removeprefix(_PREFIX): hp for key, hp in self._keys.items()}
+        mutations = hyperparam_mutations or {}
+        self._space = parse_space(mutations)
+        given = {key.removeprefix(_PREFIX): key for key in mutations}
+        #: Key of a trial's configuration by the name in the space.
+        self._keys = {name: given.get(name, f"{_PREFIX}{name}") for name in self._space}
         self._metric: Any = metric
         self._mode = mode
         self._time_attr = time_attr
@@ -88,8 +91,8 @@ class BinaryTournamentPBT(FIFOScheduler):
         rng = np.random.default_rng([self._seed, number])
         first = first_values(self._space, 1, rng)
         missing = {
-            key: float(first[key.removeprefix(_PREFIX)][0])
-            for key in self._keys
+            key: float(first[name][0])
+            for name, key in self._keys.items()
             if key not in trial.config
         }
         trial.set_config({**trial.config, **missing})
@@ -137,10 +140,12 @@ class BinaryTournamentPBT(FIFOScheduler):
         rng = np.random.default_rng([self._seed, self._generation, 1])
         parents = tournament(scores, rng)
         copies = np.flatnonzero(parents != np.arange(len(trials)))
-        old = {key: np.array([float(t.config[key]) for t in trials]) for key in self._keys}
-        space, copied = dict(self._keys), {key: column[parents] for key, column in old.items()}
-        new = perturbed(space, copied, copies, rng)
-        self._record_exchange(trials, parents, old, new, scores)
+        old = {n: np.array([float(t.config[key]) for t in trials]) for n, key in self._keys.items()}
+        copied = {name: column[parents] for name, column in old.items()}
+        new = perturbed(self._space, copied, copies, rng)
+        if (history := self._log(trials[0])) is not None:
+            n_epochs = max(int(result[self._time_attr]) for result in results)
+            history.exchange(n_epochs, self._generation, parents, old, new, scores)
         sources = [trial.latest_checkpoint_result for trial in trials]
         for k in copies:
             trial, source = trials[k], sources[parents[k]]
@@ -149,7 +154,8 @@ class BinaryTournamentPBT(FIFOScheduler):
                     f"trial {trials[parents[k]]} has no checkpoint at the end of a generation; "
                     "report one in each epoch, or write save_checkpoint"
                 )
-            trial.set_config({**trial.config, **{key: float(new[key][k]) for key in self._keys}})
+            moved = {key: float(new[name][k]) for name, key in self._keys.items()}
+            trial.set_config({**trial.config, **moved})
             # As Tune's own PBT does; the trial starts again from its latest checkpoint.
             manager = trial.run_metadata.checkpoint_manager
             manager._latest_checkpoint_result = copy.copy(source)
@@ -190,33 +196,8 @@ class BinaryTournamentPBT(FIFOScheduler):
         history.append(
             pair[0],
             self._generation,
-            {key.removeprefix(_PREFIX): [float(trial.config[key])] for key in self._keys},
+            {name: [float(trial.config[key])] for name, key in self._keys.items()},
             {**metrics, str(self._metric): [score]},
             [not np.isfinite(score)],
             [pair[1]],
         )
-
-    def _record_exchange(
-        self,
-        trials: list[Trial],
-        parents: np.ndarray[Any, np.dtype[np.intp]],
-        old: Mapping[str, Any],
-        new: Mapping[str, Any],
-        scores: np.ndarray[Any, np.dtype[np.float64]],
-    ) -> None:
-        history = self._log(trials[0])
-        if history is None:
-            return
-        n_epochs = max(int(self._arrived[trial.trial_id][self._time_attr]) for trial in trials)
-        before, after = (
-            {key.removeprefix(_PREFIX): column for key, column in values.items()}
-            for values in (old, new)
-        )
-        history.exchange(n_epochs, self._generation, parents, before, after, scores)
-
-
-def _keys(mutations: Mapping[str, Any]) -> dict[str, HyperParam]:
-    """Return the space by keys of a trial's configuration, checked."""
-    space = parse_space(mutations)
-    given = {key.removeprefix(_PREFIX): key for key in mutations}
-    return {given.get(name, f"{_PREFIX}{name}"): hp for name, hp in space.items()}

@@ -1,4 +1,4 @@
-"""The stop rule of AutoLFADS for Tune scripts of one's own."""
+"""The stop rule of AutoLFADS for your own Tune scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..search.rules import Patience
 class ImprovementRatioStopper(Stopper):
     """Ends a search once the best score has all but stopped improving.
 
-    For use as `stop` of `ray.tune.RunConfig` or `ray.tune.run`, beside `BinaryTournamentPBT`.
+    For use as `stop` of `ray.tune.RunConfig` or `ray.tune.run`, with `BinaryTournamentPBT`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ImprovementRatioStopper(Stopper):
         self._scores: dict[int, dict[str, float]] = {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Take in a result; no trial is stopped by itself."""
+        """Note a result; no trial is stopped by itself."""
         for name in (self.metric, self.time_attr):
             if name not in result:
                 raise ConfigError(

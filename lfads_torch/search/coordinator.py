@@ -17,9 +17,8 @@ from ..files import write_whole
 from ..folder import HP, POPULATION, read_exchanges, read_population
 from .history import History
 from .live_table import LiveTable, Row
-from .rules import Method, Plan, needs_plan
+from .rules import Method, Plan, copied_values, needs_plan
 from .settings import SearchSettings
-from .space import Space
 
 STATE = "ray/state.json"
 
@@ -33,38 +32,11 @@ class _Entry(NamedTuple):
 
 
 class Coordinator:
-    """Keeps the history of a search whose members train in several trials, and judges them.
+    """Keeps the history of a search, judges its members, and makes the plans that groups follow.
 
-    Parameters
-    ----------
-    folder : Path
-        Run folder of the search; what it holds is continued.
-    groups : sequence of sequence of int
-        Members of each trial.
-    method : Method
-    space : Space
-    settings : SearchSettings
-    max_epochs : int
-    n_kept : int
-        Checkpoints of a trial that are not deleted yet.
-    table : LiveTable
-    checkpoints : sequence of sequence of (int, str), optional
-        Of each trial, as far as there are any: epochs trained and place, the newest last.
-    over : sequence of bool, optional
-        Which trials have nothing left to do.
-    session : int
-        How often the search was resumed.
-
-    Attributes
-    ----------
-    plans : list of Plan
-        What trials were told, in order.
-    ended : str
-        Why the search is over; empty until it is.
-    failure : Exception or None
-        Why it cannot go on.
-    diverged_at : int or None
-        The epoch (from 0) by which all members have diverged, which ends the search, too.
+    A run folder with a history is continued. `groups` are the members of each group; of each,
+    `checkpoints` are epochs and place, the newest last, `n_kept` of which are not deleted yet, and
+    `over` says whether nothing is left to do. `session` counts how often the search was resumed.
     """
 
     def __init__(
@@ -72,7 +44,6 @@ class Coordinator:
         folder: Path,
         groups: Sequence[Sequence[int]],
         method: Method,
-        space: Space,
         settings: SearchSettings,
         max_epochs: int,
         *,
@@ -85,15 +56,17 @@ class Coordinator:
         self.folder = folder
         self.groups = [list(group) for group in groups]
         self.method = method
-        self.space = space
         self.settings = settings
         self.max_epochs = max_epochs
         self.n_kept = n_kept
         self.table = table
         self.session = session
         self.plans: list[Plan] = []
+        #: Why the search is over; empty until it is.
         self.ended = ""
+        #: Why it cannot go on.
         self.failure: Exception | None = None
+        #: The epoch (from 0) by which all members have diverged, which also ends the search.
         self.diverged_at: int | None = None
         self.checkpoints = [[(int(n), str(place)) for n, place in saved] for saved in checkpoints]
         self.checkpoints += [[] for _ in self.groups[len(self.checkpoints) :]]
@@ -118,7 +91,7 @@ class Coordinator:
     # ---- what is known ---------------------------------------------------------------------------
 
     def _replay(self) -> None:
-        """Take in the rows that are there."""
+        """Read the history, and decide again what was decided from it."""
         # Decisions are made again from the history, and not stored. They follow from scores and
         # seed alone, so a replay gives the same ones. A stored decision would be a second record
         # beside ``population.csv``, and a kill between the two writes would let them disagree.
@@ -251,11 +224,10 @@ class Coordinator:
         place = {int(k): i for i, k in enumerate(members)}
         parents = np.array([place[plan.parents.get(int(k), int(k))] for k in members])
         copies = np.array([place[k] for k in plan.parents])
-        old = {
-            name: np.array([entries[int(k)].values[name] for k in members]) for name in self.space
-        }
+        before = [entries[int(k)].values for k in members]
+        old = {name: np.array([values[name] for values in before]) for name in self.method.space}
         copied = {name: column[parents] for name, column in old.items()}
-        new = self.method.perturbed(plan.n_epochs, copied, copies)
+        new = copied_values(self.method, plan.n_epochs, copied, copies)
         if plan.n_epochs not in self._exchanged:
             generation = self.method.generation(plan.n_epochs - 1)
             self.history.exchange(plan.n_epochs, generation, parents, old, new, scores)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,36 +19,9 @@ from .members import build_members, max_epochs_of
 from .population import Population
 from .rules import Plan, needs_plan
 from .settings import SearchSettings
-from .state import BEST_CHECKPOINT, MEMBERS, STATE, Best, save
+from .state import Best, Place, save
 
 OpenFolder = Callable[[str], AbstractContextManager[Path | str]]
-
-
-class Place(NamedTuple):
-    """Where a group is saved: its state, its best model so far, and members that do not train."""
-
-    state: Path
-    best: Path
-    members: Path
-
-    @classmethod
-    def of_search(cls, folder: Path) -> Place:
-        """Return the place of a search's only group, in the run folder."""
-        return cls(folder / STATE, folder / BEST_CHECKPOINT, folder / MEMBERS)
-
-    @classmethod
-    def of_trial(cls, folder: Path) -> Place:
-        """Return the place of one group of several, in a folder of its own."""
-        return cls(folder / "state.pt", folder / "best.ckpt", folder)
-
-    @property
-    def about(self) -> Path:
-        """A small file that says what else is there, for who does not load the state."""
-        return self.state.with_name("about.json")
-
-    def member(self, number: int) -> Path:
-        """Return the checkpoint of a member that does not train any more."""
-        return self.members / f"member_{number:03d}.ckpt"
 
 
 class Group:
@@ -67,7 +40,6 @@ class Group:
     ) -> None:
         members = build_members(config, settings, numbers, device=device)
         self.settings = settings
-        self.space = members.space
         self.method = members.method
         self.max_epochs = max_epochs_of(config)
         self.population = Population(

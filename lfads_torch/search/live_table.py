@@ -13,22 +13,11 @@ _WIDTHS = (7, 6, 9, 9, 7, 8, 8, 9)
 
 
 class Row(NamedTuple):
-    """What an epoch left.
+    """What the table shows of an epoch.
 
-    Attributes
-    ----------
-    group : int
-        Number of the generation, or of members that still train where there are no generations.
-    epoch : int
-        Epochs trained.
-    best, median : float
-        Of the metric, over members that have not diverged.
-    replaced : int
-        Members that became copies at the end of the generation, or that stopped.
-    diverged : int
-        Members whose loss or weights are not finite.
-    n_members : int
-        Members that were trained.
+    `group` is the number of the generation, or of the members that still train where there are no
+    generations; `best` and `median` are of the metric, over members that have not diverged;
+    `replaced` became copies, or stopped.
     """
 
     group: int

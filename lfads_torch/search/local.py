@@ -16,13 +16,13 @@ from ..run_model import RunResult
 from ..runs.build import pick_device
 from ..runs.compose import write_config
 from .coordinator import Coordinator
-from .group import Group, Place
+from .group import Group
 from .history import History
 from .live_table import LiveTable
 from .members import max_epochs_of
 from .result import finish_search, now
 from .settings import SearchSettings
-from .state import all_diverged, load_state
+from .state import Place, all_diverged, load_state
 
 #: A kill needs no flush to the disk; a power cut may take half a minute of training. To flush a
 #: large population can take longer than an epoch on a GPU.
@@ -56,7 +56,6 @@ def search_locally(
         folder,
         [range(settings.n_members)],
         method,
-        group.space,
         settings,
         group.max_epochs,
         table=table,

@@ -1,4 +1,4 @@
-"""The members of a search before they train: built, held against data, space and memory."""
+"""The members of a search before they train: built, and checked with data, space and memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from ..errors import ConfigError, UserError, whole
 from ..model import LFADS
 from ..runs.build import build, build_model
 from ..runs.check_config import check_config
-from .rules import Method, Values, build_method
+from .rules import Method, Values, build_method, start_values
 from .settings import SearchSettings
-from .space import Space
 
 #: Settings of the trainer that would change the numbers, and what of them a population does.
 _TRAINER_ONLY: dict[str, tuple[Any, ...]] = {
@@ -28,31 +27,21 @@ _TRAINER_ONLY: dict[str, tuple[Any, ...]] = {
     "overfit_batches": (None, 0, 0.0),
     "check_val_every_n_epoch": (None, 1),
 }
-#: Callbacks whose part the search itself plays.
-_PLAYED = ("model_checkpoint", "early_stopping", "lr_monitor", "progress_bar")
+#: Callbacks that a search replaces by its rules.
+_REPLACED = ("model_checkpoint", "early_stopping", "lr_monitor", "progress_bar")
 
 
 class Members(NamedTuple):
-    """What trains, before it trains.
+    """What trains, before it trains: models with the weights and `values` with which they start.
 
-    Attributes
-    ----------
-    datamodule : BasicDataModule
-    models : list of LFADS
-        One for each member asked for, with the weights with which it starts.
-    seeds : list of int
-        Their run seeds: that of the configuration plus the member's number.
-    values : dict of str to array
-        Hyper-parameters with which they start, by their path below ``model.``.
-    space : Space
-    method : Method
+    `seeds` are those of their runs, the configuration's seed plus the member's number; `values` are
+    hyper-parameters by their path below ``model.``.
     """
 
     datamodule: Any
     models: list[LFADS]
     seeds: list[int]
     values: Values
-    space: Space
     method: Method
 
 
@@ -91,7 +80,7 @@ def _leave_out_what_does_not_run(config: dict[str, Any]) -> None:
                 warnings.warn(f"left out: {error}", stacklevel=4)
                 continue
             kept[name] = node
-            if node and group == "callbacks" and name not in _PLAYED:
+            if node and group == "callbacks" and name not in _REPLACED:
                 idle.append(f"callbacks.{name}")
         if group in config:
             config[group] = kept
@@ -159,10 +148,9 @@ def build_members(
             "(model.kl_increase_epoch, model.l2_increase_epoch) or search.perturbation_interval",
             stacklevel=2,
         )
-    values = {
-        name: column[chosen] for name, column in method.first_values(settings.n_members).items()
-    }
-    return Members(datamodule, models, [seed + k for k in chosen], values, space, method)
+    start = start_values(method, settings.n_members)
+    values = {name: column[chosen] for name, column in start.items()}
+    return Members(datamodule, models, [seed + k for k in chosen], values, method)
 
 
 @torch.no_grad()
@@ -174,8 +162,8 @@ def logged_names(model: LFADS, datamodule: Any) -> list[str]:
         for split, step in steps.items():
             step(next(iter(datamodule.split_loader(split, batch_size=datamodule.n_sessions))), 0)
             scores = model.scores[split]
-            found = [*scores.compute(), "loss", "wt_kl", "wt_l2/ramp", "wt_kl/ramp"]
-            names += [f"{split}/{name}" for name in found]
+            logged = [*scores.compute(), "loss", "wt_kl", "wt_l2/ramp", "wt_kl/ramp"]
+            names += [f"{split}/{name}" for name in logged]
             scores.reset()
     return names
 

@@ -28,7 +28,7 @@ from ..folder import (
 from ..run_model import RunResult, run_model
 from ..runs.compose import write_config
 from .settings import SearchSettings
-from .state import BEST_CHECKPOINT, LAST_CHECKPOINT, Best, member_path
+from .state import LAST_CHECKPOINT, Best, Place
 
 
 def finish_search(
@@ -40,40 +40,40 @@ def finish_search(
     steps_per_epoch: int,
     scores: Mapping[int, float],
     ended: str,
-    best: Best | None = None,
-    facts: Mapping[str, Any] | None = None,
+    best: Best,
+    facts: Mapping[str, Any],
 ) -> RunResult:
     """Write ``best_model/``, sample it, draw figures and record that the search is complete."""
     finite = {k: score for k, score in scores.items() if math.isfinite(score)}
     if not finite:
         raise UserError(f"{folder}: no member is left of which a best model could be made")
-    place = folder / BEST_MODEL
+    place, saved = folder / BEST_MODEL, Place.of_search(folder)
     (place / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     winner = min(finite, key=lambda k: (finite[k], k))
     table = read_population(folder)
     rows = lineage(table, winner)
     last_epoch = int(table["epoch"][rows[-1]])
-    copy_whole(member_path(folder, winner), folder / LAST_CHECKPOINT)
-    if best is None or not (folder / BEST_CHECKPOINT).is_file():
+    copy_whole(saved.member(winner), folder / LAST_CHECKPOINT)
+    if not saved.best.is_file():
         best = Best(finite[winner], winner, last_epoch)
-        copy_whole(member_path(folder, winner), folder / BEST_CHECKPOINT)
-    own_config = member_config(config, table, rows[-1])
-    write_config(place / CONFIG, own_config)
+        copy_whole(saved.member(winner), saved.best)
+    single = member_config(config, table, rows[-1])
+    write_config(place / CONFIG, single)
     header, text = _metrics_of(table, rows, steps_per_epoch)
     write_whole(place / METRICS, csv_text(header, text))
     status = {
         "version": __version__,
-        "seed": own_config["seed"],
-        "max_epochs": own_config["trainer"]["max_epochs"],
+        "seed": single["seed"],
+        "max_epochs": single["trainer"]["max_epochs"],
         "epochs": last_epoch + 1,
-        "best_checkpoint": f"{CHECKPOINTS}/{Path(BEST_CHECKPOINT).name}",
+        "best_checkpoint": f"{CHECKPOINTS}/{saved.best.name}",
         "best": {"member": best.member, "epoch": best.epoch},
         "last": {"member": winner, "epoch": last_epoch},
         settings.metric: settings.sign * best.score,
     }
     RunFolder(place).write_status("sampling", **status)
     more = {
-        **(facts or {}),
+        **facts,
         "epochs": n_epochs,
         "ended": ended,
         "metric": settings.metric,
@@ -82,7 +82,7 @@ def finish_search(
             {
                 "member": k,
                 "score": settings.sign * finite[k],
-                "checkpoint": str(member_path(folder, k).relative_to(folder).as_posix()),
+                "checkpoint": saved.member(k).relative_to(folder).as_posix(),
             }
             for k in sorted(finite, key=lambda k: (finite[k], k))
         ],
@@ -96,7 +96,7 @@ def finish_search(
     last = {n: float(column[rows[-1]]) for n, column in table.items() if "/" in n}
     return RunResult(
         run_dir=folder,
-        best_checkpoint=folder / BEST_CHECKPOINT,
+        best_checkpoint=saved.best,
         last_checkpoint=folder / LAST_CHECKPOINT,
         outputs=sampled.outputs,
         metrics={name: value for name, value in last.items() if not math.isnan(value)},
@@ -121,13 +121,13 @@ def lineage(table: Columns, member: int) -> list[int]:
 
 def member_config(config: Mapping[str, Any], table: Columns, row: int) -> dict[str, Any]:
     """Return the configuration of a single model with what a member had in an epoch."""
-    own = copy.deepcopy({key: value for key, value in config.items() if key != "search"})
+    single = copy.deepcopy({key: value for key, value in config.items() if key != "search"})
     for name, column in table.items():
         if name.startswith(HP):
-            _put(own["model"], name.removeprefix(HP).split("."), float(column[row]))
-    own["seed"] = int(config.get("seed") or 0) + int(table["member"][row])
-    own["trainer"]["max_epochs"] = int(table["epoch"][row]) + 1
-    return own
+            _put(single["model"], name.removeprefix(HP).split("."), float(column[row]))
+    single["seed"] = int(config.get("seed") or 0) + int(table["member"][row])
+    single["trainer"]["max_epochs"] = int(table["epoch"][row]) + 1
+    return single
 
 
 def _put(node: Any, path: list[str], value: float) -> None:

@@ -138,7 +138,7 @@ class Patience:
         number("min_ratio", self.min_ratio)
 
     def update(self, scores: ArrayLike) -> bool:
-        """Take in the scores at the end of a generation; scores that are not finite do not count.
+        """Update with the scores of a finished generation, ignoring those that are not finite.
 
         Parameters
         ----------
@@ -252,21 +252,10 @@ _FIRST, _EXCHANGE = 7_001, 7_002
 class Plan:
     """What members do before the next epoch, in their numbers.
 
-    Attributes
-    ----------
-    n_epochs : int
-        Epochs after which it holds.
-    ended : str
-        Why the search ends here; empty where it goes on.
-    parents : dict of int to int
-        Members that become copies, and of whom.
-    finished, dropped : tuple of int
-        Members that stop: because they are done, or because they are cut or have diverged.
-    values : dict of str to (dict of int to float)
-        Hyper-parameters of the copies; the coordinator adds them.
-    sources : dict of int to str
-        For each parent, the checkpoint of its group after `n_epochs` epochs, where groups are
-        apart.
+    `ended` says why the search ends here, and is empty where it goes on. `parents` are the members
+    that become copies, and of whom. Members that are done are `finished`; those that are cut or
+    have diverged are `dropped`. The coordinator adds the copies' hyper-parameters, as `values`, and
+    where groups are apart, the checkpoint of each parent's group, as `sources`.
     """
 
     n_epochs: int
@@ -281,13 +270,12 @@ class Plan:
 class Method(Protocol):
     """A kind of search."""
 
+    space: Space
+    seed: int
     #: Whether members copy each other; if not, they only stop.
     exchanges: bool
     #: Whether the fate of a member depends on the others.
     compares: bool
-
-    def first_values(self, n: int) -> Values:
-        """Draw the values at which `n` members start."""
 
     def generation(self, epoch: int) -> int:
         """Return the generation in which an epoch (from 0) is trained."""
@@ -302,14 +290,29 @@ class Method(Protocol):
         a member that has diverged.
         """
 
-    def perturbed(self, n_epochs: int, values: Mapping[str, Any], members: IntArray) -> Values:
-        """Return hyper-parameters after a perturbation of some members."""
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed search has to know, in plain numbers."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state."""
+
+
+def start_values(method: Method, n_members: int) -> Values:
+    """Draw the values at which members start: at `init` where they can move on from it."""
+    rng = np.random.default_rng([_FIRST, method.seed % 2**32])
+    return first_values(method.space, n_members, rng, use_init=method.exchanges)
+
+
+def copied_values(method: Method, n_epochs: int, values: Values, members: IntArray) -> Values:
+    """Perturb the hyper-parameters of new copies."""
+    return perturbed(method.space, values, members, _exchange_rng(method.seed, n_epochs, 1))
+
+
+def _exchange_rng(seed: int, n_epochs: int, purpose: int) -> Generator:
+    # A stream for each exchange, and not one for the search: a resumed search then draws the same
+    # numbers without a generator's state in its files. A tournament and the perturbation after it
+    # have streams of their own, so that neither depends on how much the other draws.
+    return np.random.default_rng([_EXCHANGE, seed % 2**32, n_epochs, purpose])
 
 
 def needs_plan(method: Method, n_epochs: int, max_epochs: int) -> bool:
@@ -318,19 +321,7 @@ def needs_plan(method: Method, n_epochs: int, max_epochs: int) -> bool:
 
 
 class PopulationBased:
-    """Generations that end with a tournament (AutoLFADS).
-
-    Parameters
-    ----------
-    settings : SearchSettings
-    space : Space
-    seed : int
-        Seed of the run.
-    burn_in : int
-        Epochs before the first generation counts.
-    max_epochs : int
-        Epochs at most.
-    """
+    """Generations that end with a tournament (AutoLFADS)."""
 
     exchanges = True
     compares = True
@@ -343,10 +334,6 @@ class PopulationBased:
         self.schedule = Schedule(burn_in, settings.perturbation_interval, max_epochs)
         self.max_generations = settings.max_generations
         self.patience = Patience(settings.patience, settings.min_improvement_ratio)
-
-    def first_values(self, n: int) -> Values:
-        """Start where the space says, else from a draw."""
-        return first_values(self.space, n, np.random.default_rng([_FIRST, self.seed % 2**32]))
 
     def generation(self, epoch: int) -> int:
         """Return the number, from 0, of the generation of an epoch."""
@@ -371,16 +358,9 @@ class PopulationBased:
             return Plan(n_epochs, f"{number} generations are done")
         if not self.schedule.exchanges(n_epochs):
             return Plan(n_epochs)
-        parents = members[tournament(scores, self._rng(n_epochs, 0))]
+        parents = members[tournament(scores, _exchange_rng(self.seed, n_epochs, 0))]
         pairs = zip(members.tolist(), parents.tolist(), strict=True)
         return Plan(n_epochs, parents={k: parent for k, parent in pairs if parent != k})
-
-    def perturbed(self, n_epochs: int, values: Mapping[str, Any], members: IntArray) -> Values:
-        """Move the hyper-parameters of new copies."""
-        return perturbed(self.space, values, members, self._rng(n_epochs, 1))
-
-    def _rng(self, n_epochs: int, purpose: int) -> np.random.Generator:
-        return np.random.default_rng([_EXCHANGE, self.seed % 2**32, n_epochs, purpose])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best scores so far."""
@@ -392,19 +372,7 @@ class PopulationBased:
 
 
 class RandomSearch:
-    """Every member draws once and trains until it stops improving, or until it is cut.
-
-    Parameters
-    ----------
-    settings : SearchSettings
-    space : Space
-    seed : int
-        Seed of the run.
-    burn_in : int
-        Epochs in which no member is judged.
-    max_epochs : int
-        Epochs at most.
-    """
+    """Every member draws once and trains until it stops improving, or until it is cut."""
 
     exchanges = False
 
@@ -426,11 +394,6 @@ class RandomSearch:
             halving_rungs(n, max_epochs, first_cut, settings.halving_factor) if is_halving else []
         )
 
-    def first_values(self, n: int) -> Values:
-        """Draw every value."""
-        rng = np.random.default_rng([_FIRST, self.seed % 2**32])
-        return first_values(self.space, n, rng, use_init=False)
-
     def generation(self, epoch: int) -> int:
         """Return how many cuts lie behind an epoch."""
         return sum(rung.epochs <= epoch for rung in self.rungs)
@@ -442,7 +405,7 @@ class RandomSearch:
         return n_epochs % self.interval == 0
 
     def judge(self, n_epochs: int, members: IntArray, scores: NDArray[np.float64]) -> Plan:
-        """Give up who has diverged or is cut; let stop who has not improved for long."""
+        """Drop who has diverged or is cut; stop who has not improved for long."""
         diverged = ~np.isfinite(scores)
         finished = np.zeros(len(scores), dtype=bool)
         if n_epochs > self.burn_in:
@@ -465,10 +428,6 @@ class RandomSearch:
             finished=tuple(members[finished].tolist()),
             dropped=tuple(members[dropped].tolist()),
         )
-
-    def perturbed(self, n_epochs: int, values: Mapping[str, Any], members: IntArray) -> Values:
-        """Return the values as they are."""
-        return {name: np.asarray(value, dtype=np.float64) for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score of every member and its epoch."""

@@ -36,28 +36,42 @@ _ADVICE = (
 
 
 class Best(NamedTuple):
-    """The best score so far, over all members and epochs.
-
-    Attributes
-    ----------
-    score : float
-        Of the metric, negative where more of it is better.
-    member, epoch : int
-        Who reached it, and in which epoch (from 0).
-    """
+    """The best score so far, negative where more is better, and its member and epoch (from 0)."""
 
     score: float = math.inf
     member: int = -1
     epoch: int = -1
 
 
-def member_path(folder: Path, member: int) -> Path:
-    """Return where the checkpoint of a member at the end of a search lies."""
-    return folder / MEMBERS / f"member_{member:03d}.ckpt"
+class Place(NamedTuple):
+    """Where a group is saved: its state, its best model so far, and members that do not train."""
+
+    state: Path
+    best: Path
+    members: Path
+
+    @classmethod
+    def of_search(cls, folder: Path) -> Place:
+        """Return the place of a search's only group, and of what is left at the end."""
+        return cls(folder / STATE, folder / BEST_CHECKPOINT, folder / MEMBERS)
+
+    @classmethod
+    def of_trial(cls, folder: Path) -> Place:
+        """Return the place of one group of several, in its own folder."""
+        return cls(folder / "state.pt", folder / "best.ckpt", folder)
+
+    @property
+    def about(self) -> Path:
+        """A small file that says what else is saved, for who does not load the state."""
+        return self.state.with_name("about.json")
+
+    def member(self, number: int) -> Path:
+        """Return the checkpoint of a member that does not train any more."""
+        return self.members / f"member_{number:03d}.ckpt"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint or a state so that it is there whole or not at all."""
+    """Write a checkpoint or a state whole or not at all."""
     AtomicCheckpointIO().save_checkpoint(dict(content), path)
 
 
@@ -73,7 +87,7 @@ def load_state(folder: Path) -> dict[str, Any] | None:
 
 def all_diverged(folder: Path, n_members: int, epoch: int, best: Best) -> DivergedError:
     """Return what to raise where no member has a finite loss any more."""
-    found = (
+    remains = (
         f"The best model before is {folder / BEST_CHECKPOINT} (member {best.member}, "
         f"epoch {best.epoch})."
         if best.member >= 0
@@ -81,6 +95,6 @@ def all_diverged(folder: Path, n_members: int, epoch: int, best: Best) -> Diverg
     )
     return DivergedError(
         f"All {n_members} members have diverged by epoch {epoch}: loss or weights are NaN or "
-        f"infinite. {found} What happened is in {folder / POPULATION}. To mend it, {_ADVICE}, and "
-        "start anew (--overwrite)."
+        f"infinite. {remains} What happened is in {folder / POPULATION}. To mend it, {_ADVICE}, "
+        "and start anew (--overwrite)."
     )

@@ -24,11 +24,12 @@ from lfads_torch.run_model import RunResult
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.search import group, result, run
 from lfads_torch.search.coordinator import STATE, Coordinator
-from lfads_torch.search.group import Group, Place
+from lfads_torch.search.group import Group
 from lfads_torch.search.live_table import LiveTable
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
 from lfads_torch.search.ray import RayOptions, run_ray_search
 from lfads_torch.search.settings import SearchSettings, from_mapping
+from lfads_torch.search.state import Place
 
 from .fake import FakePopulation
 
@@ -108,7 +109,6 @@ class Cluster:
             self.folder,
             state.get("chunks", CHUNKS),
             members.method,
-            members.space,
             self.settings,
             max_epochs_of(self.config),
             n_kept=9,

@@ -19,7 +19,9 @@ from lfads_torch.search.rules import (
     Rung,
     Schedule,
     build_method,
+    copied_values,
     halving_rungs,
+    start_values,
     successive_halving,
     tournament,
 )
@@ -271,10 +273,10 @@ def test_a_population_exchanges_at_the_ends_of_generations_alone() -> None:
 
 
 def test_a_population_starts_at_init_and_random_search_never_does() -> None:
-    first = population().first_values(6)
+    first = start_values(population(), 6)
     assert set(first["lr_init"]) == {1e-3}
     assert len(set(first["kl_ic_scale"])) == 6
-    drawn = random_search().first_values(6)
+    drawn = start_values(random_search(), 6)
     assert len(set(drawn["lr_init"])) == 6
 
 
@@ -309,7 +311,7 @@ def test_decisions_depend_on_seed_scores_and_state_alone(seed: int, n_epochs: in
     one, two = (m.judge(n_epochs, ALL, FALLING / n_epochs) for m in (first, other))
     assert one.ended == two.ended
     np.testing.assert_array_equal(one.parents, two.parents)
-    moved = [m.perturbed(n_epochs, m.first_values(6), ALL[:3]) for m in (first, other)]
+    moved = [copied_values(m, n_epochs, start_values(m, 6), ALL[:3]) for m in (first, other)]
     for name in SPACE:
         np.testing.assert_array_equal(moved[0][name], moved[1][name])
 

@@ -20,13 +20,12 @@ from ...files import copy_whole
 from ...folder import RunFolder
 from ...run_model import RunResult
 from ..coordinator import STATE, Coordinator
-from ..group import Place
 from ..live_table import LiveTable
 from ..local import record_start
 from ..members import build_members, check_search, max_epochs_of
 from ..result import finish_search
 from ..settings import SearchSettings
-from ..state import BEST_CHECKPOINT, Best, all_diverged, member_path
+from ..state import Best, Place, all_diverged
 from .cluster import RayOptions
 from .scheduler import GroupScheduler, StopOnFailure, Watch
 from .trial import GROUP, MEMBERS, NUMBER, START, Board, MemberTrial
@@ -48,8 +47,8 @@ def search(
     """Search over Ray Tune; see `run_ray_search`."""
     settings = check_search(config)
     with _cluster(options), _environment():
-        how = {"resume": resume, "overwrite": overwrite}
-        return _Session(config, settings, folder, options, **how).run()
+        session = _Session(config, settings, folder, options, resume=resume, overwrite=overwrite)
+        return session.run()
 
 
 @contextmanager
@@ -59,14 +58,14 @@ def _cluster(options: RayOptions) -> Iterator[None]:
         yield
         return
     address = options.address or ("local" if options.num_cpus else None)
-    own: dict[str, Any] = {"num_cpus": options.num_cpus, "object_store_memory": _OBJECT_STORE}
+    local: dict[str, Any] = {"num_cpus": options.num_cpus, "object_store_memory": _OBJECT_STORE}
     try:
         ray.init(
             address=address,
             include_dashboard=False if address == "local" else None,
             log_to_driver=False,
             logging_level=logging.WARNING,
-            **(own if address == "local" else {}),
+            **(local if address == "local" else {}),
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         place = address or os.environ.get("RAY_ADDRESS") or "on this machine"
@@ -86,7 +85,7 @@ def _environment() -> Iterator[None]:
     os.environ.update(_ENVIRONMENT)
     logger = logging.getLogger("ray.tune")
     level = logger.level
-    # It misses logs that nobody asked for, and tells failures that are told in a line.
+    # It warns of loggers that are turned off, and logs failures that `Watch` prints in a line.
     logger.setLevel(logging.CRITICAL)
     try:
         yield
@@ -99,7 +98,7 @@ def _environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-class _Left(NamedTuple):
+class _Outcome(NamedTuple):
     """What trials leave: scores of the members at the end, the best score, and how long it took."""
 
     scores: dict[int, float]
@@ -147,7 +146,7 @@ class _Session:
                 f"{self.settings.count_key} is {self.settings.n_members}, but the search in "
                 f"{self.folder} was begun with {n_members}; go on with that, or start another one"
             )
-        # The first member is built here too, so that every mistake is told before a trial starts.
+        # The first member is built here too, so that mistakes show before a trial starts.
         members = build_members(self.config, self.settings, [0])
         n_steps = len(members.datamodule.train_dataloader())
         if overwrite:  # now that nothing is left to be wrong
@@ -158,7 +157,6 @@ class _Session:
             self.folder,
             groups,
             method,
-            members.space,
             self.settings,
             self.max_epochs,
             # A trial may be a generation ahead of one that has yet to copy from it.
@@ -239,10 +237,11 @@ class _Session:
                 cause = cause.__cause__
             raise cause or error from None
 
-    def _collect(self) -> _Left:
+    def _collect(self) -> _Outcome:
         """Take the members that do not train any more out of the checkpoints of their trials."""
         scores: dict[int, float] = {}
         best, n_epochs, n_steps = Best(), 0, 0
+        target = Place.of_search(self.folder)
         for saved in self.coordinator.checkpoints:
             if not saved:
                 continue
@@ -252,30 +251,29 @@ class _Session:
                 n_epochs, n_steps = max(n_epochs, about["n_epochs"]), about["steps_per_epoch"]
                 for number, score in about["scores"].items():
                     scores[int(number)] = float(score)
-                    target = member_path(self.folder, int(number))
-                    copy_whole(place.member(int(number)), target)
-                own = Best(*about["best"])
+                    copy_whole(place.member(int(number)), target.member(int(number)))
+                group_best = Best(*about["best"])
                 # The earliest of equal ones, as in one process.
-                if (own.score, own.epoch, own.member) < (best.score, best.epoch, best.member):
-                    best = own
-                    copy_whole(place.best, self.folder / BEST_CHECKPOINT)
-        return _Left(scores, best, n_epochs, n_steps)
+                if _order(group_best) < _order(best):
+                    best = group_best
+                    copy_whole(place.best, target.best)
+        return _Outcome(scores, best, n_epochs, n_steps)
 
     def _finish(self, facts: dict[str, Any]) -> RunResult:
-        left = self._collect()
-        if not left.scores:
-            n_members, last = self.settings.n_members, left.n_epochs - 1
-            raise all_diverged(self.folder, n_members, last, left.best)
+        outcome = self._collect()
+        if not outcome.scores:
+            n_members, last = self.settings.n_members, outcome.n_epochs - 1
+            raise all_diverged(self.folder, n_members, last, outcome.best)
         self.coordinator.table.say(f"the search ended: {self.coordinator.ended}")
         result = finish_search(
             self.config,
             self.folder,
             self.settings,
-            n_epochs=left.n_epochs,
-            steps_per_epoch=left.steps_per_epoch,
-            scores=left.scores,
+            n_epochs=outcome.n_epochs,
+            steps_per_epoch=outcome.steps_per_epoch,
+            scores=outcome.scores,
             ended=self.coordinator.ended,
-            best=left.best,
+            best=outcome.best,
             facts=facts,
         )
         self._clean_up()
@@ -292,3 +290,7 @@ class _Session:
             ):
                 if place not in last:
                     shutil.rmtree(place, ignore_errors=True)
+
+
+def _order(best: Best) -> tuple[float, int, int]:
+    return best.score, best.epoch, best.member

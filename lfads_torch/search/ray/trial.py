@@ -13,9 +13,10 @@ import ray
 from ray import tune
 
 from ...runs.build import pick_device
-from ..group import Group, Place
+from ..group import Group
 from ..rules import Plan
 from ..settings import SearchSettings
+from ..state import Place
 
 #: Keys of a trial's results, beside the searched metric.
 EPOCHS, REPORT, WAITS = "n_epochs", "report", "waits"
@@ -39,7 +40,7 @@ class Board:
             self._news.notify_all()
 
     async def wait(self, n_epochs: int, timeout: float) -> Plan | None:
-        """Return the plan after so many epochs; None where it has not come within the time."""
+        """Return the plan after `n_epochs` epochs, or None where it is late."""
         try:
             async with asyncio.timeout(timeout), self._news:
                 await self._news.wait_for(lambda: n_epochs in self._plans)
