@@ -28,7 +28,7 @@ from lfads_torch.modules.augmentations import (
     TemporalShift,
 )
 from lfads_torch.run_model import run_model
-from lfads_torch.search.population import Population, capacity, steps
+from lfads_torch.search.population import Population, capacity, epochs
 from tests.search.reference_training import (
     CLIP,
     TOLERANCE,
@@ -731,14 +731,14 @@ def test_members_are_cut_into_stacks_that_fit(data: Any, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def _little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    stacked = steps.Steps.stacked
+    stacked = epochs.run_stacked
 
     def limited(self: Any, tensors: Any, *args: Any, **options: Any) -> Any:
         if len(next(iter(tensors.values()))) > 1:
             raise torch.OutOfMemoryError("too much")
         return stacked(self, tensors, *args, **options)
 
-    monkeypatch.setattr(steps.Steps, "stacked", limited)
+    monkeypatch.setattr(epochs, "run_stacked", limited)
     yield
 
 

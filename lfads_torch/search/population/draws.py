@@ -144,7 +144,7 @@ class StackedDraws(TorchDispatchMode):
         if any(not x.ndim or x.shape[0] != len(generators) for x in tensors):
             raise NotMappableError(f"{func}: the members' axis is not the first one")
         names = [argument.name for argument in func._schema.arguments]
-        rows = [_draw(func, _row(names, args, k), kwargs, own) for k, own in enumerate(generators)]
+        rows = [_draw(func, _row(names, args, k), kwargs, g) for k, g in enumerate(generators)]
         if func._schema.is_mutable:
             return args[0]
         if isinstance(rows[0], Tensor):
@@ -153,36 +153,41 @@ class StackedDraws(TorchDispatchMode):
 
 
 def _row(names: Sequence[str], args: Sequence[Any], k: int) -> list[Any]:
-    """Arguments of member k."""
+    """Return the arguments of member k."""
     return [
         x[k] if isinstance(x, Tensor) else x[1:] if name == "size" else x
         for name, x in zip(names, args, strict=False)
     ]
 
 
-def _draw(func: Any, args: list[Any], options: dict[str, Any], own: torch.Generator) -> Any:
-    """One member's draw."""
+def _draw(func: Any, args: list[Any], options: dict[str, Any], generator: torch.Generator) -> Any:
+    """Draw for one member."""
     if func is _aten.randn.default:
-        return torch.empty(*args, **options).normal_(generator=own)
+        return torch.empty(*args, **options).normal_(generator=generator)
     if func is _aten.rand.default:
-        return torch.empty(*args, **options).uniform_(generator=own)
+        return torch.empty(*args, **options).uniform_(generator=generator)
     if func is _aten.randn_like.default:
-        return torch.empty_like(*args, **options).normal_(generator=own)
+        return torch.empty_like(*args, **options).normal_(generator=generator)
     if func is _aten.rand_like.default:
-        return torch.empty_like(*args, **options).uniform_(generator=own)
+        return torch.empty_like(*args, **options).uniform_(generator=generator)
     if func in (_aten.randint.default, _aten.randint.low):
         *limits, size = args
         dtype = options.get("dtype") or torch.int64
         return torch.empty(size, **{**options, "dtype": dtype}).random_(
-            *(limits if len(limits) > 1 else (0, *limits)), generator=own
+            *(limits if len(limits) > 1 else (0, *limits)), generator=generator
         )
     if any(argument.name == "generator" for argument in func._schema.arguments):
-        return func(*args, **options, generator=own)
-    with _GLOBAL, torch.random.fork_rng(devices=[own.device] if own.device.type == "cuda" else ()):
-        default = _default(own.device)
-        default.set_state(own.get_state())
+        return func(*args, **options, generator=generator)
+    with (
+        _GLOBAL,
+        torch.random.fork_rng(
+            devices=[generator.device] if generator.device.type == "cuda" else ()
+        ),
+    ):
+        default = _default(generator.device)
+        default.set_state(generator.get_state())
         drawn = func(*args, **options)
-        own.set_state(default.get_state())
+        generator.set_state(default.get_state())
         return drawn
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -26,7 +26,7 @@ from ...tuples import BatchResult, SessionBatch, sessions_of
 from .capacity import workers_of
 from .draws import Streams, global_generators
 from .optimiser import Optimiser
-from .steps import ALL, MODEL, NONE, Steps, alone, augmented_apart, part_that_failed
+from .steps import ALL, MODEL, NONE, augmented_apart, part_that_failed, run_alone, run_stacked
 from .tensors import MemberTensors
 
 Sessions = Mapping[int, SessionBatch]
@@ -62,7 +62,7 @@ class StackedScores(EpochScores):
             self._sums[name, session] = added if seen is None else seen + added
 
     def members(self, n_members: int) -> Iterable[EpochScores]:
-        """Give each member's scores as a model alone would have them."""
+        """Yield each member's scores as a model alone would have them."""
         means = {"terms": self.terms.compute(), "sessions": self.sessions.compute()}
         numbers = [
             (kind, name, value.cpu())
@@ -124,7 +124,7 @@ class Epochs:
         self._optimiser.begin_epoch(epoch)
         if stacked == NONE:
             with global_generators():
-                return [self._member(k, epoch) for k in range(len(self._tensors))]
+                return [self._alone(k, epoch) for k in range(len(self._tensors))]
         device, n_members = self._tensors.device, len(self._tensors)
         workers = workers_of(device, n_members) if stacked == ALL else 1
         stacks = even_stacks(n_members, stack_size, workers)
@@ -134,7 +134,7 @@ class Epochs:
         stop = Event()
 
         def train(rows: slice, template: Any) -> list[Scores]:
-            return self._stack(rows, Steps(template), epoch, stacked, stop)
+            return self._stack(rows, template, epoch, stacked, stop)
 
         if workers == 1:
             scores = [train(rows, self._templates[0]) for rows in stacks]
@@ -147,80 +147,72 @@ class Epochs:
         return part_that_failed([*self._templates, *self._tensors.models], error)
 
     def _stack(
-        self, rows: slice, steps: Steps, epoch: int, stacked: str, stop: Event
+        self, rows: slice, template: Any, epoch: int, stacked: str, stop: Event
     ) -> list[Scores]:
+        """Train a stack of members for an epoch."""
         tensors, n_members = self._tensors, rows.stop - rows.start
-        seeds = tensors.seeds[rows].tolist()
+        models, seeds = tensors.models[rows], tensors.seeds[rows].tolist()
         streams = Streams(seeds, epoch, tensors.device)
         leaves = tensors.leaves(rows)
-        held = {**leaves, **tensors.others(rows)}
-        scores = {"train": StackedScores(), "valid": StackedScores()}
+        named = {**leaves, **tensors.others(rows)}
+        augments = bool(models[0].infer_aug_stack.batch_order)
 
-        def run(batch: Sessions, split: str, *, shared: bool) -> BatchResult:
+        def run(batch: Sessions, split: str) -> BatchResult:
             if stop.is_set():
                 raise _StoppedError
+            shared = split == "valid"
             if stacked == MODEL:
-                models = tensors.models[rows]
                 batch = augmented_apart(models, batch, split, streams, shared=shared)
-                return steps.stacked(held, batch, split, streams, augment=False)
-            return steps.stacked(held, batch, split, streams, shared=shared)
+                return run_stacked(template, named, batch, split, streams, augments=False)
+            if shared and augments:  # an augmentation may write into the batch
+                batch = {s: _repeated(trials, n_members) for s, trials in batch.items()}
+                shared = False
+            return run_stacked(template, named, batch, split, streams, shared=shared)
 
         plans = [self._loader.plans(seed, epoch) for seed in seeds]
-        steps_rows = (
-            {s: torch.stack([p[s][step] for p in plans]) for s in plans[0]}
-            for step in range(self.n_steps)
-        )
-        with closing(self._batches(steps_rows)) as batches:
-            for batch in batches:
-                result = run(batch, "train", shared=False)
-                self._learn(rows, result, list(leaves.values()))
-                count_batch(scores["train"], result)
-        augments = bool(tensors.models[0].infer_aug_stack.batch_order)
-        with torch.no_grad():
-            for given in self._data.val_dataloader():
-                batch = sessions_of(given)
-                is_shared = not augments or stacked == MODEL
-                if not is_shared:  # an augmentation may write into it
-                    batch = {s: _repeated(own, n_members) for s, own in batch.items()}
-                count_batch(scores["valid"], run(batch, "valid", shared=is_shared))
-        members = {split: stack.members(n_members) for split, stack in scores.items()}
-        return [
-            {"train": train, "valid": valid}
-            for train, valid in zip(members["train"], members["valid"], strict=True)
-        ]
+        orders = {s: torch.stack([plan[s] for plan in plans], dim=1) for s in plans[0]}
+        scores = {"train": StackedScores(), "valid": StackedScores()}
+        self._train(rows, orders, list(leaves.values()), run, scores)
+        members = (scores[split].members(n_members) for split in scores)
+        return [dict(zip(scores, member, strict=True)) for member in zip(*members, strict=True)]
 
-    def _member(self, k: int, epoch: int) -> Scores | None:
+    def _alone(self, k: int, epoch: int) -> Scores | None:
         """Train one member by itself, as a run does."""
-        try:
-            return self._alone(k, epoch)
-        except Exception:
-            # With NaN for weights a part may well raise; that member is lost, not the others.
-            if self._tensors.weights[k].isfinite().all():
-                raise
-            return None
-
-    def _alone(self, k: int, epoch: int) -> Scores:
         seed, model = int(self._tensors.seeds[k]), self._tensors.models[k]
         weights = [model.get_parameter(name) for name in self._tensors.names]
         scores: Scores = {"train": EpochScores(), "valid": EpochScores()}
-        plans = self._loader.plans(seed, epoch)
+        orders = self._loader.plans(seed, epoch)
         seed_all(seed, epoch)
-        steps_rows = ({s: p[step] for s, p in plans.items()} for step in range(self.n_steps))
-        with closing(self._batches(steps_rows)) as batches:
-            for batch in batches:
-                result = alone(model, batch, "train")
-                self._learn(slice(k, k + 1), result, weights)
-                count_batch(scores["train"], result)
-        with torch.no_grad():
-            for given in self._data.val_dataloader():
-                count_batch(scores["valid"], alone(model, sessions_of(given), "valid"))
+        try:
+            self._train(slice(k, k + 1), orders, weights, partial(run_alone, model), scores)
+        except Exception:
+            # With NaN for weights a module may well raise; that member is lost, not the others.
+            if self._tensors.weights[k].isfinite().all():
+                raise
+            return None
         return scores
 
-    def _learn(self, rows: slice, result: BatchResult, weights: Sequence[Tensor]) -> None:
-        """Take a step of the optimiser; losses of members do not meet in any gradient."""
-        total = result.terms.total.sum()
-        gradients = torch.autograd.grad(total, weights, allow_unused=True)
-        self._optimiser.step(rows, gradients)
+    def _train(
+        self,
+        rows: slice,
+        orders: Mapping[int, Tensor],
+        weights: Sequence[Tensor],
+        run: Callable[[Sessions, str], BatchResult],
+        scores: Mapping[str, EpochScores],
+    ) -> None:
+        """Train and validate members for an epoch; `orders` are trials by step."""
+        steps = ({s: order[i] for s, order in orders.items()} for i in range(self.n_steps))
+        with closing(self._batches(steps)) as batches:
+            for batch in batches:
+                result = run(batch, "train")
+                # Losses of members do not meet in any gradient, so one pass serves all of them.
+                total = result.terms.total.sum()
+                gradients = torch.autograd.grad(total, weights, allow_unused=True)
+                self._optimiser.step(rows, gradients)
+                count_batch(scores["train"], result)
+        with torch.no_grad():
+            for batch in self._data.val_dataloader():
+                count_batch(scores["valid"], run(sessions_of(batch), "valid"))
 
     def _batches(self, steps: Iterable[Mapping[int, Tensor]]) -> Generator[Sessions]:
         """Yield the batches of some steps, read ahead where trials stay in their file."""

@@ -36,30 +36,28 @@ class Optimiser:
         """
         state = self._tensors
         weights = state.weights[rows]
-        parts = [
-            part.new_zeros(()).expand_as(part) if given is None else given
-            for part, given in zip(state.split(weights).values(), gradients, strict=True)
+        columns = [
+            column.new_zeros(()).expand_as(column) if gradient is None else gradient
+            for column, gradient in zip(state.split(weights).values(), gradients, strict=True)
         ]
-        matrix = torch.cat([part.reshape(len(weights), -1) for part in parts], dim=1)
+        matrix = torch.cat([column.reshape(len(weights), -1) for column in columns], dim=1)
         if self._clip > 0:
+            # 1e-6 as in `torch.nn.utils.clip_grad_norm_`, which Lightning calls.
             norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
             matrix.mul_((self._clip / (norms + 1e-6)).clamp_(max=1.0))
-        spans = state.spans([given is not None for given in gradients])
+        spans = state.spans([gradient is not None for gradient in gradients])
         for i, k in enumerate(range(rows.start, rows.stop)):
             hp = state.models[k].hparams
             rows_of_k = (state.weights[k], matrix[i], state.exp_avg[k], state.exp_avg_sq[k])
-            parts_of_k = [[row[span] for span in spans] for row in rows_of_k]
-            # Each span counts the step, so all but one count on a copy.
-            steps = [
-                state.steps[k] if n == 0 else state.steps[k].clone() for n in range(len(spans))
-            ]
+            params, grads, means, squares = ([row[span] for span in spans] for row in rows_of_k)
             adamw(
-                parts_of_k[0],
-                parts_of_k[1],
-                parts_of_k[2],
-                parts_of_k[3],
-                [],
-                steps,
+                params,
+                grads,
+                means,
+                squares,
+                max_exp_avg_sqs=[],
+                # Each span counts the step, so all but one count on a copy.
+                state_steps=[state.steps[k], *(state.steps[k].clone() for _ in spans[1:])],
                 fused=True,
                 amsgrad=False,
                 beta1=hp.lr_adam_beta1,

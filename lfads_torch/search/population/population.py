@@ -19,7 +19,6 @@ from .draws import OtherDrawsError
 from .epochs import Epochs, Scores
 from .optimiser import Optimiser
 from .steps import ALL, MODEL, NONE, can_augment_apart
-from .structure import check_structure
 from .tensors import MemberTensors, smoother
 
 Numbers = NDArray[Any]
@@ -36,39 +35,11 @@ class Population:
     its data, or that draws from NumPy) trains one member after another, with a warning that names
     the module.
 
-    Parameters
-    ----------
-    models : sequence of LFADS
-        One structure; they may differ in parameters, in numbers kept as tensors (`tunables`), and
-        in the numbers of AdamW, schedule and ramps. They are copied.
-    datamodule : BasicDataModule
-    seeds : sequence of int
-        Run seed of every member: its draws and its order of trials.
-    gradient_clip_val : float
-        Largest norm of a member's gradient; 0 for no limit.
-    device : str or torch.device
-    stack_size : int, optional
-        Members stacked at a time; by default as many as fit.
-
-    Attributes
-    ----------
-    n_members : int
-    epoch : int
-        The next epoch to train, from 0.
-    steps_per_epoch : int
-    names : tuple of str
-        Tunables by their path below ``model.``.
-    stack_size : int
-    stacked : str
-        "all"; "model" where augmentations run one member after another; "none" where all does.
-
-    Raises
-    ------
-    ConfigError
-        Where the models differ in more than the above; numbers of models and seeds that do not
-        agree; a stack size out of range.
-    UserError
-        Where not even one member's step fits into memory.
+    `models` are copied; they may differ in parameters, in `tunables`, and in the numbers of AdamW,
+    schedule and ramps. `gradient_clip_val` 0 sets no limit; `stack_size` members are stacked at a
+    time, by default as many as fit into memory. `names` are the tunables by their path below
+    ``model.``, and `stacked` is "all", "model" where augmentations run one member after another, or
+    "none" where everything does.
     """
 
     def __init__(
@@ -88,7 +59,6 @@ class Population:
             )
         if stack_size is not None:
             whole("stack_size", stack_size, least=1)
-        check_structure(models)
         device = torch.device(device)
         datamodule.to(device)
         self._data = datamodule
@@ -140,7 +110,7 @@ class Population:
         A member whose `lr_init` changes goes on at that learning rate, whatever a plateau schedule
         had made of the old one; one whose `lr_init` stays the same keeps its current rate.
         """
-        found = {}
+        columns = {}
         for name, given in values.items():
             if name not in self.names:
                 raise ConfigError(f"no tunable {name!r}; {did_you_mean(name, self.names)}")
@@ -150,16 +120,16 @@ class Population:
                     f"{name} is {given!r}; give one finite number for each of the "
                     f"{self.n_members} members"
                 )
-            found[name] = torch.from_numpy(column)
-        for name, numbers in found.items():
-            own = self._tensors.tunable(name)
-            new = numbers.to(own.device, own.dtype)
+            columns[name] = torch.from_numpy(column)
+        for name, numbers in columns.items():
+            old = self._tensors.tunable(name)
+            new = numbers.to(old.device, old.dtype)
             if name == "lr_init":
-                changed = (new != own).cpu()
+                changed = (new != old).cpu()
                 if changed.any():
                     self._settle()
                     self._tensors.lr[changed] = new.double().cpu()[changed]
-            own.copy_(new)
+            old.copy_(new)
 
     # ---- training ------------------------------------------------------------------------------
 
@@ -300,11 +270,11 @@ class Population:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`; training goes on with the same numbers, to the bit."""
-        theirs, own = state["members"]["weights"].shape, self._tensors.weights.shape
-        if theirs != own:
+        saved, shape = state["members"]["weights"].shape, self._tensors.weights.shape
+        if saved != shape:
             raise ConfigError(
-                f"the state is of {theirs[0]} members with {theirs[1]} parameters each, the "
-                f"population of {own[0]} with {own[1]}; go on with the same configuration"
+                f"the state is of {saved[0]} members with {saved[1]} parameters each, the "
+                f"population of {shape[0]} with {shape[1]}; go on with the same configuration"
             )
         self._tensors.write(state["members"], self._all, self._all, seeds=True)
         self._metrics = {name: values.clone() for name, values in state["metrics"].items()}
@@ -345,6 +315,6 @@ def _take_data_facts(model: Any, checked: Any) -> None:
     """Copy what `check_data` noted in one model to another, so that the data are read once."""
     model.session_names = list(checked.session_names)
     model.session_trials = dict(checked.session_trials)
-    for own, other in zip(model.recon, checked.recon, strict=True):
-        if hasattr(own, "data_checked"):
-            own.data_checked = other.data_checked
+    for recon, other in zip(model.recon, checked.recon, strict=True):
+        if hasattr(recon, "data_checked"):
+            recon.data_checked = other.data_checked

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -21,53 +22,58 @@ ALL, MODEL, NONE = "all", "model", "none"
 """What is stacked: the whole step, all but the augmentations, nothing."""
 
 
-class Steps:
-    """Runs batches through members; `template` is any model of their structure."""
+def run_stacked(
+    template: Any,
+    tensors: Mapping[str, Tensor],
+    batch: Sessions,
+    split: str,
+    streams: Streams,
+    *,
+    augments: bool = True,
+    shared: bool = False,
+) -> BatchResult:
+    """Run a batch through c members at once, and return numbers (c,) and arrays (c, ...).
 
-    def __init__(self, template: Any) -> None:
-        self._caller = _Caller(template)
+    `tensors` are parameters and buffers (c, ...) by their names in `template`, any model of their
+    structure. Arrays of the batch are (c, B, ...), or (B, ...) where it is `shared` by all members.
+    """
+    sizes: dict[int, tuple[int, tuple[int, int]]] = {}
+    caller = _Caller(template)
 
-    def stacked(
-        self,
-        tensors: Mapping[str, Tensor],
-        batch: Sessions,
-        split: str,
-        streams: Streams,
-        *,
-        augment: bool = True,
-        shared: bool = False,
-    ) -> BatchResult:
-        """Run a batch through c members at once, and return numbers (c,) and arrays (c, ...).
-
-        `tensors` are parameters and buffers (c, ...) by their names in the model. Arrays of the
-        batch are (c, B, ...), or (B, ...) where it is `shared` by all members.
-        """
-        sizes: dict[int, tuple[int, tuple[int, int]]] = {}
-
-        def one(own: dict[str, Tensor], fields: Fields) -> Any:
-            work = _augment_and_evaluate if augment else _evaluate
-            with StackedCalls(next(iter(own.values()))):
-                result = self._call(work, own, _sessions(fields), split)
-            sizes.update({s: (found.n_trials, found.window) for s, found in result.scored.items()})
-            arrays = {s: _arrays(found) for s, found in result.scored.items()}
-            return result.terms, result.logged, arrays
-
-        mapped = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
-        self._caller.train(split == "train")
-        with no_other_draws(), StackedDraws(streams):
-            terms, logged, arrays = mapped(dict(tensors), _fields(batch))
-        scored = {s: Scored(arrays[s].pop("recon"), *sizes[s], **arrays[s]) for s in arrays}
-        return BatchResult(terms, logged, scored)
-
-    def _call(self, work: Callable[..., Any], tensors: Mapping[str, Tensor], *args: Any) -> Any:
+    def one(tensors: dict[str, Tensor], fields: Fields) -> Any:
         named = {f"model.{name}": tensor for name, tensor in tensors.items()}
-        return functional_call(self._caller, named, (work, *args))
+        with StackedCalls(next(iter(named.values()))):
+            result = functional_call(caller, named, (_sessions(fields), split, augments))
+        sizes.update({s: (scored.n_trials, scored.window) for s, scored in result.scored.items()})
+        arrays = {s: _arrays(scored) for s, scored in result.scored.items()}
+        return result.terms, result.logged, arrays
+
+    mapped = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
+    template.train(split == "train")
+    with no_other_draws(), StackedDraws(streams):
+        terms, logged, arrays = mapped(dict(tensors), _fields(batch))
+    scored = {s: Scored(arrays[s].pop("recon"), *sizes[s], **arrays[s]) for s in arrays}
+    return BatchResult(terms, logged, scored)
 
 
-def alone(model: Any, batch: Sessions, split: str) -> BatchResult:
+class _Caller(nn.Module):
+    """Lets `functional_call`, which calls `forward` alone, evaluate a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, batch: Sessions, split: str, augments: bool) -> BatchResult:
+        if augments:
+            return self.model.evaluated(batch, split)
+        return evaluate(self.model, self.model.weights, batch, self.model.aug_stack(split), split)
+
+
+def run_alone(model: Any, batch: Sessions, split: str) -> BatchResult:
     """Run a batch (B, ...) through one model, as a run does."""
     model.train(split == "train")
-    return _augment_and_evaluate(model, batch, split)
+    result: BatchResult = model.evaluated(batch, split)
+    return result
 
 
 def augmented_apart(
@@ -76,7 +82,7 @@ def augmented_apart(
     """Augment each member's batch by itself; arrays (c, B, ...) come out."""
     rows = []
     for k, model in enumerate(models):
-        trials = {s: b if shared else _member(b, k) for s, b in batch.items()}
+        trials = {s: b if shared else b.mapped(itemgetter(k)) for s, b in batch.items()}
         model.train(split == "train")
         with streams.lent(k):
             rows.append(_fields(augment(model.aug_stack(split), trials)))
@@ -121,38 +127,16 @@ def _modules(model: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{name}.{i}", part) for i, part in enumerate(getattr(model, name)))
 
 
-class _Caller(nn.Module):
-    """Lets `functional_call` reach any method of a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, work: Callable[..., Any], *args: Any) -> Any:
-        return work(self.model, *args)
-
-
-def _augment_and_evaluate(model: Any, batch: Sessions, split: str) -> BatchResult:
-    return model.evaluated(batch, split)
-
-
-def _evaluate(model: Any, batch: Sessions, split: str) -> BatchResult:
-    return evaluate(model, model.weights, batch, model.aug_stack(split), split)
-
-
 def _fields(batch: Sessions) -> Fields:
     """Return a batch as nested dicts of tensors, which vmap can map."""
     return {
-        s: {k: v for k, v in own._asdict().items() if v is not None} for s, own in batch.items()
+        s: {name: array for name, array in trials._asdict().items() if array is not None}
+        for s, trials in batch.items()
     }
 
 
 def _sessions(fields: Fields) -> dict[int, SessionBatch]:
-    return {s: SessionBatch(**own) for s, own in fields.items()}
-
-
-def _member(batch: SessionBatch, k: int) -> SessionBatch:
-    return batch.mapped(lambda array: array[k])
+    return {s: SessionBatch(**arrays) for s, arrays in fields.items()}
 
 
 def _arrays(scored: Scored) -> dict[str, Tensor]:
