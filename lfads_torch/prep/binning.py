@@ -20,6 +20,8 @@ from ..errors import DataError, number
 Counts = NDArray[np.uint16]
 Floats = NDArray[np.float64]
 
+# Far below the 33 us between samples at 30 kHz, and far above what float64 rounds off: 2e-12 s
+# three hours into a recording.
 TOLERANCE_S = 1e-9
 MOST_PER_BIN = 2**16 - 1
 _BLOCK = 1 << 14  # spikes whose intermediate arrays stay in the cache
@@ -33,6 +35,7 @@ def time_tolerance(latest: float, stored: DTypeLike = np.float64) -> float:
     dtype = np.dtype(stored)
     if dtype.kind != "f" or not np.isfinite(latest):
         return TOLERANCE_S
+    # Storing a time rounds it by half a spacing, the sums that it came from by as much or more.
     return max(TOLERANCE_S, 2 * float(np.spacing(np.asarray(abs(latest), dtype))))
 
 
@@ -129,6 +132,8 @@ def bin_windows(
     first = np.asarray(starts, dtype=np.float64).reshape(-1)
     counts = np.zeros((len(first), n_bins), dtype=np.uint16) if out is None else out
     flat = counts.reshape(-1)
+    # `np.histogram` knows neither a tolerance nor windows that overlap. The tolerance holds at both
+    # ends of a window, so that where two adjoin each spike is in exactly one.
     low = np.searchsorted(ordered, first - slack)
     high = np.searchsorted(ordered, first + n_bins * bin_s - slack)
     # The spikes of all windows in a row, window after window.
@@ -218,5 +223,6 @@ def rebin(counts: NDArray[Any], factor: int, *, average: bool = False) -> NDArra
     groups = counts.reshape(*shape[:-2], shape[-2] // factor, factor, shape[-1])
     if average:
         return np.asarray(groups.mean(axis=-2), dtype=counts.dtype)
+    # A sum in the type of the counts, uint8 or uint16, could wrap around.
     kind = np.dtype(np.int64) if counts.dtype.kind in "bui" else counts.dtype
     return np.asarray(groups.sum(axis=-2, dtype=kind))

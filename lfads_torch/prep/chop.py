@@ -198,6 +198,8 @@ def chop_starts(start: int, stop: int, window: int, overlap: int) -> Indices:
     if stop - start < window:
         return np.empty(0, dtype=np.int64)
     starts = np.arange(start, stop - window + 1, window - overlap, dtype=np.int64)
+    # A shorter last window would need padding. This one shares more bins with its neighbour, which
+    # is in the same block and so in the same split.
     if starts[-1] + window < stop:
         starts = np.append(starts, stop - window)
     return starts
@@ -253,6 +255,7 @@ def _blocks(segments: Indices, block: int, window: int) -> Indices:
         if stop - start < window:
             continue
         edges = [*range(start, stop, block), stop]
+        # As a block, such a rest would have no window, and its bins would be in no split.
         if len(edges) > 2 and stop - edges[-2] < window:
             del edges[-2]
         blocks += itertools.pairwise(edges)
@@ -271,6 +274,7 @@ def check_fractions(valid: float, test: float) -> None:
 def _default_block(n_bins: int, window: int, overlap: int, fraction: float) -> int:
     """Return a length that windows tile exactly: ten, or fewer to have blocks for all splits."""
     step, n_blocks = window - overlap, math.ceil(1 / fraction)
+    # A split of a fraction 1/n takes n blocks or more.
     count = (n_bins // n_blocks - overlap) // step
     return step * max(1, min(count, _BLOCK_WINDOWS)) + overlap
 
@@ -298,6 +302,7 @@ def draw_blocks(n_blocks: int, valid: float, test: float, seed: int) -> Indices:
 def _trim(blocks: Indices, labels: Indices, guard: int) -> Indices:
     """Take `guard` bins off both sides of every border between splits."""
     trimmed = blocks.copy()
+    # Blocks on both sides of a gap in the recording do not adjoin: the gap is guard enough.
     border = (labels[1:] != labels[:-1]) & (blocks[1:, 0] == blocks[:-1, 1])
     trimmed[:-1, 1] -= guard * border
     trimmed[1:, 0] += guard * border

@@ -219,6 +219,7 @@ def _places(
                 f"windows; its shape is {first.shape}, its type {first.dtype}."
             )
         starts[split] = first.astype(np.int64) * (1 if overlap is None else window - overlap)
+    # Files whose windows were cut elsewhere do not say how long the recording was.
     n_bins = max(int(first.max()) for first in starts.values()) + window
     return starts, window, int(file.attrs.get("chop_n_bins", n_bins))
 

@@ -73,6 +73,7 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     names = [*options.conditions, *options.keep]
     for name in dict.fromkeys(names):
         column = find(recording.trials, name, "column of the trials")
+        # HDF5 would make a group of what stands before a slash.
         plan.per_window[name.replace("/", "_")] = column[rows]
     strata = None
     if options.conditions:
@@ -118,6 +119,7 @@ def _labels(
 ) -> Labels:
     how = options.split
     if how is None:
+        # Only as text: numbers in a column of this name may mean anything.
         given = "split" in recording.trials and recording.trials["split"].dtype.kind == "U"
         how = "split" if given else "random" if strata is None else "conditions"
     fractions: dict[str, Any] = {
@@ -135,6 +137,7 @@ def _labels(
         labels = draw_splits(n, strata=strata, **fractions)
     elif how == "blocks":
         labels[order] = draw_splits(n, block=options.block, **fractions)
+        # Moved into the other block, they would overlap windows of the block that they came from.
         shared = overlapping(windows, labels)
         labels[shared] = UNUSED
         if shared.any():
@@ -176,6 +179,7 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     labels = np.concatenate(
         [np.full(len(chops.starts.get(split, [])), i) for i, split in enumerate(SPLITS)]
     )
+    # In order of time, whatever their split: neighbours are read together, and share their bins.
     order = np.argsort(first, kind="stable")
     first, labels = first[order], labels[order]
     starts = np.asarray(start + first * bin_s, dtype=np.float64)
@@ -192,6 +196,7 @@ def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, NDArray[n
     """Return the left edge of the recording's first bin, and which bins were observed whole."""
     first, last = recording.span()
     spikes = recording.spikes
+    # The bins of spike times are those of a grid from 0 s, whenever the first spike comes.
     origin = spikes.start if isinstance(spikes, BinnedSpikes) else 0.0
     stretches = recording.observed
     if stretches is None and not isinstance(spikes, BinnedSpikes):
@@ -199,6 +204,8 @@ def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, NDArray[n
         low, high = np.floor((np.array([first, last]) - origin) / bin_s + 1e-9).astype(int)
         return origin + low * bin_s, np.ones(high - low + 1, dtype=bool)
     stretches = np.array([[first, last]]) if stretches is None else stretches
+    # Whole bins alone: one that was observed for a while only has too few spikes. The end is the
+    # first edge of the mirrored grid.
     begin = first_bin(stretches[:, 0], bin_s, origin)
     end = -first_bin(-(stretches[:, 1] - origin), bin_s)
     low = int(begin.min())

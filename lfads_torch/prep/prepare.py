@@ -91,7 +91,7 @@ def prepare(
     warnings = [*recording.warnings, *implausible_rates(recording), *plan.warnings]
     fine = _divisions(recording, options, bin_s)
     flags = heldout_flags(recording, options)
-    make_folder(path)
+    make_folder(path)  # before the counts, which take minutes: it may fail
     counted = count(
         recording,
         plan.windows,
@@ -104,9 +104,11 @@ def prepare(
         sums, largest = sum_units(counted, plan.labels == 0, options.max_correlation is not None)
         kept, dropped, chosen = choose_units(recording, options, sums, bin_s / fine)
         warnings += counted.warnings + dropped
+        # Drawn among the units that remain, so that a fraction is a fraction of these.
         if flags is None and options.hold_out:
             flags = np.zeros(recording.n_units, dtype=bool)
             flags[kept[choose_heldout(len(kept), float(options.hold_out), options.seed)]] = True
+        # LFADS reads the first channels of what it reconstructs, so held-out units come last.
         held = kept[flags[kept]] if flags is not None else kept[:0]
         read = np.setdiff1d(kept, held)
         if not len(read):

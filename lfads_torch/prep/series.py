@@ -27,11 +27,13 @@ class Sampler:
         self.series, self.bin_s = series, bin_s
         self.times = None if series.times is None else series.seconds(0, series.n_samples)
         step = self._step()
+        # A rate such as 1 / 0.01 may miss the bins' by rounding alone.
         self.coarse = step > bin_s * (1 + 1e-6)
 
     def _step(self) -> float:
         if self.times is None:
             return 1 / self.series.rate
+        # The median does not see the gaps in which nothing was recorded.
         return float(np.median(np.diff(self.times))) if len(self.times) > 1 else np.inf
 
     def sample(self, starts: Floats, n_bins: int) -> Floats:
@@ -80,6 +82,7 @@ class Sampler:
             place = np.searchsorted(times, centres, side="right") - 1
             inside = (place >= 0) & (centres < times[-1] + self._step())
             return np.where(inside[..., None], values[place.clip(0)], np.nan)
+        # `np.interp` would repeat the first and last value: NaN says that nothing was recorded.
         channels = [
             np.interp(centres, times, column, left=np.nan, right=np.nan) for column in values.T
         ]

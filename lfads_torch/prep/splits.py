@@ -55,6 +55,7 @@ def draw_splits(
         groups = np.unique(np.asarray(strata), return_inverse=True)[1].reshape(-1)
         if len(groups) != n_trials:
             raise UserError(f"{len(groups)} conditions for {n_trials} trials; give one for each.")
+    # Test first: another valid_fraction leaves the trials that are put aside as they are.
     for number, fraction in ((2, test_fraction), (1, valid_fraction)):
         total = max(1, round(n_trials * fraction)) if fraction else 0
         for group, count in enumerate(_shares(groups, labels, total, rng)):
@@ -109,6 +110,7 @@ def conditions_of(
     The number is -1 where a value is missing (NaN).
     """
     values = [columns[name][rows] for name in names]
+    # NaN differs from itself: each trial without a value would be a condition.
     known = np.ones(len(rows), dtype=bool)
     for column in values:
         if column.dtype.kind == "f":

@@ -188,6 +188,8 @@ def trial_windows(
 def snap_to_bins(recording: Recording, windows: Windows) -> None:
     """Move windows of a binned recording to the edges of its bins."""
     spikes = recording.spikes
+    # Counts cannot be divided: a window begins with the first bin that lies after its start, less
+    # than a bin late.
     if isinstance(spikes, BinnedSpikes):
         first = first_bin(windows.starts, spikes.bin_s, spikes.start)
         windows.starts = np.asarray(spikes.start + first * spikes.bin_s, dtype=np.float64)

@@ -62,6 +62,7 @@ class UnitSums:
         # Rounding can leave a silent unit a variance just below 0.
         spread = np.sqrt(np.maximum(covariance.diagonal(), 0))
         scale = np.outer(spread, spread)
+        # Below, what rounding leaves of units that never vary would be divided by itself.
         return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12)
 
 
@@ -106,6 +107,8 @@ def sum_units(counted: Counted, training: NDArray[np.bool_], pairs: bool) -> tup
     n_blocks = min(PRESENCE_BLOCKS, n_training)
     sums = UnitSums(counted.store.n_units, n_blocks, pairs=pairs)
     blocks = (np.cumsum(training) - 1) * n_blocks // n_training
+    # Units are chosen by the trials that train alone, so that validation stays unseen. The largest
+    # count, of all trials, chooses the type that holds them.
     largest = 0.0
     for first, counts in counted.blocks(fine=True):
         coarse = rebin(counts, counted.fine, average=counted.continuous)

@@ -126,6 +126,7 @@ def _write_windows(
             data[key] = _dataset(
                 file, key, (size, n_bins, width), np.dtype(np.float32), compression
             )
+    # Every block of windows holds some of each split; `done` says where each split's go on.
     done = dict.fromkeys(SPLITS, 0)
     for first, counts in counted.blocks(contents.units):
         progress("writing, window", first, len(contents.labels))
@@ -156,6 +157,7 @@ def _write_windows(
 def _dataset(
     file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], compression: str | None
 ) -> h5py.Dataset:
+    # Contiguous, a trial is read straight from the file; HDF5 compresses chunks only.
     if not compression:
         return file.create_dataset(key, shape, dtype)
     chunks = trial_chunks(shape, dtype)
@@ -187,6 +189,7 @@ def _source_attributes(
             {k: v for k, v in given.items() if k not in ("compress", "strict")}, sort_keys=True
         ),
         "prep_notes": "\n".join(notes),
+        # Without its folder, and options in sorted order: the same source gives the same bytes.
         "source": recording.path.name,
         "source_format": recording.kind,
         "source_bytes": recording.path.stat().st_size,

@@ -44,6 +44,7 @@ def decimated(series: Series, end_s: float, bin_ms: int) -> Floats:
             result[:, channel] = np.nan
             continue
         known = np.flatnonzero(~unknown)
+        # A filter would spread a single NaN over all its taps.
         values[unknown] = np.interp(np.flatnonzero(unknown), known, values[known])
         kept = decimate(values, bin_ms, n=FILTER_TAPS, ftype="fir")
         result[:, channel] = np.where(unknown[::bin_ms], np.nan, kept)
@@ -57,6 +58,7 @@ def jitter_bins(produced_ms: Floats, window_ms: float, bin_ms: float, seed: int 
     split in order) in the window, at most 300 ms; 0 where the interval is unknown.
     """
     most = np.clip(window_ms - np.nan_to_num(produced_ms, nan=window_ms), 0, 300)
+    # Rounded before it is floored: 45 ms are nine bins of 5 ms, whatever the division leaves.
     most = np.floor(np.round(most / bin_ms, 4))
     # NumPy's legacy generator, as the benchmark used: only it gives the published windows.
     draws = np.random.RandomState(seed).random_sample(len(most))
@@ -89,6 +91,7 @@ def condition_averages(
     early = starts - before * _MS
     for unit in range(spikes.n_units):
         progress("averaging conditions, unit", unit, spikes.n_units)
+        # One unit at a time: at 1 ms, a thousand windows of a second take 2 MB for each.
         counts = np.zeros((len(starts), length), dtype=np.uint16)
         for times, tolerance in spikes.blocks(unit):
             slack = max(tolerance, TOLERANCE_S)

@@ -255,6 +255,8 @@ class NLBSession:
         if recipe.from_event:
             produced = recording.trials[recipe.columns[-1]].astype(np.float64)
             window_ms = recipe.stop_ms - recipe.start_ms
+            # Drawn for all trials of a split in the file's order, before any is left out: a draw
+            # less would move every window after it.
             for number in (0, 1):
                 of_split = labels == number
                 shift[of_split] = jitter_bins(produced[of_split], window_ms, self.bin_ms)
@@ -265,6 +267,7 @@ class NLBSession:
             )
         rows = rows[known]
         self.windows = self.cut(event[rows] + shift[rows] * bin_s, rows, forward=True)
+        # The grid begins a window up to a bin late, which may carry it past what was observed.
         inside = in_recording(recording, self.windows, slack_s=bin_s)
         if not inside.all():
             self.warnings.append(

@@ -89,6 +89,7 @@ def _header(path: Path) -> tuple[list[str], str, list[str]]:
         raise DataError(f"{path} cannot be read: {err}") from err
     if not lines:
         raise DataError(f"{path} is empty.")
+    # The most frequent one, since the name of a column may hold another.
     delimiter = max(",;\t", key=lines[0].count)
     names = [name.strip().strip('"') for name in lines[0].rstrip("\r\n").split(delimiter)]
     if all(_is_number(name) for name in names):
@@ -118,6 +119,7 @@ def _parse(path: Path, delimiter: str, **options: Any) -> Iterator[Array]:
         next(file)
         while lines := list(itertools.islice(file, _ROWS)):
             try:
+                # A unit may be called ch#1: nothing is a comment.
                 yield np.loadtxt(lines, delimiter=delimiter, ndmin=2, comments=None, **options)
             except ValueError as err:
                 raise DataError(

@@ -136,6 +136,7 @@ def _gather(tree: Tree) -> Tree:
     for stem, members in groups.items():
         keys = [key for _, key in sorted(members)]
         named = _last(stem) in _SPIKES
+        # Lists of one length may as well be columns of a table; of several, they are units.
         if stem not in tree and (named or len({vectors[key].shape for key in keys}) > 1):
             for key in keys:
                 del result[key]
@@ -159,6 +160,7 @@ def _table(
             tail = key.removeprefix(prefix)
             if tail != key and tail[:1] in (".", "_") and vector.dtype.kind in "buifSUO":
                 columns[tail[1:]] = as_text(vector[:])
+        # A group may hold more than its table, such as a sampling rate: most lengths decide.
         sizes = [len(column) for column in columns.values()]
         size = n_rows if n_rows is not None else max(sizes, key=sizes.count, default=0)
         other = [f"{k} ({len(column)})" for k, column in columns.items() if len(column) != size]
@@ -177,6 +179,8 @@ def _add_trials(recording: Recording, spikes: BinnedSpikes, rest: Tree) -> None:
     """Add columns and series with a row per trial to a recording of binned trials."""
     n_trials = spikes.array.shape[spikes.axes.index("trial")]
     length = spikes.trial_bins * spikes.bin_s
+    # When the trials took place is unknown, so they follow one another. `observed` has a stretch
+    # for each, so that no window crosses from one into the next.
     starts = np.arange(n_trials, dtype=np.float64) * length
     recording.starts = starts
     recording.observed = np.stack([starts, starts + length], axis=1)
@@ -361,6 +365,8 @@ def _axes(source: _Source, name: str, node: AnyArray) -> tuple[tuple[str, ...], 
     elif len(shape) == 3:
         axes = ("trial", "time", "unit")
     elif len(shape) == 2:
+        # Where no array of times decides, the longer axis is time: a recording has more bins than
+        # units.
         known = [axis for axis in (0, 1) if shape[axis] in times.values()]
         time_axis = known[0] if len(known) == 1 else int(shape[1] > shape[0])
         axes = ("unit", "time") if time_axis else ("time", "unit")
@@ -448,6 +454,8 @@ def group_by_unit(pairs: Iterable[tuple[Array, Array]]) -> tuple[list[AnyArray],
 
     `pairs` are arrays of one length, block after block: the unit of each spike and its time.
     """
+    # A list in order of time mixes all units. Each block of it is sorted by unit and written, and a
+    # unit keeps the places of its runs: no spike is read twice, and few are in memory.
     file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the arrays that read it
     units: dict[Any, _Runs] = {}
     written, kept = 0, 0

@@ -85,6 +85,7 @@ class Member:
 
     def whole(self) -> Array:
         """Read all of it; a second time from memory."""
+        # Rows along another axis are spread over the whole array: unpacked once, it is kept.
         if self._whole is None:
             with self.archive.open(self.name) as file:
                 if self.dtype.hasobject:

@@ -30,6 +30,8 @@ from .recording import (
 )
 
 _PLACES = ("processing", "acquisition", "stimulus", "analysis")
+# Columns of the units with several values per unit, which an index column splits by its ends; see
+# DynamicTable and VectorIndex in https://nwb-schema.readthedocs.io/en/latest/format.html
 _RAGGED_UNITS = ("spike_times", "obs_intervals", "waveforms", "waveform_mean", "waveform_sd")
 
 
@@ -127,6 +129,7 @@ def _observed(units: Any, warnings: list[str]) -> Array | None:
             "units were observed for different times (obs_intervals); where a unit was not "
             "observed its counts are 0. Drop such units with --min-presence."
         )
+    # All units together: one that was lost early must not cost the trials of the others.
     order = np.concatenate(per_unit)
     order = order[np.argsort(order[:, 0], kind="stable")]
     joined: list[list[float]] = []
@@ -148,6 +151,8 @@ def _series(file: h5py.File) -> dict[str, Series]:
             continue
         if not 1 <= data.ndim <= 2:
             continue
+        # A TimeSeries has a time for each sample, or a starting time with a rate. Stored values are
+        # what the device gave: times `conversion`, plus `offset`, they are in `unit`.
         timing: dict[str, Any]
         if isinstance(node.get("timestamps"), h5py.Dataset):
             timing = {"times": flat(StoredArray(DataSet(node["timestamps"])))}
@@ -168,8 +173,8 @@ def _series(file: h5py.File) -> dict[str, Series]:
 
 def _groups(group: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Yield all groups below a group with their paths, through links too."""
-    # `visititems` of h5py follows neither soft nor external links, which NWB uses to share one
-    # array and to keep raw data in a second file.
+    # `visititems` of h5py follows neither soft nor external links, by which NWB shares an array or
+    # keeps raw data in a second file: https://docs.h5py.org/en/stable/high/group.html
     for name in group:
         node = group.get(name)
         if isinstance(node, h5py.Group):

@@ -40,6 +40,7 @@ class Clock:
         """Convert times of the file to seconds."""
         with np.errstate(invalid="ignore"):
             values = times.astype(np.float64) * self.scale
+        # Times that were written with few digits go back to the sample that they came from.
         rate = self.sampling_hz
         return np.round(values * rate) / rate if rate else values
 
@@ -280,6 +281,7 @@ class Recording:
         if isinstance(self.spikes, BinnedSpikes):
             start = self.spikes.start
             return start, start + self.spikes.n_bins * self.spikes.bin_s
+        # All spikes are read for it, and several checks need it.
         if self._span is None:
             spikes = self.spikes
             blocks_of_all = (t for unit in range(self.n_units) for t, _ in spikes.blocks(unit))
