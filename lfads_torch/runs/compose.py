@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..compat.configs import translate
 from ..errors import ConfigError, did_you_mean
 from ..files import write_whole
 from .check_config import is_new_key
@@ -70,6 +71,7 @@ def compose_config(
         raise ConfigError(f"{primary}: {_first_line(error)}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{primary} holds no keys")
+    translate(plain)
     _make_patterns_absolute(plain, roots)
     return {str(key): value for key, value in plain.items()}
 
