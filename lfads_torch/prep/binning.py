@@ -17,8 +17,11 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ..errors import DataError, number
 
+Array = NDArray[Any]
 Counts = NDArray[np.uint16]
+Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Indices = NDArray[np.int64]
 
 # Far below the 33 us between samples at 30 kHz, and far above what float64 rounds off: 2e-12 s
 # three hours into a recording.
@@ -163,7 +166,7 @@ def bin_windows(
     return counts
 
 
-def _add_runs(flat: Counts, index: NDArray[np.int64], fresh: bool) -> None:
+def _add_runs(flat: Counts, index: Indices, fresh: bool) -> None:
     """Add to `flat` how often each value occurs in the ascending `index`.
 
     `fresh` says that what lies beyond the first of these entries still is 0.
@@ -206,13 +209,13 @@ def is_sorted(values: Floats) -> bool:
     return bool((values[1:] >= values[:-1]).all())
 
 
-def first_bin(times: ArrayLike, bin_s: float, start: float = 0.0) -> NDArray[np.int64]:
+def first_bin(times: ArrayLike, bin_s: float, start: float = 0.0) -> Indices:
     """Return the first bin at or after each time, of a grid that begins at `start` (seconds)."""
     position = (np.asarray(times, dtype=np.float64) - start) / bin_s
     return np.ceil(position - TOLERANCE_S / bin_s).astype(np.int64)
 
 
-def rebin(counts: NDArray[Any], factor: int, *, average: bool = False) -> NDArray[Any]:
+def rebin(counts: Array, factor: int, *, average: bool = False) -> Array:
     """Sum, or `average`, each `factor` bins of counts, shape (..., bins, channels).
 
     The result has the type of `counts`; sums of integers are int64.

@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..data.validate import SPLITS
 from ..errors import DataError, UserError, whole
+from .binning import Array, Indices
 from .merging import START_KEY, covered_bins
-
-Array = NDArray[Any]
-Indices = NDArray[np.int64]
 
 # Windows of a block by default: with fewer, more windows of train and valid are neighbours; with
 # more, the splits are spread less evenly over the session.

@@ -11,15 +11,13 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.find import list_some
 from ..errors import DataError, UserError
-from .binning import MOST_PER_BIN, bin_windows, is_sorted, rebin
+from .binning import MOST_PER_BIN, Array, bin_windows, is_sorted, rebin
 from .sources.recording import BinnedSpikes, Recording
 from .trials import Windows, neighbours, whole_bins
 
-Array = NDArray[Any]
 Blocks = Iterator[tuple[int, Array]]
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much of it is done, and of how much."""

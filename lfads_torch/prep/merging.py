@@ -12,19 +12,17 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..data.describe import DataWarning
 from ..data.find import absolute_pattern, list_some, open_h5, write_session
 from ..data.read import read_attrs
 from ..data.validate import SPLITS, list_keys, suggest
 from ..errors import DataError, UserError
-
-Array = NDArray[Any]
+from .binning import Array
 
 START_KEY = "chop_start"
 """``{split}_chop_start``: bin of the recording at which each window of a split starts."""
@@ -178,7 +176,17 @@ def merge_file(
     # another are labelled as training: they were seen.
     for split in reversed(list(starts)):
         labels[covered_bins(starts[split], window, n_bins)] = SPLITS.index(split)
-    _warn_of_leaks(source, starts, window)
+    leaks = 0
+    if {"train", "valid"} <= set(starts):
+        leaks = int(leaking_windows(starts["valid"], starts["train"], window).sum())
+    if leaks:
+        warnings.warn(
+            f"{source.name}: {leaks} of {len(starts['valid'])} validation windows share bins with "
+            "training windows. Scores on these bins are not held out; in the merged file they "
+            "count as train (split 0). Split by blocks (lfads prep, chop_recording) to avoid it.",
+            DataWarning,
+            stacklevel=2,
+        )
     attrs = {key: value for key, value in attrs.items() if not key.startswith("chop_series")}
     attrs |= {"merged_from": str(source), "chop_window": window, "split_names": list(SPLITS)}
     return write_session(target, {**arrays, "split": labels}, attrs)
@@ -262,17 +270,3 @@ def _series(
                 f"{list_some(list(series), 30)}."
             )
     return list(dict.fromkeys(only))
-
-
-def _warn_of_leaks(path: Path, starts: Mapping[str, Array], window: int) -> None:
-    if not {"train", "valid"} <= set(starts):
-        return
-    leaks = int(leaking_windows(starts["valid"], starts["train"], window).sum())
-    if leaks:
-        warnings.warn(
-            f"{path.name}: {leaks} of {len(starts['valid'])} validation windows share bins with "
-            "training windows. Scores on these bins are not held out; in the merged file they "
-            "count as train (split 0). Split by blocks (lfads prep, chop_recording) to avoid it.",
-            DataWarning,
-            stacklevel=3,
-        )

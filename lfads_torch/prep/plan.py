@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.find import list_some
 from ..data.validate import SPLITS
 from ..errors import UserError
-from .binning import first_bin
+from .binning import Array, Flags, Indices, first_bin
 from .chop import find_segments, plan_chops
 from .merging import leaking_windows
 from .options import PrepOptions
@@ -27,7 +26,7 @@ class Plan:
 
     windows: Windows
     labels: Labels
-    per_window: dict[str, NDArray[Any]] = field(default_factory=dict)
+    per_window: dict[str, Array] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -91,7 +90,7 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
 
 def _ending(
     recording: Recording, windows: Windows, until: str, warnings: list[str]
-) -> tuple[Windows, NDArray[np.int64]]:
+) -> tuple[Windows, Indices]:
     """Return the windows with a whole bin before an event, and how many each has."""
     ends = recording.event_times(until)[windows.trials]
     # Decimal times are not exact in binary: an event on the edge of a bin must not cost that bin.
@@ -192,7 +191,7 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     return plan
 
 
-def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, NDArray[np.bool_]]:
+def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, Flags]:
     """Return the left edge of the recording's first bin, and which bins were observed whole."""
     first, last = recording.span()
     spikes = recording.spikes
@@ -241,7 +240,7 @@ def implausible_rates(recording: Recording) -> list[str]:
     ]
 
 
-def overlapping(windows: Windows, labels: Labels) -> NDArray[np.bool_]:
+def overlapping(windows: Windows, labels: Labels) -> Flags:
     """Return which windows share time with one of a later split, of train, valid and test."""
     # Whole microseconds, so that windows that adjoin do not overlap by rounding.
     starts = np.round(windows.starts * 1e6).astype(np.int64)

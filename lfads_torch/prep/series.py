@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .binning import TOLERANCE_S
+from .binning import TOLERANCE_S, Floats, Indices
 from .sources.recording import Series
 from .trials import neighbours
-
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 _AT_ONCE = 1 << 21  # values (16 MB) that are read at once
 

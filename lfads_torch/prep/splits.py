@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..data.find import list_some
 from ..data.validate import SPLITS
 from ..errors import UserError, whole
+from .binning import Array, Indices
 from .chop import check_fractions, draw_blocks
 
 Labels = NDArray[np.int64]
@@ -103,7 +104,7 @@ def count_splits(labels: Labels) -> dict[str, int]:
 
 
 def conditions_of(
-    columns: Mapping[str, NDArray[Any]], names: Sequence[str], rows: NDArray[np.int64]
+    columns: Mapping[str, Array], names: Sequence[str], rows: Indices
 ) -> tuple[list[tuple[Any, ...]], Labels]:
     """Return the distinct values of some columns, sorted, and the number of each trial among them.
 

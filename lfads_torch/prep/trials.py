@@ -5,19 +5,15 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.find import list_some
 from ..errors import DataError, UserError
-from .binning import first_bin
+from .binning import Array, Flags, Floats, Indices, first_bin
 from .sources.recording import BinnedSpikes, Recording, SpikeTimes, find, numeric_columns
-
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 _CLOSE = 1e-6  # of a bin: by this much a width may miss a whole number of bins
 
@@ -40,14 +36,12 @@ class Windows:
     n_bins: int  # with those after the window that are only predicted
     bin_s: float
 
-    def keep(self, chosen: NDArray[np.bool_]) -> Windows:
+    def keep(self, chosen: Flags) -> Windows:
         """Return the chosen windows."""
-        return Windows(
-            self.starts[chosen], self.trials[chosen], self.n_read, self.n_bins, self.bin_s
-        )
+        return replace(self, starts=self.starts[chosen], trials=self.trials[chosen])
 
 
-def neighbours(starts: NDArray[Any], width: float, most: float) -> Iterator[Indices]:
+def neighbours(starts: Array, width: float, most: float) -> Iterator[Indices]:
     """Yield windows, by their starts, that lie close enough to read all between them at once.
 
     `most` is what may be read; a window that is wider comes alone.
@@ -86,7 +80,7 @@ def whole_bins(width_ms: float, bin_ms: float, what: str) -> int:
     return round(number)
 
 
-def select_rows(table: Mapping[str, NDArray[Any]], rules: Sequence[str], what: str) -> Any:
+def select_rows(table: Mapping[str, Array], rules: Sequence[str], what: str) -> Any:
     """Return which rows of a table meet all rules, or None where there are no rules.
 
     A rule is ``COLUMN=VALUE`` (several values with commas between them: any of them), ``!=`` (none
@@ -117,7 +111,7 @@ _ORDER: dict[str, Callable[[Any, Any], Any]] = {
 _FLAGS = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 
 
-def _compare(column: NDArray[Any], sign: str, text: str, rule: str) -> NDArray[np.bool_]:
+def _compare(column: Array, sign: str, text: str, rule: str) -> Flags:
     words = [word.strip() for word in text.split(",")]
     values: list[Any] = words
     if column.dtype.kind in "buif":

@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.find import list_some
 from ..errors import UserError, number
-from .binning import rebin
+from .binning import Array, Flags, Floats, Indices, rebin
 from .counting import Counted
 from .options import PrepOptions
 from .sources.recording import Recording, unit_flags
 from .trials import select_rows
-
-Floats = NDArray[np.float64]
 
 # A unit that was lost for a twentieth of the session shows in one block.
 PRESENCE_BLOCKS = 20
@@ -33,9 +30,9 @@ class UnitSums:
         self.present = np.zeros((n_blocks, n_units), dtype=bool)
         self.products = np.zeros((n_units, n_units) if pairs else (0, 0))
 
-    def add(self, counts: NDArray[Any], block: int) -> None:
+    def add(self, counts: Array, block: int) -> None:
         """Add counts, shape (bins, units), of one of the blocks; NaN counts as nothing."""
-        values: NDArray[Any] = np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
+        values: Array = np.nan_to_num(counts) if counts.dtype.kind == "f" else counts
         sums = values.sum(axis=0, dtype=np.float64)
         self.total += sums
         self.present[block] |= sums != 0
@@ -85,7 +82,7 @@ def copies(correlations: Floats, threshold: float) -> list[int]:
     return dropped
 
 
-def choose_heldout(n_units: int, how_many: float, seed: int) -> NDArray[np.bool_]:
+def choose_heldout(n_units: int, how_many: float, seed: int) -> Flags:
     """Draw flags of units to hold out: a fraction of them where it is below 1, else a number."""
     n_heldout = round(n_units * how_many) if how_many < 1 else int(how_many)
     if how_many < 0 or (how_many >= 1 and how_many != n_heldout) or n_heldout >= n_units:
@@ -98,7 +95,7 @@ def choose_heldout(n_units: int, how_many: float, seed: int) -> NDArray[np.bool_
     return flags
 
 
-def sum_units(counted: Counted, training: NDArray[np.bool_], pairs: bool) -> tuple[UnitSums, float]:
+def sum_units(counted: Counted, training: Flags, pairs: bool) -> tuple[UnitSums, float]:
     """Sum over the windows that train, and return the largest count of all windows.
 
     The largest count is NaN where some are missing.
@@ -122,7 +119,7 @@ def sum_units(counted: Counted, training: NDArray[np.bool_], pairs: bool) -> tup
 
 def choose_units(
     recording: Recording, options: PrepOptions, sums: UnitSums, bin_s: float
-) -> tuple[NDArray[np.int64], list[str], list[str]]:
+) -> tuple[Indices, list[str], list[str]]:
     """Return the units to keep, warnings, and notes on those that were dropped."""
     keep = np.ones(recording.n_units, dtype=bool)
     notes, warnings = [], []
@@ -157,7 +154,7 @@ def choose_units(
     return np.flatnonzero(keep), warnings, notes
 
 
-def heldout_flags(recording: Recording, options: PrepOptions) -> NDArray[np.bool_] | None:
+def heldout_flags(recording: Recording, options: PrepOptions) -> Flags | None:
     """Return the units that the file flags as held out; None where they are drawn, or none is."""
     how = options.hold_out
     if how is None:

@@ -11,19 +11,17 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from .. import __version__
 from ..data.find import add_to_file, new_file, trial_chunks
 from ..data.validate import SPLITS
 from ..errors import DataError
+from .binning import Array, Indices
 from .counting import Counted, Progress
 from .options import PrepOptions
 from .series import Sampler
 from .sources.recording import Recording
 from .splits import Labels, count_splits
-
-Array = NDArray[Any]
 
 # To hash a source is to read all of it a second time.
 _HASHED = 1 << 32  # bytes; of larger sources the attributes name size and name only
@@ -36,7 +34,7 @@ class Contents:
 
     counted: Counted
     labels: Labels
-    units: NDArray[np.int64]  # in the order of the output: those that are read, then held-out ones
+    units: Indices  # in the order of the output: those that are read, then held-out ones
     n_read_units: int
     largest: float  # count; NaN where bins are missing
     series: dict[str, tuple[list[Sampler], float]]  # with the lag in ms

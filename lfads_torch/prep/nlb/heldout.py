@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..binning import TOLERANCE_S, bin_windows, rebin
+from ..binning import TOLERANCE_S, Array, Floats, Indices, bin_windows, rebin
 from ..counting import Progress
 from ..sources.recording import Series, SpikeTimes
-
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 FILTER_TAPS = 500
 """Order of the filter that takes out what bins are too wide for."""

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...data.find import absolute_pattern, check_output, list_some, make_folder
 from ...data.nlb_files import NLB_FILES, dandi_download
 from ...data.validate import SPLITS
 from ...errors import DataError, UserError, one_of
-from ..binning import first_bin
+from ..binning import Array, Indices, first_bin
 from ..counting import Progress, count, silent
 from ..options import PrepOptions
 from ..sources import Recording, open_recording
@@ -35,9 +34,6 @@ from ..trials import Windows, in_recording
 from ..units import sum_units
 from ..write import Contents, Prepared, write_contents
 from .heldout import condition_averages, decimated, jitter_bins, ragged
-
-Array = NDArray[Any]
-Indices = NDArray[np.int64]
 
 _SHORT = 0.8  # trials shorter than this fraction of their condition's mean are in no PSTH
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from ...data.find import list_some
 from ...errors import DataError, UserError
+from ..binning import Array
 from .layout import TIMES, group_by_unit
-from .recording import Array, BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table
+from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table
 
 _ROWS = 1 << 19  # rows that are parsed at once
 _TIME = ("spike_time", "spike_times", *TIMES)

@@ -11,8 +11,9 @@ import numpy as np
 from ...data.find import open_h5
 from ...data.stored import StoredArray
 from ...errors import DataError
+from ..binning import Array
 from .layout import Node, Ragged, Tree, recording_from_tree
-from .recording import AnyArray, Array, Recording, SourceOptions
+from .recording import AnyArray, Recording, SourceOptions
 
 
 class DataSet:

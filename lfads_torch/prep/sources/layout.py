@@ -16,9 +16,9 @@ from ...data.read import bin_width_ms
 from ...data.stored import StoredArray, blocks, flat, part
 from ...data.validate import show_shape
 from ...errors import DataError, UserError, number
+from ..binning import Array
 from .recording import (
     AnyArray,
-    Array,
     BinnedSpikes,
     Clock,
     Recording,

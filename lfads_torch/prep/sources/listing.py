@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from ...data.find import list_some
 from ...data.validate import show_shape
+from ..binning import Array
 from .recording import BinnedSpikes, Recording, Series, SpikeTimes
 
 _EXAMPLES = 6
@@ -52,11 +50,11 @@ def _spikes(recording: Recording, duration: float) -> list[str]:
     return [text + (f"; {quiet} units without spikes" if quiet else "")]
 
 
-def _table(table: dict[str, NDArray[Any]]) -> list[str]:
+def _table(table: dict[str, Array]) -> list[str]:
     return _columns([[name, str(c.dtype), _values(c)] for name, c in table.items()])
 
 
-def _values(column: NDArray[Any]) -> str:
+def _values(column: Array) -> str:
     if column.dtype.kind in "SUO":
         words, counts = np.unique(column.astype(str), return_counts=True)
         shown = [f"{w} ({n})" for w, n in zip(words[:_EXAMPLES], counts, strict=False)]

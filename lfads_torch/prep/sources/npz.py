@@ -13,8 +13,9 @@ import numpy as np
 
 from ...data.stored import StoredArray
 from ...errors import DataError
+from ..binning import Array
 from .layout import Node, Ragged, Tree, recording_from_tree
-from .recording import Array, Recording, SourceOptions
+from .recording import Recording, SourceOptions
 
 _SMALL = 1 << 24  # bytes; smaller arrays are simply read
 _FAULTS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, pickle.UnpicklingError)

@@ -16,18 +16,10 @@ import numpy as np
 from ...data.find import list_some
 from ...data.stored import StoredArray, flat
 from ...errors import DataError
+from ..binning import Array
 from .hdf5 import DataSet, open_for_reading
 from .layout import as_text, split_by_index
-from .recording import (
-    Array,
-    BinnedSpikes,
-    Recording,
-    Series,
-    SourceOptions,
-    SpikeTimes,
-    Table,
-    find,
-)
+from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table, find
 
 _PLACES = ("processing", "acquisition", "stimulus", "analysis")
 # Columns of the units with several values per unit, which an index column splits by its ends; see

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from ...data.find import list_some
 from ...data.stored import StoredArray, along, blocks
 from ...errors import DataError, UserError, nearest, number
-from ..binning import TOLERANCE_S, time_tolerance
+from ..binning import TOLERANCE_S, Array, Floats, time_tolerance
 
-Array = NDArray[Any]
-Floats = NDArray[np.float64]
 AnyArray = NDArray[Any] | StoredArray
 """An array in memory or in its file."""
 Table = dict[str, Array]
@@ -53,34 +51,15 @@ class Clock:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How to read a recording, where its file does not say so itself.
+    """How to read a recording, where its file does not say so itself."""
 
-    Attributes
-    ----------
-    spikes : str, optional
-        Name of the array, cell array, group, column or time series that holds the spikes.
-    spike_units : str, optional
-        Name of the array that gives the unit of each spike, where spikes are one long list.
-    axes : str, optional
-        Axes of binned spikes, such as "time,unit" or "unit,time,trial".
-    input_bin_ms : float, optional
-        Bin width of binned spikes.
-    trials : str, optional
-        Name of the table of trials in the file, or a CSV file with one.
-    time_unit : {"s", "ms", "us", "samples"}
-        Unit of spike times, and of times of trials and series.
-    sampling_hz : float, optional
-        Sampling rate of the recording: needed for "samples"; else times are moved to the nearest
-        sample.
-    """
-
-    spikes: str | None = None
-    spike_units: str | None = None
-    axes: str | None = None
-    input_bin_ms: float | None = None
-    trials: str | None = None
-    time_unit: str = "s"
-    sampling_hz: float | None = None
+    spikes: str | None = None  # array, cell array, group, columns or time series that holds them
+    spike_units: str | None = None  # array with the unit of each spike of one long list
+    axes: str | None = None  # of binned spikes, such as "time,unit" or "unit,time,trial"
+    input_bin_ms: float | None = None  # of binned spikes
+    trials: str | None = None  # table of trials in the file, or a CSV file with one
+    time_unit: str = "s"  # of spikes, trials and series: "s", "ms", "us" or "samples"
+    sampling_hz: float | None = None  # of "samples"; else times are moved to the nearest sample
 
     def clock(self) -> Clock:
         """Return how times become seconds, or raise `UserError` for an unknown unit."""
