@@ -53,51 +53,26 @@ def warnings_for(session: SessionData) -> list[str]:
 
 
 class ReportRow(NamedTuple):
-    """One key of a data file.
-
-    Attributes
-    ----------
-    key, shape, dtype : str
-    mean_rate : float or None
-        Mean per bin, for arrays of trials x bins x channels; NaN entries are left out.
-    per_second : float or None
-        The same in spikes/s, where the bin width is known and the array holds rates or spikes.
-    note : str
-        What the key is for.
-    """
+    """One key of a data file; `mean_rate` is None where the mean of an array means nothing."""
 
     key: str
     shape: str
     dtype: str
-    mean_rate: float | None
-    per_second: float | None
-    note: str
+    mean_rate: float | None  # per bin, of trials x bins x channels; NaN entries are left out
+    per_second: float | None  # the same in spikes/s, of rates and spikes with a known bin width
+    note: str  # what the key is for
 
 
 @dataclass
 class FileReport:
-    """All that `check_file` found.
-
-    Attributes
-    ----------
-    path : Path
-    rows : list of ReportRow
-    errors : list of str
-        Faults with which the file cannot be used as it is.
-    warnings : list of str
-        What is legal but deserves a second look.
-    attrs : dict
-        The file's attributes.
-    missing : list of str
-        What is missing, a line for each split of which something is.
-    """
+    """All that `check_file` has to say of a file."""
 
     path: Path
     rows: list[ReportRow] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)  # with these the file cannot be used as it is
+    warnings: list[str] = field(default_factory=list)  # legal, but deserves a second look
     attrs: dict[str, Any] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # a line for each split that lacks something
 
     @property
     def ok(self) -> bool:
@@ -180,6 +155,8 @@ def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
     }
     problems = find_problems(file)
     report.errors += problems
+    # Arrays that contradict each other have no common ends of trials, but are surveyed all the
+    # same: one report shows all that has to be mended.
     arrays = _model_inputs(report.path, file, keys, max_bytes)
     surveys = (
         {key: Survey.of(array) for key, array in arrays.items()}
@@ -231,8 +208,8 @@ def _fill_missing(
 def _model_inputs(
     path: Path, file: h5py.File, keys: Sequence[str], max_bytes: float
 ) -> dict[str, Any]:
-    """Arrays of the schema as float32, in memory or where they are."""
-    found = [
+    """Return the arrays of the schema as float32, in memory or where they are."""
+    inputs = [
         key
         for key in keys
         if key in SCHEMA_KEYS
@@ -241,10 +218,10 @@ def _model_inputs(
         and file[key].dtype.kind in "buif"
     ]
     kind = np.dtype(np.float32)
-    if kind.itemsize * sum(file[key].size for key in found) > max_bytes:
-        return {key: store(file, path, [(key, len(file[key]))], kind) for key in found}
+    if kind.itemsize * sum(file[key].size for key in inputs) > max_bytes:
+        return {key: store(file, path, [(key, len(file[key]))], kind) for key in inputs}
     with np.errstate(over="ignore"):
-        return {key: file[key][()].astype(kind) for key in found}
+        return {key: file[key][()].astype(kind) for key in inputs}
 
 
 def _bullet(text: str) -> str:

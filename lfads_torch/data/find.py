@@ -17,7 +17,8 @@ import numpy as np
 from ..errors import DataError, UserError, nearest
 from .nlb_files import how_to_make
 
-# Bytes of compressed data that are worth a chunk of their own; HDF5 allows less than 4 GiB.
+# Bytes of a chunk. Short trials share one: HDF5 keeps an entry in an index for each chunk, which
+# could take more room than the trial. A chunk must be smaller than 4 GiB.
 _LEAST_CHUNK, _MOST_CHUNK = 1 << 14, 1 << 31
 
 Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -59,15 +60,15 @@ def find_sessions(pattern: Pattern) -> list[Path]:
     patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern)
     if not patterns:
         raise UserError("The list of data files is empty: name at least one HDF5 file.")
-    found: set[Path] = set()
+    paths: set[Path] = set()
     for one in patterns:
         full = absolute_pattern(one)
         matches = [full] if os.path.isfile(full) else glob.glob(full, recursive=True)
         files = {Path(match) for match in matches if os.path.isfile(match)}
         if not files:
             raise UserError(_nothing_found(os.fspath(one), Path(full)))
-        found |= files
-    return sorted(found)
+        paths |= files
+    return sorted(paths)
 
 
 def _nothing_found(pattern: str, full: Path) -> str:
@@ -82,6 +83,7 @@ def _nothing_found(pattern: str, full: Path) -> str:
     else:
         names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
         names = [n for n in names if n.endswith((".h5", ".hdf5", ".nwb", ".mat"))]
+        # More generous than with keys: file names share their ending and often much of their stem.
         if near := nearest(full.name, names, cutoff=0.5):
             message += " Did you mean " + " or ".join(repr(n) for n in near) + "?"
         elif names:
@@ -130,6 +132,7 @@ def _why_unreadable(path: Path, err: Exception) -> str:
                 f"{path} is cut short: it holds {size} bytes, fewer than its header says. "
                 f"The copy or the program that wrote it did not finish; make or copy it again."
             )
+    # HDF5 has one error for all of these, of which only the text differs.
     if "lock" in str(err):
         return f"{path} is being written by another program: close it there. ({err})"
     return f"{path} cannot be read; it seems damaged or cut short. (HDF5 says: {err})"
@@ -191,6 +194,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(partial, "x") as file:
             yield file
+        # Synced before it is renamed, or a power cut could leave the new name on an empty file.
         with partial.open("rb+") as done:
             os.fsync(done.fileno())
         os.replace(partial, path)
@@ -233,10 +237,7 @@ def copy_rest(source: Path, file: h5py.File, skip: Collection[str]) -> None:
 
 
 def trial_chunks(shape: Sequence[int], dtype: Any) -> tuple[int, ...] | None:
-    """Chunks of whole trials, so that each can be read by itself; None where there are no trials.
-
-    Short trials share a chunk, for which HDF5 would need more room than for their data otherwise.
-    """
+    """Return chunks of whole trials, so that each can be read by itself; None without trials."""
     row = int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
     if len(shape) < 2 or not shape[0] or not 0 < row <= _MOST_CHUNK:
         return None
@@ -295,7 +296,7 @@ def _why_unwritable(path: Path, err: Exception) -> str:
 
 
 def check_output(source: Path, output: Path, overwrite: bool) -> None:
-    """Refuse to write over the source, or over a file without being told to."""
+    """Refuse to write over the source, or over another file without `overwrite`."""
     if output == source:
         raise UserError(f"{output} is the source itself; name another file to write (-o).")
     if output.exists() and not overwrite:

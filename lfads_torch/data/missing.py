@@ -20,7 +20,7 @@ _NAMES = ("encod_data", "recon_data")
 
 
 def given_lengths(file: h5py.File, split: str) -> Lengths | None:
-    """Bins of each trial as ``{split}_lengths`` says, None where the file has no such key."""
+    """Return the bins of each trial as ``{split}_lengths`` says, None without such a key."""
     key = f"{split}_lengths"
     return np.asarray(file[key][()]).astype(np.int64) if key in file else None
 
@@ -30,21 +30,21 @@ def length_faults(
 ) -> list[str]:
     """List what is wrong with the keys ``{split}_lengths``; `shapes` of the sound arrays."""
     splits = list(dict.fromkeys(key.split("_", 1)[0] for key in shapes))
-    there = [split for split in splits if f"{split}_lengths" in keys]
-    if not there:
+    stated = [split for split in splits if f"{split}_lengths" in keys]
+    if not stated:
         return []
     problems = [
-        f"'{there[0]}_lengths' is there but '{split}_lengths' is not; give the trials' lengths in "
+        f"'{stated[0]}_lengths' is there but '{split}_lengths' is not; give the trials' lengths in "
         f"every split, or mark the bins past a trial's end with NaN instead."
         for split in splits
-        if split not in there
+        if split not in stated
     ]
-    for split in there:
+    for split in stated:
         data, key = file[f"{split}_lengths"], f"{split}_lengths"
-        own = [shapes[f"{split}_{name}"] for name in _NAMES if f"{split}_{name}" in shapes]
-        if not own:
+        pair = [shapes[f"{split}_{name}"] for name in _NAMES if f"{split}_{name}" in shapes]
+        if not pair:
             continue
-        n_trials, n_bins = own[0][0], max(shape[1] for shape in own)
+        n_trials, n_bins = pair[0][0], max(shape[1] for shape in pair)
         if data.dtype.kind not in "uif" or data.shape != (n_trials,):
             problems.append(
                 f"{key!r} has shape {'x'.join(map(str, data.shape or ())) or 'scalar'}, type "

@@ -170,48 +170,50 @@ def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
     n_bins = train.shape[1]
     if train.shape[1:] != valid.shape[1:] or n_bins < 2:
         return 0, 0.0
-    chosen = np.linspace(0, len(valid) - 1, min(len(valid), _MOST_WINDOWS)).round().astype(int)
-    ours = np.concatenate(list(_bin_hashes(valid[chosen])))
-    factors = np.empty(n_bins, np.uint64)
-    factors[0] = 1
-    with np.errstate(over="ignore"):
-        for t in range(1, n_bins):
-            factors[t] = factors[t - 1] * np.uint64(0x9E3779B97F4A7C15)
-        begins = np.cumsum(ours * factors, axis=1, dtype=np.uint64)
-        # Bins without a spike are alike by necessity.
-        asked = np.cumsum(ours != 0, axis=1) >= 2
-        found = np.zeros((len(chosen), n_bins), bool)  # by overlap
-        for theirs in _bin_hashes(train):
-            ends = np.zeros(len(theirs), np.uint64)
-            for length in range(1, n_bins):
-                ends = theirs[:, n_bins - length] + factors[1] * ends
-                found[:, length] |= np.isin(begins[:, length - 1], ends)
-        found[:, 1:] &= asked[:, :-1]
-        shares = found.sum(axis=0) / len(chosen)
-        likely = np.flatnonzero(shares >= max(_LEAST_SHARE, 2 / len(chosen))).tolist()
-        alike = np.zeros_like(found)
-        for theirs in _bin_hashes(train) if len(likely) else ():
-            others = np.cumsum(theirs * factors, axis=1, dtype=np.uint64)
-            for length in likely:
-                alike[:, length] |= np.isin(begins[:, length - 1], others[:, length - 1])
-    best, overlap = 0.0, 0
+    rows = np.linspace(0, len(valid) - 1, min(len(valid), _MOST_WINDOWS)).round().astype(int)
+    valid_bins = np.concatenate(list(_bin_hashes(valid[rows])))
+    # The hash of a run of bins is a polynomial in a fixed odd number, modulo 2^64, so that a run
+    # that is longer by one bin costs one product (Karp & Rabin 1987).
+    powers = np.full(n_bins, 0x9E3779B97F4A7C15, np.uint64)
+    base, powers[0] = powers[1], 1
+    powers = np.cumprod(powers, dtype=np.uint64)
+    begins = np.cumsum(valid_bins * powers, axis=1, dtype=np.uint64)
+    # Bins without a spike are alike by necessity.
+    is_distinct = np.cumsum(valid_bins != 0, axis=1) >= 2
+    overlaps = np.zeros((len(rows), n_bins), bool)  # by length
+    for bins in _bin_hashes(train):
+        ends = np.zeros(len(bins), np.uint64)
+        for length in range(1, n_bins):
+            ends = bins[:, n_bins - length] + base * ends
+            overlaps[:, length] |= np.isin(begins[:, length - 1], ends)
+    overlaps[:, 1:] &= is_distinct[:, :-1]
+    shares = overlaps.mean(axis=0)
+    likely = np.flatnonzero(shares >= max(_LEAST_SHARE, 2 / len(rows))).tolist()
+    # Most recordings have no likely length, and are spared this second pass.
+    alike = np.zeros_like(overlaps)
+    for bins in _bin_hashes(train) if likely else ():
+        train_begins = np.cumsum(bins * powers, axis=1, dtype=np.uint64)
+        for length in likely:
+            alike[:, length] |= np.isin(begins[:, length - 1], train_begins[:, length - 1])
+    share, overlap = 0.0, 0
     for length in likely:
-        chance = (alike[:, length] & asked[:, length - 1]).sum() / len(chosen)
-        if shares[length] >= best and shares[length] > _BY_CHANCE * chance:
-            best, overlap = float(shares[length]), length
-    return overlap, best
+        chance = (alike[:, length] & is_distinct[:, length - 1]).mean()
+        # Of equal shares that of the longest run counts, which is the least likely by chance.
+        if shares[length] >= share and shares[length] > _BY_CHANCE * chance:
+            share, overlap = float(shares[length]), length
+    return overlap, share
 
 
 def _bin_hashes(array: Any) -> Iterator[NDArray[np.uint64]]:
     """Yield the hashes of all bins, some trials at a time, shape (n, T)."""
-    held: list[NDArray[np.uint64]] = []
+    stack: list[NDArray[np.uint64]] = []
     for _, block in blocks(array):
-        held.append(bin_hashes(block))
-        if sum(hashes.size for hashes in held) >= _MOST_HASHES:
-            yield np.concatenate(held)
-            held = []
-    if held:
-        yield np.concatenate(held)
+        stack.append(bin_hashes(block))
+        if sum(hashes.size for hashes in stack) >= _MOST_HASHES:
+            yield np.concatenate(stack)
+            stack = []
+    if stack:
+        yield np.concatenate(stack)
 
 
 def _misaligned(arrays: Mapping[str, Array]) -> list[str]:

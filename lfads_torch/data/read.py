@@ -33,38 +33,21 @@ _BIN_MS_NAMES = {"bin_ms": 1.0, "bin_width_ms": 1.0, "bin_size_ms": 1.0, "bin_wi
 
 @dataclass
 class SplitData:
-    """The trials of one split of one session, in the order of the file.
+    """The trials of one split of one session, float32, in the order of the file."""
 
-    Attributes
-    ----------
-    encod_data : ndarray of float32, shape (n, T_e, N_e)
-        What the encoders read; NaN where missing. Where it equals the first bins and channels of
-        `recon_data` it is a view of it.
-    recon_data : ndarray of float32, shape (n, T_r, N_r)
-        What is reconstructed. A test split may come without: then `has_recon` is False and
-        `recon_data` is `encod_data` with NaN for the held-out bins and channels.
-    ext_input : ndarray of float32, shape (n, T, E), or None
-    truth : ndarray of float32, shape (n, T_r, N_r), or None
-        True rates per bin (already divided by the file's ``conversion_factor``).
-    extras : dict of str to ndarray
-        The batch keys' arrays, one row per trial; integers and bools keep their kind, floats
-        are float32. A test split that lacks one holds NaN (-1 for integers, False for bools).
-    has_recon : bool
-        Whether the file holds this split's `recon_data`.
-    lengths : ndarray of int, shape (n,), or None
-        Bins of each trial; None where nothing is missing in the session.
-    surveys : dict of str to Survey
-        What a pass over each of the arrays of the model showed when they were read.
-    """
-
+    # What the encoders read, (n, T_e, N_e); NaN where missing. Where it equals the first bins and
+    # channels of `recon_data` it is a view of it.
     encod_data: Array
+    # What is reconstructed, (n, T_r, N_r). Of a test split without it, what is held out is NaN.
     recon_data: Array
-    ext_input: Array | None = None
-    truth: Array | None = None
+    ext_input: Array | None = None  # (n, T, E)
+    truth: Array | None = None  # (n, T_r, N_r): true rates per bin, over the `conversion_factor`
+    # Batch keys, a row per trial: integers and bools keep their kind. A test split that lacks one
+    # holds NaN, -1 or False.
     extras: dict[str, Array] = field(default_factory=dict)
-    has_recon: bool = True
-    lengths: Lengths | None = None
-    surveys: dict[str, Survey] = field(default_factory=dict)
+    has_recon: bool = True  # whether the file holds this split's `recon_data`
+    lengths: Lengths | None = None  # bins of each trial; None where nothing is missing anywhere
+    surveys: dict[str, Survey] = field(default_factory=dict)  # of the arrays when they were read
 
     @property
     def n_trials(self) -> int:
@@ -74,49 +57,23 @@ class SplitData:
 
 @dataclass
 class SessionData:
-    """One session's data file, read and found to be in order.
-
-    Attributes
-    ----------
-    path : Path
-    name : str
-        The file's name without its ending.
-    splits : dict of str to SplitData
-        "train", "valid" and, where the file has it, "test". Views of `pooled`.
-    pooled : dict of str to ndarray
-        The same arrays ("encod_data", "recon_data", "ext_input", "truth", batch keys) with the
-        splits one after another along the first axis.
-    lengths : ndarray of int, shape (n,), or None
-        Bins of each trial, splits one after another; None where nothing is missing.
-    conversion_factor : float
-        What the file's truth was divided by.
-    readin_weight : ndarray, shape (N_e, fac), or None
-    readin_offset : ndarray, shape (N_e,), or None
-    readout_weight : ndarray, shape (N_r, fac), or None
-    readout_bias : ndarray, shape (N_r,) or (N_e,), or None
-    attrs : dict
-        The file's attributes, such as ``bin_ms``.
-    keys : list of str
-        All keys of the file.
-    arrays : dict of str to ndarray
-        The attribute keys' arrays, as they are in the file.
-    passed : set of object
-        Likelihoods whose support has been checked, so that each run checks it once.
-    """
+    """One session's data file, read and checked."""
 
     path: Path
-    name: str
-    splits: dict[str, SplitData]
+    name: str  # the file's name without its ending
+    splits: dict[str, SplitData]  # "train", "valid", and "test" where the file has it
+    # Of these the splits are views: each array with all splits, one after another.
     pooled: dict[str, Array]
     conversion_factor: float = 1.0
-    readin_weight: Array | None = None
-    readin_offset: Array | None = None
-    readout_weight: Array | None = None
-    readout_bias: Array | None = None
+    readin_weight: Array | None = None  # (N_e, fac)
+    readin_offset: Array | None = None  # (N_e,)
+    readout_weight: Array | None = None  # (N_r, fac)
+    readout_bias: Array | None = None  # (N_r,) or (N_e,)
     attrs: dict[str, Any] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
-    arrays: dict[str, Array] = field(default_factory=dict)
-    lengths: Lengths | None = None
+    keys: list[str] = field(default_factory=list)  # all of the file's
+    arrays: dict[str, Array] = field(default_factory=dict)  # of the attribute keys, as in the file
+    lengths: Lengths | None = None  # bins of all trials; None where nothing is missing
+    # Likelihoods whose support has been checked, so that each run checks it once.
     passed: WeakSet[Any] = field(default_factory=WeakSet, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,9 +107,17 @@ def session_in_use(path: str | os.PathLike[str]) -> SessionData:
 
 
 def bin_width_ms(attrs: Mapping[str, Any]) -> float | None:
-    """Bin width in milliseconds from a file's attributes, None where they do not say it.
+    """Return the bin width in milliseconds that a file's attributes state.
 
-    Attributes ``bin_ms``, ``bin_width_ms``, ``bin_size_ms`` and ``bin_width_s`` are understood.
+    Parameters
+    ----------
+    attrs : mapping
+        Of these ``bin_ms``, ``bin_width_ms``, ``bin_size_ms`` and ``bin_width_s`` are understood.
+
+    Returns
+    -------
+    float or None
+        None where none of them is a finite number above 0.
     """
     for name, to_ms in _BIN_MS_NAMES.items():
         try:
@@ -213,16 +178,15 @@ def bytes_in_memory(
     """Memory that a session's arrays of trials take once they are read, from the file's header."""
     names = [*MODEL_INPUTS, *batch_keys]
     with open_h5(Path(path)) as file:
-        found = {
-            (name, split): file[key]
-            for name in names
-            for split in SPLITS
-            if isinstance(file.get(key := f"{split}_{name}"), h5py.Dataset)
-        }
         total = 0
-        for (name, _), data in found.items():
-            total += (data.size or 0) * (4 if name in MODEL_INPUTS or data.dtype.kind == "f" else 8)
-            total += (data.size or 0) if masked and name == "encod_data" else 0
+        for name in names:
+            for split in SPLITS:
+                data = file.get(f"{split}_{name}")
+                if not isinstance(data, h5py.Dataset) or not data.size:
+                    continue
+                # Integers of batch keys are read as int64; a mask takes a byte per entry.
+                total += data.size * (4 if name in MODEL_INPUTS or data.dtype.kind == "f" else 8)
+                total += data.size if masked and name == "encod_data" else 0
     return total
 
 
@@ -279,7 +243,7 @@ def _read(
         for split in has[name]
         if (text := _infinities(settled[split].surveys[name]))
     ]
-    problems += [fault for found in settled.values() for fault in found.problems]
+    problems += [problem for split in settled.values() for problem in split.problems]
     if problems:
         raise DataError(join_problems(path, problems))
     lengths = _joint_lengths(settled, rows, pooled["recon_data"].shape[1])
@@ -370,19 +334,19 @@ def pool(
     file: h5py.File, name: str, rows: Mapping[str, slice], dtype: np.dtype[Any] | None
 ) -> Array:
     """Read ``{split}_{name}`` of all splits into one array; a split without it stays unknown."""
-    found = [file[f"{split}_{name}"] for split in rows if f"{split}_{name}" in file]
-    dtype = _kind_of(found) if dtype is None else dtype
+    sets = [file[f"{split}_{name}"] for split in rows if f"{split}_{name}" in file]
+    dtype = _kind_of(sets) if dtype is None else dtype
     unknown = {"f": np.nan, "i": -1, "b": False}[dtype.kind]
-    array = np.empty((max(r.stop for r in rows.values()), *found[0].shape[1:]), dtype)
+    array = np.empty((max(r.stop for r in rows.values()), *sets[0].shape[1:]), dtype)
     for split, where in rows.items():
         key = f"{split}_{name}"
-        with np.errstate(over="ignore"):  # what overflows float32 is found as infinite below
+        with np.errstate(over="ignore"):  # the survey reports what overflows float32 as infinite
             array[where] = file[key][()] if key in file else unknown
     return array
 
 
-def _kind_of(found: Sequence[h5py.Dataset]) -> np.dtype[Any]:
-    kinds = {data.dtype.kind for data in found}
+def _kind_of(sets: Sequence[h5py.Dataset]) -> np.dtype[Any]:
+    kinds = {data.dtype.kind for data in sets}
     return np.dtype(np.bool_ if kinds == {"b"} else np.float32 if "f" in kinds else np.int64)
 
 

@@ -370,7 +370,7 @@ def shares(one: Any, other: Any) -> bool:
 
 
 def blocks(array: Any, entries: int = BLOCK_ENTRIES) -> Iterator[tuple[slice, Array]]:
-    """Yield rows and the array there, block after block of about so many entries."""
+    """Yield rows and their values, block after block of about `entries` entries."""
     step = max(1, entries // max(1, int(np.prod(array.shape[1:]))))
     for start in range(0, len(array), step):
         rows = slice(start, min(start + step, len(array)))

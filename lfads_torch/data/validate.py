@@ -45,7 +45,7 @@ def list_keys(file: h5py.File) -> list[str]:
 
 
 def join_problems(path: Path, problems: Sequence[str]) -> str:
-    """One message out of all that is wrong with a file."""
+    """Return one message of all that is wrong with a file."""
     if len(problems) == 1:
         return f"{path}: {problems[0]}"
     return "\n  - ".join([f"{path} has {len(problems)} problems:", *problems])
@@ -54,7 +54,21 @@ def join_problems(path: Path, problems: Sequence[str]) -> str:
 def find_problems(
     file: h5py.File, batch_keys: Sequence[str] = (), attr_keys: Sequence[str] = ()
 ) -> list[str]:
-    """List the structural faults of an open data file; empty when it is in order."""
+    """List the structural faults of an open data file.
+
+    Parameters
+    ----------
+    file : h5py.File
+    batch_keys : sequence of str
+        Extra per-trial arrays that the file must hold, without their split.
+    attr_keys : sequence of str
+        Further arrays that it must hold, by their full key.
+
+    Returns
+    -------
+    list of str
+        One sentence for each fault, empty when the file is in order.
+    """
     keys = list_keys(file)
     problems = _missing(keys)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -88,16 +102,16 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
 
 
 def _missing(keys: Sequence[str]) -> list[str]:
-    own = [key for key in keys if key not in SCHEMA_KEYS]
+    others = [key for key in keys if key not in SCHEMA_KEYS]
     missing = [key for key in REQUIRED_KEYS if key not in keys]
-    if len(missing) == len(REQUIRED_KEYS) and not nearest(missing[0], own):
+    if len(missing) == len(REQUIRED_KEYS) and not nearest(missing[0], others):
         return [
             f"none of the required keys is there ({', '.join(missing)}); keys found: "
             f"{list_some(keys) or 'none at all'}. Each must be an array of "
             f"n_samples x n_timesteps x n_channels."
         ]
     return [
-        f"required key {key!r} is missing{suggest(key, own)} Keys found: {list_some(keys)}."
+        f"required key {key!r} is missing{suggest(key, others)} Keys found: {list_some(keys)}."
         for key in missing
     ]
 
@@ -169,9 +183,9 @@ def _disagreements(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
             shape = shapes.get(f"{split}_{name}")
             if name == "ext_input" and f"{split}_encod_data" in shapes and not (shape and first):
                 if shape or first:
-                    lacking, there = (split, "train") if first else ("train", split)
+                    lacking, other = (split, "train") if first else ("train", split)
                     problems.append(
-                        f"'{there}_ext_input' is there but '{lacking}_ext_input' is not; external "
+                        f"'{other}_ext_input' is there but '{lacking}_ext_input' is not; external "
                         f"inputs are needed in every split or in none."
                     )
                 continue

@@ -32,88 +32,52 @@ PENALTIES = tuple(10.0**k for k in range(-6, 3))
 
 WEIGHINGS = ("channel", "session", "trial")
 
+# Below this the user is warned that a session has next to nothing of the shared components.
 _POOR_R2 = 0.1
-_MOST_SLOPE = 3.0  # of a channel that is nowhere negative: change per unit of the factors, in means
+# Change per unit of the factors, in means, of a channel that is nowhere negative.
+_MOST_SLOPE = 3.0
 
+# A change of filled-in entries by this fraction of the spread of the data is far below the error of
+# an average over a few trials.
+_TOLERANCE = 1e-4
 _MAX_ROUNDS = 100
-_TOLERANCE = 1e-4  # change of filled-in entries, relative to the spread of the data
 
 
 class Trials(NamedTuple):
-    """Training trials of one session.
-
-    Attributes
-    ----------
-    name : str
-    encod_data : ndarray, shape (n, T, N_e)
-        What the encoders read; NaN marks what is missing.
-    recon_data : ndarray, shape (n, T or more, N_r)
-        What is reconstructed.
-    conditions : ndarray, shape (n,)
-        Condition of each trial, numbers or text.
-    """
+    """Training trials of one session."""
 
     name: str
-    encod_data: NDArray[Any]
-    recon_data: NDArray[Any]
-    conditions: NDArray[Any]
+    encod_data: NDArray[Any]  # (n, T, N_e), NaN where missing
+    recon_data: NDArray[Any]  # (n, T or more, N_r)
+    conditions: NDArray[Any]  # (n,), numbers or text
 
 
 @dataclass(frozen=True)
 class SessionAlignment:
-    """One session's maps onto the shared components and back.
-
-    Attributes
-    ----------
-    name : str
-    readin_weight : ndarray, shape (N_e, K)
-        ``(encod_data - readout_bias[:N_e]) @ readin_weight`` are the shared factors.
-    readout_weight : ndarray, shape (N_r, K)
-        ``readout_bias + factors @ readout_weight.T`` are the mean counts (or values) per bin.
-    readin_offset : ndarray, shape (N_e,)
-    readout_bias : ndarray, shape (N_r,)
-        What channels read, and reconstructed, have where all factors are zero.
-    factors : ndarray, shape (conditions, T, K)
-        Factors of the session's own condition averages; NaN for conditions that it lacks.
-    n_trials : ndarray of int, shape (conditions,)
-    penalty, r2 : float
-        Ridge penalty of the read-in (see `PENALTIES`), and the R2 that it reached by
-        cross-validation: shared components from averages of held-out trials.
-    """
+    """One session's maps onto the shared components and back."""
 
     name: str
-    readin_weight: FloatArray
-    readout_weight: FloatArray
-    readin_offset: FloatArray
-    readout_bias: FloatArray
-    factors: FloatArray
-    n_trials: NDArray[np.int64]
-    penalty: float
-    r2: float
+    # (encod_data - readout_bias[:N_e]) @ readin_weight are the shared factors,
+    # readout_bias + factors @ readout_weight.T the mean counts (or values) per bin.
+    readin_weight: FloatArray  # (N_e, K)
+    readout_weight: FloatArray  # (N_r, K)
+    readin_offset: FloatArray  # (N_e,): the channels that are read where all factors are zero
+    readout_bias: FloatArray  # (N_r,)
+    factors: FloatArray  # (conditions, T, K) of the condition averages; NaN where it lacks one
+    n_trials: NDArray[np.int64]  # by condition
+    penalty: float  # of the read-in, see `PENALTIES`
+    r2: float  # cross-validated: shared components from averages of held-out trials
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Shared components and the maps of all sessions.
+    """Shared components and the maps of all sessions."""
 
-    Attributes
-    ----------
-    conditions : list
-        Names of the conditions, sorted.
-    components : ndarray, shape (conditions, T, K)
-        Scores of the shared components, scaled so that the first has unit variance.
-    explained : ndarray, shape (K,)
-        Fractions of the variance of all condition averages.
-    sessions : list of SessionAlignment
-    warnings : list of str
-        What was doubtful in the data.
-    """
-
-    conditions: list[Any]
-    components: FloatArray
-    explained: FloatArray
+    conditions: list[Any]  # names, sorted
+    components: FloatArray  # (conditions, T, K), scaled so that the first has unit variance
+    explained: FloatArray  # (K,): fractions of the variance of all condition averages
     sessions: list[SessionAlignment]
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # what was doubtful in the data
 
 
 def align_sessions(
@@ -171,15 +135,16 @@ def align_sessions(
     notes: list[str] = []
     labels = _labels(sessions, min_trials, notes)
     rng = np.random.default_rng(seed)
-    folded = [_Averages(s, labels, smooth_bins, min_trials, n_folds, rng) for s in sessions]
-    _check_shared(folded, labels)
-    components, explained = _components(folded, n_components, weigh_by)
-    aligned = [_regress(own, components, penalties) for own in folded]
-    for own in aligned:
-        if not own.r2 >= _POOR_R2:
+    averages = [_Averages(s, labels, smooth_bins, min_trials, n_folds, rng) for s in sessions]
+    _check_shared(averages, labels)
+    components, explained = _components(averages, n_components, weigh_by)
+    aligned = [_regress(session, components, penalties) for session in averages]
+    for session in aligned:
+        if not session.r2 >= _POOR_R2:  # which NaN is not, either
             notes.append(
-                f"{own.name}: its channels give the shared components of held-out trials with an "
-                f"R2 of only {own.r2:.2f}; it has little of what others share, or too few trials"
+                f"{session.name}: its channels give the shared components of held-out trials with "
+                f"an R2 of only {session.r2:.2f}; it has little of what others share, or too few "
+                f"trials"
             )
     for note in notes:
         warnings.warn(note, DataWarning, stacklevel=2)
@@ -203,15 +168,15 @@ def align_to(
             f"{trials.name} has {trials.encod_data.shape[1]} bins, what it is to be mapped onto "
             f"has {components.shape[1]}"
         )
-    found = _labels([trials], min_trials, [])
+    conditions = _labels([trials], min_trials, [])
     rng = np.random.default_rng(seed)
-    own = _Averages(trials, labels, smooth_bins, min_trials, n_folds, rng)
-    if not (own.n_trials > 0).any():
+    averages = _Averages(trials, labels, smooth_bins, min_trials, n_folds, rng)
+    if not (averages.n_trials > 0).any():
         raise DataError(
-            f"{trials.name} shares no condition with the sessions that are there: it has "
-            f"{list_some(found)}, they have {list_some(list(labels))}"
+            f"{trials.name} shares no condition with the aligned sessions: it has "
+            f"{list_some(conditions)}, they have {list_some(list(labels))}"
         )
-    return _regress(own, np.asarray(components, dtype=np.float64), penalties)
+    return _regress(averages, np.asarray(components, dtype=np.float64), penalties)
 
 
 class _Averages:
@@ -244,8 +209,10 @@ class _Averages:
                 (trials.encod_data, self.encod, self.encod_folds),
                 (trials.recon_data, self.recon, self.recon_folds),
             ):
+                # Factors exist for the bins that are read; reconstructed ones beyond are left out.
                 smooth = gaussian_smooth(data[rows, :n_bins], smooth_bins)
                 average[i] = _mean(smooth)
+                # With fewer trials than folds the last folds lack this condition: they stay NaN.
                 for k in range(min(n_folds, len(rows))):
                     folds[k, 0, i] = _mean(smooth[fold != k])
                     folds[k, 1, i] = _mean(smooth[fold == k])
@@ -259,7 +226,7 @@ def _mean(trials: FloatArray) -> FloatArray:
 
 
 def _labels(sessions: Sequence[Trials], min_trials: int, notes: list[str]) -> list[Any]:
-    """All conditions that some session has enough trials of."""
+    """Return, sorted, all conditions of which some session has enough trials."""
     lengths = {s.name: s.encod_data.shape[1] for s in sessions}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -270,9 +237,9 @@ def _labels(sessions: Sequence[Trials], min_trials: int, notes: list[str]) -> li
         for key, data in (("encod", session.encod_data), ("recon", session.recon_data)):
             if data.dtype.kind == "f" and np.isinf(data).any():
                 raise DataError(f"{session.name}: train_{key}_data holds infinite values")
-        found, counts = np.unique(session.conditions, return_counts=True)
-        few = [f"{c} ({n})" for c, n in zip(found, counts, strict=True) if n < min_trials]
-        if len(few) == len(found):
+        names, counts = np.unique(session.conditions, return_counts=True)
+        few = [f"{c} ({n})" for c, n in zip(names, counts, strict=True) if n < min_trials]
+        if len(few) == len(names):
             raise DataError(
                 f"{session.name}: no condition has the {min_trials} training trials that an "
                 f"average needs; found {list_some(few) or 'no trial with a condition'}. Join "
@@ -280,10 +247,10 @@ def _labels(sessions: Sequence[Trials], min_trials: int, notes: list[str]) -> li
             )
         if few:
             notes.append(
-                f"{session.name}: {len(few)} of {len(found)} conditions have fewer than "
+                f"{session.name}: {len(few)} of {len(names)} conditions have fewer than "
                 f"{min_trials} training trials and count as missing: {list_some(few)}"
             )
-        usable |= set(found[counts >= min_trials].tolist())
+        usable |= set(names[counts >= min_trials].tolist())
     try:
         return sorted(usable)
     except TypeError as err:
@@ -301,13 +268,13 @@ def _check_shared(averages: Sequence[_Averages], labels: Sequence[Any]) -> None:
         conditions = np.any([averages[i].n_trials > 0 for i in linked], axis=0)
     apart = [averages[i] for i in range(len(averages)) if i not in linked]
     if apart:
-        own, theirs = (
-            [label for label, there in zip(labels, who, strict=True) if there]
-            for who in (apart[0].n_trials > 0, conditions)
+        its, theirs = (
+            [label for label, has in zip(labels, has_trials, strict=True) if has]
+            for has_trials in (apart[0].n_trials > 0, conditions)
         )
         raise DataError(
             f"{apart[0].name} shares no condition with the sessions before it: it has "
-            f"{list_some(own)}, they have {list_some(theirs)}. Shared components need shared "
+            f"{list_some(its)}, they have {list_some(theirs)}. Shared components need shared "
             "conditions: name them alike in all files, or align these sessions by themselves."
         )
 
@@ -315,36 +282,38 @@ def _check_shared(averages: Sequence[_Averages], labels: Sequence[Any]) -> None:
 def _components(
     averages: Sequence[_Averages], n_components: int, weigh_by: str
 ) -> tuple[FloatArray, FloatArray]:
-    """Scores of the shared components and the fractions of variance that they explain."""
+    """Return scores of the shared components, and fractions of the variance that they explain."""
     blocks = [a.encod.reshape(-1, a.encod.shape[-1]) for a in averages]
     shape = averages[0].encod.shape[:2]
-    for i, own in enumerate(averages):
+    for i, session in enumerate(averages):
         if weigh_by != "channel":
             power = np.nansum((blocks[i] - np.nanmean(blocks[i], axis=0)) ** 2)
-            amount = own.n_trials.sum() if weigh_by == "trial" else 1.0
+            amount = session.n_trials.sum() if weigh_by == "trial" else 1.0
             blocks[i] = blocks[i] * np.sqrt(amount / max(power, 1e-300))
     data = np.concatenate(blocks, axis=1)
-    most = min(data.shape[0] - 1, data.shape[1])
+    most = min(data.shape[0] - 1, data.shape[1])  # less one, because rows are centred
     if n_components > most:
         raise UserError(
             f"{n_components} components of {shape[0]} conditions x {shape[1]} bins and "
             f"{data.shape[1]} channels in all; legal are 1 to {most}"
         )
     scores, power = principal_components(data, n_components)
+    # What rounding leaves of centred constants is smaller than this by some orders.
     if not power[0] > 1e-12 * np.nansum(data**2):
         raise DataError("the condition averages do not vary, so there is nothing to align by")
+    # One scale for all components, so that a weak one stays weaker than the first.
     scale = scores[:, 0].std()
     return (scores / scale).reshape(*shape, -1), power[:n_components] / power.sum()
 
 
 def _regress(
-    own: _Averages, components: FloatArray, penalties: Sequence[float]
+    averages: _Averages, components: FloatArray, penalties: Sequence[float]
 ) -> SessionAlignment:
     """Fit maps between a session's channels and the shared components, penalties by trial folds."""
     scores = components.reshape(-1, components.shape[-1])
     (encod, encod_folds), (recon, recon_folds) = (
-        _by_row(own.encod, own.encod_folds),
-        _by_row(own.recon, own.recon_folds),
+        _by_row(averages.encod, averages.encod_folds),
+        _by_row(averages.recon, averages.recon_folds),
     )
     n_folds = len(encod_folds)
     backward = choose_penalty(
@@ -353,6 +322,7 @@ def _regress(
         intercept=True,
     )[0]
     weight, bias = ridge(scores, recon, [backward], intercept=True)[0]
+    # With the same penalty, the offset of a channel that is read equals its bias above.
     offset = ridge(scores, encod, [backward], intercept=True)[0][1]
     # Counts are nowhere negative, however far the origin of the factors lies from the data.
     if np.nanmin(recon) >= 0:
@@ -371,20 +341,20 @@ def _regress(
     )
     readin, _ = ridge(encod - offset, scores, [forward], intercept=False)[0]
     return SessionAlignment(
-        name=own.name,
+        name=averages.name,
         readin_weight=readin,
         readout_weight=weight.T,
         readin_offset=offset,
         readout_bias=bias,
-        factors=(own.encod - offset) @ readin,
-        n_trials=own.n_trials,
+        factors=(averages.encod - offset) @ readin,
+        n_trials=averages.n_trials,
         penalty=forward,
         r2=r2,
     )
 
 
 def _by_row(averages: FloatArray, folds: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Conditions and bins as rows; a channel that was never observed becomes zeros."""
+    """Take conditions and bins as rows, and a channel that was never observed as zeros."""
     rows = averages.reshape(-1, averages.shape[-1])
     dead = np.isnan(rows).all(axis=0)
     by_fold = folds.reshape(*folds.shape[:2], -1, folds.shape[-1])
@@ -392,7 +362,7 @@ def _by_row(averages: FloatArray, folds: FloatArray) -> tuple[FloatArray, FloatA
 
 
 def principal_components(data: FloatArray, rank: int) -> tuple[FloatArray, FloatArray]:
-    """Scores on the first components, and all eigenvalues.
+    """Return scores on the first components, and all eigenvalues.
 
     NaN entries are filled in by regularised iterative PCA, with ever more components: begun with
     all of them, the weak ones would make up what is not there.
@@ -408,7 +378,8 @@ def principal_components(data: FloatArray, rank: int) -> tuple[FloatArray, Float
             if observed.all():
                 break
             scores, power, weights = _decompose(filled, some)
-            # Shrunken by the noise that the other components show, or it would be believed.
+            # Shrunken by the noise that the other components show, or it would be believed: plain
+            # iterative PCA overfits where much is missing (Josse & Husson 2012).
             noise = power[some:].mean() if len(power) > some else 0.0
             shrink = np.maximum(power[:some] - noise, 0.0) / np.maximum(power[:some], 1e-300)
             guess = filled.mean(axis=0) + (scores * shrink) @ weights
@@ -417,13 +388,13 @@ def principal_components(data: FloatArray, rank: int) -> tuple[FloatArray, Float
             if change < _TOLERANCE * spread:
                 break
     scores, power, _ = _decompose(filled, rank)
-    # The sign of a component is arbitrary; this one does not depend on the machine.
+    # The sign of a component is arbitrary; that of its skewness does not depend on the machine.
     sign = np.sign((scores**3).sum(axis=0))
     return scores * np.where(sign == 0, 1.0, sign), power
 
 
 def _decompose(data: FloatArray, rank: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Scores on the first components, all eigenvalues, and weights of the components."""
+    """Return scores on the first components, all eigenvalues, and the components' weights."""
     centred = data - data.mean(axis=0)
     # Whichever side is shorter has the smaller eigenproblem.
     tall = centred.shape[0] > centred.shape[1]
@@ -440,7 +411,7 @@ def choose_penalty(
     penalties: Sequence[float],
     intercept: bool,
 ) -> tuple[float, float]:
-    """Penalty of the least error on held-out trials, and its R2."""
+    """Return the penalty of the least error on held-out trials, and its R2."""
     error, power = np.zeros(len(penalties)), 0.0
     for x_fit, y_fit, x_test, y_test in folds:
         rows = np.isfinite(x_test).all(axis=1) & np.isfinite(y_test).all(axis=1)
@@ -458,7 +429,7 @@ def choose_penalty(
 def ridge(
     x: FloatArray, y: FloatArray, penalties: Sequence[float], intercept: bool
 ) -> list[tuple[FloatArray, FloatArray]]:
-    """Ridge regressions of y on x; a penalty is in units of the mean eigenvalue of x'x."""
+    """Return weights and biases of ridge regressions of y on x, one pair per penalty."""
     rows = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
     x, y = x[rows], y[rows]
     x_mean, y_mean = (
@@ -466,6 +437,7 @@ def ridge(
         if intercept and len(x)
         else (np.zeros(x.shape[1]), np.zeros(y.shape[1]))
     )
+    # One decomposition serves all penalties, which take less than a product each.
     power, axes = np.linalg.eigh((x - x_mean).T @ (x - x_mean))
     power = np.maximum(power, 0.0)
     projected = axes.T @ ((x - x_mean).T @ (y - y_mean))
