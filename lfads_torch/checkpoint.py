@@ -74,41 +74,41 @@ def load_model(
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(f"{place} does not exist; give a run folder or a checkpoint (*.ckpt)")
-    found = find_checkpoint(place, best=best)
-    if found is None:
+    file = find_checkpoint(place, best=best)
+    if file is None:
         raise UserError(
             f"{place} holds no checkpoint (*.ckpt, lightning_checkpoints/*.ckpt, "
             "checkpoint_*/*.ckpt, best_model/)"
         )
-    checkpoint = read_checkpoint(found)
+    checkpoint = read_checkpoint(file)
     unknown = set(arguments) - set(inspect.signature(LFADS).parameters)
     if unknown:
         raise ConfigError(f"{sorted(unknown)[0]!r} is no argument of LFADS")
-    weights = _weights(checkpoint, found)
-    own = checkpoint.get("lfads")
-    if own and (config is not None or isinstance(arguments.get("reconstruction"), str)):
+    weights = _weights(checkpoint, file)
+    description = checkpoint.get("lfads")
+    if description and (config is not None or isinstance(arguments.get("reconstruction"), str)):
         raise ConfigError(
-            f"{found} says itself what config (--config) and the name of a reconstruction "
+            f"{file} says itself what config (--config) and the name of a reconstruction "
             "(--reconstruction) are for; leave them out"
         )
     try:
-        if own:
-            values = {**_described(checkpoint, own), **arguments}
+        if description:
+            values = {**_described(checkpoint, description), **arguments}
         else:
-            values, weights = arguments_from(checkpoint, weights, arguments, found, config, data)
+            values, weights = arguments_from(checkpoint, weights, arguments, file, config, data)
         model = LFADS(**values)
     except UserError as error:
-        raise type(error)(f"{found}: {error}") from error
-    if not own and not any(name.startswith("recon.") for name in weights):
+        raise type(error)(f"{file}: {error}") from error
+    if not description and not any(name.startswith("recon.") for name in weights):
         # Scales of a reconstruction in a bare list were neither trained nor stored.
         state = model.state_dict()
         weights |= {name: state[name] for name in state if name.startswith("recon.")}
-    load_weights(model, weights, found)
-    frozen = set(own["frozen"]) if own else untrained(checkpoint)
+    load_weights(model, weights, file)
+    frozen = set(description["frozen"]) if description else untrained(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    if own:
-        model.session_names = list(own["session_names"])
+    if description:
+        model.session_names = list(description["session_names"])
     return model.eval()
 
 
@@ -159,13 +159,13 @@ def _is_program(path: Path) -> bool:
 
 def load_weights(model: LFADS, weights: Mapping[str, Tensor], source: Any) -> None:
     """Copy weights into a model."""
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in weights]
-    problems += [f"{name} has no place in the model" for name in weights if name not in own]
+    state = model.state_dict()
+    problems = [f"{name} is missing" for name in state if name not in weights]
+    problems += [f"{name} has no place in the model" for name in weights if name not in state]
     problems += [
-        f"{name} is {tuple(weights[name].shape)}, the model's {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        f"{name} is {tuple(weights[name].shape)}, the model's {tuple(state[name].shape)}"
+        for name in state
+        if name in weights and weights[name].shape != state[name].shape
     ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -187,8 +187,8 @@ def _weights(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     }
 
 
-def _described(checkpoint: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _described(checkpoint: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
     """Read constructor arguments from a checkpoint of this project."""
     known = inspect.signature(LFADS).parameters
     numbers = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in known}
-    return {**numbers, **{name: from_spec(spec) for name, spec in own["parts"].items()}}
+    return {**numbers, **{name: from_spec(spec) for name, spec in description["parts"].items()}}

@@ -63,7 +63,7 @@ OVER_RAY = {
     "lfads_torch.extensions.tune_trial",
 }
 HYDRA = {"hydra", "omegaconf"}
-HYDRA_USERS = ("lfads_torch.run_model", "lfads_torch.runs", "lfads_torch.sessions.add")
+HYDRA_USERS = ("lfads_torch.run_model", "lfads_torch.runs")
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from ..errors import ConfigError, DivergedError
+from ..errors import DivergedError, one_of
 
 _ADVICE = (
     "lower model.lr_init or trainer.gradient_clip_val, and look for extreme values in the data "
@@ -37,9 +37,7 @@ class NaNGuard(Callback):
     """
 
     def __init__(self, on_nan: str = "stop", max_recoveries: int = 5) -> None:
-        if on_nan not in ("stop", "recover"):
-            raise ConfigError(f"on_nan is {on_nan!r}; legal are 'stop' and 'recover'")
-        self.on_nan = on_nan
+        self.on_nan = one_of("on_nan", on_nan, ("stop", "recover"))
         self.max_recoveries = max_recoveries
         self.n_recoveries = 0
         self._history: list[dict[str, Tensor]] = []
@@ -83,12 +81,12 @@ class NaNGuard(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look for NaN and infinity."""
-        found = self._faults(trainer, pl_module)
-        if not found:
+        faults = self._faults(trainer, pl_module)
+        if not faults:
             if self.on_nan == "recover":
                 self._good = _snapshot(trainer, pl_module)
             return
-        what = f"Training diverged in epoch {trainer.current_epoch}: {found}."
+        what = f"Training diverged in epoch {trainer.current_epoch}: {faults}."
         if self.on_nan == "recover" and self._good is not None:
             if self.n_recoveries < self.max_recoveries:
                 self._recover(trainer, pl_module, what)

@@ -77,13 +77,13 @@ def run(options: argparse.Namespace) -> int:
         f"{len(paths)} sessions, {len(alignment.conditions)} conditions, {len(share)} components "
         f"with {share.sum():.1%} of the variance of the averages (first: {share[0]:.1%})"
     )
-    width = max(len(own.name) for own in alignment.sessions)
-    for own in alignment.sessions:
-        there = own.n_trials[own.n_trials > 0]
+    width = max(len(session.name) for session in alignment.sessions)
+    for session in alignment.sessions:
+        n_trials = session.n_trials[session.n_trials > 0]
         print(
-            f"  {own.name:{width}}  {len(own.readin_weight):4d} channels, {there.sum():5d} trials "
-            f"of {len(there)} conditions, penalty {own.penalty:g}, R2 on held-out trials "
-            f"{own.r2:.3f}"
+            f"  {session.name:{width}}  {len(session.readin_weight):4d} channels, "
+            f"{n_trials.sum():5d} trials of {len(n_trials)} conditions, "
+            f"penalty {session.penalty:g}, R2 on held-out trials {session.r2:.3f}"
         )
     if options.figure:
         from ..post_run.plots import shared_factors
@@ -91,8 +91,8 @@ def run(options: argparse.Namespace) -> int:
         with open_h5(paths[0]) as file:
             bin_ms = bin_width_ms(dict(file.attrs))
         figure = shared_factors(
-            [own.factors for own in alignment.sessions],
-            [f"{own.name}\n$R^2$ {own.r2:.2f}" for own in alignment.sessions],
+            [session.factors for session in alignment.sessions],
+            [f"{session.name}\n$R^2$ {session.r2:.2f}" for session in alignment.sessions],
             alignment.components,
             [str(label) for label in alignment.conditions],
             bin_ms=bin_ms,

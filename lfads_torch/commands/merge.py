@@ -40,12 +40,12 @@ def run(options: argparse.Namespace) -> int:
     place = Path(options.place).expanduser()
     jobs: list[tuple[Path, Path | None]]
     if place.is_dir():
-        found = {m[1]: p for p in sorted(place.iterdir()) if (m := _OUTPUT.fullmatch(p.name))}
-        if not found:
+        outputs = {m[1]: p for p in sorted(place.iterdir()) if (m := _OUTPUT.fullmatch(p.name))}
+        if not outputs:
             raise UserError(
                 f"{place} holds no lfads_output_sess0.h5; make it: lfads sample {place}"
             )
-        jobs = [(path, place / f"lfads_merged_{name}.h5") for name, path in found.items()]
+        jobs = [(path, place / f"lfads_merged_{name}.h5") for name, path in outputs.items()]
     else:
         jobs = [(place, None)]
     if options.output:

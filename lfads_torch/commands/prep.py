@@ -93,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
     from ..prep.options import PrepOptions
 
     names = set(PrepOptions.__dataclass_fields__)
-    told = {k: v for k, v in vars(options).items() if k in names}
-    given = {k: v for k, v in told.items() if v is not None and v is not False}
+    chosen = {k: v for k, v in vars(options).items() if v is not None and v is not False}
+    given = {k: v for k, v in chosen.items() if k in names}
     if options.nlb:
         return _run_nlb(options, given)
     if len(options.files) != 1:

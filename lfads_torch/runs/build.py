@@ -60,8 +60,9 @@ def pick_device(trainer: Mapping[str, Any]) -> str:
     """Return "cuda" or "cpu", as the trainer's configuration means it, for sampling."""
     import torch
 
-    wanted = str(trainer.get("accelerator", "auto"))
-    return "cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    accelerator = str(trainer.get("accelerator", "auto"))
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "cuda" if on_gpu else "cpu"
 
 
 def build_trainer(config: Mapping[str, Any], folder: Path, seed: int, step: int) -> pl.Trainer:
@@ -100,10 +101,10 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
     from .resume import EpochSeed, LastCheckpoint, WholeEpoch
 
     chosen = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
-    own = [build(node, f"callbacks.{name}") for name, node in chosen.items()]
+    callbacks = [build(node, f"callbacks.{name}") for name, node in chosen.items()]
     if config["trainer"].get("enable_progress_bar", True) is False:
-        own = [callback for callback in own if not isinstance(callback, ProgressBar)]
-    checkpoints = [callback for callback in own if isinstance(callback, ModelCheckpoint)]
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     # Lightning refuses checkpoint callbacks where the configuration switches checkpoints off.
     is_kept = config["trainer"].get("enable_checkpointing") is not False
     if is_kept and not checkpoints:
@@ -114,15 +115,15 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        own.append(best)
+        callbacks.append(best)
         checkpoints = [best]
     for callback in checkpoints:
         callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
         # LastCheckpoint keeps the last epoch; Lightning would keep the last that was the best.
         callback.save_last = False
-    if not any(isinstance(callback, NaNGuard) for callback in own):
-        own.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
-    return [EpochSeed(seed), *own, LastCheckpoint() if is_kept else WholeEpoch()]
+    if not any(isinstance(callback, NaNGuard) for callback in callbacks):
+        callbacks.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
+    return [EpochSeed(seed), *callbacks, LastCheckpoint() if is_kept else WholeEpoch()]
 
 
 def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:

@@ -205,8 +205,8 @@ class _Run:
         )
 
     def _is_longer(self, status: Mapping[str, Any]) -> bool:
-        asked, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
-        return asked is not None and before is not None and not 0 <= asked <= before
+        epochs, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
+        return epochs is not None and before is not None and not 0 <= epochs <= before
 
     def _write_status(self, stage: Stage, facts: Mapping[str, Any]) -> None:
         RunFolder(self.folder).write_status(
@@ -255,12 +255,12 @@ class _Run:
 
     def _checkpoint_to_go_on_from(self) -> Path | None:
         if self.given is None:
-            own = self.folder / LAST
-            return own if self.goes_on and own.is_file() else None
-        found = RunFolder(self.given).checkpoint()
-        if found is None:
+            last = self.folder / LAST
+            return last if self.goes_on and last.is_file() else None
+        path = RunFolder(self.given).checkpoint()
+        if path is None:
             raise UserError(f"checkpoint_dir={self.given}: there is no checkpoint (*.ckpt) in it")
-        return found
+        return path
 
     def _fit(self, trainer: pl.Trainer, model: LFADS, datamodule: Any, path: Path | None) -> None:
         interrupt = signal.getsignal(signal.SIGINT)

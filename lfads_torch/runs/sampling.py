@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from omegaconf import OmegaConf
+
 from ..errors import UserError, whole
 from ..folder import CONFIG, RunFolder
 from .build import build, pick_device
-from .compose import absolute_pattern
+from .compose import absolute_pattern, no_yaml
 
 
 def sample_run(
@@ -79,11 +82,6 @@ def sample_run(
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """Read the configuration of a run as plain dicts, or raise where it is damaged."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    from .compose import no_yaml
-
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     except yaml.YAMLError as error:

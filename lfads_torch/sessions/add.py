@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import UserError
-from ..files import write_whole
+import pytorch_lightning as pl
+import torch
+
+from ..checkpoint import load_model, read_checkpoint
+from ..data import find_sessions
+from ..datamodules import BasicDataModule
+from ..errors import UserError, whole
 from ..folder import CONFIG, RunFolder
+from ..model import LFADS
+from ..run_model import RunResult, run_model
 from ..runs.build import build, pick_device
-from ..runs.compose import absolute_pattern
+from ..runs.compose import absolute_pattern, write_config
+from ..runs.resume import AtomicCheckpointIO
 from ..runs.sampling import read_config
-
-if TYPE_CHECKING:
-    from ..datamodules import BasicDataModule
-    from ..model import LFADS
-    from ..run_model import RunResult
+from .extend import SESSION_GROUPS, extend_model, start_maps
 
 START = "start"
 """Folder of a run that begins from another one: the weights and the configuration it began with."""
@@ -35,20 +38,11 @@ _FROZEN_BEFORE = "frozen_before"
 
 @dataclass
 class AddedSession:
-    """What `add_session` leaves behind.
-
-    Attributes
-    ----------
-    result : RunResult
-        Of the new run.
-    name : str
-        Of the new session.
-    losses : dict of str to (float, float)
-        Reconstruction loss on each session's validation trials before and after training.
-    """
+    """The new run, the new session's name, and the losses before and after training."""
 
     result: RunResult
     name: str
+    #: Reconstruction loss on each session's validation trials, before and after.
     losses: dict[str, tuple[float, float]]
 
 
@@ -72,12 +66,8 @@ def add_session(
     says of the other sessions, stays as it is to the last bit. With `all_epochs`, all that the
     run trained is then trained further on all sessions, at a tenth of its learning rate.
     """
-    from ..checkpoint import load_model
-    from ..run_model import run_model
-    from .extend import extend_model, start_maps
-
-    if epochs < 1 or all_epochs < 0:
-        raise UserError(f"epochs={epochs}, all_epochs={all_epochs}; legal are >= 1 and >= 0")
+    whole("epochs (--epochs)", epochs, least=1)
+    whole("all_epochs (--then-all)", all_epochs, least=0)
     place = Path(run).expanduser().absolute()
     folder, target = RunFolder.around(place).single.path, Path(run_dir).expanduser().absolute()
     checkpoint = RunFolder(place).checkpoint(best=best)
@@ -100,10 +90,10 @@ def add_session(
 
     number = extended.session_names.index(name)
     frozen = _frozen_before(folder, model, extended, number)
-    own = {"datamodule": {**settings, "fit_sessions": [name]}}
+    changes = {"datamodule": {**settings, "fit_sessions": [name]}}
     first = target if not all_epochs else target / MAPS
     _train_only(extended, number)
-    text = _prepare(first, extended, config, own, epochs, frozen)
+    text = _prepare(first, extended, config, changes, epochs, frozen)
     result = run_model(
         overrides,
         config_path=text,
@@ -115,9 +105,9 @@ def add_session(
         trained = load_model(first)
         for key, parameter in trained.named_parameters():
             parameter.requires_grad_(key not in frozen)
-        own = {"datamodule": {**settings, "fit_sessions": None}}
-        own["model"] = {"lr_init": float(model.hparams["lr_init"]) / 10}
-        text = _prepare(target, trained, config, own, all_epochs, frozen)
+        changes = {"datamodule": {**settings, "fit_sessions": None}}
+        changes["model"] = {"lr_init": float(model.hparams["lr_init"]) / 10}
+        text = _prepare(target, trained, config, changes, all_epochs, frozen)
         result = run_model(overrides, config_path=text, run_dir=target, overwrite=overwrite)
     after = _losses(load_model(target), everything, config)
     return AddedSession(result, name, {key: (before[key], after[key]) for key in before})
@@ -125,8 +115,6 @@ def add_session(
 
 def _files(model: LFADS, config: Mapping[str, Any], data: Any, new: Path) -> tuple[list[Path], str]:
     """Files of all sessions, sorted, and the name of the new one."""
-    from ..data import find_sessions
-
     [added] = find_sessions(absolute_pattern(str(new), Path.cwd()))
     known = model.session_names
     pattern = config.get("datamodule", {}).get("datafile_pattern") if data is None else data
@@ -137,48 +125,45 @@ def _files(model: LFADS, config: Mapping[str, Any], data: Any, new: Path) -> tup
             f"{added} has the name of a session that the model knows ({', '.join(known)}), and "
             "sessions are told apart by their names; give the file another name"
         )
-    found = [path for path in find_sessions(pattern) if path != added]
+    paths = [path for path in find_sessions(pattern) if path != added]
     if known:
-        names = {path: (path.stem, f"{path.parent.name}/{path.stem}") for path in found}
-        found = [path for path in found if set(names[path]) & set(known)]
-        missing = set(known) - {name for path in found for name in names[path]}
+        names = {path: (path.stem, f"{path.parent.name}/{path.stem}") for path in paths}
+        paths = [path for path in paths if set(names[path]) & set(known)]
+        missing = set(known) - {name for path in paths for name in names[path]}
         if missing:
             raise UserError(
                 f"the files of the sessions {', '.join(sorted(missing))}, which the model was "
                 f"trained on, are not among {pattern}; say where they are (--data)"
             )
-    if len(found) != len(model.readin):
+    if len(paths) != len(model.readin):
         raise UserError(
-            f"the model has {len(model.readin)} sessions, but {pattern} names {len(found)} files "
+            f"the model has {len(model.readin)} sessions, but {pattern} names {len(paths)} files "
             "beside the new one; name the files of its sessions (--data)"
         )
-    return sorted([*found, added]), added.stem
+    return sorted([*paths, added]), added.stem
 
 
 def _frozen_before(folder: Path, model: LFADS, extended: LFADS, number: int) -> list[str]:
     """Return what the run did not train, by the names of the extended model."""
-    from ..checkpoint import read_checkpoint
-
-    own = {name for name, p in model.named_parameters() if not p.requires_grad}
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     started = folder / START / "model.ckpt"
     if started.is_file():  # a run that added a session itself froze all but its maps
-        own = set(read_checkpoint(started).get(_FROZEN_BEFORE, own))
+        frozen = set(read_checkpoint(started).get(_FROZEN_BEFORE, frozen))
 
     def renamed(name: str) -> str:
         group, _, rest = name.partition(".")
         index, _, tail = rest.partition(".")
-        if group not in ("readin", "readout", "recon") or not index.isdigit():
+        if group not in SESSION_GROUPS or not index.isdigit():
             return name
         return f"{group}.{int(index) + (int(index) >= number)}.{tail}"
 
-    there = dict(extended.named_parameters())
-    return sorted(name for name in map(renamed, own) if name in there)
+    return sorted({name for name, _ in extended.named_parameters()} & set(map(renamed, frozen)))
 
 
 def _train_only(model: LFADS, number: int) -> None:
-    ours = tuple(f"{group}.{number}." for group in ("readin", "readout", "recon"))
+    maps = tuple(f"{group}.{number}." for group in SESSION_GROUPS)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(ours))
+        parameter.requires_grad_(name.startswith(maps))
 
 
 def _prepare(
@@ -190,18 +175,13 @@ def _prepare(
     frozen: Sequence[str],
 ) -> Path:
     """Write what a run begins with; return its configuration."""
-    import torch
-    from omegaconf import OmegaConf
-
     state: dict[str, Any] = {
         "state_dict": model.state_dict(),
         "hyper_parameters": dict(model.hparams),
         _FROZEN_BEFORE: list(frozen),
     }
     model.on_save_checkpoint(state)
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_whole(folder / START / "model.ckpt", buffer.getvalue())
+    AtomicCheckpointIO().save_checkpoint(state, folder / START / "model.ckpt")
     start = {
         # Relative to the run folder, so that this can be moved.
         "_target_": "lfads_torch.checkpoint.load_model",
@@ -210,17 +190,14 @@ def _prepare(
         **changes.get("model", {}),
     }
     trainer = {**config.get("trainer", {}), "max_epochs": epochs}
-    whole = {**config, **changes, "model": start, "trainer": trainer}
+    start_config = {**config, **changes, "model": start, "trainer": trainer}
     path = folder / START / CONFIG
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(whole)))
+    write_config(path, start_config)
     return path
 
 
 def _losses(model: LFADS, data: BasicDataModule, config: Mapping[str, Any]) -> dict[str, float]:
     """Reconstruction loss of each session's validation trials."""
-    import pytorch_lightning as pl
-    import torch
-
     trainer = pl.Trainer(
         accelerator=pick_device(config.get("trainer") or {}).replace("cuda", "gpu"),
         devices=1,

@@ -84,8 +84,8 @@ def align_files(
         options["smooth_bins"] = smooth_ms / _bin_width(paths)
     alignment = align_sessions(trials, n_components, **options)
     written = [
-        write_alignment(path, own, target)
-        for path, own, target in zip(paths, alignment.sessions, targets, strict=True)
+        write_alignment(path, session, target)
+        for path, session, target in zip(paths, alignment.sessions, targets, strict=True)
     ]
     return alignment, written
 
@@ -109,10 +109,10 @@ def _refuse_to_overwrite(targets: Sequence[Path], *, in_place: bool, overwrite: 
             raise UserError(f"{target} exists; name another folder, or overwrite it (--overwrite)")
         if in_place:
             with open_h5(target) as file:
-                there = [key for key in MAP_KEYS if key in file]
-            if there:
+                maps = [key for key in MAP_KEYS if key in file]
+            if maps:
                 raise UserError(
-                    f"{target} holds {', '.join(there)} already; replace them (--overwrite) or "
+                    f"{target} holds {', '.join(maps)} already; replace them (--overwrite) or "
                     "write copies (--output-dir)"
                 )
 
@@ -165,26 +165,26 @@ def read_conditions(
 
 
 def _conditions(
-    found: NDArray[Any], n_trials: int, path: Path, name: str
+    values: NDArray[Any], n_trials: int, path: Path, name: str
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Condition of each trial, and whether it has one."""
-    ragged = found.dtype.kind == "O" and len(found) and isinstance(found.flat[0], np.ndarray)
-    if ragged or (found.ndim == 2 and found.dtype.kind in "ui"):
-        listed = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in found])
+    ragged = values.dtype.kind == "O" and len(values) and isinstance(values.flat[0], np.ndarray)
+    if ragged or (values.ndim == 2 and values.dtype.kind in "ui"):
+        listed = np.concatenate([np.asarray(rows, dtype=np.int64) for rows in values])
         if len(listed) and not 0 <= listed.min() <= listed.max() < n_trials:
             raise DataError(
                 f"{path}: {name!r} lists trials up to {listed.max()}, there are {n_trials}"
             )
         labels = np.full(n_trials, -1)
-        for number, rows in enumerate(found):
+        for number, rows in enumerate(values):
             labels[np.asarray(rows, dtype=np.int64)] = number
         return labels, labels >= 0
-    if found.shape != (n_trials,):
+    if values.shape != (n_trials,):
         raise DataError(
-            f"{path}: {name!r} has shape {found.shape}; it must tell the condition of each of the "
+            f"{path}: {name!r} has shape {values.shape}; it must tell the condition of each of the "
             f"{n_trials} training trials"
         )
-    if found.dtype.kind in "OS":
-        text = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in found])
+    if values.dtype.kind in "OS":
+        text = np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values])
         return text, text != ""
-    return found, np.asarray(found >= 0)  # NaN is not >= 0
+    return values, np.asarray(values >= 0)  # NaN is not >= 0

@@ -116,7 +116,7 @@ def _read_in_averages(
     model: LFADS, data: BasicDataModule, new: int, condition_key: str
 ) -> tuple[list[Any], Any]:
     """Conditions, and averages over their trials of what the other sessions' read-ins give."""
-    found: dict[Any, list[Any]] = {}
+    totals: dict[Any, list[Any]] = {}
     for number in (n for n in range(data.n_sessions) if n != new):
         path = data.sessions[number].path
         with open_h5(path) as file:
@@ -125,14 +125,14 @@ def _read_in_averages(
         for values, label in zip(
             np.concatenate(read)[has_one], conditions[has_one].tolist(), strict=True
         ):
-            sums = found.setdefault(label, [0.0, 0])
+            sums = totals.setdefault(label, [0.0, 0])
             sums[0], sums[1] = sums[0] + values, sums[1] + 1
-    if not found:
+    if not totals:
         raise UserError(
             f"no training trial of the other sessions has a condition {condition_key!r}"
         )
-    labels = sorted(found)
-    return labels, np.stack([found[label][0] / found[label][1] for label in labels])
+    labels = sorted(totals)
+    return labels, np.stack([totals[label][0] / totals[label][1] for label in labels])
 
 
 def _batches(model: LFADS, data: BasicDataModule, number: int) -> Iterator[SessionBatch]:

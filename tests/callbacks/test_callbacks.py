@@ -259,7 +259,7 @@ class TestNaNGuard:
         assert guard.n_recoveries == 0
 
     def test_arguments_and_resume(self):
-        with pytest.raises(ConfigError, match="'stop' and 'recover'"):
+        with pytest.raises(ConfigError, match="on_nan is 'ignore'; legal: recover, stop"):
             NaNGuard(on_nan="ignore")
         guard = NaNGuard("recover")
         guard.load_state_dict({"n_recoveries": 4})

@@ -211,7 +211,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
     run, new = folder / "run", folder / "b.h5"
     with pytest.raises(UserError, match="holds no run with a checkpoint"):
         add_session(tmp_path, new, tmp_path / "x")
-    with pytest.raises(UserError, match=r"legal are >= 1 and >= 0"):
+    with pytest.raises(UserError, match=r"epochs \(--epochs\) is 0; legal are whole numbers >= 1"):
         add_session(run, new, tmp_path / "x", epochs=0)
     with pytest.raises(UserError, match="needs a folder of its own"):
         add_session(run, new, run)
