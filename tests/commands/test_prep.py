@@ -13,7 +13,7 @@ import pytest
 
 from lfads_torch import cli
 from lfads_torch.commands import terminal_line
-from tests.prep.nlb.test_recipes import write as write_benchmark
+from tests.prep.test_nlb import write as write_benchmark
 from tests.prep.test_prepare import ALIGN, session
 
 

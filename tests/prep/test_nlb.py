@@ -13,7 +13,7 @@ import pytest
 from lfads_torch.data import check_file, read_session
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import Prepared, prepare_nlb
-from lfads_torch.prep.nlb.session import RECIPES
+from lfads_torch.prep.nlb import RECIPES
 from tests.prep.nwb_files import write_nwb
 
 N_UNITS, N_HELD, N_TRIALS = 5, 2, 16
