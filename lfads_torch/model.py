@@ -18,15 +18,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .arguments import NUMBERS, TUNABLES, check_numbers
 from .data import StoredArray, blocks
 from .errors import ConfigError, number, one_of
-from .metrics import ExpSmoothedMetric
+from .metrics import SMOOTHING, ExpSmoothedMetric
 from .metrics.epoch import EpochScores
 from .modules.augmentations import AugmentationStack
 from .modules.readin_readout import FanInLinear
 from .modules.recons import Poisson, recon_for_channels
 from .modules.spec import to_spec
-from .network import PARTS, Network
+from .network import PARTS, Network, as_list, is_list
 from .objective import Weights, augment, count_batch, evaluate, total
-from .tuples import Batch, BatchResult, SessionBatch, SessionOutput, sessions_of
+from .tuples import Batch, BatchResult, SessionBatch, SessionOutput, last_bins, sessions_of
 
 
 # `Network` comes before Lightning's class, so that its `forward` counts. One call constructs both,
@@ -59,8 +59,9 @@ class LFADS(Network, pl.LightningModule):
         Dimensions of inferred inputs, initial conditions and factors.
     dropout_rate : float
         Probability that dropout zeroes an entry, 0 to below 1.
-    reconstruction : Module or ModuleList, optional
-        Observation model, one for all sessions or one per session; default: `Poisson`.
+    reconstruction : Module, or list of Modules, optional
+        Observation model, one for all sessions or one per session; default: `Poisson`. A list may
+        be a `ModuleList`, a list, a tuple or a ListConfig, here and below.
     variational : bool
         Whether initial conditions and inferred inputs are sampled. Without, priors must be `Null`.
     co_prior : Module, optional
@@ -75,9 +76,9 @@ class LFADS(Network, pl.LightningModule):
         Augmentations in training; default: none.
     infer_aug_stack : AugmentationStack, optional
         Augmentations in validation and sampling; default: none.
-    readin : Module or ModuleList, optional
+    readin : Module, or list of Modules, optional
         Map from channels to the encoders' input, one per session; default: identity.
-    readout : Module or ModuleList, optional
+    readout : Module, or list of Modules, optional
         Map from factors to the observation's parameters, one per session; default: `FanInLinear`.
     loss_scale : float
         Factor of the whole objective.
@@ -142,7 +143,7 @@ class LFADS(Network, pl.LightningModule):
         gen_dim: int = 100,
         fac_dim: int = 40,
         dropout_rate: float = 0.05,
-        reconstruction: nn.Module | None = None,
+        reconstruction: Any = None,
         variational: bool = True,
         co_prior: nn.Module | None = None,
         ic_prior: nn.Module | None = None,
@@ -150,8 +151,8 @@ class LFADS(Network, pl.LightningModule):
         cell_clip: float = 5.0,
         train_aug_stack: AugmentationStack | None = None,
         infer_aug_stack: AugmentationStack | None = None,
-        readin: nn.Module | None = None,
-        readout: nn.Module | None = None,
+        readin: Any = None,
+        readout: Any = None,
         loss_scale: float = 1e4,
         recon_reduce_mean: bool = True,
         lr_scheduler: bool = False,
@@ -183,16 +184,23 @@ class LFADS(Network, pl.LightningModule):
         network = inspect.signature(Network).parameters
         super().__init__(**{name: given[name] for name in network})
         self.save_hyperparameters(ignore=list(PARTS))
+        # Under these names, too, for callbacks that read them. The loggers and the checkpoint do
+        # not see them: those hold numbers only.
+        self.hparams.update({name: getattr(self, name) for name in _PARTS_IN_HPARAMS})
         # Buffers outside the state dict: checkpoints keep their keys, and a population stacks them.
         for name in TUNABLES:
             self.register_buffer(name, torch.tensor(float(given[name])), persistent=False)
-        for name in ("l2_ramp", "kl_ramp"):
-            self.register_buffer(name, torch.zeros(()), persistent=False)
-        self.set_ramps(self.current_epoch)
+        self._numbers_set = {name: self.hparams[name] for name in TUNABLES}
+        self._epoch = 0
+        for name in ("l2", "kl"):
+            start, increase = given[f"{name}_start_epoch"], given[f"{name}_increase_epoch"]
+            ramp = torch.tensor(LFADS._compute_ramp(self, start, increase))
+            self.register_buffer(f"{name}_ramp", ramp, persistent=False)
         self.session_names: list[str] = []
         self.session_trials: dict[int, int] = {}
+        self._incomplete: set[int] = set()
         self.scores = {split: EpochScores() for split in ("train", "valid", "test")}
-        self.recon_smth = ExpSmoothedMetric()
+        self.valid_recon_smth = ExpSmoothedMetric(SMOOTHING)
 
     @classmethod
     def from_data(cls, data: Any, **arguments: Any) -> LFADS:
@@ -219,8 +227,9 @@ class LFADS(Network, pl.LightningModule):
         given = {key: value for key, value in arguments.items() if value is not None}
         fac_dim = given.get("fac_dim", legal["fac_dim"].default)
         recon = given.get("reconstruction", Poisson())
-        if not isinstance(recon, nn.ModuleList):
-            recon = nn.ModuleList(recon_for_channels(recon, s.recon_dim) for s in sizes)
+        if not is_list(recon):
+            recon = [recon_for_channels(recon, s.recon_dim) for s in sizes]
+        recon = as_list(recon)
         single = len(sizes) == 1
         defaults: dict[str, Any] = {
             "encod_data_dim": sizes[0].encod_dim if single else fac_dim,
@@ -269,12 +278,21 @@ class LFADS(Network, pl.LightningModule):
 
     def set_ramps(self, epoch: int) -> None:
         """Set the ramps of an epoch."""
-        hp = self.hparams
-        for ramp, start, increase in (
-            (self.l2_ramp, hp.l2_start_epoch, hp.l2_increase_epoch),
-            (self.kl_ramp, hp.kl_start_epoch, hp.kl_increase_epoch),
-        ):
-            ramp.fill_(min(1.0, max(0.0, (epoch + 1 - start) / (increase + 1))))
+        hp, self._epoch = self.hparams, epoch
+        self.l2_ramp.fill_(self._compute_ramp(hp.l2_start_epoch, hp.l2_increase_epoch))
+        self.kl_ramp.fill_(self._compute_ramp(hp.kl_start_epoch, hp.kl_increase_epoch))
+
+    def _compute_ramp(self, start: float, increase: float) -> float:
+        """Return a ramp at the present epoch, 0 to 1; your own model may override it."""
+        return min(1.0, max(0.0, (self._epoch + 1 - start) / (increase + 1)))
+
+    def _take_changed_numbers(self) -> None:
+        """Take what a callback has written into `hparams` since they were last looked at."""
+        # Only what changed: a search changes the tensors and leaves `hparams` as they were.
+        for name, before in self._numbers_set.items():
+            if (value := self.hparams[name]) != before:
+                getattr(self, name).fill_(NUMBERS[name].check(name, value))
+                self._numbers_set[name] = value
 
     @property
     def ramped_weight_decay(self) -> float:
@@ -293,9 +311,18 @@ class LFADS(Network, pl.LightningModule):
         return evaluate(self, self.weights, augment(stack, batch), stack, split)
 
     def _shared_step(self, batch: Batch, batch_idx: int, split: str) -> Tensor:
-        result = self.evaluated(sessions_of(batch), split)
+        result = self.evaluated(self._sessions(batch), split)
         count_batch(self.scores[split], result)
         return result.terms.total
+
+    def _sessions(self, batch: Batch) -> dict[int, SessionBatch]:
+        """Return the sessions of a batch, each with its trials' lengths where some are missing."""
+        # Lightning's double precision rebuilds a batch from its five fields, without the lengths.
+        sessions = sessions_of(batch)
+        for session, trials in sessions.items():
+            if session in self._incomplete and trials.lengths is None:
+                sessions[session] = trials._replace(lengths=last_bins(trials.recon_data))
+        return sessions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the objective of a batch, with the training augmentations."""
@@ -326,8 +353,10 @@ class LFADS(Network, pl.LightningModule):
             Draw from the posteriors, where the model is variational.
         """
         stack = self.infer_aug_stack
-        augmented = {s: stack.process_batch(trials) for s, trials in sessions_of(batch).items()}
+        sessions = self._sessions(batch)
+        augmented = {s: stack.process_batch(trials) for s, trials in sessions.items()}
         outputs = self(augmented, sample_posteriors=sample_posteriors and self.variational)
+        stack.reset()
         return {s: output.ended(augmented[s].lengths) for s, output in outputs.items()}
 
     # ---- the optimiser ---------------------------------------------------------------------------
@@ -369,6 +398,7 @@ class LFADS(Network, pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set the ramps of this epoch."""
         self.scores["train"].reset()
+        self._take_changed_numbers()
         self.set_ramps(self.current_epoch)
         for group in self.trainer.optimizers[0].param_groups:
             group["weight_decay"] = self.ramped_weight_decay
@@ -392,23 +422,31 @@ class LFADS(Network, pl.LightningModule):
 
     def _log_scores(self, split: str) -> dict[str, Tensor]:
         numbers = self.summary(self.scores[split])
-        self.log_dict({f"{split}/{k}": v.float() for k, v in numbers.items()})
+        named = {f"{split}/{k}": v.float() for k, v in numbers.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=1)
         return numbers
 
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's exact means."""
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the epoch's exact means with its last batch, and every tunable number."""
+        # Not when the epoch ends: callbacks that read `callback_metrics` there come before.
+        if not self.trainer.is_last_batch:
+            return
         self._log_scores("train")
-        self.log("cur_epoch", float(self.current_epoch))
-        for name, value in self.tunables().items():
-            self.log(f"hp/{name}", value)
+        numbers: dict[str, Any] = {"cur_epoch": float(self.current_epoch)}
+        numbers |= {f"hp/{name}": value for name, value in self.tunables().items()}
+        for transform in self.train_aug_stack.batch_transforms:
+            if hasattr(transform, "cd_rate"):
+                numbers["hp/cd_rate"] = transform.cd_rate
+        for name, value in numbers.items():
+            self.log(name, torch.as_tensor(value), on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores and smooth the reconstruction loss."""
         scores = self._log_scores("valid")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.recon_smth.update(scores["recon"])
-        smoothed = self.recon_smth.smoothed
-        self.log_dict({"valid/recon_smth": smoothed, "hp_metric": smoothed})
+            self.valid_recon_smth.smooth(scores["recon"])
+        smoothed = self.valid_recon_smth.smoothed
+        self.log_dict({"valid/recon_smth": smoothed, "hp_metric": scores["recon"]})
 
     def on_test_epoch_end(self) -> None:
         """Log the scores."""
@@ -418,11 +456,11 @@ class LFADS(Network, pl.LightningModule):
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return what training needs to go on, in addition to parameters and optimiser."""
-        return {"recon_smth": self.recon_smth.smoothed.clone()}
+        return {"recon_smth": self.valid_recon_smth.smoothed.clone()}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `extra_state` gave."""
-        self.recon_smth.smoothed = state["recon_smth"].to(self.device)
+        self.valid_recon_smth.smoothed = state["recon_smth"].to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model by plain numbers and names, in addition to the state of training."""
@@ -431,6 +469,7 @@ class LFADS(Network, pl.LightningModule):
             # To load NumPy's numbers would take arbitrary unpickling, so they become plain ones.
             name: value.item() if hasattr(value, "item") else value
             for name, value in stored.items()
+            if name not in PARTS
         }
         checkpoint["lfads"] = {
             "session_names": list(self.session_names),
@@ -477,6 +516,7 @@ class LFADS(Network, pl.LightningModule):
         for s, (session, size) in enumerate(zip(data.sessions, data.sizes, strict=True)):
             self.check_session(s, session, size)
         self.session_trials = {i: size.n_train for i, size in enumerate(data.sizes)}
+        self._incomplete = {i for i, s in enumerate(data.sessions) if s.lengths is not None}
         if not self.session_names:
             self.session_names = list(names)
 
@@ -516,6 +556,7 @@ class LFADS(Network, pl.LightningModule):
                 )
 
 
+_PARTS_IN_HPARAMS = ("train_aug_stack", "infer_aug_stack", "co_prior")
 _SCALES = [name for name in NUMBERS if name.endswith("_scale") and name != "loss_scale"]
 
 

@@ -5,7 +5,7 @@ The mathematics is in ``docs/model.md``; sources are listed in NOTICE.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -77,13 +77,13 @@ class Network(nn.Module):
         ic_post_var_min: float,
         cell_clip: float,
         kernel: str,
-        reconstruction: nn.Module | None,
+        reconstruction: Any,
         co_prior: nn.Module | None,
         ic_prior: nn.Module | None,
         train_aug_stack: AugmentationStack | None,
         infer_aug_stack: AugmentationStack | None,
-        readin: nn.Module | None,
-        readout: nn.Module | None,
+        readin: Any,
+        readout: Any,
     ) -> None:
         super().__init__()
         self.variational = variational
@@ -92,7 +92,7 @@ class Network(nn.Module):
         self.kernels = get_kernels(kernel)
 
         # Parts draw their first weights in this order; another order would change every seed.
-        self.readin = _as_list(readin or nn.Identity())
+        self.readin = as_list(nn.Identity() if readin is None else readin)
         self.encoder = Encoder(
             encod_data_dim=encod_data_dim,
             recon_seq_len=recon_seq_len,
@@ -117,11 +117,12 @@ class Network(nn.Module):
             cell_clip=cell_clip,
             use_con=self.use_con,
         )
-        reconstruction = reconstruction or Poisson()
-        first_recon = reconstruction[0] if isinstance(reconstruction, nn.ModuleList) else None
-        n_params = int(getattr(first_recon or reconstruction, "n_params", 1))
-        self.readout = _as_list(readout or FanInLinear(fac_dim, n_params * encod_data_dim))
-        self.recon = _recon_per_session(reconstruction, self.readout)
+        recons = as_list(Poisson() if reconstruction is None else reconstruction)
+        if readout is None:
+            n_params = int(getattr(recons[0], "n_params", 1)) if len(recons) else 1
+            readout = FanInLinear(fac_dim, n_params * encod_data_dim)
+        self.readout = as_list(readout)
+        self.recon = recons if is_list(reconstruction) else _per_session(recons[0], self.readout)
         start_from: Any = getattr(self.readout, "start_from", None)
         if start_from is not None:
             start_from(self.recon)
@@ -160,7 +161,7 @@ class Network(nn.Module):
             ic.flatten(0, 1),
             encoding.ci,
             ext_input,
-            sample=sample,
+            sample_posteriors=sample,
             dropout_rate=self._dropout(),
             kernels=self.kernels,
         )
@@ -281,13 +282,45 @@ def _filled(batch: SessionBatch) -> Tensor:
     return batch.encod_data if batch.lengths is None else batch.encod_data.nan_to_num(nan=0.0)
 
 
-def _as_list(module: nn.Module) -> nn.ModuleList:
-    return module if isinstance(module, nn.ModuleList) else nn.ModuleList([module])
+def is_list(parts: Any) -> bool:
+    """Return whether an argument is one part per session: a ModuleList, list, tuple, ListConfig."""
+    return isinstance(parts, nn.ModuleList | Sequence)
 
 
-def _recon_per_session(recon: nn.Module, readouts: nn.ModuleList) -> nn.ModuleList:
-    if isinstance(recon, nn.ModuleList) or len(readouts) == 1:
-        return _as_list(recon)
+def as_list(parts: Any) -> nn.ModuleList:
+    """Return one part, or one per session, as a list of modules."""
+    if isinstance(parts, nn.ModuleList):
+        return parts
+    return nn.ModuleList(
+        part if isinstance(part, nn.Module) else PlainPart(part)
+        for part in (parts if is_list(parts) else [parts])
+    )
+
+
+class PlainPart(nn.Module):
+    """Hold a part of your own that is no module, so that a list of modules can take it."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def __getattr__(self, name: str) -> Any:
+        # `part` itself is missing while copy and pickle rebuild the object.
+        if name == "part":
+            raise AttributeError(name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.part, name)
+
+    def forward(self, *args: Any) -> Any:
+        """Call the part."""
+        return self.part(*args)
+
+
+def _per_session(recon: nn.Module, readouts: nn.ModuleList) -> nn.ModuleList:
+    if len(readouts) == 1:
+        return nn.ModuleList([recon])
     n_params = int(getattr(recon, "n_params", 1))
     return nn.ModuleList(
         recon_for_channels(recon, getattr(readout, "out_features", 0) // n_params)

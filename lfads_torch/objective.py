@@ -145,7 +145,7 @@ def _mean_kl(
 def penalty(network: Network, weights: Weights) -> Tensor:
     """Compute the weighted squares of the recurrent weights per penalised entry.
 
-    Observation models add what they define as their own `penalty`.
+    Observation models add what their `compute_l2` returns.
     """
     encoder, cell = network.encoder, network.decoder.rnn.cell
     groups = [
@@ -165,8 +165,8 @@ def penalty(network: Network, weights: Weights) -> Tensor:
             n_entries = n_entries + (scale > 0) * matrix.numel()
     l2 = squares / n_entries.clamp_min(1)
     for recon in network.recon:
-        if hasattr(recon, "penalty"):
-            l2 = l2 + recon.penalty()
+        if hasattr(recon, "compute_l2"):
+            l2 = l2 + recon.compute_l2()
     return l2
 
 

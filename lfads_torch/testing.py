@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 from torch.func import functional_call, vmap
 
 from .errors import ConfigError
-from .modules.augmentations import AugmentationStack, with_observed
+from .modules.augmentations import AugmentationStack, as_batch, with_observed
 from .modules.priors import kl_over_bins
 from .modules.recons import observed_loss
 from .modules.spec import from_spec, to_spec
@@ -214,7 +214,7 @@ def check_augmentation(transform: Any, *, stacked: bool = True) -> None:
         _check_description(transform)
         if stacked:
             stack = AugmentationStack([transform], *([0] * method for method in methods))
-            _check_stacked(name, stack, _augmented_loss, *complete[:5])
+            _check_stacked(name, stack, _augmented_loss, *complete)
 
 
 def _check_trials(transform: Any, name: str, batch: SessionBatch, inside: Tensor) -> None:
@@ -223,10 +223,7 @@ def _check_trials(transform: Any, name: str, batch: SessionBatch, inside: Tensor
     if hasattr(transform, "process_batch"):
         before = [values.clone() for values in batch[:2]]
         after = transform.process_batch(batch)
-        if not isinstance(after, SessionBatch):
-            raise ConfigError(
-                f"{name}: process_batch must return a SessionBatch; use batch._replace"
-            )
+        after = as_batch(after, batch)
         for key, values in zip(("encod_data", "recon_data"), before, strict=True):
             if not torch.equal(getattr(batch, key).nan_to_num(), values.nan_to_num()):
                 raise ConfigError(
@@ -242,8 +239,8 @@ def _check_trials(transform: Any, name: str, batch: SessionBatch, inside: Tensor
         _check_gradient(f"{name}: process_losses", result, loss)
 
 
-def _augmented_loss(stack: Any, *fields: Tensor) -> Tensor:
-    batch = stack.process_batch(SessionBatch._make((*fields, None, None)))
+def _augmented_loss(stack: Any, *fields: Any) -> Tensor:
+    batch = stack.process_batch(SessionBatch(*fields))
     loss = (batch.recon_data - batch.encod_data) ** 2
     return stack.process_losses(loss, batch, lambda *_: None, "train")
 

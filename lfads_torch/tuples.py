@@ -19,8 +19,22 @@ def bins_past(lengths: Int[Tensor, " B"], n_bins: int) -> Bool[Tensor, "B T"]:
     return torch.arange(n_bins, device=lengths.device) >= lengths.unsqueeze(1)
 
 
-class SessionBatch(NamedTuple):
+class _Trials(NamedTuple):
+    """The five fields that a batch unpacks to; `SessionBatch` describes them."""
+
+    encod_data: Tensor
+    recon_data: Tensor
+    ext_input: Tensor
+    truth: Tensor
+    sv_mask: Tensor
+
+
+# User code unpacks a batch into five, builds it from five, and has torch's default collate stack
+# it; so what this package carries beside the five are attributes, not fields.
+class SessionBatch(_Trials):
     """A batch of trials of one session.
+
+    It unpacks to its first five attributes.
 
     Attributes
     ----------
@@ -45,13 +59,29 @@ class SessionBatch(NamedTuple):
         to look through a batch for NaN.
     """
 
-    encod_data: Tensor
-    recon_data: Tensor
-    ext_input: Tensor
-    truth: Tensor
-    sv_mask: Tensor
+    # Class attributes as well, for a batch that `_make` builds past `__new__`.
     masks: dict[str, Tensor] | None = None
     lengths: Tensor | None = None
+
+    def __new__(  # noqa: D102 - the class says what it takes
+        cls,
+        encod_data: Tensor,
+        recon_data: Tensor,
+        ext_input: Tensor,
+        truth: Tensor,
+        sv_mask: Tensor,
+        masks: dict[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+    ) -> SessionBatch:
+        self = super().__new__(cls, encod_data, recon_data, ext_input, truth, sv_mask)
+        self.masks, self.lengths = masks, lengths
+        return self
+
+    def _asdict(self) -> dict[str, Any]:
+        return {**super()._asdict(), "masks": self.masks, "lengths": self.lengths}
+
+    def _replace(self, **changes: Any) -> SessionBatch:
+        return SessionBatch(**{**self._asdict(), **changes})
 
     @classmethod
     def from_rows(
@@ -86,6 +116,10 @@ class SessionBatch(NamedTuple):
         tensors = {name: change(x) for name, x in self._asdict().items() if isinstance(x, Tensor)}
         masks = None if self.masks is None else {k: change(x) for k, x in self.masks.items()}
         return SessionBatch(**tensors, masks=masks)
+
+    def to(self, device: Any) -> SessionBatch:
+        """Move every tensor to a device; Lightning calls this instead of rebuilding the tuple."""
+        return self.mapped(lambda tensor: tensor.to(device))
 
 
 class SessionOutput(NamedTuple):
@@ -208,24 +242,33 @@ def sessions_of(batch: Batch) -> dict[int, SessionBatch]:
     """Bring a batch into one form: `SessionBatch` by session number, in ascending order."""
     if isinstance(batch, SessionBatch):
         return {0: batch}
-    found: dict[int, SessionBatch] = {}
-    for session in sorted(batch):
-        own: Any = batch[session]
-        found[session] = own if isinstance(own, SessionBatch) else own[0]
-    return found
+    sessions: dict[int, SessionBatch] = {}
+    for number in sorted(batch):
+        trials: Any = batch[number]
+        # A batch is a tuple itself: its first entry is a tensor, that of a pair is the batch.
+        is_pair = not isinstance(trials, SessionBatch) and not isinstance(trials[0], Tensor)
+        trials = trials[0] if is_pair else trials
+        sessions[number] = trials if isinstance(trials, SessionBatch) else SessionBatch(*trials)
+    return sessions
+
+
+def last_bins(data: Tensor) -> Int[Tensor, " B"]:
+    """Count the bins of each trial up to the last that is not missing, of data (B, T, N)."""
+    bins = torch.arange(1, data.shape[1] + 1, device=data.device)
+    return (bins * ~data.isnan().all(dim=2)).amax(dim=1).clamp_min(1)
 
 
 def lengths_of(batch: Mapping[int, SessionBatch]) -> Tensor | None:
     """Lengths of all trials of a batch, session after session; None where nothing is missing."""
-    if all(own.lengths is None for own in batch.values()):
+    if all(trials.lengths is None for trials in batch.values()):
         return None
     return torch.cat(
         [
-            own.recon_data.new_full(
-                (own.recon_data.shape[0],), own.recon_data.shape[1], dtype=torch.long
+            trials.recon_data.new_full(
+                (trials.recon_data.shape[0],), trials.recon_data.shape[1], dtype=torch.long
             )
-            if own.lengths is None
-            else own.lengths
-            for own in batch.values()
+            if trials.lengths is None
+            else trials.lengths
+            for trials in batch.values()
         ]
     )

@@ -445,7 +445,7 @@ def test_ic_segment_is_read_by_the_ic_encoder_alone() -> None:
     assert encodings[0] is not None
     assert encodings[1] is not None
     assert torch.equal(encodings[0], encodings[1])
-    assert (encodings[0][:2] == 0).all()
+    assert (encodings[0][:, :2] == 0).all()
 
 
 def test_missing_bins_have_no_say_in_loss_or_gradient() -> None:

@@ -278,7 +278,7 @@ class Silenced:
     [
         (Nothing(), "neither process_batch nor process_losses; add one"),
         (InPlace(), "changes encod_data in place; change a copy"),
-        (Forgetful(), "must return a SessionBatch; use batch._replace"),
+        (Forgetful(), "must return a SessionBatch"),
         (Cut(), r"is \(64, 7, 5\); return a tensor of shape \(64, 8, 5\)"),
         (Smooth(), "different lengths: encod_data .* let no missing entry spread"),
         (Silenced(), "process_losses passes no gradient on"),

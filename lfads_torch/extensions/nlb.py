@@ -16,6 +16,7 @@ from ..callbacks.figures import inference
 from ..errors import ConfigError
 from ..metrics import (
     NLB_ALPHAS,
+    SMOOTHING,
     BitsPerSpikeSums,
     ExpSmoothedMetric,
 )
@@ -51,7 +52,7 @@ class NLBEvaluation(Callback):
             raise ConfigError(f"log_every_n_epochs must be 1 or more, got {log_every_n_epochs}")
         self.log_every_n_epochs = log_every_n_epochs
         self.alphas = NLB_ALPHAS if decoding_cv_sweep else (FIXED_ALPHA,)
-        self._smoothed = {name: ExpSmoothedMetric() for name in NLB_SCORES}
+        self._smoothed = {name: ExpSmoothedMetric(SMOOTHING) for name in NLB_SCORES}
         self._warned = False
 
     def state_dict(self) -> dict[str, float]:
@@ -77,8 +78,7 @@ class NLBEvaluation(Callback):
                 stacklevel=2,
             )
         for name, value in scores.items():
-            self._smoothed[name].update(value)
-            smoothed = self._smoothed[name].compute()
+            smoothed = self._smoothed[name].smooth(value)
             pl_module.log_dict({f"nlb/{name}": value, f"nlb/{name}_smth": float(smoothed)})
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:

@@ -7,12 +7,14 @@ that they need. Rates are per bin throughout.
 """
 
 from .accumulate import (
+    SMOOTHING,
     BitsPerSpikeSums,
     ExpSmoothedMetric,
     R2Sums,
     WeightedMeans,
     bits_per_spike,
     r2_score,
+    regional_bits_per_spike,
 )
 from .evaluation import gaussian_smooth, psth_r2, speed_tp_correlation
 from .nlb import NLB_SCORES, nlb_scores
@@ -21,6 +23,7 @@ from .regression import NLB_ALPHAS, fit_linear, linear_map_r2, poisson_regressio
 __all__ = [
     "NLB_ALPHAS",
     "NLB_SCORES",
+    "SMOOTHING",
     "BitsPerSpikeSums",
     "ExpSmoothedMetric",
     "R2Sums",
@@ -33,6 +36,7 @@ __all__ = [
     "poisson_regression",
     "psth_r2",
     "r2_score",
+    "regional_bits_per_spike",
     "ridge_r2",
     "speed_tp_correlation",
 ]

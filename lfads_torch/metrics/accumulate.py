@@ -240,12 +240,16 @@ class WeightedMeans:
         self._sums.clear()
 
 
-class ExpSmoothedMetric(Metric):
-    """Exponentially smoothed value of a metric: ``s = coef * s + (1 - coef) * new``.
+SMOOTHING = 0.3
+"""Weight of the past in ``valid/recon_smth`` and the other smoothed scores of training."""
 
-    One `update` per epoch; the first value starts the average. The state stays out of state dicts,
-    so that it adds no name to a model's; save and restore `smoothed` instead. Log the number that
-    `compute` returns, not the metric object, which Lightning would reset after every epoch.
+
+class ExpSmoothedMetric(Metric):
+    """Exponentially smoothed metric, epoch by epoch: ``s = coef * s + (1 - coef) * new``.
+
+    `new` is the mean of an epoch's updates; the first epoch counts as it is. `reset` ends it.
+    The state is not part of a state dict, so that a model's parameter names stay its own; save and
+    restore `smoothed` instead.
 
     Parameters
     ----------
@@ -255,21 +259,83 @@ class ExpSmoothedMetric(Metric):
 
     full_state_update = True
     smoothed: Tensor
+    total: Tensor
+    weight: Tensor
 
-    def __init__(self, coef: float = 0.3) -> None:
+    def __init__(self, coef: float = 0.9) -> None:
         # A restored state must show at once, not the value computed before it.
         super().__init__(compute_with_cache=False)
         if not 0 <= coef < 1:
             raise ValueError(f"coef must be in [0, 1), got {coef}")
         self.coef = coef
         self.add_state("smoothed", default=torch.tensor(math.nan), dist_reduce_fx="mean")
+        for name in ("total", "weight"):
+            self.add_state(name, default=torch.tensor(0.0), dist_reduce_fx="sum")
 
-    def update(self, value: Tensor | float | int) -> None:
-        """Take in the value of one epoch."""
+    def update(self, value: Tensor | float | int, batch_size: int = 1) -> None:
+        """Take in the mean of a batch, which weighs as many trials as it has."""
         new = torch.as_tensor(value, device=self.smoothed.device).detach().to(self.smoothed.dtype)
-        blend = self.coef * self.smoothed + (1 - self.coef) * new
-        self.smoothed = torch.where(torch.isnan(self.smoothed), new, blend)
+        self.total = self.total + new * batch_size
+        self.weight = self.weight + batch_size
 
     def compute(self) -> Tensor:
-        """Return the smoothed value; NaN before the first update."""
+        """Return the smoothed value, this epoch included; NaN before the first update."""
+        new = self.total / self.weight
+        blend = self.coef * self.smoothed + (1 - self.coef) * new
+        blend = torch.where(self.smoothed.isnan(), new, blend)
+        return torch.where(self.weight > 0, blend, self.smoothed)
+
+    def reset(self) -> None:
+        """End the epoch; what was smoothed so far stays."""
+        smoothed = self.compute() if hasattr(self, "smoothed") else None
+        super().reset()
+        if smoothed is not None:
+            self.smoothed = smoothed
+
+    def smooth(self, value: Tensor | float | int) -> Tensor:
+        """Take in the value of a whole epoch, end it, and return the smoothed value."""
+        self.update(value)
+        self.reset()
         return self.smoothed
+
+
+def regional_bits_per_spike(
+    preds: Num[Tensor, "B T N"],
+    targets: Num[Tensor, "B T N"],
+    encod_data_dim: int,
+    encod_seq_len: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute bits per spike of what the encoder read, and of what was held out.
+
+    Parameters
+    ----------
+    preds : Tensor, shape (trials, bins, channels)
+        Natural logarithm of the predicted rate per bin.
+    targets : Tensor, shape (trials, bins, channels)
+        Spikes per bin; NaN marks missing entries.
+    encod_data_dim, encod_seq_len : int
+        Channels and bins that the encoder read, the first of each.
+
+    Returns
+    -------
+    bps, co_bps, fp_bps : Tensor
+        Scalars: of channels and bins that were read, of held-out channels in those bins, of the
+        bins after them. NaN where there are none.
+    """
+    scores = []
+    for bins, channels in regions(encod_data_dim, encod_seq_len):
+        part = targets[:, bins, channels]
+        none = preds.new_tensor(math.nan)
+        scores.append(bits_per_spike(preds[:, bins, channels], part) if part.numel() else none)
+    bps, co_bps, fp_bps = scores
+    return bps, co_bps, fp_bps
+
+
+def regions(n_read: int, n_bins_read: int) -> list[tuple[slice, slice]]:
+    """Bins and channels of ``bps``, ``co_bps`` and ``fp_bps``."""
+    within = slice(n_bins_read)
+    return [
+        (within, slice(n_read)),
+        (within, slice(n_read, None)),
+        (slice(n_bins_read, None), slice(None)),
+    ]

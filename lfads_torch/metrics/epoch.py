@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from .accumulate import BitsPerSpikeSums, R2Sums, WeightedMeans
+from .accumulate import BitsPerSpikeSums, R2Sums, WeightedMeans, regions
 
 
 class EpochScores:
@@ -44,21 +45,18 @@ class EpochScores:
         self, session: int, log_rates: Tensor, counts: Tensor, n_read: int, n_bins_read: int
     ) -> None:
         """Count log rates per bin against spikes, both of shape (B, T_r, N_r)."""
-        within, channels = slice(n_bins_read), slice(n_read)
-        parts = {
-            "bps": (within, channels),
-            "co_bps": (within, slice(n_read, None)),
-            "fp_bps": (slice(n_bins_read, None), slice(None)),
-        }
-        for name, (bins, chans) in parts.items():
-            part = counts[:, bins, chans]
+        for sums, (bins, channels) in zip(
+            self.bits.values(), regions(n_read, n_bins_read), strict=True
+        ):
+            part = counts[:, bins, channels]
             if part.numel():
-                self.bits[name].update(log_rates[:, bins, chans], part, key=session)
+                sums.update(log_rates[:, bins, channels], part, key=session)
 
     def compute(self, trials: Mapping[int, int] | None = None) -> dict[str, Tensor]:
-        """Return every score that has anything to go by.
+        """Return every score; NaN where it has no meaning for the data.
 
         ``recon`` is the mean over sessions, each weighing by its number in `trials` where given.
+        Bits per spike stop at -1, so that the first epochs do not flatten every curve.
         """
         scores = self.terms.compute()
         sessions = self.sessions.compute()
@@ -68,9 +66,9 @@ class EpochScores:
             shares = losses.new_tensor([(trials or {}).get(number, 1.0) for number in names])
             scores["recon"] = (losses * shares).sum() / shares.sum()
         scores.update(sessions)
+        # Always under their names, because a monitor that names one must find it.
+        none = torch.tensor(math.nan)
         for name, sums in self.bits.items():
-            if sums:
-                scores[name] = sums.compute()
-        if self.r2:
-            scores["r2"] = self.r2.compute()
+            scores[name] = sums.compute().clamp_min(-1) if sums else none
+        scores["r2"] = self.r2.compute() if self.r2 else none
         return scores

@@ -113,11 +113,8 @@ class AugmentationStack(nn.Module):
         SessionBatch
             With the masks of all transforms in ``masks``, also where a later one drops them.
         """
-        for i in self.batch_order:
-            masks = batch.masks or {}
-            batch = self.transforms[i].process_batch(batch)
-            merged = {**masks, **(batch.masks or {})}
-            batch = batch._replace(masks=merged or None)
+        for transform in self.batch_transforms:
+            batch = as_batch(transform.process_batch(batch), batch)
         return batch
 
     def process_losses(
@@ -144,12 +141,44 @@ class AugmentationStack(nn.Module):
         -------
         Tensor, shape (B, T_r, N_r)
         """
-        for i in self.loss_order:
-            recon_loss = self.transforms[i].process_losses(recon_loss, batch, log_fn, data_split)
+        for transform in self.loss_transforms:
+            recon_loss = transform.process_losses(recon_loss, batch, log_fn, data_split)
         return recon_loss
+
+    @property
+    def batch_transforms(self) -> list[Any]:
+        """Return the transforms that change the batch, in order."""
+        return [self.transforms[i] for i in self.batch_order]
+
+    @property
+    def loss_transforms(self) -> list[Any]:
+        """Return the transforms that change the loss, in order."""
+        return [self.transforms[i] for i in self.loss_order]
+
+    def reset(self) -> None:
+        """Reset every transform that keeps something from a batch to its loss."""
+        for transform in self.transforms:
+            if hasattr(transform, "reset"):
+                transform.reset()
 
     def __len__(self) -> int:
         return len(self.transforms)
+
+
+def as_batch(result: Any, before: SessionBatch) -> SessionBatch:
+    """Return what a transform made of a batch, with all masks so far.
+
+    Your own may return a plain tuple of the five tensors.
+    """
+    if not isinstance(result, SessionBatch):
+        if not isinstance(result, tuple | list) or len(result) != len(before):
+            raise ConfigError(
+                f"process_batch must return a SessionBatch (batch._replace(...)) or a tuple of its "
+                f"{len(before)} tensors, not {type(result).__name__}"
+            )
+        result = SessionBatch(*result)._replace(lengths=before.lengths)
+    merged = {**(before.masks or {}), **(result.masks or {})}
+    return result._replace(masks=merged or None)
 
 
 class CoordinatedDropout(nn.Module):

@@ -15,26 +15,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from ..kernels import DecoderInputs, DecoderStates, Kernels
+from ..kernels import DecoderInputs, DecoderStates, Kernels, get_kernels
 from .masks import dropout_mask
-from .readin_readout import FanInLinear, NormalizedLinear
+from .readin_readout import FanInLinear
+from .readin_readout import NormalizedLinear as KernelNormalizedLinear
 from .recurrent import CellHolder, ClippedGRUCell
 
 
 class Decoding(NamedTuple):
     """What the decoder infers, trials first (B trials, or samples x trials).
 
-    The fields are those of `lfads_torch.tuples.SessionOutput`. Without a controller the generator
+    The fields are those of `lfads_torch.tuples.SessionOutput`, in the order in which user code
+    unpacks them. Without a controller the generator
     takes the external input alone; `co_means` are then 0, `co_stds` 1 and `con_states` 0.
     """
 
-    factors: Float[Tensor, "B T F"]
+    gen_init: Float[Tensor, "B G"]
+    gen_states: Float[Tensor, "B T G"]
+    con_states: Float[Tensor, "B T C"]
     co_means: Float[Tensor, "B T U"]
     co_stds: Float[Tensor, "B T U"]
-    gen_states: Float[Tensor, "B T G"]
-    gen_init: Float[Tensor, "B G"]
     gen_inputs: Float[Tensor, "B T UE"]
-    con_states: Float[Tensor, "B T C"]
+    factors: Float[Tensor, "B T F"]
 
 
 class DecoderCell(nn.Module):
@@ -44,13 +46,18 @@ class DecoderCell(nn.Module):
     """
 
     def __init__(
-        self, gen: tuple[int, int], fac_dim: int, con: tuple[int, int] | None, co_dim: int
+        self,
+        gen: tuple[int, int],
+        fac_dim: int,
+        con: tuple[int, int] | None,
+        co_dim: int,
+        clip: float,
     ) -> None:
         super().__init__()
-        self.gen_cell = ClippedGRUCell(*gen, is_encoder=False)
-        self.fac_linear = NormalizedLinear(gen[1], fac_dim)
+        self.gen_cell = ClippedGRUCell(*gen, clip)
+        self.fac_linear = KernelNormalizedLinear(gen[1], fac_dim)
         if con is not None:
-            self.con_cell = ClippedGRUCell(*con, is_encoder=False)
+            self.con_cell = ClippedGRUCell(*con, clip)
             self.co_linear = FanInLinear(con[1], 2 * co_dim)
 
 
@@ -83,31 +90,31 @@ class Decoder(nn.Module):
         self.ic_to_g0 = FanInLinear(ic_dim, gen_dim)
         gen = self.n_inferred + ext_input_dim, gen_dim
         con = (self.ci_width + fac_dim, con_dim) if use_con else None
-        self.rnn = CellHolder(DecoderCell(gen, fac_dim, con, co_dim))
+        self.rnn = CellHolder(DecoderCell(gen, fac_dim, con, co_dim, cell_clip))
 
     def forward(
         self,
-        ic: Float[Tensor, "SB I"],
-        ci: Float[Tensor, "T B E"] | None,
+        ic_samp: Float[Tensor, "SB I"],
+        ci: Float[Tensor, "B T E"] | None,
         ext_input: Float[Tensor, "B Tx X"],
-        *,
-        sample: bool,
-        dropout_rate: Tensor | None,
-        kernels: Kernels,
+        sample_posteriors: bool = True,
+        dropout_rate: Tensor | None = None,
+        kernels: Kernels | None = None,
     ) -> Decoding:
         """Decode S initial conditions for each of B trials, the trials of one sample together.
 
-        With `sample`, the inferred inputs are drawn from their posterior; else they are its mean.
-        Bins missing at the end of `ext_input` are zeros. Without `dropout_rate` (evaluation),
-        nothing is dropped.
+        With `sample_posteriors`, the inferred inputs are drawn from their posterior; else they are
+        its mean. Bins missing at the end of `ext_input` are zeros. Without `dropout_rate`
+        (evaluation, and calls by hand), nothing is dropped.
         """
-        cell, n_bins, n_rows = self.rnn.cell, self.recon_seq_len, ic.shape[0]
+        kernels = kernels or get_kernels()
+        cell, n_bins, n_rows = self.rnn.cell, self.recon_seq_len, ic_samp.shape[0]
         n_samples = n_rows // ext_input.shape[0] if ext_input.shape[0] else 1
 
         def mask(*shape: int) -> Tensor | None:
             return None if dropout_rate is None else dropout_mask(shape, dropout_rate)
 
-        gen_h0 = self.ic_to_g0(ic)
+        gen_h0 = self.ic_to_g0(ic_samp)
         ext = _to_length(ext_input, n_bins).transpose(0, 1)
         ext = _masked(ext, mask(*ext.shape))
         w_gen_u, w_gen_ext = cell.gen_cell.weight_ih.tensor_split([self.n_inferred], dim=1)
@@ -121,9 +128,12 @@ class Decoder(nn.Module):
         if self.use_con:
             assert ci is not None
             w_con_ci, w_con_fac = cell.con_cell.weight_ih.tensor_split([self.ci_width], dim=1)
+            ci = ci.transpose(0, 1)
             con_proj = linear(_masked(ci, mask(*ci.shape)), w_con_ci, cell.con_cell.bias)
-            size, kind = (n_bins, n_rows, self.co_dim), {"device": ic.device, "dtype": gen_h0.dtype}
-            noise = torch.randn(*size, **kind) if sample else None
+            size = n_bins, n_rows, self.co_dim
+            noise = None
+            if sample_posteriors:
+                noise = torch.randn(*size, device=gen_h0.device, dtype=gen_h0.dtype)
             inputs = DecoderInputs(
                 con_proj=_repeat_trials(con_proj, n_samples),
                 gen_proj=gen_proj,

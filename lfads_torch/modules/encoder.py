@@ -25,7 +25,7 @@ class Encoding(NamedTuple):
 
     ic_mean: Float[Tensor, "B I"]
     ic_std: Float[Tensor, "B I"]
-    ci: Float[Tensor, "T B E"] | None
+    ci: Float[Tensor, "B T E"] | None
 
 
 class Encoder(nn.Module):
@@ -65,14 +65,14 @@ class Encoder(nn.Module):
     def forward(
         self,
         data: Float[Tensor, "B T N"],
-        dropout_rate: Tensor | None,
-        kernels: Kernels,
+        dropout_rate: Tensor | None = None,
+        kernels: Kernels | None = None,
         lengths: Int[Tensor, " B"] | None = None,
     ) -> Encoding:
         """Encode a batch; what follows a trial's `lengths` bins may be anything.
 
-        Without `lengths`, all trials are whole; without `dropout_rate` (evaluation), nothing is
-        dropped.
+        Without `lengths`, all trials are whole; without `dropout_rate` (evaluation, and calls by
+        hand), nothing is dropped.
         """
         if dropout_rate is not None:
             data = data * dropout_mask(data.shape, dropout_rate)
@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         padded = None if lengths is None else bins_past(lengths, n_bins).T
 
         x_ic, padded_ic = (x, padded) if segment == 0 else (x[:segment], _bins(padded, 0, segment))
-        last = self.ic_enc(x_ic, self.ic_enc_h0, kernels, padded_ic).last
+        last = self.ic_enc.run(x_ic, self.ic_enc_h0, kernels, padded_ic).last
         summary = torch.cat([last[0], last[1]], dim=-1)
         if dropout_rate is not None:
             summary = summary * dropout_mask(summary.shape, dropout_rate)
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
             return Encoding(ic_mean, ic_std, None)
 
         padded_ci = _bins(padded, segment, n_bins)
-        states = self.ci_enc(x[segment:], self.ci_enc_h0, kernels, padded_ci).states
+        states = self.ci_enc.run(x[segment:], self.ci_enc_h0, kernels, padded_ci).states
         if padded_ci is not None:
             # A lag reaches past the end of a trial as it does past that of the window.
             states = states.masked_fill(padded_ci.unsqueeze(-1), 0.0)
@@ -104,7 +104,8 @@ class Encoder(nn.Module):
         kept = n_bins - segment - lag
         forward = pad(forward[:kept], (0, 0, 0, 0, segment + lag, behind))
         backward = pad(backward[lag:], (0, 0, 0, 0, segment, behind + lag))
-        return Encoding(ic_mean, ic_std, torch.cat([forward, backward], dim=-1))
+        ci = torch.cat([forward, backward], dim=-1)
+        return Encoding(ic_mean, ic_std, ci.transpose(0, 1))
 
 
 def _bins(padded: Tensor | None, start: int, stop: int) -> Tensor | None:

@@ -1,9 +1,9 @@
 """Priors over initial conditions and inferred inputs, and the KL divergence to them.
 
-A prior is a module with two methods. ``make_posterior(mean, std)`` returns the posterior as a
-`torch.distributions.Distribution` over the last axis. ``forward(mean, std)`` returns the KL
-divergence from prior to posterior, KL(q || p) = E_q[log q - log p], summed over dimensions and bins
-and averaged over trials.
+A prior is a module with two methods. ``make_posterior(post_mean, post_std)`` returns the posterior
+as a `torch.distributions.Distribution` over the last axis. ``forward(post_mean, post_std)`` returns
+the KL divergence from prior to posterior, KL(q || p) = E_q[log q - log p], summed over dimensions
+and bins and averaged over trials.
 
 The initial condition, mean and std of shape (B, ic_dim), is drawn from ``make_posterior``. The
 inferred inputs, (B, T, co_dim), are always Gaussian with the given mean and standard deviation,
@@ -59,20 +59,25 @@ def kl_over_bins(prior: Any, mean: Tensor, std: Tensor, mask: Tensor | None) -> 
     return prior(mean, std)
 
 
+class Null(nn.Module):
+    """No prior: zero KL. The only choice where the model is not variational."""
+
+    # Callers name the two as the prior that they replace names them.
+    def make_posterior(self, *args: Tensor, **kwargs: Tensor) -> Distribution:
+        """Return a Gaussian posterior over the last axis, of a mean and a standard deviation."""
+        return gaussian_posterior(*args, *kwargs.values())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, ""]:
+        """Return 0."""
+        return [*args, *kwargs.values()][0].new_zeros(())
+
+
 class _GaussianPosterior(nn.Module):
     """Give a prior the posterior that all packaged ones have."""
 
-    def make_posterior(self, mean: Tensor, std: Tensor) -> Distribution:
+    def make_posterior(self, post_mean: Tensor, post_std: Tensor) -> Distribution:
         """Return a Gaussian posterior over the last axis."""
-        return gaussian_posterior(mean, std)
-
-
-class Null(_GaussianPosterior):
-    """No prior: zero KL. The only choice where the model is not variational."""
-
-    def forward(self, mean: Tensor, std: Tensor, mask: Tensor | None = None) -> Float[Tensor, ""]:
-        """Return 0."""
-        return mean.new_zeros(())
+        return gaussian_posterior(post_mean, post_std)
 
 
 class MultivariateNormal(_GaussianPosterior):
@@ -103,11 +108,11 @@ class MultivariateNormal(_GaussianPosterior):
         self.logvar = _parameter(_log("variance", variance), shape).requires_grad_(False)
 
     def forward(
-        self, mean: Tensor, std: Tensor, mask: Bool[Tensor, "B T"] | None = None
+        self, post_mean: Tensor, post_std: Tensor, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, ""]:
         """Compute the KL divergence, over the bins where `mask` is true."""
-        logvar = 2 * std.log()
-        kl = self.logvar - logvar - 1 + (std**2 + (mean - self.mean) ** 2) / self.logvar.exp()
+        distance = post_std**2 + (post_mean - self.mean) ** 2
+        kl = self.logvar - 2 * post_std.log() - 1 + distance / self.logvar.exp()
         return _sum_per_trial(0.5 * kl, mask).mean()
 
 
@@ -140,13 +145,13 @@ class AutoregressiveMultivariateNormal(_GaussianPosterior):
         self.lognvars = _parameter(_log("nvar", nvar), shape)
 
     def log_prob(
-        self, u: Float[Tensor, "B T U"], mask: Bool[Tensor, "B T"] | None = None
+        self, sample: Float[Tensor, "B T U"], mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, " B"]:
         """Compute the log density of inferred inputs, summed over bins and dimensions.
 
         Parameters
         ----------
-        u : Tensor, shape (B, T, co_dim)
+        sample : Tensor, shape (B, T, co_dim)
             Inferred inputs.
         mask : Tensor of bool, shape (B, T), optional
             True for the first bins of each trial, up to its end: those sum to the density of a
@@ -160,23 +165,23 @@ class AutoregressiveMultivariateNormal(_GaussianPosterior):
         a, logvar = minus_rate.exp(), self.lognvars
         # log(1 - a^2), exact also for long autocorrelation times.
         logvar_first = logvar - torch.log(-torch.expm1(2 * minus_rate))
-        first = _log_normal(u[:, :1], torch.zeros_like(a), logvar_first)
-        rest = _log_normal(u[:, 1:], a * u[:, :-1], logvar)
+        first = _log_normal(sample[:, :1], torch.zeros_like(a), logvar_first)
+        rest = _log_normal(sample[:, 1:], a * sample[:, :-1], logvar)
         if mask is None:
             return _sum_per_trial(first) + _sum_per_trial(rest)
         return _sum_per_trial(first, mask[:, :1]) + _sum_per_trial(rest, mask[:, 1:])
 
     def forward(
         self,
-        mean: Float[Tensor, "B T U"],
-        std: Tensor,
+        post_mean: Float[Tensor, "B T U"],
+        post_std: Tensor,
         mask: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, ""]:
         """Estimate the KL divergence by one sample, over the bins where `mask` is true."""
-        return _sampled_kl(mean, std, mask, lambda u: self.log_prob(u, mask))
+        return _sampled_kl(post_mean, post_std, mask, lambda u: self.log_prob(u, mask))
 
 
-class MultivariateStudentT(_GaussianPosterior):
+class MultivariateStudentT(nn.Module):
     """Student-t prior with independent dimensions; location and scale are trained.
 
     The density of (u - loc) / scale is that of Student's t with `df` degrees of freedom, whose
@@ -206,12 +211,18 @@ class MultivariateStudentT(_GaussianPosterior):
         self.logscale = _parameter(_log("scale", scale), shape)
         self.df = number("df of the prior", df, above=0)
 
+    def make_posterior(self, post_loc: Tensor, post_scale: Tensor) -> Distribution:
+        """Return a Gaussian posterior over the last axis."""
+        return gaussian_posterior(post_loc, post_scale)
+
     def forward(
-        self, mean: Tensor, std: Tensor, mask: Bool[Tensor, "B T"] | None = None
+        self, post_loc: Tensor, post_scale: Tensor, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, ""]:
         """Estimate the KL divergence by one sample, over the bins where `mask` is true."""
         prior = StudentT(self.df, self.loc, self.logscale.exp(), validate_args=False)
-        return _sampled_kl(mean, std, mask, lambda u: _sum_per_trial(prior.log_prob(u), mask))
+        return _sampled_kl(
+            post_loc, post_scale, mask, lambda u: _sum_per_trial(prior.log_prob(u), mask)
+        )
 
 
 def _parameter(value: float, shape: int) -> nn.Parameter:

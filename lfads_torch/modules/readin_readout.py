@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..data import find_sessions, session_in_use
 from ..errors import ConfigError, DataError, one_of, whole
 from .initial_readout import ChannelStats, Line, initial_blocks, log_line, set_blocks
+from .initializers import init_linear_
 
 
 class FanInLinear(nn.Linear):
@@ -30,9 +32,7 @@ class FanInLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
-        nn.init.normal_(self.weight, std=max(1, self.in_features) ** -0.5)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        init_linear_(self)
 
 
 class NormalizedLinear(FanInLinear):
@@ -46,7 +46,9 @@ class NormalizedLinear(FanInLinear):
         Sizes of input and output, the generator's states and the factors.
     """
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        if bias:
+            raise ConfigError("the factors take no bias; leave the argument out")
         super().__init__(in_features, out_features, bias=False)
 
     @property
@@ -59,7 +61,37 @@ class NormalizedLinear(FanInLinear):
         return nn.functional.linear(x, self.unit_weight)
 
 
-class MultisessionReadin(nn.ModuleList):
+class _MultisessionModuleList(nn.ModuleList, ABC):
+    """One linear layer per session file, in the order of the sorted paths.
+
+    A subclass says how a session's layer starts; your own may override `_get_layer_shape` and
+    `_get_state_dict` of the two below.
+    """
+
+    def __init__(self, datafile_pattern: Any, pcr_init: bool, requires_grad: bool) -> None:
+        super().__init__()
+        self.datafile_pattern, self.pcr_init = datafile_pattern, pcr_init
+        paths = find_sessions(datafile_pattern)
+        # All sessions are held until the last layer is made, so that each file is read once.
+        sessions = [session_in_use(path) for path in paths]
+        if pcr_init:
+            _check_columns(sessions)
+        for path in paths:
+            layer = FanInLinear(*self._get_layer_shape(str(path)))
+            if pcr_init:
+                layer.load_state_dict(self._get_state_dict(str(path)))
+            self.append(layer.requires_grad_(requires_grad))
+
+    @abstractmethod
+    def _get_layer_shape(self, data_path: str) -> tuple[int, int]:
+        """Return in_features and out_features of a session's layer."""
+
+    @abstractmethod
+    def _get_state_dict(self, data_path: str) -> dict[str, Tensor]:
+        """Return weight and bias that a session's layer starts from, with `pcr_init`."""
+
+
+class MultisessionReadin(_MultisessionModuleList):
     """One linear read-in per session file, in the order of the sorted paths.
 
     With `pcr_init`, a session starts as y = (x - readout_bias) @ readin_weight, or with
@@ -88,28 +120,34 @@ class MultisessionReadin(nn.ModuleList):
 
     def __init__(
         self,
-        datafile_pattern: str,
+        datafile_pattern: Any,
         out_features: int | None = None,
         pcr_init: bool = True,
         requires_grad: bool = False,
     ) -> None:
-        layers = []
-        for session in _read_sessions(datafile_pattern, pcr_init):
-            n_channels = session.splits["train"].encod_data.shape[2]
-            if pcr_init:
-                weight, offset = readin_of(session, n_channels)
-                out = _agreed(out_features, weight.shape[1], "out_features", session)
-                layer = FanInLinear(n_channels, out)
-                with torch.no_grad():
-                    layer.weight.copy_(torch.from_numpy(weight.T))
-                    layer.bias.copy_(torch.from_numpy(-offset @ weight))
-            else:
-                layer = FanInLinear(n_channels, _given(out_features, "readin: out_features"))
-            layers.append(layer.requires_grad_(requires_grad))
-        super().__init__(layers)
+        self._out_features = out_features
+        super().__init__(datafile_pattern, pcr_init, requires_grad)
+
+    @property
+    def out_features(self) -> int:
+        """Channels after read-in."""
+        return int(getattr(self[0], "out_features"))  # noqa: B009 - typed as any module
+
+    def _get_layer_shape(self, data_path: str) -> tuple[int, int]:
+        session, out_features = session_in_use(data_path), self._out_features
+        n_channels = session.splits["train"].encod_data.shape[2]
+        if not self.pcr_init:
+            return n_channels, _given(out_features, "readin: out_features")
+        columns = readin_of(session, n_channels)[0].shape[1]
+        return n_channels, _agreed(out_features, columns, "out_features", session)
+
+    def _get_state_dict(self, data_path: str) -> dict[str, Tensor]:
+        session = session_in_use(data_path)
+        weight, offset = readin_of(session, session.splits["train"].encod_data.shape[2])
+        return {"weight": _tensor(weight.T), "bias": _tensor(-offset @ weight)}
 
 
-class MultisessionReadout(nn.ModuleList):
+class MultisessionReadout(_MultisessionModuleList):
     """One linear read-out per session file, in the order of the sorted paths.
 
     With `pcr_init`, a session starts from the files' `readout_weight` (or the pseudo-inverse of
@@ -144,7 +182,7 @@ class MultisessionReadout(nn.ModuleList):
 
     def __init__(
         self,
-        datafile_pattern: str,
+        datafile_pattern: Any,
         in_features: int | None = None,
         pcr_init: bool = True,
         requires_grad: bool = True,
@@ -152,23 +190,38 @@ class MultisessionReadout(nn.ModuleList):
         link: str | None = None,
     ) -> None:
         one_of("readout: link", link, ("log", "identity", None))
-        recon_params = whole("readout: recon_params", recon_params, least=1)
-        layers, starts = [], []
-        for session in _read_sessions(datafile_pattern, pcr_init):
-            recon_data = session.splits["train"].recon_data
-            n_outputs = recon_params * recon_data.shape[2]
-            if pcr_init:
-                line = _line_of(session)
-                features = _agreed(in_features, line.weight.shape[1], "in_features", session)
-                layer = FanInLinear(features, n_outputs)
-                first = line if link == "identity" else log_line(line)
-                set_blocks(layer, [first, *[None] * (recon_params - 1)])
-                starts.append((session.path, line, ChannelStats.of(recon_data)))
-            else:
-                layer = FanInLinear(_given(in_features, "readout: in_features"), n_outputs)
-            layers.append(layer.requires_grad_(requires_grad))
-        super().__init__(layers)
-        self._starts = [] if link else starts
+        self._in_features, self._link = in_features, link
+        self._recon_params = whole("readout: recon_params", recon_params, least=1)
+        super().__init__(datafile_pattern, pcr_init, requires_grad)
+        self._starts: list[tuple[Any, Line, ChannelStats]] = []
+        # A start of your own stands, whatever the reconstruction.
+        if pcr_init and not link and _is_ours(self._get_state_dict):
+            for path in find_sessions(datafile_pattern):
+                session = session_in_use(path)
+                stats = ChannelStats.of(session.splits["train"].recon_data)
+                self._starts.append((path, _line_of(session), stats))
+
+    @property
+    def in_features(self) -> int:
+        """Number of factors."""
+        return int(getattr(self[0], "in_features"))  # noqa: B009
+
+    def _get_layer_shape(self, data_path: str) -> tuple[int, int]:
+        session, in_features = session_in_use(data_path), self._in_features
+        n_outputs = self._recon_params * session.splits["train"].recon_data.shape[2]
+        if not self.pcr_init:
+            return _given(in_features, "readout: in_features"), n_outputs
+        columns = _line_of(session).weight.shape[1]
+        return _agreed(in_features, columns, "in_features", session), n_outputs
+
+    def _get_state_dict(self, data_path: str) -> dict[str, Tensor]:
+        line = _line_of(session_in_use(data_path))
+        # The stream of random numbers stays where one draw per layer leaves it.
+        with torch.random.fork_rng(devices=[]):
+            layer = FanInLinear(*self._get_layer_shape(data_path))
+        first = line if self._link == "identity" else log_line(line)
+        set_blocks(layer, [first, *[None] * (self._recon_params - 1)])
+        return layer.state_dict()
 
     def start_from(self, recons: Sequence[nn.Module]) -> None:
         """Start every session's map so that its reconstruction's means follow the files' maps.
@@ -195,16 +248,22 @@ class MultisessionReadout(nn.ModuleList):
             set_blocks(layer, blocks)
 
 
-def _read_sessions(datafile_pattern: str, pcr_init: bool) -> list[Any]:
-    sessions = [session_in_use(path) for path in find_sessions(datafile_pattern)]
+def _check_columns(sessions: Sequence[Any]) -> None:
     weights = {s.path.name: s.readin_weight for s in sessions if s.readin_weight is not None}
     columns = {name: weight.shape[1] for name, weight in weights.items()}
-    if pcr_init and len(set(columns.values())) > 1:
+    if len(set(columns.values())) > 1:
         raise DataError(
             f"the files' readin_weight have different numbers of columns: {columns}; align them "
             "together (lfads align-init)"
         )
-    return sessions
+
+
+def _is_ours(method: Any) -> bool:
+    return method.__func__ is MultisessionReadout._get_state_dict
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.float32))
 
 
 def readin_of(session: Any, n_channels: int) -> tuple[np.ndarray, np.ndarray]:

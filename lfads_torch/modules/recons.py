@@ -1,6 +1,6 @@
 """Observation models: how the read-out's numbers describe the data, and the loss per element.
 
-Your own observation model is a module with four members: ``n_params`` (parameters per channel),
+Your own observation model is an object with four members: ``n_params`` (parameters per channel),
 ``reshape_output_params``, ``compute_loss(data, output_params)`` (one number per trial, bin and
 channel) and ``compute_means(output_params)``. `Reconstruction` gives all but the two equations
 (``element_loss`` and ``compute_means``).
@@ -35,8 +35,9 @@ from .initial_readout import (
 )
 
 
-class Reconstruction(nn.Module):
-    """Base of the observation models.
+# No module itself, so that your own may name it before or after `nn.Module` among its bases.
+class Reconstruction:
+    """Base of the observation models, in addition to `nn.Module`.
 
     Attributes
     ----------
@@ -61,10 +62,7 @@ class Reconstruction(nn.Module):
     fill_value = 0.0
     support = "finite numbers"
     remedy = "remove or replace them"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.data_checked = False
+    data_checked = False
 
     def reshape_output_params(
         self, output_params: Float[Tensor, "B T kN"]
@@ -191,12 +189,12 @@ class Reconstruction(nn.Module):
         """Return a copy for a session of `n_channels` channels."""
         return copy.deepcopy(self)
 
-    def penalty(self) -> Tensor | float:
-        """Return the penalty on its parameters, which the L2 term includes."""
+    def compute_l2(self) -> Tensor | float:
+        """Return the penalty on its parameters, which is added to the L2 term as it is."""
         return 0.0
 
 
-class _FirstIsMean(Reconstruction):
+class _FirstIsMean(Reconstruction, nn.Module):
     """An observation model whose first parameter is the mean."""
 
     def compute_means(self, output_params: Tensor) -> Tensor:
@@ -204,7 +202,7 @@ class _FirstIsMean(Reconstruction):
         return output_params[..., 0]
 
 
-class Poisson(Reconstruction):
+class Poisson(Reconstruction, nn.Module):
     """Spike counts x with log rate r per bin: the loss is exp(r) - r x + log x!.
 
     log x! is Stirling's approximation x log x - x + 0.5 log(2 pi x) for x > 1, and 0 for others.
@@ -290,7 +288,7 @@ class Gaussian(_FirstIsMean):
         return [line, flat_line(line, np.log(np.maximum(stats.variance, LEAST)))]
 
 
-class Gamma(Reconstruction):
+class Gamma(Reconstruction, nn.Module):
     """Positive data x, such as rectified EMG, with parameters log alpha and log beta (the rate).
 
     The loss is -alpha log beta - (alpha - 1) log x + beta x + log Gamma(alpha), the mean
@@ -329,7 +327,7 @@ class Gamma(Reconstruction):
         return [log_mean._replace(bias=log_mean.bias + log_beta), flat_line(line, log_beta)]
 
 
-class ZeroInflatedGamma(Reconstruction):
+class ZeroInflatedGamma(Reconstruction, nn.Module):
     """Deconvolved calcium events x: 0 with probability 1 - q, else a gamma number above a smallest.
 
     The sigmoids of the three parameters per channel are s_a, s_b and q; alpha = s_a A_n and
@@ -423,7 +421,7 @@ class ZeroInflatedGamma(Reconstruction):
             Line(weight, logit_q),
         ]
 
-    def penalty(self) -> Tensor:
+    def compute_l2(self) -> Tensor:
         """Return 0.5 scale_penalty sum (scale - scale_prior)^2."""
         return 0.5 * self.scale_penalty * ((self.scale - self.scale_prior) ** 2).sum()
 
@@ -463,7 +461,7 @@ def observed_loss(
     return torch.where(observed, recon.compute_loss(filled, output_params), 0.0)
 
 
-def recon_for_channels(recon: nn.Module, n_channels: int) -> nn.Module:
+def recon_for_channels(recon: Any, n_channels: int) -> Any:
     """Return a copy of an observation model, also your own, for a session of `n_channels`."""
     if isinstance(recon, Reconstruction):
         return recon.for_channels(n_channels)

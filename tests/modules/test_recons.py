@@ -120,8 +120,8 @@ def test_zero_inflated_gamma() -> None:
     torch.testing.assert_close(recon.compute_loss(data, p), expected)
     torch.testing.assert_close(recon.compute_means(p), q * (events.mean + 0.1))
     penalty = 0.5 * 1e-2 * ((recon.scale - 10.0) ** 2).sum()
-    torch.testing.assert_close(recon.penalty(), penalty)
-    assert recons.Poisson().penalty() == 0
+    torch.testing.assert_close(recon.compute_l2(), penalty)
+    assert recons.Poisson().compute_l2() == 0
 
 
 def test_zero_inflated_gamma_survives_a_scale_below_zero() -> None:
@@ -129,7 +129,7 @@ def test_zero_inflated_gamma_survives_a_scale_below_zero() -> None:
     with torch.no_grad():
         recon.scale.fill_(-0.5)
     data = torch.tensor([[[0.0, 0.7]]])
-    loss = recon.compute_loss(data, torch.zeros(1, 1, 2, 3)).sum() + recon.penalty()
+    loss = recon.compute_loss(data, torch.zeros(1, 1, 2, 3)).sum() + recon.compute_l2()
     assert loss.isfinite()
     loss.backward()
     assert recon.scale.grad is not None

@@ -150,9 +150,8 @@ class Population:
                     raise
         self._metrics = self._named(scores)
         smooth = smoother(self._tensors.smoothed)
-        smooth.update(self._metrics["valid/recon"])
-        self._tensors.smoothed = smooth.smoothed
-        self._metrics["valid/recon_smth"] = smooth.smoothed.double()
+        self._tensors.smoothed = smooth.smooth(self._metrics["valid/recon"])
+        self._metrics["valid/recon_smth"] = self._tensors.smoothed.double()
         losses = torch.stack([self._metrics["train/loss"], self._metrics["valid/loss"]])
         is_finite = self._tensors.weights.isfinite().all(1).cpu() & losses.isfinite().all(0)
         self._tensors.alive &= is_finite

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...arguments import TUNABLES
 from ...errors import ConfigError
-from ...metrics import ExpSmoothedMetric
+from ...metrics import SMOOTHING, ExpSmoothedMetric
 from ...model import LFADS
 
 _ARRAYS = (
@@ -165,7 +165,7 @@ class MemberTensors:
         model: LFADS = copy.deepcopy(self.models[k]).cpu()
         # A copy of a view brings along the memory of all members, which a checkpoint would store.
         _replace_buffers(model, {id(buffer): buffer.clone() for buffer in model.buffers()})
-        model.recon_smth = smoother(self.smoothed[k].clone())
+        model.valid_recon_smth = smoother(self.smoothed[k].clone())
         for name in TUNABLES:
             value = getattr(model, name).item()
             # Where it was not searched, the number as it was given, not rounded to float32.
@@ -176,7 +176,7 @@ class MemberTensors:
 
 def smoother(values: Tensor) -> ExpSmoothedMetric:
     """Return the metric that smooths the validation loss, at some values."""
-    metric = ExpSmoothedMetric()
+    metric = ExpSmoothedMetric(SMOOTHING)
     metric.smoothed = values
     return metric
 
