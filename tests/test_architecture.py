@@ -18,12 +18,12 @@ MODULES = {
 # From the ground up. A module imports only from lines above its own, and from its own room. A name
 # stands for the module and all below it; the longest match decides.
 LAYERS = [
-    "errors seeds tuples files progress folder compat",
+    "errors seeds tuples files progress folder utils compat",
     "arguments kernels data search.space search.rules search.settings search.history",
     "modules metrics datamodules prep sessions.align sessions.align_files compat.populations",
     "network",
     "objective",
-    "model",
+    "model modules.l2",
     "compat.checkpoints compat.records",
     "checkpoint",
     "post_run",

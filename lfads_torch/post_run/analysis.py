@@ -16,6 +16,7 @@ from ..data import Survey, list_some
 from ..datamodules import BasicDataModule
 from ..errors import UserError, nearest
 from ..model import LFADS
+from ..modules.decoder import Decoding
 from ..modules.encoder import Encoding
 from ..tuples import SessionBatch, SessionOutput
 from .writing import OutputFile, RowWriter, computing, output_file
@@ -359,9 +360,10 @@ def _average(
                     sums = [a.add_(b) for a, b in zip(sums, means, strict=True)] if sums else means
                 averaged = [(x / num_samples).cpu() for x in sums]
                 ends = None if batch.lengths is None else batch.lengths.cpu()
-                rates, factors, *rest = averaged
-                posterior = encoding.ic_mean.cpu(), encoding.ic_std.cpu()
-                sink(SessionOutput(rates, factors, *posterior, *rest).ended(ends))
+                fields = dict(zip(("output_params", *Decoding._fields), averaged, strict=True))
+                posterior = {"ic_mean": encoding.ic_mean.cpu(), "ic_std": encoding.ic_std.cpu()}
+                sink(SessionOutput(**posterior, **fields).ended(ends))
+                model.infer_aug_stack.reset()
     finally:
         model.train(was_training)
 
