@@ -15,6 +15,7 @@ from ...arguments import TUNABLES
 from ...errors import ConfigError
 from ...metrics import SMOOTHING, ExpSmoothedMetric
 from ...model import LFADS
+from ...network import PARTS
 
 _ARRAYS = (
     *("weights", "exp_avg", "exp_avg_sq", "steps", "lr", "plateau_best", "plateau_bad"),
@@ -218,7 +219,7 @@ def _check_structure(models: Sequence[Any]) -> None:
 def _facts(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield what makes up the structure of a model, by name."""
     for name, value in model.hparams.items():
-        if name not in _MEMBER_NUMBERS:
+        if name not in _MEMBER_NUMBERS and name not in PARTS:
             yield f"model.{name}", value
     for name, parameter in model.named_parameters():
         yield f"{name}.shape", tuple(parameter.shape)
