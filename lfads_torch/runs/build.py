@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -133,10 +140,43 @@ def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:
             continue
         target, settings = str(node["_target_"]), dict(node)
         if target.endswith(".WandbLogger"):
-            find_target("wandb.init", f"logger.{name}")
+            reason = why_no_wandb()
+            if reason:
+                warnings.warn(f"logger.{name} is left out: {reason}", stacklevel=2)
+                continue
+            settings = {**_of_trial(), **settings}
+            if settings.get("tags"):
+                settings["tags"] = [tag for tag in settings["tags"] if tag is not None]
         if target.endswith(".CSVLogger"):
             settings["_target_"] = "lfads_torch.runs.resume.RunCSVLogger"
         if target.endswith(".TensorBoardLogger") and step:
             settings["purge_step"] = step  # a kill may have left more than the checkpoint has
         loggers.append(build(settings, f"logger.{name}"))
     return loggers
+
+
+def why_no_wandb() -> str | None:
+    """Return why nothing can be logged to Weights & Biases here, None where it can."""
+    if find_spec("wandb") is None:
+        return "wandb is not installed: pip install 'lfads-torch[wandb]'"
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun", "shared"):
+        return None
+    if os.environ.get("WANDB_API_KEY") or (sys.stdin and sys.stdin.isatty()):
+        return None
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    files = [os.environ.get("NETRC", ""), *(Path.home() / name for name in (".netrc", "_netrc"))]
+    for file in files:
+        with suppress(OSError, NetrcParseError):
+            if file and host and host in netrc(str(file)).hosts:
+                return None
+    return (
+        "there is no login to Weights & Biases; log in with `wandb login`, give WANDB_API_KEY, or "
+        "log to this machine with WANDB_MODE=offline"
+    )
+
+
+def _of_trial() -> dict[str, str]:
+    """Return name and identifier of a W&B run in a trial of Ray Tune: the trial's name."""
+    session = sys.modules.get("ray.train._internal.session")
+    trial = session.get_session() if session is not None else None
+    return {} if trial is None else {"name": trial.trial_name, "id": trial.trial_name}

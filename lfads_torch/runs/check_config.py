@@ -72,15 +72,18 @@ def arguments_of(target: Any) -> Arguments:
     legal: dict[str, None] = {}
     numbers: frozenset[str] = frozenset()
     required: tuple[str, ...] | None = None
+    is_open = False
     for cls in target.__mro__[:-1]:  # without object, which takes nothing
         if "__init__" in vars(cls):
             known = _signature(vars(cls)["__init__"], skip_first=True)
             numbers |= known.numbers - legal.keys()
             legal.update(dict.fromkeys(known.legal))
             required = known.required if required is None else required
-            if not known.is_open:
+            is_open = known.is_open
+            if not is_open:
                 break
-    return Arguments(tuple(legal), required or (), False, numbers)
+    # Where no base takes anything, the class itself reads its **kwargs, as WandbLogger does.
+    return Arguments(tuple(legal), required or (), is_open, numbers)
 
 
 def check_config(config: Mapping[str, Any]) -> None:

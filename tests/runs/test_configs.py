@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError, UserError, did_you_mean
-from lfads_torch.runs.build import build, build_model
+from lfads_torch.runs.build import _loggers, build, build_model, why_no_wandb
 from lfads_torch.runs.check_config import check_config, find_target
 from lfads_torch.runs.compose import PACKAGED, absolute_pattern, compose_config, locate_config
 from lfads_torch.runs.places import starting_from
@@ -331,12 +333,34 @@ def test_did_you_mean_lists_legal_names_where_none_is_near() -> None:
     assert did_you_mean("zzz", []) == ""
 
 
-def test_wandb_where_it_is_not_installed_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch,
+def test_without_wandb_or_a_login_a_run_goes_on_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    node = {
+        "_target_": "pytorch_lightning.loggers.WandbLogger",
+        "project": "arm",
+        "tags": ["pbt", None],
+    }
+    config = {"logger": {"wandb_logger": node}}
+    check_config(config)  # tags are an argument of wandb.init
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ConfigError, match=r"pip install 'lfads-torch\[wandb\]'"):
-        find_target("wandb.init", "logger.wandb")
+    with pytest.warns(UserWarning, match=r"logger\.wandb_logger is left out: .*not installed"):
+        assert _loggers(config, 0) == []
+    module = ModuleType("wandb")
+    module.__spec__ = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.warns(UserWarning, match=r"left out: there is no login.*WANDB_API_KEY"):
+        assert _loggers(config, 0) == []
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert why_no_wandb() is None
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert why_no_wandb() is None
 
 
 def test_paths_count_from_the_folder_that_holds_configs(
