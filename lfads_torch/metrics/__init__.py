@@ -1,6 +1,6 @@
 """Every score in one place: bits per spike, R2, linear decoding, PSTHs, the smoothed metric.
 
-`streaming` and `epoch` hold what training needs (tensors, accumulated on the device); the others
+`accumulate` and `epoch` hold what training needs (tensors, accumulated on the device); the others
 take NumPy arrays, once with a trained model: `evaluation` and `nlb` the scores that look at
 conditions and behaviour, `trialwise` those that are bootstrapped over trials, `regression` the fits
 that they need. Rates are per bin throughout.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Num
@@ -22,16 +22,15 @@ def _require_same_shape(preds: Tensor, targets: Tensor, names: str) -> None:
         )
 
 
-class BitsPerSpikeSums:
-    """Bits per spike over any number of batches, from sums kept per channel on the device.
+Key = TypeVar("Key", bound=Hashable)
+Sum = TypeVar("Sum")
 
-    ``(NLL(mean rate of the evaluated data) - NLL(model)) / (number of spikes * ln 2)`` with Poisson
-    likelihoods (Pei et al. 2021, eq. 2). The data's factorial terms cancel, so that four sums per
-    channel hold everything the score needs, and batches of any size weigh as they should.
-    """
+
+class _Sums(Generic[Key, Sum]):
+    """Sums by session or name, kept until `reset`."""
 
     def __init__(self) -> None:
-        self._sums: dict[Hashable, Tensor] = {}
+        self._sums: dict[Key, Sum] = {}
 
     def __bool__(self) -> bool:
         """Whether anything was seen."""
@@ -40,6 +39,15 @@ class BitsPerSpikeSums:
     def reset(self) -> None:
         """Forget everything seen."""
         self._sums.clear()
+
+
+class BitsPerSpikeSums(_Sums[Hashable, Tensor]):
+    """Bits per spike over any number of batches, from sums kept per channel on the device.
+
+    ``(NLL(mean rate of the evaluated data) - NLL(model)) / (number of spikes * ln 2)`` with Poisson
+    likelihoods (Pei et al. 2021, eq. 2). The data's factorial terms cancel, so that four sums per
+    channel hold everything the score needs, and batches of any size weigh as they should.
+    """
 
     @torch.no_grad()
     def update(
@@ -73,6 +81,7 @@ class BitsPerSpikeSums:
         if not self._sums:
             return torch.tensor(math.nan)
         observed, spikes, nll = torch.cat(list(self._sums.values()), dim=1)
+        # Of a channel's mean rate, rate times bins is the number of spikes itself.
         null = spikes - torch.xlogy(spikes, spikes / observed.clamp(min=1))
         n_spikes = spikes.sum()
         gain = (null.sum() - nll.sum()) / (n_spikes * math.log(2))
@@ -104,13 +113,10 @@ def bits_per_spike(
 class R2Moments(NamedTuple):
     """What R2 needs of a batch, per channel, each of shape (channels,)."""
 
-    # n, mean, spread: Number of observed targets, their mean and their sum of squared
-    # deviations from it
-    n: Tensor
+    n: Tensor  # observed targets
     mean: Tensor
-    spread: Tensor
-    # Sum of squared errors of the predictions
-    error: Tensor
+    spread: Tensor  # sum of squared deviations from the mean
+    error: Tensor  # sum of squared errors of the predictions
 
 
 def r2_moments(
@@ -126,23 +132,12 @@ def r2_moments(
     return R2Moments(n, mean, spread, error)
 
 
-class R2Sums:
+class R2Sums(_Sums[Hashable, R2Moments]):
     """Coefficient of determination over any number of batches, mean over channels.
 
     Means and squared deviations are merged batch by batch (Chan et al. 1983), so that large offsets
     do not cancel. Channels whose targets do not vary have no R2 and are left out.
     """
-
-    def __init__(self) -> None:
-        self._sums: dict[Hashable, R2Moments] = {}
-
-    def __bool__(self) -> bool:
-        """Whether anything was seen."""
-        return bool(self._sums)
-
-    def reset(self) -> None:
-        """Forget everything seen."""
-        self._sums.clear()
 
     @torch.no_grad()
     def update(
@@ -189,7 +184,7 @@ def r2_score(
     return sums.compute().to(preds.dtype)
 
 
-class WeightedMeans:
+class WeightedMeans(_Sums[str, tuple[Tensor, Tensor | float]]):
     """Weighted means of named scalars, accumulated on the device without synchronising.
 
     Examples
@@ -201,9 +196,6 @@ class WeightedMeans:
     2.0
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, Tensor | float]] = {}
-
     def add(self, name: str, value: Tensor | float | int, weight: Tensor | float | int = 1) -> None:
         """Count `value` (a scalar) with `weight`, usually the number of trials behind it.
 
@@ -213,6 +205,7 @@ class WeightedMeans:
         value = wide(torch.as_tensor(value).detach())
         if isinstance(weight, Tensor):
             weight = wide(weight)
+            # A batch without an observed entry has a mean of NaN, which times 0 would stay NaN.
             value = torch.where(weight > 0, value, 0.0)
         else:
             weight = float(weight)
@@ -234,10 +227,6 @@ class WeightedMeans:
             else torch.full_like(total, math.nan)
             for name, (total, weight) in self._sums.items()
         }
-
-    def reset(self) -> None:
-        """Forget everything seen."""
-        self._sums.clear()
 
 
 SMOOTHING = 0.3

@@ -58,6 +58,7 @@ def resampled_trials(n_trials: int, n_draws: int, seed: int | Sequence[int] = 0)
     if n_trials < 1 or n_draws < 0:
         raise UserError(f"n_trials={n_trials}, n_draws={n_draws}; legal are >= 1 and >= 0")
     rng = np.random.default_rng(seed)
+    # How often a trial is drawn is all that a score of sums needs to know.
     even = np.full(n_trials, 1 / n_trials)
     return rng.multinomial(n_trials, even, size=n_draws).astype(np.float64)
 
@@ -166,6 +167,7 @@ class SpikeScore:
         weights = _group_weights(groups, len(self.nll))
         n, spikes, nll = (weights @ x for x in (self.n_observed, self.spikes, self.nll))
         mean = ratio(self.spikes.sum(axis=0), self.n_observed.sum(axis=0))
+        # Not the mean rate of the group: how rates differ between groups is for the model to learn.
         mean = np.maximum(np.nan_to_num(mean), NLB_FLOOR)
         null = n * mean - spikes * np.log(mean)
         return ratio((null - nll).sum(axis=1), spikes.sum(axis=1) * math.log(2))
@@ -249,7 +251,7 @@ class CorrelationScore:
     @classmethod
     def of(cls, preds: ArrayLike, targets: ArrayLike) -> CorrelationScore:
         """Sum up predictions against targets, both (trials, bins, columns); NaN is left out."""
-        p, y, observed = _centred(preds, targets, own_mean=True)
+        p, y, observed = _centred(preds, targets, centre_preds=True)
         terms = (observed.astype(np.float64), p, y, p**2, y**2, p * y)
         return cls(np.stack([term.sum(axis=1) for term in terms]))
 
@@ -285,14 +287,16 @@ def _column_mean(values: FloatArray, known: NDArray[np.bool_]) -> tuple[FloatArr
 
 
 def _centred(
-    preds: ArrayLike, targets: ArrayLike, own_mean: bool = False
+    preds: ArrayLike, targets: ArrayLike, centre_preds: bool = False
 ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
     """Shift both by the columns' mean targets; zero where the target is missing."""
     p, y = np.asarray(preds, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     if p.shape != y.shape:
         raise UserError(f"predictions have shape {p.shape}, targets {y.shape}; they must agree")
+    # Squares about a far mean lose the digits of the spread; that of all trials is near enough to
+    # the mean of any draw.
     observed = np.isfinite(y)
     n = np.maximum(observed.sum(axis=(0, 1)), 1)
     y_mean = np.where(observed, y, 0.0).sum(axis=(0, 1)) / n
-    p_mean = np.where(observed, p, 0.0).sum(axis=(0, 1)) / n if own_mean else y_mean
+    p_mean = np.where(observed, p, 0.0).sum(axis=(0, 1)) / n if centre_preds else y_mean
     return np.where(observed, p - p_mean, 0.0), np.where(observed, y - y_mean, 0.0), observed
