@@ -17,10 +17,10 @@ from lfads_torch import cli
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.post_run.evaluation.behavior import Keys
-from lfads_torch.post_run.report import Wanted, compare_runs, read_run, report_run, session_figures
+from lfads_torch.post_run.report import Wanted, compare_runs, pictures, read_run, report_run
 from lfads_torch.post_run.report.comparison import differing_settings, distinct_names
 from lfads_torch.post_run.report.page import number
-from lfads_torch.post_run.report.session_figures import session_pictures
+from lfads_torch.post_run.report.pictures import session_pictures
 from lfads_torch.run_model import run_model
 from tests.post_run.outputs_of import arrays, write_run
 from tests.post_run.pages import CHROMIUM, Page, in_browser, size_of
@@ -62,7 +62,7 @@ def _unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _sketched(monkeypatch: pytest.MonkeyPatch, _unrendered: None) -> None:
     """Only some figures of a session, not rendered."""
-    monkeypatch.setattr(session_figures, "MAKERS", session_figures.MAKERS[:3])
+    monkeypatch.setattr(pictures, "MAKERS", pictures.MAKERS[:3])
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from ..evaluation.table import COLUMNS, ROWS
 from ..plots.training import training_beside
 from .findings import find_all
 from .page import Picture, Press, render
+from .pictures import session_pictures
 from .record import RunRecord, Wanted, read_run
-from .session_figures import session_pictures
 from .single import Report, run_facts
 
 COMPARISON = "comparison.html"
@@ -84,13 +84,13 @@ def compare_runs(
         settings=differing_settings(names, records),
         training=press.show(curves) if logs else None,
         rows=[
-            (title, [(name, shown) for name, shown in zip(names, own, strict=True)])
-            for title, own in _beside(records, press)
+            (title, list(zip(names, shown, strict=True)))
+            for title, shown in _beside(records, press)
         ],
     )
     path = Path(output or COMPARISON).expanduser().absolute()
     write_whole(path, page)
-    return Report(path, [finding for own in findings for finding in own], [])
+    return Report(path, [finding for of_run in findings for finding in of_run], [])
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
@@ -104,24 +104,24 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 
 def score_comparison(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, Any] | None:
     """Return a table of the LFADS rates' scores by run, with smoothed spikes as what to beat."""
-    own = [(record.scores or {}).get("scores", {}) for record in records]
+    scores = [(record.scores or {}).get("scores", {}) for record in records]
     rows = []
     for key, title in COLUMNS.items():
         cells = [
             {"estimate": s.get("lfads", {}).get(key), "reference": s.get("smoothing", {}).get(key)}
-            for s in own
+            for s in scores
         ]
-        values = [c["estimate"]["value"] for c in cells if c["estimate"]]
-        values = [value for value in values if value is not None]
+        # An estimate without a value is one that is not defined for these data.
+        cells = [
+            {k: e if e and e["value"] is not None else None for k, e in cell.items()}
+            for cell in cells
+        ]
+        values = [cell["estimate"]["value"] for cell in cells if cell["estimate"]]
         if not values:
             continue
         for cell in cells:
-            value = (cell["estimate"] or {}).get("value")
+            value = cell["estimate"] and cell["estimate"]["value"]
             cell["best"] = value is not None and len(values) > 1 and value == max(values)
-            if value is None:
-                cell["estimate"] = None
-            if (cell["reference"] or {}).get("value") is None:
-                cell["reference"] = None
         rows.append({"name": title, "cells": cells})
     if not rows:
         return None
@@ -140,8 +140,8 @@ def caveats(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]
     if len(set(data.values())) > 1:
         lists = "; ".join(
             f"{name}: "
-            + (", ".join(f"{n} trials of {s}" for s, n, _, _ in own) if own else "no outputs")
-            for name, own in data.items()
+            + (", ".join(f"{n} trials of {s}" for s, n, _, _ in sets) if sets else "no outputs")
+            for name, sets in data.items()
         )
         yield f"The runs were not scored on the same trials ({lists}), so scores do not compare."
     for name, record in zip(names, records, strict=True):
@@ -154,12 +154,9 @@ def differing_settings(
 ) -> list[tuple[str, list[str]]]:
     """Return the settings that differ between runs: key, and a value for each run."""
     flat = [dict(_flatten(record.config)) for record in records]
-    keys = dict.fromkeys(key for own in flat for key in own)
-    return [
-        (key, [own.get(key, ABSENT) for own in flat])
-        for key in keys
-        if len({own.get(key) for own in flat}) > 1
-    ]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    rows = {key: [settings.get(key, ABSENT) for settings in flat] for key in keys}
+    return [(key, values) for key, values in rows.items() if len(set(values)) > 1]
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -175,14 +172,11 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _beside(records: Sequence[RunRecord], press: Press) -> Iterator[tuple[str, list[Any]]]:
     """Yield rows of pictures: a title, and each run's picture of its first session, or None."""
-    own = [
-        {p.key: p for p in session_pictures(record, record.recordings[0])}
-        if record.recordings
-        else {}
+    by_key = [
+        {p.key: p for first in record.recordings[:1] for p in session_pictures(record, first)}
         for record in records
     ]
     for key in BESIDE:
-        having = [pictures[key] for pictures in own if key in pictures]
-        if having:
-            shown = [press.show(p[key]) if key in p else None for p in own]
-            yield having[0].title, shown
+        pictures = [of_run.get(key) for of_run in by_key]
+        if title := next((p.title for p in pictures if p is not None), None):
+            yield title, [None if p is None else press.show(p) for p in pictures]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from ...data import shared_ends, shared_trials
 from ...metrics.trialwise import SpikeScore, score_value
@@ -103,8 +103,8 @@ def _validation_loss(record: RunRecord) -> Iterator[Finding]:
     series = record.log.get("valid/recon_smth")
     if series is None:
         return
-    epochs, values = (part[np.isfinite(series[1])] for part in series)
-    if len(values) < 10:
+    epochs, values = (column[np.isfinite(series[1])] for column in series)
+    if len(values) < 10:  # too short a course to say anything of it
         return
     best = int(values.argmin())
     descent = float(values[: best + 1].max() - values[best])
@@ -125,6 +125,7 @@ def _validation_loss(record: RunRecord) -> Iterator[Finding]:
             "Raise model.lr_init, or train longer; look at the data with lfads check.",
         )
         return
+    # Measured in the descent, because a loss has no scale: it depends on bins, channels and rates.
     rise = float(values[-1] - values[best]) / descent
     if rise > RISE:
         yield Finding(
@@ -169,9 +170,9 @@ def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
         "factor_analysis": "factor analysis",
         "psth": "the PSTH",
     }
-    for row, own in differences.items():
+    for row, by_score in differences.items():
         for score, title in names.items():
-            estimate = own.get(score)
+            estimate = by_score.get(score)
             if estimate and estimate["high"] is not None and estimate["high"] < 0:
                 yield Finding(
                     "caution",
@@ -188,6 +189,7 @@ def _generator_clip(record: RunRecord) -> Iterator[Finding]:
         states = recording.trials[SCORED].get("gen_states")
         if states is None or not states.size:
             continue
+        # Just below the clip, since outputs are averages over samples, some of which reach it.
         share = float((np.abs(states) >= 0.98 * clip).mean())
         if share > 0.01:
             yield Finding(
@@ -225,9 +227,13 @@ def _not_finite(record: RunRecord, recording: Recording) -> Iterator[Finding]:
 
 def _gap(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     """Compare bits per spike of training and validation trials, both of posterior means."""
+    # Not the losses that were logged: training ones have dropout and masked inputs in them.
     if not recording.counts or recording.session.splits[:2] != ("train", "valid"):
         return
-    train, valid = (_bits(recording, kind) for kind in (TRAIN, SCORED))
+    read = slice(None), slice(recording.n_bins), slice(recording.n_channels)
+    rates = {kind: recording.trials[kind]["output_params"][read] for kind in (TRAIN, SCORED)}
+    scores = {kind: SpikeScore.of(r, recording.data[kind][read]) for kind, r in rates.items()}
+    train, valid = (score_value(scores[kind], len(rates[kind])) for kind in (TRAIN, SCORED))
     if not (math.isfinite(train) and math.isfinite(valid)) or train <= 0:
         return
     gap = (train - valid) / train
@@ -242,61 +248,51 @@ def _gap(record: RunRecord, recording: Recording) -> Iterator[Finding]:
         )
 
 
-def _bits(recording: Recording, kind: str) -> float:
-    read = slice(recording.n_bins), slice(recording.n_channels)
-    rates = recording.trials[kind]["output_params"][:, read[0], read[1]]
-    score = SpikeScore.of(rates, recording.data[kind][:, read[0], read[1]])
-    return score_value(score, len(rates))
-
-
 def _collapse(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     trials = recording.trials[SCORED]
     model = record.config.get("model", {})
     if model.get("variational") is False or len(trials) < 2:
         return
     if {"ic_mean", "ic_std"} <= set(trials.names):
-        yield from _collapsed_start(active_share(trials["ic_mean"], trials["ic_std"]))
+        n_active, n_all = _active(trials["ic_mean"], trials["ic_std"])
+        if n_active == 0:
+            yield Finding(
+                "problem",
+                "The initial conditions have collapsed",
+                f"None of {n_all} dimensions differs between trials by more than {ACTIVE:.0%} of "
+                "its variance: every trial starts alike.",
+                "Lower model.kl_ic_scale, or lengthen model.kl_increase_epoch.",
+            )
+        elif n_active < 0.25 * n_all:
+            yield Finding(
+                "note",
+                "Few initial-condition dimensions are used",
+                f"{n_active} of {n_all} differ between trials.",
+                "model.ic_dim can be smaller, or model.kl_ic_scale lower.",
+            )
     if {"co_means", "co_stds"} <= set(trials.names) and np.any(trials["co_means"]):
-        yield from _collapsed_inputs(active_share(trials["co_means"], trials["co_stds"]))
+        n_active, n_all = _active(trials["co_means"], trials["co_stds"])
+        if n_active == 0:
+            yield Finding(
+                "caution",
+                "The inferred inputs have collapsed",
+                f"None of {n_all} carries anything of a trial. That is right for dynamics that "
+                "run by themselves, and wrong if inputs were expected.",
+                "Lower model.kl_co_scale if inputs were expected; else leave the controller out "
+                "(model.con_dim=0).",
+            )
+        elif n_active < n_all:
+            yield Finding(
+                "note",
+                "Some inferred inputs are not used",
+                f"{n_all - n_active} of {n_all} carry nothing of a trial.",
+                "model.co_dim can be smaller.",
+            )
 
 
-def _collapsed_start(share: NDArray[np.float64]) -> Iterator[Finding]:
-    n_active = int((share > ACTIVE).sum())
-    if n_active == 0:
-        yield Finding(
-            "problem",
-            "The initial conditions have collapsed",
-            f"None of {len(share)} dimensions differs between trials by more than {ACTIVE:.0%} of "
-            "its variance: every trial starts alike.",
-            "Lower model.kl_ic_scale, or lengthen model.kl_increase_epoch.",
-        )
-    elif n_active < 0.25 * len(share):
-        yield Finding(
-            "note",
-            "Few initial-condition dimensions are used",
-            f"{n_active} of {len(share)} differ between trials.",
-            "model.ic_dim can be smaller, or model.kl_ic_scale lower.",
-        )
-
-
-def _collapsed_inputs(share: NDArray[np.float64]) -> Iterator[Finding]:
-    n_active = int((share > ACTIVE).sum())
-    if n_active == 0:
-        yield Finding(
-            "caution",
-            "The inferred inputs have collapsed",
-            f"None of {len(share)} carries anything of a trial. That is right for dynamics that "
-            "run by themselves, and wrong if inputs were expected.",
-            "Lower model.kl_co_scale if inputs were expected; else leave the controller out "
-            "(model.con_dim=0).",
-        )
-    elif n_active < len(share):
-        yield Finding(
-            "note",
-            "Some inferred inputs are not used",
-            f"{len(share) - n_active} of {len(share)} carry nothing of a trial.",
-            "model.co_dim can be smaller.",
-        )
+def _active(mean: ArrayLike, std: ArrayLike) -> tuple[int, int]:
+    share = active_share(mean, std)
+    return int((share > ACTIVE).sum()), len(share)
 
 
 def _channels(record: RunRecord, recording: Recording) -> Iterator[Finding]:
@@ -332,8 +328,9 @@ def _channels(record: RunRecord, recording: Recording) -> Iterator[Finding]:
 
 
 def _below_mean(record: RunRecord, recording: Recording) -> Iterator[Finding]:
-    own = record.session_scores(recording).get("by_channel", {}).get("lfads", {})
-    values = np.array([np.nan if v is None else v for v in own.get("bps", [])], dtype=np.float64)
+    by_channel = record.session_scores(recording).get("by_channel", {})
+    bits = by_channel.get("lfads", {}).get("bps", [])
+    values = np.array([np.nan if v is None else v for v in bits], dtype=np.float64)
     below, scored = int((values < 0).sum()), int(np.isfinite(values).sum())
     if below > 0.5 * scored:
         yield Finding(
@@ -359,8 +356,13 @@ def _trials(record: RunRecord, recording: Recording) -> Iterator[Finding]:
             "Few validation trials",
             f"There are {recording.n_scored}; scores are uncertain (see their intervals).",
         )
-    pair = [_read(recording, kind) for kind in (TRAIN, SCORED)]
-    if recording.session.splits[:2] == ("train", "valid") and pair[0] is not None:
+    trials = recording.trials
+    if recording.session.splits[:2] == ("train", "valid") and "encod_data" in trials[TRAIN]:
+        # Compared as the bytes of float32, which is what the model was trained on.
+        pair = [
+            np.ascontiguousarray(trials[kind]["encod_data"], dtype=np.float32)
+            for kind in (TRAIN, SCORED)
+        ]
         shared = shared_trials(*pair)
         if len(shared):
             yield Finding(
@@ -379,13 +381,6 @@ def _trials(record: RunRecord, recording: Recording) -> Iterator[Finding]:
                 "validation scores flatter.",
                 "Split a continuous recording by blocks: lfads prep --chop-ms.",
             )
-
-
-def _read(recording: Recording, kind: str) -> Any:
-    trials = recording.trials[kind]
-    if "encod_data" not in trials:
-        return None
-    return np.ascontiguousarray(trials["encod_data"], dtype=np.float32)
 
 
 SESSION_CHECKS: tuple[Callable[[RunRecord, Recording], Iterator[Finding]], ...] = (

@@ -118,11 +118,11 @@ class RunRecord:
 def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     """Read the folder of a run or search; raise `UserError` where it is neither."""
     wanted = wanted or Wanted()
-    own = Path(folder).expanduser().absolute()
-    if not own.is_dir():
-        raise UserError(f"{own} is no folder; name a run folder, such as runs/my_run")
-    is_search = RunFolder(own).kind == "search" or (own / POPULATION).is_file()
-    place = own / BEST_MODEL if is_search and (own / BEST_MODEL).is_dir() else own
+    folder = Path(folder).expanduser().absolute()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name a run folder, such as runs/my_run")
+    is_search = RunFolder(folder).kind == "search" or (folder / POPULATION).is_file()
+    place = folder / BEST_MODEL if is_search and (folder / BEST_MODEL).is_dir() else folder
     absent: list[str] = []
     outputs: RunOutputs | None = None
     try:
@@ -131,54 +131,43 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
         absent.append(f"There are no outputs to look at: {error}.")
     if outputs is None and RunFolder(place).kind == "none" and not is_search:
         raise UserError(
-            f"{own} holds no run (no status.json, csv_logs, checkpoints or lfads_output*.h5); "
+            f"{folder} holds no run (no status.json, csv_logs, checkpoints or lfads_output*.h5); "
             "name a run folder, such as runs/my_run"
         )
-    text, config = _read_config(place, absent)
+    text, config, log = "", {}, {}
+    try:
+        text = (place / CONFIG).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+        config = content if isinstance(content, dict) else {}
+    except FileNotFoundError:
+        absent.append(f"There is no {CONFIG}: the settings of the run are not known.")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        text = ""
+        absent.append(f"{CONFIG} cannot be read: {error}.")
     log_path = place / METRICS if (place / METRICS).is_file() else place
+    try:
+        log = read_csv_log(log_path)
+    except (UserError, OSError, ValueError) as error:
+        absent.append(f"The training log cannot be read: {error}.")
     record = RunRecord(
-        folder=own,
+        folder=folder,
         place=place,
         wanted=wanted,
         status=RunFolder(place).status,
         config=config,
         config_text=text,
-        log=_read_log(log_path, absent),
+        log=log,
         outputs=outputs,
         log_path=log_path,
         absent=absent,
     )
     if outputs is not None:
-        record.scores = _scores(record, outputs)
+        record.scores = _stored_scores(record) or _scores(record, outputs)
     return record
 
 
-def _read_config(place: Path, absent: list[str]) -> tuple[str, dict[str, Any]]:
-    try:
-        text = (place / CONFIG).read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except FileNotFoundError:
-        absent.append(f"There is no {CONFIG}: the settings of the run are not known.")
-        return "", {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        absent.append(f"{CONFIG} cannot be read: {error}.")
-        return "", {}
-    return text, config if isinstance(config, dict) else {}
-
-
-def _read_log(path: Path, absent: list[str]) -> dict[str, Any]:
-    try:
-        return read_csv_log(path)
-    except (UserError, OSError, ValueError) as error:
-        absent.append(f"The training log cannot be read: {error}.")
-        return {}
-
-
 def _scores(record: RunRecord, outputs: RunOutputs) -> dict[str, Any] | None:
-    """Return the scores that `lfads evaluate` left of these outputs; else compute them now."""
-    stored = _stored_scores(record)
-    if stored is not None:
-        return stored
+    """Score the outputs now, or note why they cannot be scored."""
     keys = record.wanted.keys
     try:
         evaluation = evaluate_run(
@@ -192,12 +181,14 @@ def _scores(record: RunRecord, outputs: RunOutputs) -> dict[str, Any] | None:
     except UserError as error:
         record.absent.append(f"Scores cannot be computed: {error}.")
         return None
+    # A quick report lacks the baselines, which a later one would then miss.
     if not record.wanted.quick:
         evaluation.write(record.place)
     return evaluation.to_dict()
 
 
 def _stored_scores(record: RunRecord) -> dict[str, Any] | None:
+    """Return what `lfads evaluate` left of these outputs, or None."""
     path = record.place / SCORES
     if not path.is_file() or record.wanted.keys != Keys():
         return None

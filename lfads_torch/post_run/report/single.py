@@ -15,9 +15,8 @@ from ..evaluation.behavior import Recording
 from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
 from .findings import CHECKED, Finding, find_all
 from .page import FORMATS, Press, render
+from .pictures import run_pictures, score_picture, session_pictures
 from .record import RunRecord, Wanted, read_run
-from .run_figures import run_pictures, score_picture
-from .session_figures import session_pictures
 
 REPORT = "report.html"
 
@@ -112,7 +111,7 @@ def report_run(
         differences=score_rows(scores["differences"], best=False) if scores else None,
         by_session=_by_session(scores) if many else None,
         nlb=_benchmark(scores),
-        score_figure=press.show(score_picture(scores, COLUMNS, ROWS)) if scores else None,
+        score_figure=press.show(score_picture(scores)) if scores else None,
         sessions=sessions,
         pictures=pictures,
         facts=run_facts(record),
@@ -137,10 +136,10 @@ def session_facts(recording: Recording) -> list[tuple[str, str]]:
     channels = f"{n_channels}"
     if recording.n_channels < n_channels:
         channels += f", the last {n_channels - recording.n_channels} held out"
-    facts = [("trials", trials), ("bins", bins), ("channels", channels)]
-    facts.append(("data", "counts" if recording.counts else "values that are no counts"))
+    kind = "counts" if recording.counts else "values that are no counts"
+    facts = [("trials", trials), ("bins", bins), ("channels", channels), ("data", kind)]
     if recording.condition_names:
-        n_conditions = len({name for name in recording.condition_names})
+        n_conditions = len(set(recording.condition_names))
         facts.append(("conditions", f"{n_conditions} ({recording.condition_key})"))
     return facts
 
@@ -149,13 +148,13 @@ def tiles(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Return the weightiest scores of the model, each with what smoothed spikes reach."""
     if not scores:
         return []
-    own, other = (scores["scores"].get(row, {}) for row in ("lfads", "smoothing"))
-    shown = [name for name in TILES if _value(own.get(name)) is not None][:N_TILES]
+    model, smoothed = (scores["scores"].get(row, {}) for row in ("lfads", "smoothing"))
+    shown = [name for name in TILES if _value(model.get(name)) is not None][:N_TILES]
     return [
         {
             "name": COLUMNS[name],
-            "estimate": own[name],
-            "reference": _value(other.get(name)),
+            "estimate": model[name],
+            "reference": _value(smoothed.get(name)),
             "reference_name": ROWS["smoothing"],
         }
         for name in shown
@@ -175,14 +174,13 @@ def score_rows(
     With `best`, the best of each column is marked, the truth set aside; else what excludes 0.
     """
     names = names or ROWS
-    columns = [
-        key for key in COLUMNS if any(_value(own.get(key)) is not None for own in scores.values())
-    ]
-    contest = {row: own for row, own in scores.items() if row != "truth"}
+    known = {
+        key: {row: v for row in scores if (v := _value(scores[row].get(key))) is not None}
+        for key in COLUMNS
+    }
+    columns = [key for key in COLUMNS if known[key]]
     top = {
-        key: max(
-            (v for own in contest.values() if (v := _value(own.get(key))) is not None), default=None
-        )
+        key: max((v for row, v in known[key].items() if row != "truth"), default=None)
         for key in columns
     }
     rows = []
@@ -206,8 +204,8 @@ def score_rows(
 def _by_session(scores: dict[str, Any] | None) -> dict[str, Any] | None:
     if not scores:
         return None
-    own = {s["name"]: s["scores"].get("lfads", {}) for s in scores["sessions"]}
-    return score_rows(own, {name: name for name in own}, best=False)
+    model = {s["name"]: s["scores"].get("lfads", {}) for s in scores["sessions"]}
+    return score_rows(model, {name: name for name in model}, best=False)
 
 
 def _benchmark(scores: dict[str, Any] | None) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -251,12 +249,14 @@ SIZES = {
 
 def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
     """List what the run was computed with, as it recorded it."""
-    own = record.status.get("environment") or {}
+    environment = record.status.get("environment") or {}
     facts = [("lfads-torch", str(record.status["version"]))] if "version" in record.status else []
     facts += [
-        (k, str(own[k])) for k in ("python", "system", "device", "cores", "threads") if k in own
+        (key, str(environment[key]))
+        for key in ("python", "system", "device", "cores", "threads")
+        if key in environment
     ]
-    return facts + [(name, str(v)) for name, v in (own.get("packages") or {}).items()]
+    return facts + [(name, str(v)) for name, v in (environment.get("packages") or {}).items()]
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
