@@ -167,6 +167,7 @@ def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
         data, rate = file[key], None
         if key in surveys:
             rate = surveys[key].mean
+        # Other arrays of counts have a mean worth knowing; one of floats may be anything.
         elif data.ndim == 3 and data.size and data.dtype.kind in "bui":
             total = sum(float(block.sum(dtype=np.float64)) for _, block in blocks(data))
             rate = total / data.size

@@ -17,6 +17,7 @@ def available_bytes() -> int | None:
 
     None where the system does not say.
     """
+    # In a container /proc/meminfo is that of the host, so the lower of both counts.
     known = [number for number in (_meminfo(), _cgroup()) if number is not None]
     if known:
         return min(known)
@@ -41,6 +42,8 @@ def _meminfo() -> int | None:
 
 def _cgroup() -> int | None:
     """Return the bytes that a container's limit leaves."""
+    # Version 2 of cgroups, then version 1. Version 2 writes "max" where there is no limit: int()
+    # refuses it, and the next file is tried.
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

@@ -52,7 +52,7 @@ def length_faults(
                 f"number for each of the {n_trials} trials. Rename it if it is something else."
             )
             continue
-        values = data[()].astype(np.float64)
+        values = data[()].astype(np.float64)  # float64, so that 12.5 and NaN are refused, too
         bad = np.flatnonzero(~((values >= 1) & (values <= n_bins) & (values == np.floor(values))))
         if len(bad):
             problems.append(
@@ -89,6 +89,8 @@ def settle_split(split: str, arrays: Mapping[str, Array], given: Lengths | None)
             f"{len(none)} of {len(lengths)} trials of '{split}' have no observed entry, only NaN: "
             f"trials {list_some(none)} (counted from 0); leave them out of the file."
         )
+    # What the file states counts, even where all is NaN from some earlier bin on: that is how rates
+    # are inferred for last bins in which nothing was recorded.
     lengths = lengths if given is None else given
     for name, array in arrays.items():
         # The generator runs on past the end of a trial, and needs a number there.

@@ -22,8 +22,8 @@ _MOSTLY_COUNTS = 0.99
 # Keys of the user may well resemble those of the schema, so only a slip of a letter or two counts.
 _SIMILAR = 0.85
 
-# Hashes of bins that are compared at a time: 8 MB. All of a large recording's would be as long as
-# the recording itself where it has few channels.
+# Hashes of bins that are compared at a time: 8 MB. Those of a whole recording with one channel
+# would take twice the room of the recording.
 _MOST_HASHES = 1 << 20
 # This many validation windows show the least share below as 25, and bound the comparisons.
 _MOST_WINDOWS = 500
@@ -79,6 +79,7 @@ def silent_channels(surveys: Mapping[str, Survey]) -> list[str]:
             f"{list_some(missing, 30)} (counted from 0). Nothing is learnt of them: their rates in "
             f"the output mean nothing."
         )
+        # A channel that is missing is not silent as well, unless nothing at all was observed.
         if observed.any():
             active = active | ~observed
     if silent := np.flatnonzero(~active).tolist():

@@ -30,6 +30,7 @@ def smoothing_sums(
         raise ValueError(f"width_bins must not be negative, got {width_bins}")
     data = np.asarray(spikes, dtype=np.float64)
     n_bins = data.shape[-2]
+    # Beyond four standard deviations a Gaussian is below 0.04 % of its peak.
     reach = min(math.ceil(4 * width_bins), n_bins)
     lags = np.arange(-reach, reach + 1)
     # Narrower than a hundredth of a bin is no smoothing, and would overflow the square.

@@ -40,6 +40,7 @@ class Survey:
         """
         # Block by block, because temporaries of the whole would double the memory of a large
         # recording; all at once, because each pass reads a streamed array from the disk again.
+        # Hashes are of trials, not of bins: those could take more room than the recording.
         n_trials, n_bins, n_channels = array.shape
         kinds = ("missing", "infinite", "negative", "fractional", "zero")
         counts = {kind: np.zeros(n_channels, np.int64) for kind in kinds}

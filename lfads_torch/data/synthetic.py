@@ -108,9 +108,11 @@ def lorenz(
     cond_idx = np.repeat(np.arange(n_conditions), n_trials)
     data: dict[str, Array] = {}
     for split, chosen in (("train", ~in_valid), ("valid", in_valid)):
+        # In random order, or the trials of a condition would follow one another.
         conditions = rng.permutation(cond_idx[chosen])
         truth = rates[conditions]
         counts = rng.poisson(truth)
+        # Most counts fit into a byte, where int64 takes eight.
         counts = counts.astype(np.min_scalar_type(int(counts.max())))
         data[f"{split}_encod_data"] = counts[:, : n_bins - forward_bins, : n_units - heldout_units]
         data[f"{split}_recon_data"] = counts
@@ -141,6 +143,7 @@ def _trajectories(
     rng: np.random.Generator, n_conditions: int, n_bins: int, time_per_bin: float
 ) -> Array:
     """Standardised Lorenz trajectories, shape (n_conditions, n_bins, 3)."""
+    # Around the middle of the attractor, at z = 25; the burn-in takes every state onto it.
     start = rng.normal(size=(n_conditions, 3)) * 10 + np.array([0.0, 0.0, 25.0])
     states = [_advance(start, _BURN_IN)]
     for _ in range(n_bins - 1):

@@ -15,8 +15,9 @@ from .missing import length_faults
 SPLITS = ("train", "valid", "test")
 REQUIRED_KEYS = tuple(f"{s}_{k}" for s in ("train", "valid") for k in ("encod_data", "recon_data"))
 MODEL_INPUTS = ("encod_data", "recon_data", "ext_input", "truth")
+ARRAY_KEYS = tuple(f"{split}_{name}" for split in SPLITS for name in MODEL_INPUTS)
 SCHEMA_KEYS = (
-    *(f"{split}_{name}" for split in SPLITS for name in MODEL_INPUTS),
+    *ARRAY_KEYS,
     "conversion_factor",
     "readin_weight",
     "readin_offset",
@@ -71,8 +72,9 @@ def find_problems(
     """
     keys = list_keys(file)
     problems = _missing(keys)
+    # Shapes of sound arrays only, so that no fault is reported a second time as a contradiction.
     shapes: dict[str, tuple[int, ...]] = {}
-    for key in SCHEMA_KEYS[:12]:
+    for key in ARRAY_KEYS:
         if key in keys:
             fault = _array_fault(key, file[key])
             if fault:
@@ -104,6 +106,7 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
 def _missing(keys: Sequence[str]) -> list[str]:
     others = [key for key in keys if key not in SCHEMA_KEYS]
     missing = [key for key in REQUIRED_KEYS if key not in keys]
+    # A file of another kind gets one message in place of four.
     if len(missing) == len(REQUIRED_KEYS) and not nearest(missing[0], others):
         return [
             f"none of the required keys is there ({', '.join(missing)}); keys found: "
@@ -181,6 +184,8 @@ def _disagreements(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
         first = shapes.get(f"train_{name}")
         for split in SPLITS[1:]:
             shape = shapes.get(f"{split}_{name}")
+            # The generator has one size of input for all splits; encod_data and recon_data are
+            # required, and said to be missing elsewhere.
             if name == "ext_input" and f"{split}_encod_data" in shapes and not (shape and first):
                 if shape or first:
                     lacking, other = (split, "train") if first else ("train", split)
@@ -213,6 +218,7 @@ def _scalar_and_pcr_faults(
                 f"{show_shape(data.shape)}, type {data.dtype}"
                 + (f", value {value}." if data.size == 1 else ".")
             )
+    # A map may be for the channels that are read or for those that are reconstructed.
     channels = [shapes[k][2] for k in ("train_encod_data", "train_recon_data") if k in shapes]
     for key, ndim, legal in (
         ("readin_weight", 2, "channels x factors"),
