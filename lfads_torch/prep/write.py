@@ -107,22 +107,20 @@ def _write_windows(
     counted, windows = contents.counted, contents.counted.windows
     dtype = _dtype(contents)
     sizes = {split: int((contents.labels == i).sum()) for i, split in enumerate(SPLITS)}
-    shapes = {"encod_data": (windows.n_read, contents.n_read_units)}
+    kinds = {"encod_data": ((windows.n_read, contents.n_read_units), dtype)}
     if recon:
-        shapes["recon_data"] = (windows.n_bins, len(contents.units))
+        kinds["recon_data"] = ((windows.n_bins, len(contents.units)), dtype)
+    for name, (samplers, _) in contents.series.items():
+        n_bins = windows.n_bins if name == "ext_input" else windows.n_read
+        width = sum(sampler.series.n_channels for sampler in samplers)
+        kinds[name] = ((n_bins, width), np.dtype(np.float32))
     data: dict[str, h5py.Dataset] = {}
     for split, size in sizes.items():
-        if not size:
-            continue
-        for name, shape in shapes.items():
-            key = f"{split}_{name}"
-            data[key] = _dataset(file, key, (size, *shape), dtype, compression)
-        for name, (samplers, _) in contents.series.items():
-            n_bins = windows.n_bins if name == "ext_input" else windows.n_read
-            width = sum(sampler.series.n_channels for sampler in samplers)
-            key = f"{split}_{name}"
-            data[key] = _dataset(
-                file, key, (size, n_bins, width), np.dtype(np.float32), compression
+        for name, (shape, kind) in kinds.items() if size else ():
+            # Contiguous, a trial is read straight from the file; HDF5 compresses chunks only.
+            chunks = trial_chunks((size, *shape), kind) if compression else None
+            data[f"{split}_{name}"] = file.create_dataset(
+                f"{split}_{name}", (size, *shape), kind, compression=compression, chunks=chunks
             )
     # Every block of windows holds some of each split; `done` says where each split's go on.
     done = dict.fromkeys(SPLITS, 0)
@@ -150,16 +148,6 @@ def _write_windows(
             chosen = contents.labels == number
             rows_of = {f"{split}_{k}": v[chosen] for k, v in contents.per_window.items()}
             add_to_file(file, rows_of, compression=compression)
-
-
-def _dataset(
-    file: h5py.File, key: str, shape: tuple[int, ...], dtype: np.dtype[Any], compression: str | None
-) -> h5py.Dataset:
-    # Contiguous, a trial is read straight from the file; HDF5 compresses chunks only.
-    if not compression:
-        return file.create_dataset(key, shape, dtype)
-    chunks = trial_chunks(shape, dtype)
-    return file.create_dataset(key, shape, dtype, compression=compression, chunks=chunks)
 
 
 def _dtype(contents: Contents) -> np.dtype[Any]:

@@ -16,8 +16,7 @@ import h5py
 from ...data.find import absolute_pattern, list_some
 from ...errors import DataError
 from .csv import read_csv, read_table
-from .hdf5 import read_hdf5
-from .mat import read_mat
+from .hdf5 import read_hdf5, read_mat
 from .npz import read_npz
 from .nwb import read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table

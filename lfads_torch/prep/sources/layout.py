@@ -241,13 +241,8 @@ def _attrs(node: AnyArray) -> Mapping[str, Any]:
 # ---- which array holds the spikes, what its axes and bins are ------------------------------------
 
 
-class _Spikes(NamedTuple):
-    """Spikes with the keys they were read from, the units' names (may be empty) and notes."""
-
-    spikes: SpikeTimes | BinnedSpikes
-    used: set[str]
-    names: Array
-    notes: list[str]
+# Spikes with the keys they were read from, the units' names (may be empty) and notes.
+_Spikes = tuple[SpikeTimes | BinnedSpikes, set[str], Array, list[str]]
 
 
 def _spikes_key(source: _Source) -> str:
@@ -297,12 +292,12 @@ def _find_spikes(source: _Source, name: str) -> _Spikes:
                 "Binned trials of one length go into one array of trials x bins x units."
             )
         times = SpikeTimes([flat(row) for row in node.rows], clock)
-        return _Spikes(times, {name}, np.array(node.names, dtype=str), notes)
+        return times, {name}, np.array(node.names, dtype=str), notes
     if node.dtype.kind not in "buif":
         raise UserError(f"{source.file}: {name!r} holds {node.dtype}, not numbers (--spikes).")
     if is_vector(node) and not source.options.axes:
         units, used, names = _listed(source, name)
-        return _Spikes(SpikeTimes(units, clock), used, names, notes)
+        return SpikeTimes(units, clock), used, names, notes
     axes, time_name = _axes(source, name, node)
     bin_s, start, notes = _bin_width(source, name, node, time_name)
     given = "by --axes" if source.options.axes else "if not, say so with --axes"
@@ -310,7 +305,7 @@ def _find_spikes(source: _Source, name: str) -> _Spikes:
         0, f"binned spikes: {name!r}, {show_shape(node.shape)}, as {' x '.join(axes)} ({given})"
     )
     spikes = BinnedSpikes(node, axes, bin_s, start)
-    return _Spikes(spikes, {name, time_name or name}, np.empty(0, dtype=str), notes)
+    return spikes, {name, time_name or name}, np.empty(0, dtype=str), notes
 
 
 def _listed(source: _Source, name: str) -> tuple[list[AnyArray], set[str], Array]:
