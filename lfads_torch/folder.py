@@ -21,7 +21,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError, UserError
-from .files import Table, cannot_write, read_table, write_whole
+from .files import Table, cannot_write, is_write_failure, read_table, write_whole
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -163,6 +164,20 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(folder, error) from error
         return is_new
+
+    @contextmanager
+    def writing(self, *, is_new: bool) -> Iterator[None]:
+        """Word failures to write, and remove a new folder in which nothing was written."""
+        try:
+            yield
+        except OSError as error:
+            if is_write_failure(error):
+                raise cannot_write(error.filename or self.path, error) from error
+            raise
+        finally:
+            if is_new:
+                with suppress(OSError):  # not empty
+                    self.path.rmdir()
 
     def delete(self) -> None:
         """Delete what a run or a search left in the folder, and nothing else."""

@@ -9,12 +9,14 @@ can be gone on with. To add a command: write its file and name it in `COMMANDS`.
 
 from __future__ import annotations
 
+import argparse
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..errors import UserError
 from ..progress import Line
 
 COMMANDS = (
@@ -44,6 +46,32 @@ def new_run_folder(name: str) -> Path:
         Path("runs") / f"{stem}{suffix}" for suffix in ("", *map("-{}".format, range(2, 1000)))
     )
     return next(path for path in candidates if not path.exists())
+
+
+def start_run(options: argparse.Namespace, name: str, command: str = "train") -> Path:
+    """Choose the run folder and say where it is; `command` resumes the run there."""
+    given = getattr(options, "resume", None) or options.run_dir or new_run_folder(name)
+    folder = Path(given).expanduser().absolute()
+    options.resume_with = f"lfads {command} --resume {folder}"
+    quieten()
+    print(f"run folder: {folder}", flush=True)
+    return folder
+
+
+def check_resume(options: argparse.Namespace, kind: str) -> None:
+    """Refuse options that contradict ``--resume``."""
+    if options.resume and (options.run_dir or options.config or options.overwrite):
+        raise UserError(
+            f"--resume goes on in the {kind}'s own folder with its own configuration; it "
+            "does not go with --run-dir, --config or --overwrite"
+        )
+
+
+def print_written(*paths: Path | None) -> None:
+    """Print a line for each file that was written; None stands for one that there is not."""
+    for path in paths:
+        if path is not None:
+            print(f"written: {path}")
 
 
 def data_name(overrides: Sequence[str]) -> str:

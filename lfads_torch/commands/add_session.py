@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import new_run_folder, quieten
+from . import print_written, start_run
 
 SUMMARY = "add a session to a trained model"
 TEXT = """\
@@ -39,11 +39,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads add-session --help``."""
     from ..sessions.add import add_session
 
-    given = options.run_dir or new_run_folder(f"add_{Path(options.new).stem}")
-    folder = Path(given).expanduser().absolute()
-    options.resume_with = f"lfads train --resume {folder}"
-    quieten()
-    print(f"run folder: {folder}", flush=True)
+    folder = start_run(options, f"add_{Path(options.new).stem}")
     added = add_session(
         options.run_folder,
         options.new,
@@ -61,7 +57,5 @@ def run(options: argparse.Namespace) -> int:
     for name, (before, after) in added.losses.items():
         note = "  (new)" if name == added.name else ""
         print(f"  {name:{width}}  {before:.5f}  {after:.5f}{note}")
-    for path in (added.result.best_checkpoint, *added.result.outputs):
-        if path is not None:
-            print(f"written: {path}")
+    print_written(added.result.best_checkpoint, *added.result.outputs)
     return 0

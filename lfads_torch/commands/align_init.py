@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from . import print_written
+
 SUMMARY = "align sessions, to start a multi-session model from"
 TEXT = """\
 Find components that sessions with different neurons share (principal-component
@@ -100,7 +102,6 @@ def run(options: argparse.Namespace) -> int:
         target = Path(options.figure).expanduser()
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target)
-        print(f"written: {target}")
-    for path in paths:
-        print(f"written: {path}")
+        print_written(target)
+    print_written(*paths)
     return 0

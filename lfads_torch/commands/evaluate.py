@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from . import print_written
 
 SUMMARY = "score a run beside simpler methods"
 TEXT = """\
@@ -34,8 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads evaluate --help``."""
-    from pathlib import Path
-
     from ..post_run.evaluation import evaluate_run
 
     evaluation = evaluate_run(
@@ -54,6 +55,5 @@ def run(options: argparse.Namespace) -> int:
     place = Path(options.run_folder).expanduser().absolute()
     folder = Path(options.output or (place if place.is_dir() else place.parent)).expanduser()
     print()
-    for path in evaluation.write(folder):
-        print(f"written: {path}")
+    print_written(*evaluation.write(folder))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 SUMMARY = "write a submission to the Neural Latents Benchmark"
 TEXT = """\
@@ -27,8 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads nlb-submit --help``."""
-    from pathlib import Path
-
     from ..post_run.nlb_submission import nlb_submission
 
     place = Path(options.runs[0]).expanduser().absolute()

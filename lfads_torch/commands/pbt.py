@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ..errors import UserError
-from . import data_name, new_run_folder, quieten
+from . import check_resume, data_name, print_written, start_run
 
 SUMMARY = "train a population of models (AutoLFADS) and keep the best"
 TEXT = """\
@@ -51,19 +49,10 @@ def run(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace, command: str, method: str) -> int:
     """Run a search of a kind."""
-    if options.resume and (options.run_dir or options.config or options.overwrite):
-        raise UserError(
-            "--resume goes on in the search's own folder with its own configuration; it "
-            "does not go with --run-dir, --config or --overwrite"
-        )
+    check_resume(options, "search")
     from ..search.run import run_search
 
-    name = f"{data_name(options.overrides)}_{command}"
-    given = options.resume or options.run_dir or new_run_folder(name)
-    folder = Path(given).expanduser().absolute()
-    options.resume_with = f"lfads {command} --resume {folder}"
-    quieten()
-    print(f"run folder: {folder}", flush=True)
+    folder = start_run(options, f"{data_name(options.overrides)}_{command}", command)
     result = run_search(
         options.overrides,
         options.config or f"../configs/{command}.yaml",
@@ -74,7 +63,5 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
         backend=options.backend,
     )
     figures = sorted((folder / "figures").glob("*.png"))
-    for path in (result.best_checkpoint, *result.outputs, *figures):
-        if path is not None:
-            print(f"written: {path}")
+    print_written(result.best_checkpoint, *result.outputs, *figures)
     return 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,33 +94,31 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads prep --help``."""
     from ..prep.options import PrepOptions
 
-    names = set(PrepOptions.__dataclass_fields__)
+    # What is not given keeps the default of `PrepOptions`, which says it once.
     chosen = {k: v for k, v in vars(options).items() if v is not None and v is not False}
-    given = {k: v for k, v in chosen.items() if k in names}
+    given = {k: v for k, v in chosen.items() if k in PrepOptions.__dataclass_fields__}
     if options.nlb:
-        return _run_nlb(options, given)
-    if len(options.files) != 1:
+        make = _make_nlb(options, given)
+    elif len(options.files) != 1:
         raise UserError(
             f"name one recording; found {len(options.files)}"
             + (" (--nlb takes several)" if options.files else "")
         )
-    [source] = options.files
-    if options.list:
+    elif options.list:
         from ..prep import SourceOptions, describe_recording, open_recording
 
-        source_names = set(SourceOptions.__dataclass_fields__)
-        reading = SourceOptions(**{k: v for k, v in given.items() if k in source_names})
-        print(describe_recording(open_recording(source, reading)))
+        names = set(SourceOptions.__dataclass_fields__)
+        reading = SourceOptions(**{k: v for k, v in given.items() if k in names})
+        print(describe_recording(open_recording(options.files[0], reading)))
         return 0
-    from ..prep.prepare import prepare
+    else:
+        from ..prep.prepare import prepare
 
-    width = f"_{options.bin_ms:g}ms" if options.bin_ms else "_lfads"
-    output = options.output or f"{Path(source).stem}{width}.h5"
+        width = f"_{options.bin_ms:g}ms" if options.bin_ms else "_lfads"
+        output = options.output or f"{Path(options.files[0]).stem}{width}.h5"
+        make = partial(prepare, options.files[0], output, PrepOptions(**given))
     with terminal_line(0.1) as line:
-        done = prepare(
-            source,
-            output,
-            PrepOptions(**given),
+        done = make(
             overwrite=options.overwrite,
             progress=lambda what, n_done, n: line.show(f"{what} {n_done}/{n}"),
         )
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run_nlb(options: argparse.Namespace, given: dict[str, Any]) -> int:
+def _make_nlb(options: argparse.Namespace, given: dict[str, Any]) -> Callable[..., Any]:
     from ..prep.nlb import prepare_nlb
 
     free = {"bin_ms", "compress", "strict"}
@@ -137,17 +137,7 @@ def _run_nlb(options: argparse.Namespace, given: dict[str, Any]) -> int:
         )
     if options.list:
         raise UserError("--list looks into one file; leave out --nlb")
-    with terminal_line(0.1) as line:
-        done = prepare_nlb(
-            options.nlb,
-            options.files,
-            options.output,
-            overwrite=options.overwrite,
-            progress=lambda what, n_done, n: line.show(f"{what} {n_done}/{n}"),
-            **given,
-        )
-    _report(done)
-    return 0
+    return partial(prepare_nlb, options.nlb, options.files, options.output, **given)
 
 
 def _report(done: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from . import quieten, terminal_line
+from . import print_written, quieten, terminal_line
 
 if TYPE_CHECKING:
     from ..post_run.report import Wanted
@@ -76,6 +76,5 @@ def run(options: argparse.Namespace) -> int:
         )
     for finding in report.findings:
         print(f"{finding.level}: {finding.title}. {finding.text}")
-    for path in (*report.figures, report.path):
-        print(f"written: {path}")
+    print_written(*report.figures, report.path)
     return 0

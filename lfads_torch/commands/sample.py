@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import quieten
+from . import print_written, quieten
 
 SUMMARY = "average posterior samples of a trained model"
 TEXT = """\
@@ -59,6 +59,5 @@ def run(options: argparse.Namespace) -> int:
         config=options.config,
         reconstruction=options.reconstruction,
     )
-    for path in paths:
-        print(f"written: {path}")
+    print_written(*paths)
     return 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from ..errors import UserError
-from . import data_name, new_run_folder, quieten
+from . import check_resume, data_name, print_written, start_run
 
 SUMMARY = "train a model and average its posterior samples"
 TEXT = """\
@@ -35,19 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads train --help``."""
-    if options.resume and (options.run_dir or options.config or options.overwrite):
-        raise UserError(
-            "--resume goes on in the run's own folder with its own configuration; it "
-            "does not go with --run-dir, --config or --overwrite"
-        )
+    check_resume(options, "run")
     # Imported here, so that a wrong option is refused before torch is loaded.
     from ..run_model import run_model
 
-    given = options.resume or options.run_dir or new_run_folder(data_name(options.overrides))
-    folder = Path(given).expanduser().absolute()
-    options.resume_with = f"lfads train --resume {folder}"
-    quieten()
-    print(f"run folder: {folder}", flush=True)
+    folder = start_run(options, data_name(options.overrides))
     result = run_model(
         options.overrides,
         config_path=options.config or "../configs/single.yaml",
@@ -55,7 +45,5 @@ def run(options: argparse.Namespace) -> int:
         resume=bool(options.resume),
         overwrite=options.overwrite,
     )
-    for path in (result.best_checkpoint, *result.outputs):
-        if path is not None:
-            print(f"written: {path}")
+    print_written(result.best_checkpoint, *result.outputs)
     return 0

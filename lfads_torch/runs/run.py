@@ -7,8 +7,8 @@ import platform
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import ConfigError, UserError
-from ..files import cannot_write, is_write_failure
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from .build import build, build_model, build_trainer, pick_device
 from .check_config import arguments_of, check_config, find_target
@@ -141,20 +140,11 @@ def run_model(
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
     given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
-    try:
-        # Existing YAML and Lightning's loggers write below the working directory, and scripts of
-        # labs change into the run folder themselves.
-        with _inside(folder):
-            run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
-            return run.run(do_train, do_posterior_sample)
-    except OSError as error:
-        if is_write_failure(error):
-            raise cannot_write(error.filename or folder, error) from error
-        raise
-    finally:
-        if is_new:
-            with suppress(OSError):  # not empty: the run got as far as writing something
-                folder.rmdir()
+    # Existing YAML and Lightning's loggers write below the working directory, and scripts of labs
+    # change into the run folder themselves.
+    with RunFolder(folder).writing(is_new=is_new), chdir(folder):
+        run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
+        return run.run(do_train, do_posterior_sample)
 
 
 class _Run:
@@ -296,16 +286,6 @@ class _Run:
         finally:
             model.to("cpu")
         return [Path(output).absolute() for output in outputs or []]
-
-
-@contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    start = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(start)
 
 
 def _relative(path: Path, folder: Path) -> str:

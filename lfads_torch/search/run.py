@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UserError, did_you_mean
-from ..files import cannot_write, is_write_failure
 from ..folder import CONFIG, RunFolder
 from ..run_model import RunResult
 from ..runs.compose import Overrides, compose_config
@@ -77,18 +75,10 @@ def run_search(
     )
     settings = check_search(config)
     is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)
-    try:
+    with RunFolder(folder).writing(is_new=is_new):
         if backend == "ray":
             from .ray import run_ray_search
 
             kind = settings.method
             return run_ray_search(config, folder, kind=kind, resume=resume, overwrite=overwrite)
         return search_locally(config, settings, folder, resume=resume, overwrite=overwrite)
-    except OSError as error:
-        if is_write_failure(error):
-            raise cannot_write(error.filename or folder, error) from error
-        raise
-    finally:
-        if is_new:
-            with suppress(OSError):  # not empty: the search got as far as writing something
-                folder.rmdir()
