@@ -69,14 +69,13 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     plan.per_window = {"trial": rows, "window_start": windows.starts}
     if lengths is not None:
         plan.per_window["lengths"] = lengths
-    names = [*options.conditions, *options.keep]
-    for name in dict.fromkeys(names):
-        column = find(recording.trials, name, "column of the trials")
+    names = dict.fromkeys([*options.conditions, *options.keep])
+    columns = {name: find(recording.trials, name, "column of the trials") for name in names}
+    for name, column in columns.items():
         # HDF5 would make a group of what stands before a slash.
         plan.per_window[name.replace("/", "_")] = column[rows]
     strata = None
     if options.conditions:
-        columns = {n: find(recording.trials, n, "column of the trials") for n in options.conditions}
         conditions, strata = conditions_of(columns, options.conditions, rows)
         plan.per_window["cond_idx"] = strata
         plan.notes.append(f"conditions: {len(conditions)} by {', '.join(options.conditions)}")
@@ -236,7 +235,7 @@ def implausible_rates(recording: Recording) -> list[str]:
     what = "milliseconds or samples" if rate < _SLOW else "seconds"
     return [
         f"the median unit fires {rate:.3g} spikes/s over {last - first:.6g} s, which is not what "
-        f"neurons do: are times in {what}? Say it with --time-unit s, ms, us or samples"
+        f"neurons do: are times in {what}? Give their unit with --time-unit s, ms, us or samples"
     ]
 
 

@@ -141,4 +141,4 @@ def _bin_width(recording: Recording, options: PrepOptions) -> float:
         return number("--bin-ms", options.bin_ms, above=0) / 1000
     if isinstance(recording.spikes, BinnedSpikes):
         return recording.spikes.bin_s
-    raise UserError("How wide are the bins to be? Say it with --bin-ms; 5 to 20 ms are usual.")
+    raise UserError("The bin width is missing: give it with --bin-ms; 5 to 20 ms are usual.")

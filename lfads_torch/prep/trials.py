@@ -212,6 +212,6 @@ def _whole_trials(recording: Recording) -> Align:
     if isinstance(spikes, BinnedSpikes) and "trial" in spikes.axes:
         return Align("start_time", 0.0, spikes.trial_bins * spikes.bin_s * 1000)
     raise UserError(
-        "Where in a trial is the window? Say it with --align EVENT:START:STOP (ms), such as "
+        "The window of a trial is missing: give it with --align EVENT:START:STOP (ms), such as "
         f"start_time:0:600. Columns of numbers: {list_some(numeric_columns(recording.trials), 20)}."
     )

@@ -172,7 +172,7 @@ def _binned(path: Path, header: list[str], delimiter: str, options: SourceOption
         bin_s = options.input_bin_ms / 1000
     if bin_s is None or not bin_s > 0:
         raise UserError(
-            f"{path.name}: how wide are its bins? Say it with --input-bin-ms (it has no column "
+            f"{path.name}: the bin width is unknown: give it with --input-bin-ms (it has no column "
             f"of ascending times). For spike times it needs columns {_TIME[0]} and {_UNIT[0]}; it "
             f"has {list_some(header, 20)}."
         )

@@ -275,7 +275,7 @@ def _spikes_key(source: _Source) -> str:
         for k, n in tree.items()
     ]
     raise UserError(
-        f"{source.file}: which array holds the spikes? Name it with --spikes. The file has: "
+        f"{source.file}: which array holds the spikes is unclear; name it with --spikes. It has: "
         f"{list_some(arrays, 20) or 'nothing'}."
     )
 
