@@ -22,15 +22,12 @@ _DRAWS_AT_ONCE = 128
 class PsthScore:
     """R2 between condition averages of rates and PSTHs (Pei et al. 2021), the mean over neurons."""
 
-    # Of each condition: the summands of its trials' rates in bins that are scored, shape
-    # (trials, bins, neurons), 0 in bins that a trial's window did not reach
-    sums: list[NDArray[Any]]
-    # Which bins it reached, shape (trials, bins)
-    reached: list[FloatArray]
-    # The trials
-    members: list[NDArray[np.int64]]
-    # The PSTH, shape (bins, neurons)
-    targets: list[FloatArray]
+    # An entry for each condition, of the bins that are scored. Rates are 0 in bins that a trial's
+    # window did not reach, so that sums over trials leave them out.
+    sums: list[NDArray[Any]]  # rates, shape (trials, bins, neurons)
+    reached: list[FloatArray]  # shape (trials, bins)
+    members: list[NDArray[np.int64]]  # trials
+    targets: list[FloatArray]  # PSTH, shape (bins, neurons)
 
     @classmethod
     def of(
@@ -160,11 +157,9 @@ def psth_r2(
 class SpeedScore:
     """Correlation of neural speed with the produced interval, the mean over conditions."""
 
-    # speed, produced: NaN where a trial has none; shape (trials,)
-    speed: FloatArray
-    produced: FloatArray
-    # Trials of each condition
-    conditions: list[NDArray[np.int64]]
+    speed: FloatArray  # shape (trials,); NaN where a trial has none
+    produced: FloatArray  # shape (trials,); NaN where unknown
+    conditions: list[NDArray[np.int64]]  # trials of each
 
     @classmethod
     def of(cls, rates: ArrayLike, behavior: ArrayLike, mask: ArrayLike) -> SpeedScore:

@@ -23,10 +23,8 @@ NLB_BIN_MS = 5.0
 class RatesAndBehavior(NamedTuple):
     """Trials of a split."""
 
-    # Spikes per bin; shape (trials, bins, neurons)
-    rates: FloatArray
-    # shape (trials, bins, columns) or (trials, columns)
-    behavior: FloatArray | None
+    rates: FloatArray  # spikes per bin, shape (trials, bins, neurons)
+    behavior: FloatArray | None  # shape (trials, bins, columns) or (trials, columns)
 
 
 def nlb_scores(

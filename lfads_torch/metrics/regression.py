@@ -23,10 +23,8 @@ _BLOCK_ENTRIES = 1 << 16
 class LinearMap(NamedTuple):
     """``y = x @ weight + bias``."""
 
-    # shape (features, targets)
-    weight: FloatArray
-    # shape (targets,)
-    bias: FloatArray
+    weight: FloatArray  # shape (features, targets)
+    bias: FloatArray  # shape (targets,)
 
     def __call__(self, x: ArrayLike) -> FloatArray:
         """Predict from `x` of shape (..., features)."""
@@ -36,12 +34,9 @@ class LinearMap(NamedTuple):
 class RidgeChoice(NamedTuple):
     """A ridge regression whose penalties were chosen by cross-validation."""
 
-    # Fitted to all samples
-    fit: LinearMap
-    # The penalties; shape (targets,)
-    alpha: FloatArray
-    # Mean over folds of the R2 in the fold left out; shape (targets,)
-    score: FloatArray
+    fit: LinearMap  # to all samples
+    alpha: FloatArray  # penalties, shape (targets,)
+    score: FloatArray  # mean over folds of the R2 in the fold left out, shape (targets,)
 
 
 def finite_rows(*arrays: ArrayLike) -> list[FloatArray]:

@@ -38,7 +38,7 @@ def time_tolerance(latest: float, stored: DTypeLike = np.float64) -> float:
     dtype = np.dtype(stored)
     if dtype.kind != "f" or not np.isfinite(latest):
         return TOLERANCE_S
-    # Storing a time rounds it by half a spacing, the sums that it came from by as much or more.
+    # Storing a time rounds it by half a spacing; sums before that may have rounded it once more.
     return max(TOLERANCE_S, 2 * float(np.spacing(np.asarray(abs(latest), dtype))))
 
 

@@ -253,7 +253,7 @@ def _blocks(segments: Indices, block: int, window: int) -> Indices:
         if stop - start < window:
             continue
         edges = [*range(start, stop, block), stop]
-        # As a block, such a rest would have no window, and its bins would be in no split.
+        # A block shorter than a window would have none, and its bins would be in no split.
         if len(edges) > 2 and stop - edges[-2] < window:
             del edges[-2]
         blocks += itertools.pairwise(edges)
@@ -272,7 +272,7 @@ def check_fractions(valid: float, test: float) -> None:
 def _default_block(n_bins: int, window: int, overlap: int, fraction: float) -> int:
     """Return a length that windows tile exactly: ten, or fewer to have blocks for all splits."""
     step, n_blocks = window - overlap, math.ceil(1 / fraction)
-    # A split of a fraction 1/n takes n blocks or more.
+    # For a split to have 1/n of the blocks, the recording needs n blocks or more.
     count = (n_bins // n_blocks - overlap) // step
     return step * max(1, min(count, _BLOCK_WINDOWS)) + overlap
 

@@ -50,8 +50,8 @@ class CountStore:
             self._data = np.zeros(shape, dtype)
             return
         with self._disk():
-            # In the output's folder: /tmp is often small, or in memory. Rows, which HDF5 writes as
-            # a whole, are what comes at once: the counts of a unit, or bins of all units.
+            # In the output's folder, since /tmp is often small, or in memory. What comes at once is
+            # a row, which HDF5 keeps together: the counts of a unit, or bins of all units.
             self._temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".counts-")
             file = h5py.File(Path(self._temporary.name) / "counts.h5", "w")
             self._data = file.create_dataset("counts", shape, dtype)
@@ -220,8 +220,8 @@ def _is_continuous(spikes: BinnedSpikes) -> bool:
     """Return whether some stretches of a binned recording hold values that are no counts."""
     if spikes.array.dtype.kind in "bui":
         return False
-    # Four stretches decide, for the file may be large. Counts are summed into wider bins, other
-    # values averaged; so where the four hold counts, a fraction elsewhere is an error.
+    # Counts are summed into wider bins, other values averaged. Four stretches decide, since a file
+    # may be large; where they hold counts, a fraction elsewhere is an error.
     length = min(spikes.n_bins, max(1, (1 << 20) // spikes.n_units))
     starts = np.linspace(0, spikes.n_bins - length, 4).astype(int).tolist()
     return any(_count_fractions(spikes.read(start, start + length)) for start in starts)

@@ -252,8 +252,8 @@ class NLBSession:
         if recipe.from_event:
             produced = recording.trials[recipe.columns[-1]].astype(np.float64)
             window_ms = recipe.stop_ms - recipe.start_ms
-            # Drawn for all trials of a split in the file's order, before any is left out: a draw
-            # less would move every window after it.
+            # Drawn for all trials of a split in the file's order, before any is left out: with one
+            # draw less, all later windows would differ from the published ones.
             for number in (0, 1):
                 of_split = labels == number
                 shift[of_split] = _jitter_bins(produced[of_split], window_ms, self.bin_ms)
@@ -438,7 +438,7 @@ def _jitter_bins(produced_ms: Floats, window_ms: float, bin_ms: float, seed: int
     split in order) in the window, at most 300 ms; 0 where the interval is unknown.
     """
     most = np.clip(window_ms - np.nan_to_num(produced_ms, nan=window_ms), 0, 300)
-    # Rounded before it is floored: 45 ms are nine bins of 5 ms, whatever the division leaves.
+    # Rounded before it is floored: rounding of the division must not cost a bin.
     most = np.floor(np.round(most / bin_ms, 4))
     # NumPy's legacy generator, as the benchmark used: only it gives the published windows.
     draws = np.random.RandomState(seed).random_sample(len(most))
@@ -464,14 +464,14 @@ def _condition_averages(
     lags = np.arange(taps) - (taps - 1) / 2
     kernel = np.exp(-0.5 * (lags / smoothing_ms) ** 2)
     kernel /= kernel.sum()
-    # So many milliseconds before and after the window reach into it.
+    # Spikes this number of milliseconds before and after a window reach into it.
     before, after = taps // 2, (taps - 1) // 2
     length = n_bins * bin_ms + before + after
     averages = np.zeros((len(members), n_bins, spikes.n_units))
     early = starts - before * _MS
     for unit in range(spikes.n_units):
         progress("averaging conditions, unit", unit, spikes.n_units)
-        # One unit at a time: at 1 ms, a thousand windows of a second take 2 MB for each.
+        # One unit at a time: at 1 ms, a thousand windows of a second take 2 MB for each unit.
         counts = np.zeros((len(starts), length), dtype=np.uint16)
         for times, tolerance in spikes.blocks(unit):
             slack = max(tolerance, TOLERANCE_S)

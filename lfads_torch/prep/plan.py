@@ -117,7 +117,7 @@ def _labels(
 ) -> Labels:
     how = options.split
     if how is None:
-        # Only as text: numbers in a column of this name may mean anything.
+        # Only a column of text: numbers under this name may mean anything.
         given = "split" in recording.trials and recording.trials["split"].dtype.kind == "U"
         how = "split" if given else "random" if strata is None else "conditions"
     fractions: dict[str, Any] = {
@@ -135,7 +135,7 @@ def _labels(
         labels = draw_splits(n, strata=strata, **fractions)
     elif how == "blocks":
         labels[order] = draw_splits(n, block=options.block, **fractions)
-        # Moved into the other block, they would overlap windows of the block that they came from.
+        # Left out, because in the other block they would overlap windows of the block they left.
         shared = overlapping(windows, labels)
         labels[shared] = UNUSED
         if shared.any():
@@ -202,8 +202,8 @@ def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, Flags]:
         low, high = np.floor((np.array([first, last]) - origin) / bin_s + 1e-9).astype(int)
         return origin + low * bin_s, np.ones(high - low + 1, dtype=bool)
     stretches = np.array([[first, last]]) if stretches is None else stretches
-    # Whole bins alone: one that was observed for a while only has too few spikes. The end is the
-    # first edge of the mirrored grid.
+    # Only bins that were observed whole: others have too few spikes. The last edge at or before the
+    # end is the first one at or after it in mirrored time.
     begin = first_bin(stretches[:, 0], bin_s, origin)
     end = -first_bin(-(stretches[:, 1] - origin), bin_s)
     low = int(begin.min())

@@ -59,7 +59,7 @@ class Sampler:
 
     def _average(self, values: Floats, begin: int, bins: Floats) -> Floats:
         known = np.isfinite(values)
-        # Sums that run on lose digits to a mean; without it they lose none that matter.
+        # A running sum of values far from 0 loses digits; of deviations from the mean it does not.
         mean = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         total = np.zeros((len(values) + 1, values.shape[1]))
         np.cumsum(np.where(known, values - mean, 0), axis=0, out=total[1:])

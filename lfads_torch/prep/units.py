@@ -59,7 +59,7 @@ class UnitSums:
         # Rounding can leave a silent unit a variance just below 0.
         spread = np.sqrt(np.maximum(covariance.diagonal(), 0))
         scale = np.outer(spread, spread)
-        # Below, what rounding leaves of units that never vary would be divided by itself.
+        # Units that never vary have 0: what rounding leaves of their variance says nothing.
         return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12)
 
 

@@ -107,7 +107,6 @@ def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> No
 
 def _cells(file: h5py.File, node: Any) -> Node:
     """Read a MATLAB cell array, or a field of an array of structs."""
-    # Stored row by row of the reversed array, which MATLAB counts down its columns.
     members = [file[reference] for reference in node[()].T.ravel()]
     kinds = [member.attrs.get("MATLAB_class", b"") for member in members]
     if members and all(kind == b"char" for kind in kinds):

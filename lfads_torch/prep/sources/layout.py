@@ -136,7 +136,7 @@ def _gather(tree: Tree) -> Tree:
     for stem, members in groups.items():
         keys = [key for _, key in sorted(members)]
         named = _last(stem) in _SPIKES
-        # Lists of one length may as well be columns of a table; of several, they are units.
+        # Numbered lists of one length may be columns of a table; of several lengths they are units.
         if stem not in tree and (named or len({vectors[key].shape for key in keys}) > 1):
             for key in keys:
                 del result[key]
@@ -160,7 +160,7 @@ def _table(
             tail = key.removeprefix(prefix)
             if tail != key and tail[:1] in (".", "_") and vector.dtype.kind in "buifSUO":
                 columns[tail[1:]] = as_text(vector[:])
-        # A group may hold more than its table, such as a sampling rate: most lengths decide.
+        # A group may hold more than its table, such as a sampling rate: the usual length decides.
         sizes = [len(column) for column in columns.values()]
         size = n_rows if n_rows is not None else max(sizes, key=sizes.count, default=0)
         other = [f"{k} ({len(column)})" for k, column in columns.items() if len(column) != size]
