@@ -18,12 +18,21 @@ from torch import Tensor
 
 from .compat.checkpoints import arguments_from, data_settings, untrained
 from .compat.records import load_pickled
+from .compat.training import beside, matching_weights
 from .errors import ConfigError, UserError
 from .folder import RunFolder
 from .model import LFADS
 from .modules.spec import from_spec
 
-__all__ = ["data_settings", "find_checkpoint", "load_model", "load_weights", "read_checkpoint"]
+__all__ = [
+    "data_settings",
+    "find_checkpoint",
+    "load_model",
+    "load_weights",
+    "newest_checkpoint",
+    "read_checkpoint",
+    "restore",
+]
 
 PARAMETER_GROUPS = ("readin", "encoder", "decoder", "readout", "recon", "ic_prior", "co_prior")
 """First parts of the names of an LFADS model's parameters; others in a state dict are not its."""
@@ -95,15 +104,11 @@ def load_model(
         if description:
             values = {**_described(checkpoint, description), **arguments}
         else:
-            values, weights = arguments_from(checkpoint, weights, arguments, file, config, data)
+            values = arguments_from(checkpoint, weights, arguments, file, config, data)
         model = LFADS(**values)
     except UserError as error:
         raise type(error)(f"{file}: {error}") from error
-    if not description and not any(name.startswith("recon.") for name in weights):
-        # Scales of a reconstruction in a bare list were neither trained nor stored.
-        state = model.state_dict()
-        weights |= {name: state[name] for name in state if name.startswith("recon.")}
-    load_weights(model, weights, file)
+    load_weights(model, weights if description else matching_weights(weights, model), file)
     frozen = set(description["frozen"]) if description else untrained(checkpoint)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -126,11 +131,25 @@ def find_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
     states = read_checkpoint(newest).get("callbacks")
     for state in states.values() if isinstance(states, Mapping) else ():
         name = state.get("best_model_path") if isinstance(state, Mapping) else None
-        if isinstance(name, str) and name:
-            named = path.with_name(name.replace("\\", "/").rpartition("/")[2])
-            if named.is_file():
-                return named
+        if isinstance(name, str) and (named := beside(path, name)):
+            return named
     return path
+
+
+def newest_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
+    """Return the checkpoint to go on from: the newest directly in a folder, else as above."""
+    files = [file for file in Path(place).glob("*.ckpt") if file.is_file()]
+    if files:
+        return max(files, key=lambda file: (file.stat().st_mtime, file.stem == "last", file.name))
+    return find_checkpoint(place, best=best)
+
+
+def restore(model: LFADS, path: Path) -> dict[str, Any]:
+    """Copy a checkpoint's weights into a model that a configuration describes; return its rest."""
+    state = read_checkpoint(path)
+    weights = state["state_dict"] if "lfads" in state else _weights(state, path)
+    load_weights(model, weights if "lfads" in state else matching_weights(weights, model), path)
+    return state
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from .arguments import NUMBERS, TUNABLES, check_numbers
+from .compat.training import take_over
 from .data import StoredArray, blocks
 from .errors import ConfigError, number, one_of
 from .metrics import SMOOTHING, ExpSmoothedMetric
@@ -482,6 +484,8 @@ class LFADS(Network, pl.LightningModule):
         """Restore the state of training; refuse a checkpoint of other sessions."""
         state = checkpoint.get("lfads")
         if state is None:
+            path = self._trainer.ckpt_path if self._trainer is not None else None
+            warnings.warn(take_over(checkpoint, self, Path(path) if path else None), stacklevel=2)
             return
         theirs = state["session_names"]
         if self.session_names and theirs and self.session_names != theirs:

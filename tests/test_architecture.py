@@ -21,7 +21,7 @@ LAYERS = [
     "errors seeds tuples files progress folder utils compat",
     "arguments kernels data search.space search.rules search.settings search.history",
     "modules metrics datamodules prep sessions.align sessions.align_files compat.populations",
-    "network",
+    "network compat.training",
     "objective",
     "model modules.l2",
     "compat.checkpoints compat.records",

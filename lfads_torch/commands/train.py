@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
+from ..errors import UserError
 from . import check_resume, data_name, print_written, start_run
 
 SUMMARY = "train a model and average its posterior samples"
@@ -17,7 +19,8 @@ EXAMPLES = """\
   lfads train --config multi datamodule.datafile_pattern='sessions/*.h5'
   lfads train datamodule.datafile_pattern=my_data.h5 model.gen_dim=200
   lfads train --resume runs/my_run
-  lfads train --resume runs/my_run trainer.max_epochs=2000"""
+  lfads train --resume runs/my_run trainer.max_epochs=2000
+  lfads train --resume old_run --config configs/single.yaml trainer.max_epochs=2000"""
 TAKES_OVERRIDES = True
 
 
@@ -33,7 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads train --help``."""
-    check_resume(options, "run")
+    if options.config and _left_no_config(options.resume):
+        check_resume(argparse.Namespace(**{**vars(options), "config": None}), "run")
+    else:
+        check_resume(options, "run")
+        if _left_no_config(options.resume):
+            raise UserError(
+                f"{options.resume} holds a run without config.yaml, as the existing lfads_torch "
+                "leaves it; name the configuration it was trained with: --config "
+                "configs/single.yaml model=... datamodule=..."
+            )
     # Imported here, so that a wrong option is refused before torch is loaded.
     from ..run_model import run_model
 
@@ -47,3 +59,12 @@ def run(options: argparse.Namespace) -> int:
     )
     print_written(result.best_checkpoint, *result.outputs)
     return 0
+
+
+def _left_no_config(run: str | None) -> bool:
+    """Whether a folder is a run of the existing implementation."""
+    from ..folder import CONFIG, RunFolder
+
+    folder = Path(run or "").expanduser()
+    has_config = (folder / CONFIG).is_file()
+    return run is not None and not has_config and RunFolder(folder).checkpoint() is not None

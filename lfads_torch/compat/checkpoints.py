@@ -50,8 +50,8 @@ def arguments_from(
     path: Path,
     config: str | Path | Mapping[str, Any] | None = None,
     data: Any = None,
-) -> tuple[dict[str, Any], Weights]:
-    """Return the constructor's arguments, with those that are given, and the weights to load."""
+) -> dict[str, Any]:
+    """Return the constructor's arguments, with those that are given."""
     stored = checkpoint.get("hyper_parameters")
     stored = stored.attributes if isinstance(stored, Record) else stored
     answer = config if isinstance(config, Mapping) or config is None else read_configuration(config)
@@ -71,7 +71,6 @@ def arguments_from(
     ):
         if not (counts and given.get("variational", values.get("variational", True))):
             # Nothing is compared with this prior, whatever was configured.
-            weights = {k: v for k, v in weights.items() if not k.startswith(f"{name}.")}
             values[name] = priors.Null()
         elif name not in given:
             values[name] = _prior(name, size, weights, _first(nodes, name))
@@ -90,7 +89,7 @@ def arguments_from(
     question = _Question(widths, reads or [0], _data_files(path, data, beside, len(widths)))
     recon = given.get("reconstruction", _first(nodes, "reconstruction"))
     values["reconstruction"] = _reconstruction(recon, weights, question)
-    return {**values, **given, "reconstruction": values["reconstruction"]}, weights
+    return {**values, **given, "reconstruction": values["reconstruction"]}
 
 
 def read_configuration(path: str | Path) -> dict[str, Any]:

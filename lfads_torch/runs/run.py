@@ -106,6 +106,7 @@ def run_model(
         The run folder; the working directory by default.
     resume : bool, default=False
         Go on with the run that `run_dir` holds, with its own configuration, from its last epoch.
+        A run of the existing implementation holds none: there `config_path` and `overrides` count.
     overwrite : bool, default=False
         Delete the run that `run_dir` holds.
 
@@ -123,13 +124,15 @@ def run_model(
     folder = Path(run_dir or Path.cwd()).expanduser().absolute()
     continued = checkpoint_dir is not None and RunFolder(folder).kind != "none"
     if resume:
-        if not (folder / CONFIG).is_file():
+        # The existing implementation leaves no configuration: there `config_path` counts.
+        is_old = not (folder / CONFIG).is_file() and RunFolder(folder).checkpoint() is not None
+        if not (folder / CONFIG).is_file() and not is_old:
             raise ConfigError(f"{folder} holds no run to resume: there is no {folder / CONFIG}")
         if RunFolder(folder).kind == "search":
             raise ConfigError(
                 f"{folder} holds a search; go on with it: lfads pbt --resume {folder}"
             )
-        config_path = folder / CONFIG
+        config_path = config_path if is_old else folder / CONFIG
     config = compose_config(config_path, overrides or ())
     _drop_old_arguments(config)
     check_config(config)
@@ -204,7 +207,7 @@ class _Run:
         )
 
     def _train(self, model: LFADS, datamodule: Any) -> tuple[dict[str, Any], dict[str, float]]:
-        from ..checkpoint import load_weights, read_checkpoint
+        from ..checkpoint import restore
         from .resume import RUN_KEY
 
         if self.overwrite:
@@ -212,8 +215,7 @@ class _Run:
         checkpoint = self._checkpoint_to_go_on_from()
         step = 0
         if checkpoint is not None:
-            state = read_checkpoint(checkpoint)
-            load_weights(model, state["state_dict"], checkpoint)
+            state = restore(model, checkpoint)
             step = int(state.get("global_step", 0))
             run = state.get(RUN_KEY, {})
             first = int(run.get("first_step", 0))
@@ -245,9 +247,10 @@ class _Run:
 
     def _checkpoint_to_go_on_from(self) -> Path | None:
         if self.given is None:
-            last = self.folder / LAST
-            return last if self.goes_on and last.is_file() else None
-        path = RunFolder(self.given).checkpoint()
+            return RunFolder(self.folder).checkpoint() if self.goes_on else None
+        from ..checkpoint import newest_checkpoint
+
+        path = newest_checkpoint(self.given)
         if path is None:
             raise UserError(f"checkpoint_dir={self.given}: there is no checkpoint (*.ckpt) in it")
         return path
@@ -265,17 +268,19 @@ class _Run:
                 signal.signal(signal.SIGINT, interrupt)
 
     def _sample(self, model: LFADS, datamodule: Any, *, trained: bool) -> list[Path]:
-        from ..checkpoint import load_weights, read_checkpoint
+        from ..checkpoint import find_checkpoint, newest_checkpoint, restore
 
         settings = self.config.get("posterior_sampling") or {}
         if not settings.get("fn"):
             return []
         best = bool(settings.get("use_best_ckpt", True))
-        place = self.folder if trained or self.given is None else self.given
-        path = RunFolder(place).checkpoint(best=best)
+        place, find = self.folder, find_checkpoint
+        if self.given is not None and not trained:
+            place, find = self.given, newest_checkpoint
+        path = find(place, best=best)
         if path is None:
             raise UserError(f"{place} holds no checkpoint to sample from; train first")
-        load_weights(model, read_checkpoint(path)["state_dict"], path)
+        restore(model, path)
         known = arguments_of(find_target(settings["fn"]["_target_"], "posterior_sampling.fn"))
         facts = {"run": str(self.folder), "checkpoint": _relative(path, self.folder)}
         facts = {name: value for name, value in facts.items() if name in known.legal}

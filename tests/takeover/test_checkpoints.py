@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 import shutil
@@ -15,14 +16,19 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from lfads_torch.checkpoint import find_checkpoint, load_model, read_checkpoint
+from lfads_torch.checkpoint import find_checkpoint, load_model, newest_checkpoint, read_checkpoint
+from lfads_torch.commands import train
 from lfads_torch.compat.records import Record, load_pickled
+from lfads_torch.compat.training import take_over
 from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.model import LFADS
 from lfads_torch.modules import augmentations, priors, recons
+from lfads_torch.run_model import run_model
+from lfads_torch.runs import build
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.tuples import SessionBatch
 
@@ -415,6 +421,205 @@ def test_sampling_a_run_folder_whose_data_exist(tmp_path: Path) -> None:
     (path,) = sample_run(run, num_samples=1, output=tmp_path / "o.h5")
     with h5py.File(path) as file:
         assert file["valid_factors"].shape == (4, 24, 8)
+
+
+# ---- training on -------------------------------------------------------------------------------
+
+
+class Spy(pl.Callback):
+    """Notes where training starts."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (optimizer,) = trainer.optimizers
+        self.at = (trainer.current_epoch, trainer.global_step)
+        self.moments = {
+            name: copy.deepcopy(optimizer.state[parameter])
+            for name, parameter in pl_module.named_parameters()
+            if parameter in optimizer.state
+        }
+        self.smoothed = float(pl_module.recon_smth.smoothed)
+        self.best = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    spy, callbacks = Spy(), build._callbacks
+    monkeypatch.setattr(build, "_callbacks", lambda *args: [*callbacks(*args), spy])
+    return spy
+
+
+MODEL = {
+    "encod_data_dim": 14,
+    "encod_seq_len": 20,
+    "recon_seq_len": 24,
+    "ic_enc_dim": 12,
+    "ic_dim": 12,
+    "ci_enc_dim": 10,
+    "con_dim": 10,
+    "co_dim": 2,
+    "gen_dim": 20,
+    "fac_dim": 8,
+}
+
+
+def continued(folder: Path, old: Path, name: str = "run_reach", **options: Any) -> Any:
+    """Train an epoch more with the packaged configuration and the data of `means`."""
+    folder.mkdir(exist_ok=True)
+    settings = {
+        "model": MODEL,
+        "datamodule.datafile_pattern": str(data_file(folder, name)),
+        "callbacks.early_stopping.patience": 500,
+        "trainer.enable_progress_bar": False,
+        "trainer.max_epochs": 4,
+        "posterior_sampling.fn.num_samples": 1,
+        **options.pop("overrides", {}),
+    }
+    return run_model(
+        settings, checkpoint_dir=old, config_path="single.yaml", run_dir=folder, **options
+    )
+
+
+def stored_moments(path: Path) -> dict[str, Any]:
+    """Moments of AdamW by the names of the parameters, as the file has them."""
+    checkpoint = load_pickled(path)
+    state = checkpoint["optimizer_states"][0]["state"]
+    return {name: state[i] for i, name in enumerate(checkpoint["state_dict"]) if i in state}
+
+
+def same_moments(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, moments in expected.items():
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(actual[name][key], moments[key]), (name, key)
+
+
+IN_TRAINING = [
+    "ignore:.*identical to a training trial",
+    "ignore:.*its batches shrink",
+    "ignore:.*logging interval",
+    "ignore:.*treespec",
+]
+
+
+def quiet(test: Any) -> Any:
+    for text in IN_TRAINING:
+        test = pytest.mark.filterwarnings(text)(test)
+    return test
+
+
+@quiet
+@pytest.mark.parametrize("place", ["run_reach", "population"])
+def test_training_on_in_a_new_folder(tmp_path: Path, spy: Spy, place: str) -> None:
+    old = FILES / "run_reach" / "lightning_checkpoints"
+    with pytest.warns(UserWarning, match="goes on from .* after epoch 2 and 6 steps; .* fresh: "):
+        result = continued(tmp_path / "new", FILES / place)
+    assert spy.at == (3, 6)
+    same_moments(spy.moments, stored_moments(old / "last.ckpt"))
+    if place == "run_reach":
+        assert spy.best == str(old / "2-6.ckpt")
+        assert spy.smoothed == pytest.approx(1.0178, abs=1e-4)  # from the log
+    assert read_checkpoint(result.last_checkpoint)["epoch"] == 3
+    assert (old / "2-6.ckpt").is_file()
+    same = load_model(result.last_checkpoint)
+    assert same.session_names == ["data"]
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore:goes on from")
+def test_training_on_in_the_old_folder(tmp_path: Path, spy: Spy) -> None:
+    """The folder becomes one of this package."""
+    run = tmp_path / "run"
+    shutil.copytree(FILES / "run_reach", run)
+    continued(run, None, resume=True)  # type: ignore[arg-type]
+    assert spy.at == (3, 6)
+    assert spy.best == str(run / "lightning_checkpoints" / "2-6.ckpt")
+    rows = (run / "csv_logs" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("cur_epoch")
+    epochs = [row.split(",")[column] for row in rows[1:]]
+    assert [float(epoch) for epoch in epochs if epoch] == [0, 1, 2, 3]
+    again = run_model({"trainer.max_epochs": 5}, run_dir=run, resume=True)
+    assert spy.at == (4, spy.at[1])
+    assert again.best_checkpoint is not None
+    load_model(run)
+
+
+@quiet
+def test_without_training_the_newest_weights_count(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    source = FILES / "run_reach" / "lightning_checkpoints"
+    for number, name in enumerate(("last.ckpt", "9-9.ckpt")):
+        shutil.copy(source / "last.ckpt", folder / name)
+        os.utime(folder / name, (1000 + number, 1000 + number))
+    assert newest_checkpoint(folder) == folder / "9-9.ckpt"
+    result = continued(tmp_path / "new", folder, do_train=False)
+    (path,) = result.outputs
+    assert path.is_file()
+    assert not (tmp_path / "new" / "lightning_checkpoints").exists()
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore:no controller")
+@pytest.mark.parametrize("name", ["autonomous_ar", "null"])
+def test_training_on_where_priors_are_idle(tmp_path: Path, spy: Spy, name: str) -> None:
+    sizes = {"encod_data_dim": 20, "encod_seq_len": 25, "recon_seq_len": 30, "ic_enc_dim": 16}
+    sizes |= {"ci_enc_dim": 16, "con_dim": 16, "ic_dim": 16, "gen_dim": 32}
+    if name == "autonomous_ar":
+        sizes |= dict.fromkeys(("ci_enc_dim", "con_dim", "co_dim"), 0)
+    changes: dict[str, Any] = {"model": MODEL | sizes, "trainer.max_epochs": 5}
+    if name == "null":
+        changes |= {"model.variational": False, "model.ic_prior": None, "model.co_prior": None}
+    with pytest.warns(UserWarning, match="fresh: the smoothed validation loss, the choice of the"):
+        continued(tmp_path / "new", CHECKPOINTS / f"{name}.ckpt", name, overrides=changes)
+    assert spy.at == (4, 8)
+    expected = stored_moments(CHECKPOINTS / f"{name}.ckpt")
+    kept = {k: v for k, v in expected.items() if v["exp_avg"].numel()}
+    same_moments(spy.moments, kept)
+
+
+def test_a_scheduler_goes_on(tmp_path: Path) -> None:
+    """Its state and its learning rate come from the checkpoint, its last step is made up for."""
+
+    def change(checkpoint: dict[str, Any]) -> None:
+        parameter = nn.Parameter(torch.zeros(1))
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(torch.optim.AdamW([parameter]))
+        state = scheduler.state_dict() | {"last_epoch": 3, "num_bad_epochs": 2, "best": 0.5}
+        checkpoint["lr_schedulers"] = [state]
+        checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = 0.125
+
+    folder = tmp_path / "lightning_checkpoints"
+    folder.mkdir()
+    path = variant(folder / "last.ckpt", "poisson", change)
+    log = tmp_path / "csv_logs" / "metrics.csv"
+    log.parent.mkdir()
+    log.write_text("epoch,step,valid/recon_smth\n2,5,1.5\n3,7,1.25\n")
+    model = load_quietly(path, lr_scheduler=True)
+    checkpoint = read_checkpoint(path)
+    text = take_over(checkpoint, model, path)
+    assert "the optimiser's moments" not in text
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.125
+    assert checkpoint["lfads_run"]["metrics"] == {"valid/recon_smth": 1.25}
+    assert float(model.recon_smth.smoothed) == 1.25
+    constant = load_quietly(path, lr_init=0.25)
+    checkpoint = read_checkpoint(path)
+    take_over(checkpoint, constant, path)
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.25
+
+
+def test_the_command_asks_for_the_configuration_of_an_old_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(FILES / "run_reach", run)
+    with pytest.raises(UserError, match=r"without config\.yaml.*--config configs/single\.yaml"):
+        train.run(train_options(str(run)))
+    (run / "config.yaml").write_text("seed: 0")
+    with pytest.raises(UserError, match="--resume goes on"):
+        train.run(train_options(str(run), "--config", "single"))
+
+
+def train_options(run: str, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return parser.parse_args(["--resume", run, *more])
 
 
 # ---- nothing is executed -----------------------------------------------------------------------
