@@ -437,7 +437,7 @@ class Spy(pl.Callback):
             for name, parameter in pl_module.named_parameters()
             if parameter in optimizer.state
         }
-        self.smoothed = float(pl_module.recon_smth.smoothed)
+        self.smoothed = float(pl_module.valid_recon_smth.smoothed)
         self.best = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
 
 
@@ -599,7 +599,7 @@ def test_a_scheduler_goes_on(tmp_path: Path) -> None:
     assert "the optimiser's moments" not in text
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == 0.125
     assert checkpoint["lfads_run"]["metrics"] == {"valid/recon_smth": 1.25}
-    assert float(model.recon_smth.smoothed) == 1.25
+    assert float(model.valid_recon_smth.smoothed) == 1.25
     constant = load_quietly(path, lr_init=0.25)
     checkpoint = read_checkpoint(path)
     take_over(checkpoint, constant, path)
