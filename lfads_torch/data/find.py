@@ -55,7 +55,7 @@ def find_sessions(pattern: Pattern) -> list[Path]:
     Raises
     ------
     UserError
-        If a pattern matches no file; the message says where was looked and what is there.
+        If a pattern matches no file; the message names the folder and what it holds.
     """
     patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern)
     if not patterns:
@@ -66,12 +66,12 @@ def find_sessions(pattern: Pattern) -> list[Path]:
         matches = [full] if os.path.isfile(full) else glob.glob(full, recursive=True)
         files = {Path(match) for match in matches if os.path.isfile(match)}
         if not files:
-            raise UserError(_nothing_found(os.fspath(one), Path(full)))
+            raise UserError(_no_match(os.fspath(one), Path(full)))
         paths |= files
     return sorted(paths)
 
 
-def _nothing_found(pattern: str, full: Path) -> str:
+def _no_match(pattern: str, full: Path) -> str:
     message = f"No data file matches {pattern!r} (looked for {full})."
     folder = full.parent
     if full.is_dir():

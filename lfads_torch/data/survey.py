@@ -65,7 +65,8 @@ class Survey:
                 last = n_bins - np.argmax(observed[:, ::-1], axis=1)
                 ends[rows] = np.where(observed.any(axis=1), last, 0)
                 block = np.where(unknown, block.dtype.type(0), block)
-            total += float(block.sum(dtype=np.float64))
+            with np.errstate(invalid="ignore"):  # of both infinities, which are counted above
+                total += float(block.sum(dtype=np.float64))
         return cls(
             array.size, total, **counts, lengths=ends, gaps=gaps, active=active, hashes=hashes
         )

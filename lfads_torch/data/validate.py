@@ -92,7 +92,7 @@ def find_problems(
         if key not in keys:
             problems.append(
                 f"attribute key {key!r} is not in the file"
-                f"{suggest(key, keys)} Keys found: {list_some(keys)}."
+                f"{suggest(key, keys)} It has {list_some(keys)}."
             )
     return problems
 
@@ -109,12 +109,11 @@ def _missing(keys: Sequence[str]) -> list[str]:
     # A file of another kind gets one message in place of four.
     if len(missing) == len(REQUIRED_KEYS) and not nearest(missing[0], others):
         return [
-            f"none of the required keys is there ({', '.join(missing)}); keys found: "
-            f"{list_some(keys) or 'none at all'}. Each must be an array of "
-            f"n_samples x n_timesteps x n_channels."
+            f"none of the required keys is there ({', '.join(missing)}), each an array of "
+            f"n_samples x n_timesteps x n_channels; the file has {list_some(keys) or 'no keys'}."
         ]
     return [
-        f"required key {key!r} is missing{suggest(key, others)} Keys found: {list_some(keys)}."
+        f"required key {key!r} is missing{suggest(key, others)} The file has {list_some(keys)}."
         for key in missing
     ]
 
@@ -214,9 +213,9 @@ def _scalar_and_pcr_faults(
         value = data[()] if data.size == 1 and data.dtype.kind in "uif" else np.nan
         if not np.all(np.isfinite(value)) or np.any(value == 0):
             problems.append(
-                f"'conversion_factor' must be one finite number other than 0; found shape "
-                f"{show_shape(data.shape)}, type {data.dtype}"
-                + (f", value {value}." if data.size == 1 else ".")
+                f"'conversion_factor' has shape {show_shape(data.shape)}, type {data.dtype}"
+                + (f", value {value}" if data.size == 1 else "")
+                + "; legal is one finite number other than 0."
             )
     # A map may be for the channels that are read or for those that are reconstructed.
     channels = [shapes[k][2] for k in ("train_encod_data", "train_recon_data") if k in shapes]
@@ -231,8 +230,8 @@ def _scalar_and_pcr_faults(
         data = file[key]
         if data.dtype.kind not in "buif" or len(data.shape or ()) != ndim or 0 in data.shape:
             problems.append(
-                f"'{key}' must be numbers of shape {legal}; found {show_shape(data.shape)}, type "
-                f"{data.dtype}."
+                f"'{key}' has shape {show_shape(data.shape)}, type {data.dtype}; legal are numbers "
+                f"of shape {legal}."
             )
         elif channels and data.shape[0] not in channels:
             problems.append(
@@ -258,7 +257,7 @@ def _batch_key_faults(
                 if prefix in SPLITS and rest in bare:
                     hint = f"; name it without the split: {rest!r}."
                 problems.append(
-                    f"batch key {name!r}: {key!r} is not in the file{hint} Keys found: "
+                    f"batch key {name!r}: {key!r} is not in the file{hint} It has "
                     f"{list_some(keys)}."
                 )
             continue

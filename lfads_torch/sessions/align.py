@@ -230,7 +230,7 @@ def _labels(sessions: Sequence[Trials], min_trials: int, notes: list[str]) -> li
     lengths = {s.name: s.encod_data.shape[1] for s in sessions}
     if len(set(lengths.values())) > 1:
         raise DataError(
-            f"sessions must have the same bins per trial to be averaged; found {lengths}"
+            f"bins per trial are {lengths}; sessions must have the same bins to be averaged"
         )
     usable: set[Any] = set()
     for session in sessions:
@@ -242,8 +242,8 @@ def _labels(sessions: Sequence[Trials], min_trials: int, notes: list[str]) -> li
         if len(few) == len(names):
             raise DataError(
                 f"{session.name}: no condition has the {min_trials} training trials that an "
-                f"average needs; found {list_some(few) or 'no trial with a condition'}. Join "
-                "conditions, or name another key that tells them."
+                f"average needs, but {list_some(few) or 'no trial has a condition'}. Join "
+                "conditions, or name another key of conditions."
             )
         if few:
             notes.append(

@@ -233,8 +233,11 @@ FAULTS: dict[str, tuple[Callable[[Arrays], None], list[str]]] = {
     ),
     "test without encod": (drop("test_encod_data"), ["is there without 'test_encod_data'"]),
     "conversion factor zero": (put("conversion_factor", 0.0), ["'conversion_factor'", "value 0"]),
-    "conversion factor array": (put("conversion_factor", np.ones(6)), ["found shape 6"]),
-    "readin_weight 1-D": (put("readin_weight", np.ones(4)), ["'readin_weight'", "found 4"]),
+    "conversion factor array": (
+        put("conversion_factor", np.ones(6)),
+        ["'conversion_factor' has shape 6"],
+    ),
+    "readin_weight 1-D": (put("readin_weight", np.ones(4)), ["'readin_weight' has shape 4"]),
     "readin_weight of others": (
         put("readin_weight", np.ones((9, 3))),
         ["'readin_weight' is for 9 channels, the data have 4 (read) and 6"],
@@ -273,7 +276,7 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
     [
         ({"batch_keys": ["behaviour"]}, ["'train_behaviour' is not", "did you mean 'behavior'?"]),
         ({"batch_keys": ["train_behavior"]}, ["name it without the split: 'behavior'"]),
-        ({"batch_keys": ["psth"]}, ["'train_psth' is not in the file", "Keys found"]),
+        ({"batch_keys": ["psth"]}, ["'train_psth' is not in the file", "It has "]),
         ({"batch_keys": ["short"]}, ["'train_short' has shape 3", "12 trials"]),
         ({"batch_keys": ["uneven"]}, ["5 per trial in train, 6 in valid"]),
         ({"batch_keys": ["label"]}, ["'train_label' has type", "numbers"]),
@@ -402,9 +405,9 @@ def test_no_file_matches(
 
 def warnings_of(folder: Path, arrays: Arrays) -> list[str]:
     path = write(folder, arrays)
-    found = schema.warnings_for(schema.read_session(path))
-    assert [f"day1.h5: {text}" for text in schema.check_file(path).warnings] == found
-    return found
+    texts = schema.warnings_for(schema.read_session(path))
+    assert [f"day1.h5: {text}" for text in schema.check_file(path).warnings] == texts
+    return texts
 
 
 def test_good_data_get_no_warning(tmp_path: Path) -> None:

@@ -74,23 +74,23 @@ def test_states_pass_padding_unchanged(kernel: str, dtype: torch.dtype, clip: fl
     direction = torch.randn(2, 7, 4, 4, dtype=dtype)
 
     padded = torch.arange(7).unsqueeze(1) >= lengths
-    states, last = gru(x, h0, run, padded)
+    states, last = gru.run(x, h0, run, padded)
     within = ~padded.unsqueeze(-1)
     loss = (states * direction * within).sum() + last.sum()
-    found = torch.autograd.grad(loss, [x, h0, *weights])
+    gradients = torch.autograd.grad(loss, [x, h0, *weights])
 
     total = torch.zeros((), dtype=dtype)
     for i, n in enumerate(LENGTHS):
-        own, own_last = gru(x[:n, i : i + 1], h0, run)
-        torch.testing.assert_close(own[:, :, 0], states[:, :n, i])
-        torch.testing.assert_close(own_last[:, 0], last[:, i])
+        alone_states, alone_last = gru.run(x[:n, i : i + 1], h0, run)
+        torch.testing.assert_close(alone_states[:, :, 0], states[:, :n, i])
+        torch.testing.assert_close(alone_last[:, 0], last[:, i])
         assert (states[0, n:, i] == last[0, i]).all(), "held to the last digit"
         assert (states[1, n:, i] == h0[1, 0]).all()
-        total = total + (own[:, :, 0] * direction[:, :n, i]).sum() + own_last.sum()
+        total = total + (alone_states[:, :, 0] * direction[:, :n, i]).sum() + alone_last.sum()
     expected = torch.autograd.grad(total, [x, h0, *weights])
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(one, other)
-    assert (found[0][padded] == 0).all()
+    assert (gradients[0][padded] == 0).all()
 
 
 # ---- the model does not see padding ------------------------------------------------------------
@@ -122,14 +122,14 @@ class _OwnPrior(nn.Module):
 
 
 def model_of(n_bins: int, like: LFADS | None = None, ahead: int = 0, **options: Any) -> LFADS:
-    own = {name: x() if callable(x) else x for name, x in options.items()}
-    n_params = getattr(own.get("reconstruction"), "n_params", 1)
+    arguments = {name: x() if callable(x) else x for name, x in options.items()}
+    n_params = getattr(arguments.get("reconstruction"), "n_params", 1)
     model = LFADS(
         encod_data_dim=N_READ,
         encod_seq_len=n_bins,
         recon_seq_len=n_bins + ahead,
         readout=nn.Linear(DIMS["fac_dim"], n_params * N_ALL),
-        **{**DIMS, "kl_co_scale": 0.1, "kl_ic_scale": 0.1, "kl_increase_epoch": 0, **own},
+        **{**DIMS, "kl_co_scale": 0.1, "kl_ic_scale": 0.1, "kl_increase_epoch": 0, **arguments},
     ).double()
     if like is not None:
         model.load_state_dict(like.state_dict())
@@ -164,11 +164,10 @@ def alone(batch: SessionBatch, i: int) -> SessionBatch:
 
 def evaluate(model: LFADS, batch: SessionBatch) -> tuple[Any, dict[str, Tensor]]:
     """Objective at posterior means, with its gradients."""
-    own = {0: batch}
-    terms = terms_at_means(model, own)
+    terms = terms_at_means(model, {0: batch})
     named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
-    found = torch.autograd.grad(terms.total, list(named.values()), allow_unused=True)
-    grads = {n: g for n, g in zip(named, found, strict=True) if g is not None}
+    gradients = torch.autograd.grad(terms.total, list(named.values()), allow_unused=True)
+    grads = {n: g for n, g in zip(named, gradients, strict=True) if g is not None}
     return terms, grads
 
 
@@ -209,15 +208,15 @@ def test_a_batch_is_its_trials_alone(kind: str, monkeypatch: pytest.MonkeyPatch)
     terms, _ = evaluate(model_of(N_BINS + 4, first, **options), batch)
     weights, recon, kl = [], [], []
     for i, n in enumerate(LENGTHS):
-        own = alone(batch, i)
+        trial = alone(batch, i)
         model = model_of(n, first, **options)
-        own_terms, _ = evaluate(model, own)
+        own_terms, _ = evaluate(model, trial)
         whole = first({0: batch_rows(trials(0, ext_dim), i)})[0]
-        means = model(own)[0]
+        means = model(trial)[0]
         torch.testing.assert_close(means.ic_mean, whole.ic_mean)
         torch.testing.assert_close(means.output_params, whole.output_params[:, :n])
         torch.testing.assert_close(means.co_means, whole.co_means[:, :n])
-        weights.append((~own.recon_data.isnan()).sum() if first.hparams.recon_reduce_mean else 1)
+        weights.append((~trial.recon_data.isnan()).sum() if first.hparams.recon_reduce_mean else 1)
         recon.append(own_terms.recon)
         kl.append(own_terms.kl_ic + own_terms.kl_co)
     shares = torch.tensor(weights).double()
@@ -240,9 +239,9 @@ def test_trials_that_end_before_the_read_window(monkeypatch: pytest.MonkeyPatch)
     whole = batch_of(recon[:, :N_BINS, :N_READ], recon)
     cut = ended(recon, (9, 8, 3))
     batch = batch_of(cut[:, :N_BINS, :N_READ], cut)._replace(lengths=torch.tensor([9, 8, 3]))
-    plain, found = model(whole)[0], model(batch)[0]
-    torch.testing.assert_close(found.factors[:2], plain.factors[:2], msg="read to the end")
-    assert not torch.allclose(found.factors[2, :3], plain.factors[2, :3])
+    plain, short = model(whole)[0], model(batch)[0]
+    torch.testing.assert_close(short.factors[:2], plain.factors[:2], msg="read to the end")
+    assert not torch.allclose(short.factors[2, :3], plain.factors[2, :3])
     terms, _ = evaluate(model, batch)
     loss = model.recon[0].compute_loss(recon, model(batch, output_means=False)[0].output_params)
     torch.testing.assert_close(terms.recon, loss[~cut.isnan()].mean())
@@ -253,9 +252,9 @@ def test_nothing_missing_is_the_plain_objective() -> None:
     recon = counts(4, N_BINS, N_ALL).double()
     batch = batch_of(recon[:, :, :N_READ], recon)
     results = []
-    for own in (batch, batch._replace(lengths=torch.full((4,), N_BINS))):
+    for one in (batch, batch._replace(lengths=torch.full((4,), N_BINS))):
         torch.manual_seed(0)
-        results.append(evaluate(model, own))
+        results.append(evaluate(model, one))
     torch.testing.assert_close(results[0][0]._asdict(), results[1][0]._asdict())
     torch.testing.assert_close(results[0][1], results[1][1])
 
@@ -296,15 +295,15 @@ def test_sessions_with_and_without_missing_data_share_a_batch(tmp_path: Path) ->
     for split in ("train", "valid"):
         holes[f"{split}_lengths"] = np.arange(len(holes[f"{split}_recon_data"])) % 6 + 1
     data = datamodule(write(tmp_path, arrays(), holes), batch_size=6)
-    batch = {s: own for s, (own, _) in next(iter(data.val_dataloader())).items()}
+    batch = {s: session for s, (session, _) in next(iter(data.val_dataloader())).items()}
     assert batch[0].lengths is None
     assert batch[1].lengths is not None
     model = lfads(data, variational=False, weigh_sessions="trial").eval()
     both, single = model(batch), model({0: batch[0]})
     torch.testing.assert_close(both[0].output_params, single[0].output_params)
     result = model.evaluated(batch, "valid")
-    own = model.evaluated({0: batch[0]}, "valid")
-    torch.testing.assert_close(result.terms.session_recon[0], own.terms.session_recon[0])
+    alone = model.evaluated({0: batch[0]}, "valid")
+    torch.testing.assert_close(result.terms.session_recon[0], alone.terms.session_recon[0])
 
 
 @pytest.mark.parametrize("variant", ["ragged", "augmented"])
@@ -383,8 +382,8 @@ def test_missing_entries_have_no_loss_and_no_gradient(recon: Any) -> None:
             assert data.isfinite().all()
             return (data - output_params[..., 0]) ** 2
 
-    own = recons.observed_loss(Own(), data, ~data.isnan(), params)
-    assert (own[data.isnan()] == 0).all()
+    loss = recons.observed_loss(Own(), data, ~data.isnan(), params)
+    assert (loss[data.isnan()] == 0).all()
 
 
 def test_sample_validation_scores_observed_entries() -> None:
@@ -424,10 +423,10 @@ def test_shift_repeats_the_edges_of_each_trial(seed: int) -> None:
     ramp = torch.arange(8.0).view(1, -1, 1).expand(20, -1, 2)
     batch = batch_of(ended(ramp, lengths))._replace(lengths=lengths)
     moved = TemporalShift(2.0, 3).process_batch(batch).recon_data
-    for own, n in zip(moved, lengths.tolist(), strict=True):
-        assert own[n:].isnan().all()
-        assert not own[:n].isnan().any()
-        assert ((own[:n] >= 0) & (own[:n] < n)).all()
+    for trial, n in zip(moved, lengths.tolist(), strict=True):
+        assert trial[n:].isnan().all()
+        assert not trial[:n].isnan().any()
+        assert ((trial[:n] >= 0) & (trial[:n] < n)).all()
 
 
 def test_all_augmentations_train_on_ragged_data(tmp_path: Path) -> None:
@@ -447,14 +446,14 @@ def test_all_augmentations_train_on_ragged_data(tmp_path: Path) -> None:
 
 
 def _first(data: Any) -> dict[int, SessionBatch]:
-    return {s: own for s, (own, _) in next(iter(data.train_dataloader())).items()}
+    return {s: session for s, (session, _) in next(iter(data.train_dataloader())).items()}
 
 
 # ---- scores ------------------------------------------------------------------------------------
 
 
 def test_scores_of_an_epoch_do_not_depend_on_batches_or_padding(tmp_path: Path) -> None:
-    found = []
+    results = []
     for more, batch_size in ((0, 50), (0, 2), (9, 3)):
         torch.manual_seed(0)
         session = ragged(arrays(12, 7, truth=True))
@@ -464,12 +463,12 @@ def test_scores_of_an_epoch_do_not_depend_on_batches_or_padding(tmp_path: Path) 
         scores = EpochScores()
         with torch.no_grad():
             for step in data.val_dataloader():
-                batch = {s: own for s, (own, _) in step.items()}
+                batch = {s: trials for s, (trials, _) in step.items()}
                 count_batch(scores, model.evaluated(batch, "valid"))
-        own = scores.compute()
-        found.append({n: own[n] for n in ("recon", "bps", "r2")})
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
+        computed = scores.compute()
+        results.append({n: computed[n] for n in ("recon", "bps", "r2")})
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
 
 
 def test_kl_of_the_posterior_ends_with_the_trial() -> None:
@@ -477,12 +476,12 @@ def test_kl_of_the_posterior_ends_with_the_trial() -> None:
     mean, std = np.random.default_rng(0).normal(size=(2, 3, 6, 2)) ** 2 + 0.1
     whole = kl_by_dimension(prior, mean, std)
     mean[1, 4:] = std[1, 4:] = np.nan
-    found = kl_by_dimension(prior, mean, std)
+    masked = kl_by_dimension(prior, mean, std)
     assert whole is not None
-    assert found is not None
-    assert (found[1, 4:] == 0).all()
-    np.testing.assert_array_equal(found[1, :4], whole[1, :4])
-    np.testing.assert_array_equal(found[0], whole[0])
+    assert masked is not None
+    assert (masked[1, 4:] == 0).all()
+    np.testing.assert_array_equal(masked[1, :4], whole[1, :4])
+    np.testing.assert_array_equal(masked[0], whole[0])
 
 
 # ---- files -------------------------------------------------------------------------------------
@@ -491,11 +490,11 @@ def test_kl_of_the_posterior_ends_with_the_trial() -> None:
 def ragged(session: dict[str, Any], how: str = "NaN", seed: int = 0) -> dict[str, Any]:
     """The session with trials of different lengths and a hole; 9 past their ends, or NaN."""
     rng = np.random.default_rng(seed)
-    found = {key: array.copy() for key, array in session.items()}
+    copies = {key: array.copy() for key, array in session.items()}
     for split in ("train", "valid", "test"):
-        if f"{split}_recon_data" not in found:
+        if f"{split}_recon_data" not in copies:
             continue
-        recon, n_read = found[f"{split}_recon_data"], found[f"{split}_encod_data"].shape[1:]
+        recon, n_read = copies[f"{split}_recon_data"], copies[f"{split}_encod_data"].shape[1:]
         n, n_bins = recon.shape[:2]
         lengths = rng.integers(2, n_bins + 1, n)
         lengths[0] = n_bins
@@ -504,12 +503,12 @@ def ragged(session: dict[str, Any], how: str = "NaN", seed: int = 0) -> dict[str
         # So that the last observed bin is the last of the trial.
         past = np.arange(n_bins) >= lengths[:, None]
         recon[past] = np.nan if how == "NaN" else 9
-        found[f"{split}_encod_data"] = recon[:, : n_read[0], : n_read[1]].copy()
+        copies[f"{split}_encod_data"] = recon[:, : n_read[0], : n_read[1]].copy()
         if how != "NaN":
-            found[f"{split}_lengths"] = lengths
-        if f"{split}_ext_input" in found:
-            found[f"{split}_ext_input"][past] = np.nan
-    return found
+            copies[f"{split}_lengths"] = lengths
+        if f"{split}_ext_input" in copies:
+            copies[f"{split}_ext_input"][past] = np.nan
+    return copies
 
 
 def padded(session: dict[str, Any], more: int) -> dict[str, Any]:
@@ -527,7 +526,7 @@ def test_nan_tails_and_lengths_say_the_same(tmp_path: Path) -> None:
         datamodule(write(tmp_path / how, ragged(base, how)), batch_size=20)
         for how in ("NaN", "lengths")
     ]
-    batches = [next(iter(own.val_dataloader()))[0][0] for own in data]
+    batches = [next(iter(module.val_dataloader()))[0][0] for module in data]
     for name, array in batches[0]._asdict().items():
         if array is not None:
             torch.testing.assert_close(
@@ -546,16 +545,16 @@ def test_integers_with_lengths_need_no_nan(tmp_path: Path) -> None:
     write_session(
         tmp_path / "day.h5", session | {"train_lengths": [6] * 7, "valid_lengths": [6, 5, 4, 3, 1]}
     )
-    found = read_session(tmp_path / "day.h5")
-    assert found.lengths is not None
-    assert found.lengths.tolist() == [6] * 7 + [6, 5, 4, 3, 1]
-    assert np.isnan(found.splits["valid"].recon_data[4, 1:]).all()
+    read = read_session(tmp_path / "day.h5")
+    assert read.lengths is not None
+    assert read.lengths.tolist() == [6] * 7 + [6, 5, 4, 3, 1]
+    assert np.isnan(read.splits["valid"].recon_data[4, 1:]).all()
 
 
 def test_a_complete_file_takes_the_plain_path(tmp_path: Path) -> None:
     session = arrays() | {"train_lengths": np.full(7, 6), "valid_lengths": np.full(5, 6)}
-    for own in (arrays(), session):
-        data = datamodule(write(tmp_path, own))
+    for data_arrays in (arrays(), session):
+        data = datamodule(write(tmp_path, data_arrays))
         assert _first(data)[0].lengths is None
 
 
@@ -649,7 +648,7 @@ def test_lengths_are_those_of_the_last_observed_entry(
     recon[:, 0, 0] = 1
     path = tmp_path_factory.mktemp("data") / "day.h5"
     write_session(path, {f"{s}_{k}_data": recon for s in ("train", "valid") for k in KEYS})
-    expected = [1 + max(t for t in range(n_bins) if np.isfinite(own[t]).any()) for own in recon]
+    expected = [1 + max(t for t in range(n_bins) if np.isfinite(trial[t]).any()) for trial in recon]
     lengths = read_session(path).splits["valid"].lengths
     if np.isnan(recon).any():
         assert lengths is not None
@@ -684,7 +683,7 @@ def test_outputs_end_with_their_trials(tmp_path: Path, how: str) -> None:
     assert predicted.factors[torch.from_numpy(past)].isnan().all()
 
 
-def test_arrays_may_hold_nan(tmp_path: Path) -> None:
+def test_copiesmay_hold_nan(tmp_path: Path) -> None:
     data = datamodule(write(tmp_path, arrays()))
     model = lfads(data)
     x = data.sessions[0].splits["valid"].encod_data.copy()

@@ -1,4 +1,4 @@
-"""Overlapping windows of one recording are told, trials are not."""
+"""Windows of one recording that overlap are reported, trials are not."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ def windows(rate: float, channels: int, n: int = 200) -> np.ndarray:
 
 @pytest.mark.parametrize(("rate", "channels"), [(0.1, 30), (1.0, 3), (0.02, 100)])
 def test_windows_drawn_at_random_overlap(rate: float, channels: int) -> None:
-    found = windows(rate, channels)
-    chosen = np.random.default_rng(1).permutation(len(found))
-    overlap, share = shared_ends(found[chosen[40:]], found[chosen[:40]])
+    shuffled = np.random.default_rng(1).permutation(windows(rate, channels))
+    overlap, share = shared_ends(shuffled[40:], shuffled[:40])
     assert overlap == 10
     assert share > 0.5
 
@@ -42,9 +41,9 @@ def test_degenerate_sizes() -> None:
 
 
 def test_the_report_says_so(tmp_path) -> None:
-    found = windows(0.2, 20)
+    recording = windows(0.2, 20)
     data = arrays()
-    for split, part in (("train", found[::2]), ("valid", found[1::2])):
+    for split, part in (("train", recording[::2]), ("valid", recording[1::2])):
         data[f"{split}_encod_data"] = data[f"{split}_recon_data"] = part
     report = check_file(write_session(tmp_path / "w.h5", data))
     assert any(

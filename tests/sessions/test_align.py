@@ -277,7 +277,7 @@ def test_sessions_that_share_no_condition() -> None:
 
 def test_sessions_that_cannot_be_averaged() -> None:
     one, two = session("one", seed=1)[0], session("two", seed=2)[0]
-    with pytest.raises(DataError, match=r"same bins per trial .*'two': 19"):
+    with pytest.raises(DataError, match=r"bins per trial are .*'two': 19"):
         align_sessions([one, two._replace(encod_data=two.encod_data[:, :19])], K)
     with pytest.raises(DataError, match="one: no condition has the 2 training trials"):
         align_sessions([one._replace(conditions=np.arange(60))], K)
