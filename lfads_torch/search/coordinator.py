@@ -1,4 +1,4 @@
-"""Keep scores and history of a search whose members train in several groups, and decide."""
+"""Keep scores and history of a search whose members train in groups, and decide."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Coordinator:
         self.checkpoints += [[] for _ in self.groups[len(self.checkpoints) :]]
         self.over = list(over) or [False] * len(self.groups)
         self.training = {k for group in self.groups for k in group}
-        #: Whether groups run on at their own pace, since no member depends on another.
+        #: Whether groups do not wait for each other, since no member depends on another.
         self._apart = not method.compares and len(self.groups) > 1
         self._n_members = len(self.training)
         self._any_finished = False
@@ -154,7 +154,7 @@ class Coordinator:
         self.write_state()
 
     def write_state(self) -> None:
-        """Write what a resumed search needs beside the history."""
+        """Write what a resumed search needs and the history does not hold."""
         state = {
             "chunks": self.groups,  # the name in the files of searches that are under way
             "checkpoints": self.checkpoints,
@@ -167,7 +167,7 @@ class Coordinator:
     # ---- decisions -------------------------------------------------------------------------------
 
     def decide(self) -> None:
-        """Judge the epochs for which everything needed is there; see `plans` and `ended`."""
+        """Judge the epochs of which all scores are reported; see `plans` and `ended`."""
         while not self._apart and not self.is_over and self._is_ready():
             n_epochs = self._judged = self._judged + 1
             entries = self._epochs.pop(n_epochs)
@@ -203,7 +203,7 @@ class Coordinator:
             return False
         if len(self.groups) == 1 or not needs_plan(self.method, n_epochs, self.max_epochs):
             return True
-        # Members are copied from checkpoints of other groups, so these have to be there.
+        # Members are copied from checkpoints of other groups, so these have to exist.
         return all(
             saved and saved[-1][0] >= n_epochs
             for group, saved in zip(self.groups, self.checkpoints, strict=True)

@@ -19,7 +19,7 @@ from .members import build_members, max_epochs_of
 from .population import Population
 from .rules import Plan, needs_plan
 from .settings import SearchSettings
-from .state import Best, Place, save
+from .state import Best, Place
 
 OpenFolder = Callable[[str], AbstractContextManager[Path | str]]
 
@@ -181,9 +181,7 @@ class Group:
             "decided": self._decided,
             "ended": self._ended,
         }
-        # Straight to the file: a state is large, and need not be in memory twice.
-        with replacing(place.state, flush=flush) as file:
-            torch.save(state, file)
+        _save(place.state, state, flush=flush)
 
     def save_members(self, place: Place) -> None:
         """Write a checkpoint of every member that has not diverged."""
@@ -210,7 +208,7 @@ class Group:
     def _write(self, path: Path, version: int, checkpoint: Mapping[str, Any]) -> None:
         """Write a checkpoint, unless this version of it is there already."""
         if (path, version) not in self._written:
-            save(path, checkpoint)
+            _save(path, checkpoint)
             self._written.add((path, version))
 
     def load(self, place: Place) -> None:
@@ -242,3 +240,9 @@ class Group:
         }
         self._decided = int(state["decided"])
         self._ended = bool(state["ended"])
+
+
+def _save(path: Path, content: Mapping[str, Any], *, flush: bool = True) -> None:
+    # Straight to the file: a state is large, and need not be in memory twice.
+    with replacing(path, flush=flush) as file:
+        torch.save(dict(content), file)

@@ -97,17 +97,16 @@ class History:
         self._tables[EXCHANGES].append(rows)
         self._copied = {k: int(parent) for k, parent in enumerate(chosen)}
 
-    def rewind(self, epoch: int, *, exchanged: bool = False) -> None:
-        """Cut the files back to a checkpoint, so that a resumed search continues them."""
-        last_exchange = epoch if exchanged else epoch - 1
-        for name, last in ((POPULATION, epoch - 1), (EXCHANGES, last_exchange)):
-            table = self._tables[name]
+    def rewind(self, epoch: int) -> None:
+        """Cut the files back to `epoch` trained epochs, so that a resumed search continues them."""
+        # Of copies too: those after the last of these epochs are decided again.
+        for table in self._tables.values():
             if table.header:
-                table.rewrite([row for row in table.read() if int(row["epoch"]) <= last])
+                table.rewrite([row for row in table.read() if int(row["epoch"]) < epoch])
         self._restore_parents()
 
     def _restore_parents(self) -> None:
-        """Know again of copies after which no epoch was recorded."""
+        """Remember the copies after which no epoch is recorded yet."""
         copies, epochs = self._tables[EXCHANGES].read(), self._tables[POPULATION].read()
         trained: dict[str, int] = {}
         for row in epochs:

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 class LiveTable:
     """Writes one line for each generation; on a terminal, also one that every epoch rewrites.
 
-    On something other than a terminal, an epoch gets a plain line of its own now and then. Steps
+    On something other than a terminal, an epoch gets a plain line now and then. Steps
     count those of all members; the time left is that to the last epoch allowed.
     """
 
@@ -59,7 +59,7 @@ class LiveTable:
         self._has_begun = False
 
     def add_time(self, seconds: float, n_members: int) -> None:
-        """Take in how long an epoch of so many members lasted, saving included."""
+        """Note how long an epoch of `n_members` members lasted, saving included."""
         self._durations.append((seconds, n_members))
 
     def show(self, row: Row, *, final: bool) -> None:
@@ -72,7 +72,7 @@ class LiveTable:
         self._line.show(self._format(row), final=final)
 
     def say(self, text: str) -> None:
-        """Print a remark on a line of its own."""
+        """Print a remark below the line."""
         self.close()
         self._line.say(text)
 

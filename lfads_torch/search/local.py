@@ -22,7 +22,7 @@ from .live_table import LiveTable
 from .members import max_epochs_of
 from .result import finish_search, now
 from .settings import SearchSettings
-from .state import Place, all_diverged, load_state
+from .state import Place, all_diverged
 
 #: A kill needs no flush to the disk; a power cut may take half a minute of training. To flush a
 #: large population can take longer than an epoch on a GPU.
@@ -45,7 +45,7 @@ def search_locally(
     # Each keeps what it has judged; the coordinator judges again from the first epoch on.
     method = copy.deepcopy(group.method)
     place = Place.of_search(folder)
-    if resume and load_state(folder) is not None:
+    if resume and place.state.is_file():
         group.load(place)
     # A kill may have left rows of an epoch that was never saved. The coordinator continues what
     # remains, and makes the decisions so far again.

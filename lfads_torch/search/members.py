@@ -50,9 +50,9 @@ def check_search(config: dict[str, Any]) -> SearchSettings:
 
     Callbacks and loggers that are not installed are taken out of it: members train without them.
     """
-    for part in ("model", "datamodule", "trainer"):
-        if not isinstance(config.get(part), dict):
-            raise ConfigError(f"the configuration has no {part}; compare the packaged pbt.yaml")
+    for key in ("model", "datamodule", "trainer"):
+        if not isinstance(config.get(key), dict):
+            raise ConfigError(f"the configuration has no {key}; compare the packaged pbt.yaml")
     _leave_out_what_does_not_run(config)
     check_config(config)
     settings = SearchSettings.from_config(config.get("search"))

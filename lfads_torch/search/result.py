@@ -131,12 +131,12 @@ def member_config(config: Mapping[str, Any], table: Columns, row: int) -> dict[s
 
 
 def _put(node: Any, path: list[str], value: float) -> None:
-    """Set a value by its path; what the configuration of a part does not name stays out."""
-    for part in path[:-1]:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, dict) and part in node:
-            node = node[part]
+    """Set a value by its path; what the configuration does not name stays out."""
+    for key in path[:-1]:
+        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, dict) and key in node:
+            node = node[key]
         else:
             return
     if isinstance(node, dict) and (len(path) == 1 or path[-1] in node):

@@ -10,7 +10,7 @@ from ..run_model import RunResult
 from ..runs.compose import Overrides, compose_config
 from .local import search_locally
 from .members import check_search
-from .state import load_state
+from .state import check_is_search
 
 BACKENDS = ("local", "ray")
 
@@ -61,7 +61,7 @@ def run_search(
     """
     folder = Path(run_dir or Path.cwd()).expanduser().absolute()
     if resume:
-        load_state(folder)  # refuses what is no search
+        check_is_search(folder)
         config_path = folder / CONFIG
         recorded = str(RunFolder(folder).status.get("backend", "local"))
         if backend not in (None, recorded):
@@ -79,6 +79,5 @@ def run_search(
         if backend == "ray":
             from .ray import run_ray_search
 
-            kind = settings.method
-            return run_ray_search(config, folder, kind=kind, resume=resume, overwrite=overwrite)
+            return run_ray_search(config, settings, folder, resume=resume, overwrite=overwrite)
         return search_locally(config, settings, folder, resume=resume, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Settings of a search: the part `search` of a configuration, checked."""
+"""Settings of a search: the group `search` of a configuration, checked."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class SearchSettings:
 
     @property
     def count_key(self) -> str:
-        """Key of the configuration that says how many members there are."""
+        """Key of the configuration that sets the number of members."""
         return "search.num_workers" if self.method == "pbt" else "search.num_samples"
 
     @property
@@ -86,13 +86,13 @@ class SearchSettings:
 
     @classmethod
     def from_config(cls, node: Any) -> SearchSettings:
-        """Read the part ``search`` of a configuration."""
+        """Read the group ``search`` of a configuration."""
         if not isinstance(node, Mapping):
             raise ConfigError(f"search is {node!r}; choose one: search=pbt, random or halving")
         return from_mapping(cls, node, "search")
 
     def space_for(self, tunables: Iterable[str]) -> Space:
-        """Return what is searched, held against the model."""
+        """Return the space to search, checked with the model's tunables."""
         names = list(tunables)
         if self.space is None:
             return default_space(names)

@@ -201,7 +201,7 @@ class HyperParam:
         return _SAMPLERS[self.sample_fn](self.min_samp, self.max_samp, rng)
 
     def first(self, rng: Generator) -> float:
-        """Return the value to start from: `init`, or a draw where there is none."""
+        """Return the value to start from: `init`, or a draw without it."""
         return float(self.init(rng)) if self.start is None else self.start
 
     def rounded(self, value: float) -> float:
@@ -267,12 +267,14 @@ def default_space(tunables: Iterable[str]) -> Space:
     """
     names = list(tunables)
     by_ending = {name.rpartition(".")[2]: name for name in reversed(names)}
-    found = {}
+    space = {}
     for name, hyper_param in DEFAULT_SPACE.items():
-        own = name if name in names else by_ending.get(name.rpartition(".")[2])
-        if own is not None and ("." in own) == ("." in name):
-            found[own] = hyper_param
-    return found
+        path = name if name in names else by_ending.get(name.rpartition(".")[2])
+        # An augmentation counts wherever it stands in the stack; a number of the model itself and
+        # one of an augmentation with the same name are different things.
+        if path is not None and ("." in path) == ("." in name):
+            space[path] = hyper_param
+    return space
 
 
 def parse_space(mapping: Mapping[str, Any]) -> Space:
@@ -322,7 +324,7 @@ def space_overrides(space: Mapping[str, HyperParam]) -> dict[str, Any]:
     dict
         Keys such as ``"search.space.lr_init"``; None for what only the packaged space has.
     """
-    own: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for name, hp in space.items():
         if callable(hp.sample_fn) or (hp.start is None and hp.init != hp._draw):
             raise ConfigError(
@@ -330,12 +332,12 @@ def space_overrides(space: Mapping[str, HyperParam]) -> dict[str, Any]:
                 f"give a number as init, and one of {', '.join(_SAMPLERS)} as sample_fn"
             )
         values = {item.name: getattr(hp, item.name) for item in fields(hp) if item.init}
-        own[name.removeprefix(_PREFIX)] = {**values, "init": hp.start}
-    return {f"search.space.{name}": own.get(name) for name in {**DEFAULT_SPACE, **own}}
+        entries[name.removeprefix(_PREFIX)] = {**values, "init": hp.start}
+    return {f"search.space.{name}": entries.get(name) for name in {**DEFAULT_SPACE, **entries}}
 
 
 def check_space(space: Mapping[str, HyperParam], tunables: Iterable[str]) -> None:
-    """Hold a space against the model that is to be searched.
+    """Check that the model to be searched has the names of a space and can take its values.
 
     Parameters
     ----------
@@ -461,7 +463,7 @@ def _hyper_param(name: str, entry: Any) -> HyperParam:
     if lacking:
         raise ConfigError(
             f"{name} in the search space lacks {' and '.join(lacking)}: a new entry needs both "
-            "limits; to change one of those that are there, spell it as they are"
+            "limits; to change an existing one, spell its name as it is there"
         )
     try:
         return HyperParam(**given)

@@ -1,4 +1,4 @@
-"""The run folder of a search: what lies where, its state, its members, and its best model.
+"""The run folder of a search: its files, the places in it, and its best model so far.
 
 ::
 
@@ -14,14 +14,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..checkpoint import read_checkpoint
 from ..errors import DivergedError, UserError
 from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, POPULATION, RunFolder
-from ..runs.resume import AtomicCheckpointIO
 
 STATE = "search_state.pt"
 MEMBERS = "members"
@@ -70,19 +67,15 @@ class Place(NamedTuple):
         return self.members / f"member_{number:03d}.ckpt"
 
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint or a state whole or not at all."""
-    AtomicCheckpointIO().save_checkpoint(dict(content), path)
-
-
-def load_state(folder: Path) -> dict[str, Any] | None:
-    """Read the state of a search; None where it was broken off before its first epoch ended."""
-    status = RunFolder(folder).status
-    if not (folder / CONFIG).is_file() or RunFolder(folder).kind != "search":
-        kind = "an ordinary run (lfads train --resume)" if status else "no search"
-        raise UserError(f"{folder} holds {kind}; there is nothing that lfads pbt could go on with")
-    path = folder / STATE
-    return read_checkpoint(path) if path.is_file() else None
+def check_is_search(folder: Path) -> None:
+    """Refuse a folder that holds no search to go on with."""
+    run = RunFolder(folder)
+    if not (folder / CONFIG).is_file() or run.kind != "search":
+        kind = "an ordinary run (lfads train --resume)" if run.status else "no search"
+        raise UserError(
+            f"{folder} holds {kind}, so lfads pbt --resume cannot go on with it; name the folder "
+            "of a search, or start one without --resume"
+        )
 
 
 def all_diverged(folder: Path, n_members: int, epoch: int, best: Best) -> DivergedError:

@@ -144,14 +144,6 @@ class TestRewind:
         self.run(tmp_path / "cut", range(epoch, 7), again)
         assert texts(tmp_path / "whole") == texts(tmp_path / "cut")
 
-    def test_a_checkpoint_after_the_exchange(self, tmp_path):
-        for name in ("whole", "cut"):
-            self.run(tmp_path / name, range(5))
-        again = History(tmp_path / "cut")
-        again.rewind(4, exchanged=True)
-        write(again, 4)
-        assert texts(tmp_path / "whole") == texts(tmp_path / "cut")
-
     def test_an_empty_folder(self, tmp_path):
         history = History(tmp_path)
         history.rewind(3)

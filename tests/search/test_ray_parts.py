@@ -298,7 +298,9 @@ def test_a_trial_takes_a_gpu_where_there_is_one(
 
 
 def test_a_cluster_that_is_too_small_is_told() -> None:
-    with pytest.raises(UserError, match="2 cores and 1 GPUs: there are 8 cores and 0 GPUs; 1 c"):
+    with pytest.raises(
+        UserError, match="2 cores and 1 GPUs: the nodes have 8 cores and 0 GPUs; 1 c"
+    ):
         RayOptions(cpus_per_trial=2, gpus_per_trial=1).resources(
             [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 4.0}], may_use_gpu=True
         )
@@ -346,7 +348,7 @@ def test_what_needs_ray_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "ray.tune", None)
     with pytest.raises(ConfigError, match=f"{name} needs Ray.*pip install 'lfads-torch\\[tune\\]'"):
         if name == "--backend ray":
-            run_ray_search({}, tmp_path, kind="pbt")
+            run_ray_search({}, SearchSettings(), tmp_path)
         else:
             getattr(tune, name)
 

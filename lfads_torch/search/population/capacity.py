@@ -44,11 +44,11 @@ def step_bytes(model: Any, batch: Any) -> int:
     model = copy.deepcopy(model).train()  # whose buffers a step may change
     kept: dict[int, int] = {}
     # Members hold these whether they train or not.
-    held = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
+    permanent = {x.untyped_storage().data_ptr() for x in (*model.parameters(), *model.buffers())}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
+        if storage.data_ptr() not in permanent:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -103,8 +103,8 @@ def _loops(n_epochs: int, n_steps: int, n_batches: int) -> dict[str, Any]:
             {"total": n_epochs * n_batches, "current": n_batches},
         ),
     ):
-        for part, number in numbers.items():
-            progress[part] = dict.fromkeys(progress[part], number)
+        for span, number in numbers.items():
+            progress[span] = dict.fromkeys(progress[span], number)
     fit["epoch_loop.state_dict"] = {"_batches_that_stepped": total}
     others = {
         name: getattr(trainer, name) for name in ("validate_loop", "test_loop", "predict_loop")

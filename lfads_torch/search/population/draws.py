@@ -93,7 +93,7 @@ def no_other_draws() -> Iterator[None]:
     before = random.getstate(), numpy_state[1].copy(), numpy_state[2]
     yield
     numpy_state = np.random.get_state()
-    # beartype, where it checks types, draws there what to check.
+    # beartype draws from it what to check, where it checks types.
     if random.getstate() != before[0] and "beartype" not in sys.modules:
         raise OtherDrawsError("it draws from Python's module random")
     if numpy_state[2] != before[2] or not np.array_equal(numpy_state[1], before[1]):
@@ -117,7 +117,7 @@ def _is_random(function: Any) -> bool:
 # would depend on who trains with it: it would differ from the model trained alone, change when a
 # search is resumed with fewer members, and change with the stack size. Generators passed to each
 # draw would bind every module, a user's included, to this file. A dispatch mode sees each random
-# operator below vmap, whoever calls it, with the members' axis in front.
+# operator below vmap, from any caller, with the members' axis in front.
 class StackedDraws(TorchDispatchMode):
     """Turns a draw for all members into one draw per member, from that member's generator."""
 
@@ -192,7 +192,7 @@ def _draw(func: Any, args: list[Any], options: dict[str, Any], generator: torch.
 
 
 class StackedCalls(TorchFunctionMode):
-    """Makes calls inside vmap whose draws would be refused, or not be a model's own.
+    """Makes calls inside vmap whose draws would be refused, or not be those of a model alone.
 
     ``torch.empty(...).normal_()`` is how `torch.distributions` draws; vmap refuses it, since the
     memory has no axis for different numbers, so it is given one. Dropout, which vmap draws in

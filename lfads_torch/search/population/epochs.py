@@ -26,7 +26,7 @@ from ...tuples import BatchResult, SessionBatch, sessions_of
 from .capacity import workers_of
 from .draws import Streams, global_generators
 from .optimiser import Optimiser
-from .steps import ALL, MODEL, NONE, augmented_apart, part_that_failed, run_alone, run_stacked
+from .steps import ALL, MODEL, NONE, augmented_apart, name_of_failing, run_alone, run_stacked
 from .tensors import MemberTensors
 
 Sessions = Mapping[int, SessionBatch]
@@ -142,9 +142,9 @@ class Epochs:
             scores = _in_threads(train, stacks, self._templates[:workers], stop)
         return [member for stack in scores for member in stack]
 
-    def part_that_failed(self, error: BaseException) -> str:
-        """Name the part of a model in which an exception was raised."""
-        return part_that_failed([*self._templates, *self._tensors.models], error)
+    def name_of_failing(self, error: BaseException) -> str:
+        """Return the name of the module in which an exception was raised."""
+        return name_of_failing([*self._templates, *self._tensors.models], error)
 
     def _stack(
         self, rows: slice, template: Any, epoch: int, stacked: str, stop: Event

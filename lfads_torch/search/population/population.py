@@ -199,14 +199,14 @@ class Population:
         elif isinstance(error, UserError) or self.stacked == NONE:
             return False
         else:
-            part = self._epochs.part_that_failed(error)
+            module = self._epochs.name_of_failing(error)
             # Who drew from NumPy shows only afterwards; most often it is an augmentation.
-            suspected = "aug_stack" in part or isinstance(error, OtherDrawsError)
+            suspected = "aug_stack" in module or isinstance(error, OtherDrawsError)
             is_apart = self.stacked == ALL and suspected and can_augment_apart(self._models[0])
             self.stacked = MODEL if is_apart else NONE
             what = f"{'augmentations run' if is_apart else 'members train'} one after another"
             text = str(error).strip() or type(error).__name__
-            reason = f"{part} cannot be mapped over members: {text.splitlines()[0]}"
+            reason = f"{module} cannot be mapped over members: {text.splitlines()[0]}"
         warnings.warn(f"{what} from here on ({reason})", stacklevel=3)
         return True
 

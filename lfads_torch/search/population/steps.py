@@ -90,9 +90,9 @@ def augmented_apart(
 
 
 def can_augment_apart(model: Any) -> bool:
-    """Whether no augmentation can have a memory that its part in the loss reads.
+    """Return whether no augmentation can have a memory that its loss term reads.
 
-    One of this package leaves what the loss needs in the batch. Another, with a part in both batch
+    One of this package leaves what the loss needs in the batch. Another, which acts on both batch
     and loss, may keep it as an attribute, which holds one member's only.
     """
     room = __package__.partition(".")[0]
@@ -104,8 +104,8 @@ def can_augment_apart(model: Any) -> bool:
     )
 
 
-def part_that_failed(models: Sequence[Any], error: BaseException) -> str:
-    """Name the innermost module of one of these models in which an exception was raised."""
+def name_of_failing(models: Sequence[Any], error: BaseException) -> str:
+    """Return the name of the innermost module of these models in which an exception was raised."""
     modules = {
         id(module): f"{name} ({type(module).__name__})"
         for model in models
@@ -119,12 +119,12 @@ def part_that_failed(models: Sequence[Any], error: BaseException) -> str:
 
 
 def _modules(model: Any) -> Iterator[tuple[str, Any]]:
-    yield from ((name, part) for name, part in model.parts().items())
+    yield from model.parts().items()
     for name in ("train_aug_stack", "infer_aug_stack"):
         transforms = getattr(model, name).transforms
-        yield from ((f"{name}.transforms.{i}", part) for i, part in enumerate(transforms))
+        yield from ((f"{name}.transforms.{i}", transform) for i, transform in enumerate(transforms))
     for name in ("readin", "readout", "recon"):
-        yield from ((f"{name}.{i}", part) for i, part in enumerate(getattr(model, name)))
+        yield from ((f"{name}.{i}", module) for i, module in enumerate(getattr(model, name)))
 
 
 def _fields(batch: Sessions) -> Fields:

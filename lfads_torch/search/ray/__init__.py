@@ -7,12 +7,11 @@ trial), `coordinator` (what happens between generations) and `cluster` (options)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
-from ..settings import from_mapping
+from ..settings import SearchSettings, from_mapping
 from .cluster import RayOptions
 
 if TYPE_CHECKING:
@@ -32,27 +31,22 @@ def require_ray(what: str) -> None:
 
 
 def run_ray_search(
-    config: Mapping[str, Any],
+    config: dict[str, Any],
+    settings: SearchSettings,
     folder: Path,
     *,
-    kind: str,
     resume: bool = False,
     overwrite: bool = False,
-    options: RayOptions | None = None,
 ) -> RunResult:
     """Search for hyper-parameters over Ray Tune, and keep the best model.
 
-    Members, scores, tournaments and what lies in the run folder are those of a search in one
-    process; a trial of Tune holds one member or a stacked group of them.
+    Members, scores, tournaments and files in the run folder are those of a search in one process;
+    a trial of Tune holds one member or a stacked group of them.
     """
     require_ray("--backend ray")
-    node = config.get("search") or {}
-    method = node.get("method", "pbt")
-    if method != kind:
-        raise ConfigError(f"search.method is {method}, but this is a search by {kind}; set {kind}")
-    if options is None:
-        options = from_mapping(RayOptions, node.get("ray") or {}, "search.ray")
-    from .driver import search
+    options = from_mapping(RayOptions, settings.ray, "search.ray")
+    from .driver import Driver, environment, joined
 
-    run_folder = Path(folder).absolute()
-    return search(dict(config), run_folder, resume=resume, overwrite=overwrite, options=options)
+    with joined(options), environment():
+        driver = Driver(config, settings, folder, options, resume=resume, overwrite=overwrite)
+        return driver.run()

@@ -1,4 +1,4 @@
-"""Options of a search over Ray Tune: the part `search.ray` of a configuration, checked."""
+"""Options of a search over Ray Tune: the group `search.ray` of a configuration, checked."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RayOptions:
             )
             raise UserError(
                 f"no node of the Ray cluster has what one trial takes, {share['cpu']:g} cores and "
-                f"{share['gpu']:g} GPUs: there are {capacities or 'no nodes'}. Lower "
+                f"{share['gpu']:g} GPUs: the nodes have {capacities or 'nothing'}. Lower "
                 "search.ray.cpus_per_trial or search.ray.gpus_per_trial, or start other nodes"
             )
         return share
@@ -73,7 +73,7 @@ class RayOptions:
         slots = sum(_slots(node, resources) for node in nodes)
         per_trial = self.members_per_trial or math.ceil(n_members / max(slots, 1))
         n_trials = math.ceil(n_members / per_trial)
-        return [part.tolist() for part in np.array_split(np.arange(n_members), n_trials)], slots
+        return [group.tolist() for group in np.array_split(np.arange(n_members), n_trials)], slots
 
 
 def _slots(node: Mapping[str, float], resources: Mapping[str, float]) -> int:

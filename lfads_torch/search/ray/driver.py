@@ -22,7 +22,7 @@ from ...run_model import RunResult
 from ..coordinator import STATE, Coordinator
 from ..live_table import LiveTable
 from ..local import record_start
-from ..members import build_members, check_search, max_epochs_of
+from ..members import build_members, max_epochs_of
 from ..result import finish_search
 from ..settings import SearchSettings
 from ..state import Best, Place, all_diverged
@@ -30,7 +30,7 @@ from .cluster import RayOptions
 from .scheduler import GroupScheduler, StopOnFailure, Watch
 from .trial import GROUP, MEMBERS, NUMBER, START, Board, MemberTrial
 
-#: Tune would write logs of its own, print tables, and warn of frequent checkpoints.
+#: Tune would write its logs, print tables, and warn of frequent checkpoints.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -41,18 +41,8 @@ _ENVIRONMENT = {
 _OBJECT_STORE = 2**27
 
 
-def search(
-    config: dict[str, Any], folder: Path, *, resume: bool, overwrite: bool, options: RayOptions
-) -> RunResult:
-    """Search over Ray Tune; see `run_ray_search`."""
-    settings = check_search(config)
-    with _cluster(options), _environment():
-        session = _Session(config, settings, folder, options, resume=resume, overwrite=overwrite)
-        return session.run()
-
-
 @contextmanager
-def _cluster(options: RayOptions) -> Iterator[None]:
+def joined(options: RayOptions) -> Iterator[None]:
     """Join a cluster, or start Ray here; leave one that was joined before as it is."""
     if ray.is_initialized():
         yield
@@ -80,7 +70,8 @@ def _cluster(options: RayOptions) -> Iterator[None]:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def environment() -> Iterator[None]:
+    """Keep Tune from writing logs and tables, until the search is over."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     logger = logging.getLogger("ray.tune")
@@ -107,7 +98,7 @@ class _Outcome(NamedTuple):
     steps_per_epoch: int
 
 
-class _Session:
+class Driver:
     """One search, from its beginning or from where it stopped to its end."""
 
     def __init__(
@@ -169,7 +160,7 @@ class _Session:
         )
 
     def run(self) -> RunResult:
-        """Train, and finish what the trials leave."""
+        """Train, and make the result of what the trials leave."""
         coordinator = self.coordinator
         facts = record_start(self.config, self.settings, self.folder, "ray")
         coordinator.write_state()

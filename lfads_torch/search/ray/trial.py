@@ -18,7 +18,7 @@ from ..rules import Plan
 from ..settings import SearchSettings
 from ..state import Place
 
-#: Keys of a trial's results, beside the searched metric.
+#: Keys of a trial's results, with the searched metric.
 EPOCHS, REPORT, WAITS = "n_epochs", "report", "waits"
 #: Key of a trial's configuration, and keys of what it holds.
 GROUP = "group"
