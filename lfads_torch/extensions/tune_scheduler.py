@@ -11,7 +11,7 @@ import numpy as np
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
-from ..errors import ConfigError, did_you_mean, one_of, whole
+from ..errors import ConfigError, one_of, unknown, whole
 from ..folder import POPULATION, read_population
 from ..search.history import History
 from ..search.rules import tournament
@@ -29,6 +29,7 @@ class BinaryTournamentPBT(FIFOScheduler):
     each epoch and has a checkpoint there (`lfads_torch.extensions.tune.train_trial` does).
     """
 
+    # A trial has to stop at the end of a generation, so Tune may not collect several results.
     _supports_buffered_results = False
 
     def __init__(
@@ -101,9 +102,7 @@ class BinaryTournamentPBT(FIFOScheduler):
         """Let a trial wait at the end of a generation."""
         for name in (self._metric, self._time_attr):
             if name not in result:
-                raise ConfigError(
-                    f"trials do not report {name}; {did_you_mean(str(name), map(str, result))}"
-                )
+                raise unknown("the report of a trial", name, map(str, result))
         self._record(trial, result)
         if result[self._time_attr] < self._ends_at:
             return str(self.CONTINUE)

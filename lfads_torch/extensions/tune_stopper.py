@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.stopper import Stopper
 
-from ..errors import ConfigError, did_you_mean, one_of, whole
+from ..errors import one_of, unknown, whole
 from ..search.rules import Patience
 
 
@@ -44,9 +44,7 @@ class ImprovementRatioStopper(Stopper):
         """Note a result; no trial is stopped by itself."""
         for name in (self.metric, self.time_attr):
             if name not in result:
-                raise ConfigError(
-                    f"trials do not report {name}; {did_you_mean(name, map(str, result))}"
-                )
+                raise unknown("the report of a trial", name, map(str, result))
         since = int(result[self.time_attr]) - self.first_end
         if since < 0 or since % self.interval:
             return False

@@ -1,5 +1,5 @@
 """Search for hyper-parameters: rules in plain NumPy, and the back-ends that train by them.
 
-`space` (what is searched), `tournament` (who copies whom, when it ends) and `history` (what
-happened) are shared by the population trained in one process and by Ray Tune.
+`space` (what is searched), `rules` (who copies whom, who stops) and `history` (what happened) are
+shared by the population trained in one process and by Ray Tune.
 """

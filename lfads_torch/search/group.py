@@ -19,7 +19,7 @@ from .members import build_members, max_epochs_of
 from .population import Population
 from .rules import Plan, needs_plan
 from .settings import SearchSettings
-from .state import Best, Place
+from .state import Best, Outcome, Place
 
 OpenFolder = Callable[[str], AbstractContextManager[Path | str]]
 
@@ -151,11 +151,13 @@ class Group:
 
     # ---- state -----------------------------------------------------------------------------------
 
-    def final_scores(self) -> dict[int, float]:
-        """Return the last scores of members that finished, and of those that still train."""
+    @property
+    def outcome(self) -> Outcome:
+        """Scores of members that stopped or still train, the best score, and epochs so far."""
         scores = {number: score for number, (score, _) in self._stopped.items()}
         last = zip(self.numbers.tolist(), self.scores.tolist(), strict=True)
-        return {**scores, **{k: score for k, score in last if np.isfinite(score)}}
+        scores |= {k: score for k, score in last if np.isfinite(score)}
+        return Outcome(scores, self.best, self.n_epochs, self.population.steps_per_epoch)
 
     def save(self, place: Place, *, flush: bool = True) -> None:
         """Write all that the next epoch depends on; at the end, also every member.
@@ -192,13 +194,9 @@ class Group:
 
     def write_about(self, place: Place) -> None:
         """Write what a driver reads of a group without loading it."""
-        about = {
-            "n_epochs": self.n_epochs,
-            "is_over": self.is_over,
-            "best": list(self.best),
-            "scores": self.final_scores() if self.is_over else {},
-            "steps_per_epoch": self.population.steps_per_epoch,
-        }
+        about = {**self.outcome._asdict(), "is_over": self.is_over}
+        if not self.is_over:
+            about["scores"] = {}
         write_whole(place.about, json.dumps(about))
 
     def _save_stopped(self, place: Place) -> None:
@@ -231,8 +229,7 @@ class Group:
         self.population.load_state_dict(state["population"])
         self.method.load_state_dict(state["method"])
         self.scores = np.asarray(state["scores"], dtype=np.float64)
-        score, member, epoch = state["best"]
-        self.best = Best(float(score), int(member), int(epoch))
+        self.best = Best(*state["best"])
         self._best_checkpoint = read_checkpoint(place.best) if place.best.is_file() else None
         self._stopped = {
             int(number): (float(score), read_checkpoint(place.member(int(number))))

@@ -5,22 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..errors import DivergedError
-from ..folder import CONFIG, RunFolder
+from ..folder import RunFolder
 from ..run_model import RunResult
 from ..runs.build import pick_device
-from ..runs.compose import write_config
 from .coordinator import Coordinator
 from .group import Group
 from .history import History
 from .live_table import LiveTable
-from .members import max_epochs_of
-from .result import finish_search, now
+from .result import finish_search, recorded
 from .settings import SearchSettings
 from .state import Place, all_diverged
 
@@ -50,7 +45,6 @@ def search_locally(
     # A kill may have left rows of an epoch that was never saved. The coordinator continues what
     # remains, and makes the decisions so far again.
     History(folder).rewind(group.n_epochs)
-    facts = record_start(config, settings, folder, "local")
     table = LiveTable(group.method.exchanges, group.max_epochs, group.population.steps_per_epoch)
     coordinator = Coordinator(
         folder,
@@ -60,26 +54,11 @@ def search_locally(
         group.max_epochs,
         table=table,
     )
-    try:
+    with recorded(config, settings, folder, "local", table) as facts:
         _train(group, coordinator, place)
-    except DivergedError as error:
-        RunFolder(folder).write_status("training", **facts, stopped=str(error))
-        raise
-    finally:
-        table.close()
     group.save_members(place)
     table.say(f"the search ended: {coordinator.ended}")
-    return finish_search(
-        config,
-        folder,
-        settings,
-        n_epochs=group.n_epochs,
-        steps_per_epoch=group.population.steps_per_epoch,
-        scores=group.final_scores(),
-        ended=coordinator.ended,
-        best=group.best,
-        facts=facts,
-    )
+    return finish_search(config, folder, settings, group.outcome, coordinator.ended, facts)
 
 
 def _train(group: Group, coordinator: Coordinator, place: Place) -> None:
@@ -88,6 +67,8 @@ def _train(group: Group, coordinator: Coordinator, place: Place) -> None:
         plan = coordinator.plan(group.n_epochs)
         if plan is not None and group.waits:
             group.follow(plan)
+        # History before state: a kill between the two leaves rows that a resumed search cuts off
+        # and writes again. A state ahead of its history would have nothing to decide from.
         coordinator.report(group.train_epoch())
         coordinator.decide()
         if coordinator.diverged_at is None:
@@ -99,20 +80,3 @@ def _train(group: Group, coordinator: Coordinator, place: Place) -> None:
         raise all_diverged(coordinator.folder, n_members, epoch, group.best)
     if (plan := coordinator.plan(group.n_epochs)) is not None and group.waits:
         group.follow(plan)
-
-
-def record_start(
-    config: Mapping[str, Any], settings: SearchSettings, folder: Path, backend: str
-) -> dict[str, Any]:
-    """Write configuration and status of a search that begins; return the facts of its status."""
-    facts: dict[str, Any] = {
-        "version": __version__,
-        "search": settings.method,
-        "backend": backend,
-        "seed": int(config.get("seed") or 0),
-        "max_epochs": max_epochs_of(config),
-        "started": now(),
-    }
-    write_config(folder / CONFIG, config)
-    RunFolder(folder).write_status("training", **facts)
-    return facts

@@ -124,9 +124,10 @@ def build_members(
     datamodule.setup("fit")
     models: list[LFADS] = []
     for number in chosen:
+        # For each anew: its first weights then do not depend on the members that are built before.
         pl.seed_everything(seed + number, workers=True, verbose=False)
         model = build_model(config["model"], datamodule)
-        if not models:
+        if not models:  # members are built from one configuration: what holds for one holds for all
             if not hasattr(model, "tunables"):
                 raise ConfigError(
                     f"model._target_ is {config['model']['_target_']}, which has no tunables(); "

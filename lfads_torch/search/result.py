@@ -1,4 +1,4 @@
-"""What is left of a search when it ends: its best model as an ordinary run folder, and figures."""
+"""The record of a search: its status, and at the end its best model and figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,58 @@ from ..folder import (
 )
 from ..run_model import RunResult, run_model
 from ..runs.compose import write_config
+from .live_table import LiveTable
+from .members import max_epochs_of
 from .settings import SearchSettings
-from .state import LAST_CHECKPOINT, Best, Place
+from .state import LAST_CHECKPOINT, Best, Outcome, Place
+
+
+@contextmanager
+def recorded(
+    config: Mapping[str, Any],
+    settings: SearchSettings,
+    folder: Path,
+    backend: str,
+    table: LiveTable,
+) -> Iterator[dict[str, Any]]:
+    """Record that a search begins, and why it stops where it fails; yield facts for its status."""
+    facts: dict[str, Any] = {
+        "version": __version__,
+        "search": settings.method,
+        "backend": backend,
+        "seed": int(config.get("seed") or 0),
+        "max_epochs": max_epochs_of(config),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    write_config(folder / CONFIG, config)
+    RunFolder(folder).write_status("training", **facts)
+    try:
+        yield facts
+    except UserError as error:
+        with suppress(UserError):  # the disk may be full
+            RunFolder(folder).write_status("training", **facts, stopped=str(error))
+        raise
+    finally:
+        table.close()
 
 
 def finish_search(
     config: Mapping[str, Any],
     folder: Path,
     settings: SearchSettings,
-    *,
-    n_epochs: int,
-    steps_per_epoch: int,
-    scores: Mapping[int, float],
+    outcome: Outcome,
     ended: str,
-    best: Best,
     facts: Mapping[str, Any],
 ) -> RunResult:
     """Write ``best_model/``, sample it, draw figures and record that the search is complete."""
-    finite = {k: score for k, score in scores.items() if math.isfinite(score)}
+    best = outcome.best
+    finite = {k: score for k, score in outcome.scores.items() if math.isfinite(score)}
     if not finite:
         raise UserError(f"{folder}: no member is left of which a best model could be made")
     place, saved = folder / BEST_MODEL, Place.of_search(folder)
     (place / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    # Two models, as a single run keeps them: the member whose last score is best, from which
+    # training can go on, and the best of all epochs, which may have been another member's.
     winner = min(finite, key=lambda k: (finite[k], k))
     table = read_population(folder)
     rows = lineage(table, winner)
@@ -59,7 +90,7 @@ def finish_search(
         copy_whole(saved.member(winner), saved.best)
     single = member_config(config, table, rows[-1])
     write_config(place / CONFIG, single)
-    header, text = _metrics_of(table, rows, steps_per_epoch)
+    header, text = _metrics_of(table, rows, outcome.steps_per_epoch)
     write_whole(place / METRICS, csv_text(header, text))
     status = {
         "version": __version__,
@@ -74,7 +105,7 @@ def finish_search(
     RunFolder(place).write_status("sampling", **status)
     more = {
         **facts,
-        "epochs": n_epochs,
+        "epochs": outcome.n_epochs,
         "ended": ended,
         "metric": settings.metric,
         "best": {**best._asdict(), "score": settings.sign * best.score},
@@ -91,7 +122,10 @@ def finish_search(
     sampled = run_model(config_path=place / CONFIG, run_dir=place, do_train=False)
     outputs = [path.relative_to(place).as_posix() for path in sampled.outputs]
     RunFolder(place).write_status("complete", **status, outputs=outputs)
-    _draw(folder, settings)
+    try:
+        draw_search(folder, settings)
+    except Exception as error:  # a figure that fails does not take the results along
+        warnings.warn(f"figures of {folder} were not drawn: {error}", stacklevel=2)
     RunFolder(folder).write_status("complete", **more)
     last = {n: float(column[rows[-1]]) for n, column in table.items() if "/" in n}
     return RunResult(
@@ -145,26 +179,19 @@ def _put(node: Any, path: list[str], value: float) -> None:
 
 def _metrics_of(
     table: Columns, rows: list[int], steps_per_epoch: int
-) -> tuple[list[str], list[dict[str, str]]]:
+) -> tuple[list[str], list[dict[str, Any]]]:
     """Return header and rows as a single run would have logged them."""
     logged = [name for name in table if "/" in name]
-    header = ["epoch", "step", "cur_epoch", *logged]
-    text = []
+    lines = []
     for row in rows:
         epoch = int(table["epoch"][row])
-        values = {name: float(table[name][row]) for name in logged}
-        text.append(
-            {
-                "epoch": str(epoch),
-                "step": str((epoch + 1) * steps_per_epoch - 1),
-                "cur_epoch": str(float(epoch)),
-                **{n: repr(v) for n, v in values.items() if not np.isnan(v)},
-            }
-        )
-    return header, text
+        step = (epoch + 1) * steps_per_epoch - 1
+        values = {n: repr(float(table[n][row])) for n in logged if not np.isnan(table[n][row])}
+        lines.append({"epoch": epoch, "step": step, "cur_epoch": float(epoch), **values})
+    return ["epoch", "step", "cur_epoch", *logged], lines
 
 
-def draw_search(folder: Path, settings: SearchSettings) -> list[Path]:
+def draw_search(folder: Path, settings: SearchSettings) -> None:
     """Draw scores and hyper-parameters of a search into ``figures/``."""
     from ..post_run.plots.hyperparameters import (
         hyperparameter_paths,
@@ -184,21 +211,5 @@ def draw_search(folder: Path, settings: SearchSettings) -> list[Path]:
         figures["hyperparameters"] = scores_by_value(table, searched, metric=metric)
     place = folder / "figures"
     place.mkdir(exist_ok=True)
-    paths = []
     for name, figure in figures.items():
-        paths.append(place / f"search_{name}.png")
-        figure.savefig(paths[-1], dpi=150)
-    return paths
-
-
-def _draw(folder: Path, settings: SearchSettings) -> None:
-    """Draw; a figure that fails does not take the results along."""
-    try:
-        draw_search(folder, settings)
-    except Exception as error:
-        warnings.warn(f"figures of {folder} were not drawn: {error}", stacklevel=2)
-
-
-def now() -> str:
-    """Return date and time for ``status.json``."""
-    return time.strftime("%Y-%m-%d %H:%M:%S")
+        figure.savefig(place / f"search_{name}.png", dpi=150)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, one_of
 from ..folder import CONFIG, RunFolder
 from ..run_model import RunResult
 from ..runs.compose import Overrides, compose_config
@@ -67,9 +67,7 @@ def run_search(
         if backend not in (None, recorded):
             raise UserError(f"{folder} was begun with --backend {recorded}; go on with the same")
         backend = recorded
-    backend = backend or "local"
-    if backend not in BACKENDS:
-        raise UserError(f"backend is {backend!r}; {did_you_mean(backend, BACKENDS)}")
+    backend = one_of("backend", backend or "local", BACKENDS)
     config = compose_config(
         config_path, overrides or (), groups=None if resume else {"search": method}
     )

@@ -81,6 +81,7 @@ class SearchSettings:
 
     def scores(self, metric: ArrayLike, alive: ArrayLike) -> NDArray[np.float64]:
         """Return scores of which less is better, infinite for who diverged."""
+        # Infinite, not NaN: comparisons and sorting then need no special case.
         judged = self.sign * np.asarray(metric, dtype=np.float64)
         return np.where(np.asarray(alive, dtype=bool) & np.isfinite(judged), judged, np.inf)
 

@@ -40,6 +40,15 @@ class Best(NamedTuple):
     epoch: int = -1
 
 
+class Outcome(NamedTuple):
+    """What training leaves: scores of the members at the end, the best score, and its length."""
+
+    scores: dict[int, float]
+    best: Best
+    n_epochs: int
+    steps_per_epoch: int
+
+
 class Place(NamedTuple):
     """Where a group is saved: its state, its best model so far, and members that do not train."""
 

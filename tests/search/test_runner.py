@@ -222,7 +222,7 @@ def wholes() -> dict[str, dict[str, str]]:
     [
         *(("pbt", FakePopulation, name) for name in ("train_epoch", "exchange")),
         *(("pbt", local.History, name) for name in ("append", "exchange")),
-        ("pbt", group, "save"),
+        ("pbt", group, "_save"),
         ("pbt", local, "finish_search"),
         *(("random", FakePopulation, name) for name in ("train_epoch", "keep")),
         *(("halving", FakePopulation, name) for name in ("train_epoch", "keep")),

@@ -241,6 +241,8 @@ def even_stacks(n_members: int, most: int, workers: int) -> list[slice]:
 
 def _in_threads(train: Any, stacks: Sequence[slice], templates: list[Any], stop: Event) -> Any:
     """Train stacks in threads, each with its share of torch's threads."""
+    # A step of a few members has too little work for all cores, so stacks train in threads; each
+    # gets its share of torch's threads, or there would be more threads than cores.
     n_threads = torch.get_num_threads()
     free = list(templates)
 

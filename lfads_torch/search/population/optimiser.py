@@ -50,6 +50,8 @@ class Optimiser:
             hp = state.models[k].hparams
             rows_of_k = (state.weights[k], matrix[i], state.exp_avg[k], state.exp_avg_sq[k])
             params, grads, means, squares = ([row[span] for span in spans] for row in rows_of_k)
+            # One call per member: `adamw` takes rates and betas as numbers. It is the kernel of a
+            # run's optimiser, so that a member gets the same bits from the same gradients.
             adamw(
                 params,
                 grads,

@@ -37,6 +37,7 @@ def run_stacked(
     `tensors` are parameters and buffers (c, ...) by their names in `template`, any model of their
     structure. Arrays of the batch are (c, B, ...), or (B, ...) where it is `shared` by all members.
     """
+    # vmap returns tensors alone; counts are the same for all members and leave it by the side.
     sizes: dict[int, tuple[int, tuple[int, int]]] = {}
     caller = _Caller(template)
 
@@ -48,6 +49,7 @@ def run_stacked(
         arrays = {s: _arrays(scored) for s, scored in result.scored.items()}
         return result.terms, result.logged, arrays
 
+    # With vmap's default, a draw is an error; `StackedDraws` makes the draws below it.
     mapped = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
     template.train(split == "train")
     with no_other_draws(), StackedDraws(streams):
@@ -80,6 +82,7 @@ def augmented_apart(
     models: Sequence[Any], batch: Sessions, split: str, streams: Streams, *, shared: bool
 ) -> Sessions:
     """Augment each member's batch by itself; arrays (c, B, ...) come out."""
+    # A model per member, not the template: tunables such as a rate of coordinated dropout differ.
     rows = []
     for k, model in enumerate(models):
         trials = {s: b if shared else b.mapped(itemgetter(k)) for s, b in batch.items()}

@@ -17,6 +17,7 @@ from ...metrics import SMOOTHING, ExpSmoothedMetric
 from ...model import LFADS
 from ...network import PARTS
 
+#: The arrays of a state, besides `frozen` and `buffers`.
 _ARRAYS = (
     *("weights", "exp_avg", "exp_avg_sq", "steps", "lr", "plateau_best", "plateau_bad"),
     *("smoothed", "alive", "seeds"),
@@ -66,6 +67,7 @@ class MemberTensors:
         n = len(self.models)
         self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.weights) for _ in range(2))
         self.steps = torch.zeros(n, device=device)
+        # In float64 on the CPU: torch's schedule keeps them as Python's numbers.
         self.lr = self.tunable("lr_init").double().cpu()
         self.plateau_best = torch.full((n,), torch.inf, dtype=torch.float64)
         self.plateau_bad = torch.zeros(n, dtype=torch.int64)

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray import tune
@@ -21,11 +21,10 @@ from ...folder import RunFolder
 from ...run_model import RunResult
 from ..coordinator import STATE, Coordinator
 from ..live_table import LiveTable
-from ..local import record_start
 from ..members import build_members, max_epochs_of
-from ..result import finish_search
+from ..result import finish_search, recorded
 from ..settings import SearchSettings
-from ..state import Best, Place, all_diverged
+from ..state import Best, Outcome, Place, all_diverged
 from .cluster import RayOptions
 from .scheduler import GroupScheduler, StopOnFailure, Watch
 from .trial import GROUP, MEMBERS, NUMBER, START, Board, MemberTrial
@@ -87,15 +86,6 @@ def environment() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-class _Outcome(NamedTuple):
-    """What trials leave: scores of the members at the end, the best score, and how long it took."""
-
-    scores: dict[int, float]
-    best: Best
-    n_epochs: int
-    steps_per_epoch: int
 
 
 class Driver:
@@ -162,23 +152,16 @@ class Driver:
     def run(self) -> RunResult:
         """Train, and make the result of what the trials leave."""
         coordinator = self.coordinator
-        facts = record_start(self.config, self.settings, self.folder, "ray")
-        coordinator.write_state()
-        try:
+        with recorded(self.config, self.settings, self.folder, "ray", coordinator.table) as facts:
+            coordinator.write_state()
             if not all(coordinator.over):
                 self._train()
             coordinator.decide()
             if coordinator.failure is not None:
                 raise coordinator.failure
             if coordinator.diverged_at is not None:
-                best = self._collect().best
-                n_members = len(coordinator.training)
+                best, n_members = self._collect().best, len(coordinator.training)
                 raise all_diverged(self.folder, n_members, coordinator.diverged_at, best)
-        except UserError as error:
-            RunFolder(self.folder).write_status("training", **facts, stopped=str(error))
-            raise
-        finally:
-            coordinator.table.close()
         if not all(coordinator.over):
             raise KeyboardInterrupt  # which Tune has taken, to save its trials
         return self._finish(facts)
@@ -228,7 +211,7 @@ class Driver:
                 cause = cause.__cause__
             raise cause or error from None
 
-    def _collect(self) -> _Outcome:
+    def _collect(self) -> Outcome:
         """Take the members that do not train any more out of the checkpoints of their trials."""
         scores: dict[int, float] = {}
         best, n_epochs, n_steps = Best(), 0, 0
@@ -248,25 +231,16 @@ class Driver:
                 if _order(group_best) < _order(best):
                     best = group_best
                     copy_whole(place.best, target.best)
-        return _Outcome(scores, best, n_epochs, n_steps)
+        return Outcome(scores, best, n_epochs, n_steps)
 
     def _finish(self, facts: dict[str, Any]) -> RunResult:
         outcome = self._collect()
         if not outcome.scores:
             n_members, last = self.settings.n_members, outcome.n_epochs - 1
             raise all_diverged(self.folder, n_members, last, outcome.best)
-        self.coordinator.table.say(f"the search ended: {self.coordinator.ended}")
-        result = finish_search(
-            self.config,
-            self.folder,
-            self.settings,
-            n_epochs=outcome.n_epochs,
-            steps_per_epoch=outcome.steps_per_epoch,
-            scores=outcome.scores,
-            ended=self.coordinator.ended,
-            best=outcome.best,
-            facts=facts,
-        )
+        ended = self.coordinator.ended
+        self.coordinator.table.say(f"the search ended: {ended}")
+        result = finish_search(self.config, self.folder, self.settings, outcome, ended, facts)
         self._clean_up()
         return result
 

@@ -26,6 +26,7 @@ class GroupScheduler(FIFOScheduler):
     does it make room, saved, and comes back once its plan is there.
     """
 
+    # Every result says whether its trial waits, so Tune may not collect several before a decision.
     _supports_buffered_results = False
 
     def __init__(self, coordinator: Coordinator, board: Any, n_slots: int) -> None:

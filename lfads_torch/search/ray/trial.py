@@ -23,6 +23,7 @@ EPOCHS, REPORT, WAITS = "n_epochs", "report", "waits"
 #: Key of a trial's configuration, and keys of what it holds.
 GROUP = "group"
 NUMBER, MEMBERS, START = "number", "members", "start"
+#: Seconds for which a trial waits for a plan before its driver may give its place to another.
 _WAIT_S = 5.0
 
 
