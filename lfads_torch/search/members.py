@@ -13,6 +13,7 @@ from ..errors import ConfigError, UserError, whole
 from ..model import LFADS
 from ..runs.build import build, build_model
 from ..runs.check_config import check_config
+from .population import capacity
 from .rules import Method, Values, build_method, start_values
 from .settings import SearchSettings
 
@@ -170,9 +171,7 @@ def logged_names(model: LFADS, datamodule: Any) -> list[str]:
 
 
 def _check_memory(model: LFADS, settings: SearchSettings, n_members: int, device: str) -> None:
-    from .population.capacity import bytes_available, bytes_per_member
-
-    needed, available = bytes_per_member(model), bytes_available(device)
+    needed, available = capacity.bytes_per_member(model), capacity.bytes_available(device)
     if available is not None and needed * n_members > available:
         gib = 2.0**30
         raise UserError(

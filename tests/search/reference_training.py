@@ -70,10 +70,10 @@ def seeds_of(models: Sequence[LFADS]) -> list[int]:
 def train_all_alone(folder: Path, models: Sequence[LFADS], data: Any, n_epochs: int) -> Lone:
     """Train each model alone."""
     seeds = seeds_of(models)
-    found = [
+    results = [
         train_alone(folder, m, data, seed, n_epochs) for m, seed in zip(models, seeds, strict=True)
     ]
-    return Lone([model for model, _ in found], [logged for _, logged in found])
+    return Lone([model for model, _ in results], [logged for _, logged in results])
 
 
 def assert_same(
@@ -86,9 +86,9 @@ def assert_same(
         for name, value in expected.items():
             message = f"{name}, epoch {epoch}"
             np.testing.assert_allclose(metrics[epoch][name][k], value, **TOLERANCE, err_msg=message)
-    own = dict(population.member(k).named_parameters())
+    parameters = dict(population.member(k).named_parameters())
     for name, parameter in lone.models[at].named_parameters():
-        torch.testing.assert_close(own[name], parameter, **TOLERANCE, msg=name)
+        torch.testing.assert_close(parameters[name], parameter, **TOLERANCE, msg=name)
 
 
 def assert_as_alone(

@@ -23,10 +23,10 @@ def table(stream: io.StringIO, line_every_s: float = 1e9) -> LiveTable:
 
 def test_a_line_has_generation_scores_copies_speed_and_time_left() -> None:
     stream = io.StringIO()
-    own = table(stream)
+    live = table(stream)
     # 8 members x 5 steps in 2 s; 70 epochs left.
-    own.add_time(2.0, 8)
-    own.show(ROW, final=True)
+    live.add_time(2.0, 8)
+    live.show(ROW, final=True)
     head, line = stream.getvalue().splitlines()
     assert " ".join(head.split()) == "gen epoch best median copies diverged steps/s left"
     assert line.split() == ["2", "30", "0.51235", "0.6", "4", "1", "20", "2:20"]
@@ -35,21 +35,21 @@ def test_a_line_has_generation_scores_copies_speed_and_time_left() -> None:
 
 def test_steps_and_time_are_means_over_recent_epochs() -> None:
     stream = io.StringIO()
-    own = table(stream)
+    live = table(stream)
     for seconds, n in ((1.0, 8), (3.0, 4)):
-        own.add_time(seconds, n)
-    own.show(ROW, final=True)
+        live.add_time(seconds, n)
+    live.show(ROW, final=True)
     # (8 + 4) x 5 steps in 4 s; 70 epochs of 2 s.
     assert stream.getvalue().split()[-2:] == ["15", "2:20"]
 
 
 def test_where_there_is_no_terminal_epochs_get_a_line_now_and_then() -> None:
     stream = io.StringIO()
-    own = table(stream)
+    live = table(stream)
     for epoch in range(5):
-        own.show(ROW._replace(epoch=epoch), final=False)
+        live.show(ROW._replace(epoch=epoch), final=False)
     assert not stream.getvalue()
-    own.show(ROW, final=True)
+    live.show(ROW, final=True)
     assert len(stream.getvalue().splitlines()) == 2
     often = table(stream := io.StringIO(), line_every_s=0.0)
     for epoch in range(5):
@@ -63,13 +63,13 @@ def test_on_a_terminal_the_line_moves_until_its_generation_ends(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     stream = Terminal()
-    own = table(stream)
+    live = table(stream)
     for epoch in (1, 2):
-        own.show(ROW._replace(epoch=epoch), final=False)
-    own.show(ROW._replace(epoch=3), final=True)
-    own.show(ROW._replace(epoch=4), final=False)
-    own.say("ended")
-    own.close()
+        live.show(ROW._replace(epoch=epoch), final=False)
+    live.show(ROW._replace(epoch=3), final=True)
+    live.show(ROW._replace(epoch=4), final=False)
+    live.say("ended")
+    live.close()
     text = stream.getvalue()
     assert text.count("\r\x1b[K") == 4
     lines = text.split("\n")

@@ -63,12 +63,12 @@ def cd_stack(rate: float = 0.3) -> AugmentationStack:
 
 def members(data: Any, n: int = 3, **options: Any) -> list[LFADS]:
     """Models that start from different weights; options are given, or made anew for each."""
-    found = []
+    models = []
     for k in range(n):
         torch.manual_seed(k)
-        own = {name: x() if callable(x) else x for name, x in options.items()}
-        found.append(lfads(data, **{"lr_init": 0.01, "train_aug_stack": cd_stack(), **own}))
-    return found
+        arguments = {name: x() if callable(x) else x for name, x in options.items()}
+        models.append(lfads(data, **{"lr_init": 0.01, "train_aug_stack": cd_stack(), **arguments}))
+    return models
 
 
 def population(data: Any, n: int = 3, **options: Any) -> Population:
@@ -76,8 +76,8 @@ def population(data: Any, n: int = 3, **options: Any) -> Population:
     return Population(members(data, n, **options), data, seeds, gradient_clip_val=CLIP)
 
 
-def weights(found: Population) -> list[dict[str, Tensor]]:
-    return [found.member(k).state_dict() for k in range(found.n_members)]
+def weights(trained: Population) -> list[dict[str, Tensor]]:
+    return [trained.member(k).state_dict() for k in range(trained.n_members)]
 
 
 def different_members(data: Any) -> list[LFADS]:
@@ -111,7 +111,7 @@ def different_members(data: Any) -> list[LFADS]:
 
 
 class Different(NamedTuple):
-    """Models with hyper-parameters of their own, and what becomes of them alone."""
+    """Models with their hyper-parameters, and what becomes of them alone."""
 
     data: Any
     models: list[LFADS]
@@ -135,18 +135,18 @@ def test_members_equal_models_trained_alone(
     torch.set_num_threads(n_threads)
     try:
         data, models, lone = different
-        found = Population(
+        trained = Population(
             models, data, seeds_of(models), gradient_clip_val=CLIP, stack_size=stack_size
         )
-        metrics = [found.train_epoch() for _ in range(4)]
+        metrics = [trained.train_epoch() for _ in range(4)]
         assert torch.get_num_threads() == n_threads
     finally:
         torch.set_num_threads(before)
-    assert found.stack_size == stack_size or (5 if n_threads == 1 else 3)
-    assert found.stacked == "all"
-    assert found.alive.all()
+    assert trained.stack_size == stack_size or (5 if n_threads == 1 else 3)
+    assert trained.stacked == "all"
+    assert trained.alive.all()
     for k in range(5):
-        assert_same(found, metrics, lone, k, k)
+        assert_same(trained, metrics, lone, k, k)
 
 
 def test_members_equal_runs_of_run_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,30 +174,33 @@ def test_members_equal_runs_of_run_model(tmp_path: Path, monkeypatch: pytest.Mon
             run_model({**config, "seed": seed}, run_dir=tmp_path / "x", do_posterior_sample=False)
     monkeypatch.undo()
     models, data = [model for model, _ in firsts], firsts[0][1]
-    found = Population(models, data, [4, 5], gradient_clip_val=CLIP)
-    metrics = [found.train_epoch() for _ in range(2)][-1]
+    trained = Population(models, data, [4, 5], gradient_clip_val=CLIP)
+    metrics = [trained.train_epoch() for _ in range(2)][-1]
     for k, run in enumerate(runs):
         logged = {n: v for n, v in run.metrics.items() if n.startswith(("train/", "valid/"))}
         assert set(logged) == set(metrics)
         for name, value in logged.items():
             np.testing.assert_allclose(metrics[name][k], value, **TOLERANCE, err_msg=name)
         saved = torch.load(run.run_dir / LAST, weights_only=True)
-        own = found.checkpoint(k)
+        checkpoint = trained.checkpoint(k)
         for name, value in saved["state_dict"].items():
-            torch.testing.assert_close(own["state_dict"][name], value, **TOLERANCE, msg=name)
-        assert own["global_step"] == saved["global_step"]
-        assert own["lfads"]["parts"] == saved["lfads"]["parts"]
-        assert {**own["lr_schedulers"][0], "best": 0} == {**saved["lr_schedulers"][0], "best": 0}
+            torch.testing.assert_close(checkpoint["state_dict"][name], value, **TOLERANCE, msg=name)
+        assert checkpoint["global_step"] == saved["global_step"]
+        assert checkpoint["lfads"]["parts"] == saved["lfads"]["parts"]
+        assert {**checkpoint["lr_schedulers"][0], "best": 0} == {
+            **saved["lr_schedulers"][0],
+            "best": 0,
+        }
         assert (
-            own["optimizer_states"][0]["param_groups"]
+            checkpoint["optimizer_states"][0]["param_groups"]
             == saved["optimizer_states"][0]["param_groups"]
         )
 
     # The other way round: a run that resumes from a member's checkpoint goes on as the member does.
-    torch.save(found.checkpoint(1), tmp_path / "run5" / LAST)
+    torch.save(trained.checkpoint(1), tmp_path / "run5" / LAST)
     longer = {"trainer.max_epochs": 3, "trainer.gradient_clip_val": CLIP}
     resumed = run_model(longer, run_dir=tmp_path / "run5", resume=True, do_posterior_sample=False)
-    metrics = found.train_epoch()
+    metrics = trained.train_epoch()
     for name in ("train/loss", "valid/recon_smth", "valid/bps"):
         np.testing.assert_allclose(metrics[name][1], resumed.metrics[name], **TOLERANCE)
 
@@ -209,14 +212,14 @@ class _StoppedError(Exception):
 class _Stop:
     """Takes model and data of a run just before it trains, and ends it."""
 
-    def __init__(self, found: list[Any]) -> None:
-        self.found = found
+    def __init__(self, pairs: list[Any]) -> None:
+        self.pairs = pairs
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         return self
 
     def __call__(self, model: Any, data: Any) -> Any:
-        self.found.append((model, data))
+        self.pairs.append((model, data))
         raise _StoppedError
 
 
@@ -294,7 +297,7 @@ def test_jitter_runs_member_by_member_and_the_rest_is_stacked(tmp_path: Path, da
         assert_as_alone(tmp_path, models, data, stacked="model")
 
 
-# ---- one's own parts -----------------------------------------------------------------------------
+# ---- parts of a user -----------------------------------------------------------------------------
 
 
 class LaplacePrior(nn.Module):
@@ -352,7 +355,7 @@ class NumpyNoise:
 
 
 class SmoothReadin(nn.Module):
-    """Buffers that training changes, dropout of its own, and a running number."""
+    """Buffers that training changes, its dropout, and a running number."""
 
     def __init__(self, n_channels: int) -> None:
         super().__init__()
@@ -411,9 +414,9 @@ def test_draws_from_numpy_are_each_members_own(tmp_path: Path, data: Any) -> Non
     for model in models:
         model.train_aug_stack.batch_order, model.train_aug_stack.loss_order = [0, 1], [1]
     with pytest.warns(UserWarning, match="augmentations run one after another.*NumPy"):
-        found = assert_as_alone(tmp_path, models, data, stacked="model")
+        trained = assert_as_alone(tmp_path, models, data, stacked="model")
     states = np.random.get_state()[1].tolist(), torch.get_rng_state()
-    found.train_epoch()
+    trained.train_epoch()
     assert np.random.get_state()[1].tolist() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
 
@@ -427,9 +430,9 @@ def test_a_generator_of_ones_own_is_no_members(data: Any) -> None:
             noise = torch.randn(batch.encod_data.shape, generator=self.generator)
             return batch._replace(encod_data=batch.encod_data + noise)
 
-    found = population(data, 2, train_aug_stack=lambda: AugmentationStack([Own()], [0], []))
+    trained = population(data, 2, train_aug_stack=lambda: AugmentationStack([Own()], [0], []))
     with pytest.warns(UserWarning, match="augmentations run.*its own generator"):
-        found.train_epoch()
+        trained.train_epoch()
 
 
 def test_a_fault_of_a_part_is_told_and_leaves_the_population_as_it_was(data: Any) -> None:
@@ -438,12 +441,12 @@ def test_a_fault_of_a_part_is_told_and_leaves_the_population_as_it_was(data: Any
             raise ZeroDivisionError("no such prior")
 
     models = members(data, 2, ic_prior=Faulty)
-    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
-    before = weights(found)
+    trained = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
+    before = weights(trained)
     with pytest.warns(UserWarning, match="ic_prior"), pytest.raises(ZeroDivisionError):
-        found.train_epoch()
-    assert found.epoch == 0
-    for old, new in zip(before, weights(found), strict=True):
+        trained.train_epoch()
+    assert trained.epoch == 0
+    for old, new in zip(before, weights(trained), strict=True):
         assert all(torch.equal(old[name], new[name]) for name in old)
 
 
@@ -453,10 +456,10 @@ def test_a_users_mistake_is_told_at_once(data: Any) -> None:
             raise DataError("no such data")
 
     models = members(data, 2, reconstruction=Refusing)
-    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
+    trained = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
     with warnings.catch_warnings(), pytest.raises(DataError, match="no such data"):
         warnings.simplefilter("error")
-        found.train_epoch()
+        trained.train_epoch()
 
 
 # ---- members that diverge ------------------------------------------------------------------------
@@ -470,13 +473,13 @@ def test_nan_in_one_member_does_not_touch_the_others(tmp_path: Path, data: Any, 
         models[1].readout[0].weight[0, 0] = torch.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        found = assert_as_alone(
+        trained = assert_as_alone(
             tmp_path, models, data, members=[0, 2], stacked="none" if prior else "all"
         )
-    assert found.alive.tolist() == [True, False, True]
-    found.exchange([0, 2, 2])
-    assert found.alive.all()
-    assert np.isfinite(found.train_epoch()["valid/loss"]).all()
+    assert trained.alive.tolist() == [True, False, True]
+    trained.exchange([0, 2, 2])
+    assert trained.alive.all()
+    assert np.isfinite(trained.train_epoch()["valid/loss"]).all()
 
 
 def test_a_part_may_raise_at_nan(data: Any) -> None:
@@ -494,10 +497,10 @@ def test_a_part_may_raise_at_nan(data: Any) -> None:
     models = members(data, 2, ic_prior=Strict)
     with torch.no_grad():
         models[0].encoder.ic_linear.weight.fill_(torch.nan)
-    found = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
+    trained = Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=2)
     with pytest.warns(UserWarning, match="ic_prior"):
-        metrics = found.train_epoch()
-    assert found.alive.tolist() == [False, True]
+        metrics = trained.train_epoch()
+    assert trained.alive.tolist() == [False, True]
     assert np.isnan(metrics["valid/loss"][0])
     assert np.isfinite(metrics["valid/loss"][1])
 
@@ -506,38 +509,38 @@ def test_a_part_may_raise_at_nan(data: Any) -> None:
 
 
 def test_exchange_copies_all_but_the_seed(data: Any) -> None:
-    found = population(data, 4, lr_scheduler=True, lr_patience=0, lr_decay=0.5)
-    found.set_values({"lr_init": [0.01, 0.02, 0.03, 0.04], "dropout_rate": [0.1, 0.2, 0.3, 0.4]})
+    trained = population(data, 4, lr_scheduler=True, lr_patience=0, lr_decay=0.5)
+    trained.set_values({"lr_init": [0.01, 0.02, 0.03, 0.04], "dropout_rate": [0.1, 0.2, 0.3, 0.4]})
     for _ in range(3):
-        metrics = found.train_epoch()
-    old = found.state_dict()["members"]
-    found.exchange(np.array([2, 1, 2, 0]))
-    new = found.state_dict()["members"]
+        metrics = trained.train_epoch()
+    old = trained.state_dict()["members"]
+    trained.exchange(np.array([2, 1, 2, 0]))
+    new = trained.state_dict()["members"]
     for name in old:
         if name in ("frozen", "buffers"):
             assert all(torch.equal(new[name][k], v[[2, 1, 2, 0]]) for k, v in old[name].items())
         elif name != "seeds":
             assert torch.equal(new[name], old[name][[2, 1, 2, 0]])
     assert torch.equal(new["seeds"], old["seeds"])
-    np.testing.assert_allclose(found.values["lr_init"], [0.03, 0.02, 0.03, 0.01], rtol=1e-6)
-    own = found.checkpoint(0)["lfads_run"]["metrics"]["valid/recon_smth"]
-    assert own == metrics["valid/recon_smth"][2]
+    np.testing.assert_allclose(trained.values["lr_init"], [0.03, 0.02, 0.03, 0.01], rtol=1e-6)
+    smoothed = trained.checkpoint(0)["lfads_run"]["metrics"]["valid/recon_smth"]
+    assert smoothed == metrics["valid/recon_smth"][2]
     # Same weights and numbers, other seeds: they part from here on.
-    after = found.train_epoch()
+    after = trained.train_epoch()
     assert after["train/recon"][0] != after["train/recon"][2]
 
 
 def test_members_that_are_the_same_stay_the_same(data: Any) -> None:
     models = members(data, 1) * 3
-    found = Population(models, data, [7, 7, 7], gradient_clip_val=CLIP, stack_size=3)
-    for values in found.train_epoch().values():
+    trained = Population(models, data, [7, 7, 7], gradient_clip_val=CLIP, stack_size=3)
+    for values in trained.train_epoch().values():
         np.testing.assert_array_equal(values, values[0])
 
 
 def test_keep(data: Any) -> None:
     whole, part = population(data, 4), population(data, 4)
-    for found in (whole, part):
-        found.train_epoch()
+    for trained in (whole, part):
+        trained.train_epoch()
     part.keep([3, 1])
     assert part.n_members == 2
     expected, found_metrics = whole.train_epoch(), part.train_epoch()
@@ -549,8 +552,8 @@ def test_keep(data: Any) -> None:
 def test_adopt_from_another_population(data: Any) -> None:
     one, other = population(data, 2), population(data, 3)
     other.set_values({"lr_init": [0.1, 0.2, 0.3]})
-    for found in (one, other):
-        found.train_epoch()
+    for trained in (one, other):
+        trained.train_epoch()
     one.adopt(0, other.state_dict(), 2)
     got, given = one.member(0).state_dict(), other.member(2).state_dict()
     assert all(torch.equal(got[name], given[name]) for name in given)
@@ -578,12 +581,14 @@ def test_set_values_makes_members_as_if_built_with_them(data: Any) -> None:
 
 
 def test_a_changed_learning_rate_starts_anew_and_another_stays(data: Any) -> None:
-    found = population(data, 2, lr_scheduler=True, lr_patience=0, lr_decay=0.5)
-    found.set_values({"lr_init": [1e-12, 1e-12]})  # every epoch but the first is on a plateau
+    trained = population(data, 2, lr_scheduler=True, lr_patience=0, lr_decay=0.5)
+    trained.set_values({"lr_init": [1e-12, 1e-12]})  # every epoch but the first is on a plateau
     for _ in range(4):
-        found.train_epoch()
-    found.set_values({"lr_init": [1e-12, 0.02], "dropout_rate": [0.0, 0.0]})
-    rates = [found.checkpoint(k)["optimizer_states"][0]["param_groups"][0]["lr"] for k in range(2)]
+        trained.train_epoch()
+    trained.set_values({"lr_init": [1e-12, 0.02], "dropout_rate": [0.0, 0.0]})
+    rates = [
+        trained.checkpoint(k)["optimizer_states"][0]["param_groups"][0]["lr"] for k in range(2)
+    ]
     assert rates[0] < 1e-12 or rates[0] == pytest.approx(1e-12)
     assert rates[1] == pytest.approx(0.02)
 
@@ -597,18 +602,18 @@ def test_a_changed_learning_rate_starts_anew_and_another_stays(data: Any) -> Non
     ],
 )
 def test_values_that_cannot_be_set(data: Any, values: dict[str, Any], message: str) -> None:
-    found = population(data, 2)
+    trained = population(data, 2)
     with pytest.raises(ConfigError, match=message):
-        found.set_values(values)
+        trained.set_values(values)
 
 
 # ---- state ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", [{}, {"ic_prior": lambda: BranchingPrior(DIMS["ic_dim"])}])
+@pytest.mark.parametrize("parts", [{}, {"ic_prior": lambda: BranchingPrior(DIMS["ic_dim"])}])
 @pytest.mark.filterwarnings("ignore:.*one after another")
-def test_resuming_gives_the_same_bits(tmp_path: Path, data: Any, own: dict[str, Any]) -> None:
-    options = {"lr_scheduler": True, "lr_patience": 0, "weight_decay": 0.1, **own}
+def test_resuming_gives_the_same_bits(tmp_path: Path, data: Any, parts: dict[str, Any]) -> None:
+    options = {"lr_scheduler": True, "lr_patience": 0, "weight_decay": 0.1, **parts}
     whole = population(data, 3, **options)
     metrics = [whole.train_epoch() for _ in range(4)]
     first = population(data, 3, **options)
@@ -641,42 +646,42 @@ def test_an_interrupted_epoch_leaves_the_members_as_they_were(data: Any) -> None
             return batch
 
     stack = lambda: AugmentationStack([Interrupting(), CoordinatedDropout(0.3)], [0, 1], [1])  # noqa: E731
-    found, other = population(data, 2, train_aug_stack=stack), population(data, 2)
+    trained, other = population(data, 2, train_aug_stack=stack), population(data, 2)
     with pytest.raises(KeyboardInterrupt):
-        found.train_epoch()
+        trained.train_epoch()
     expected = other.train_epoch()
-    for name, values in found.train_epoch().items():
+    for name, values in trained.train_epoch().items():
         np.testing.assert_array_equal(values, expected[name])
 
 
 def test_a_members_checkpoint_is_a_model(tmp_path: Path, data: Any) -> None:
-    found = population(data, 2)
-    found.set_values({"dropout_rate": [0.1, 0.2]})
+    trained = population(data, 2)
+    trained.set_values({"dropout_rate": [0.1, 0.2]})
     with pytest.raises(UserError, match="no epoch is trained yet"):
-        found.checkpoint(0)
-    found.train_epoch()
-    torch.save(found.checkpoint(1), tmp_path / "member.ckpt")
+        trained.checkpoint(0)
+    trained.train_epoch()
+    torch.save(trained.checkpoint(1), tmp_path / "member.ckpt")
     model = load_model(tmp_path / "member.ckpt")
-    own = found.member(1)
+    member = trained.member(1)
     assert model.session_names == ["day0"]
     assert model.hparams.dropout_rate == pytest.approx(0.2)
     assert model.hparams.lr_init == 0.01
     batch = next(iter(data.val_dataloader()))
     with torch.no_grad():
-        a, b = model(batch)[0], own(batch)[0]
+        a, b = model(batch)[0], member(batch)[0]
     assert torch.equal(a.output_params, b.output_params)
     # A member is a copy: what is done to it is not done to the population.
     with torch.no_grad():
-        own.readout[0].weight.zero_()
-    assert found.member(1).readout[0].weight.abs().sum() > 0
+        member.readout[0].weight.zero_()
+    assert trained.member(1).readout[0].weight.abs().sum() > 0
 
 
 def test_the_models_given_are_left_alone(data: Any) -> None:
     models = members(data, 2)
     before = [copy.deepcopy(model.state_dict()) for model in models]
-    found = Population(models, data, [0, 1], gradient_clip_val=CLIP)
-    found.set_values({"dropout_rate": [0.4, 0.4]})
-    found.train_epoch()
+    trained = Population(models, data, [0, 1], gradient_clip_val=CLIP)
+    trained.set_values({"dropout_rate": [0.4, 0.4]})
+    trained.train_epoch()
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
         assert model.dropout_rate == pytest.approx(0.05)
@@ -706,13 +711,13 @@ def test_arguments_out_of_range(data: Any) -> None:
         Population([], data, [], gradient_clip_val=CLIP)
     with pytest.raises(ConfigError, match="stack_size is 0"):
         Population(models, data, [0, 1], gradient_clip_val=CLIP, stack_size=0)
-    found = Population(models, data, [0, 1], gradient_clip_val=0)
+    trained = Population(models, data, [0, 1], gradient_clip_val=0)
     for parents in ([0], [0, 2], [0.0, 1.0], [-1, 0]):
         with pytest.raises(ConfigError, match="from 0 to 1"):
-            found.exchange(parents)
+            trained.exchange(parents)
     for kept in ([], [2], [-1]):
         with pytest.raises(ConfigError, match="members to keep"):
-            found.keep(kept)
+            trained.keep(kept)
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -745,5 +750,5 @@ def _little_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("_little_memory")
 def test_out_of_memory_makes_stacks_smaller(tmp_path: Path, data: Any) -> None:
     with pytest.warns(UserWarning, match="2 members are stacked.*out of memory"):
-        found = assert_as_alone(tmp_path, members(data, 4), data, 1, members=[3])
-    assert found.stack_size == 1
+        trained = assert_as_alone(tmp_path, members(data, 4), data, 1, members=[3])
+    assert trained.stack_size == 1

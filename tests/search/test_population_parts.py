@@ -87,11 +87,11 @@ DRAWS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("name", DRAWS)
 def test_each_member_draws_what_it_would_alone(name: str) -> None:
     x = torch.randn(3, 6, 20)
-    found = stacked(DRAWS[name], x)
+    results = stacked(DRAWS[name], x)
     for k, seed in enumerate(SEEDS):
         with global_generators():
             seed_all(seed, EPOCH)
-            assert torch.equal(found[k], DRAWS[name](x[k])), k
+            assert torch.equal(results[k], DRAWS[name](x[k])), k
 
 
 @pytest.mark.parametrize(
@@ -124,17 +124,17 @@ def test_streams_lend_all_generators_and_take_them_back() -> None:
     def drawn() -> list[float]:
         return [torch.rand(()).item(), np.random.random(), random.random()]
 
-    found = []
+    results = []
     for _ in range(2):
         for k in range(3):
             with streams.lent(k):
-                found.append((k, drawn()))
+                results.append((k, drawn()))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
     assert random.getstate() == before[2]
     for k, seed in enumerate(SEEDS):
         seed_all(seed, EPOCH)
-        assert [numbers for member, numbers in found if member == k] == [drawn(), drawn()]
+        assert [numbers for member, numbers in results if member == k] == [drawn(), drawn()]
 
 
 def test_streams_know_their_devices() -> None:
@@ -159,8 +159,12 @@ def tensors(tmp_path: Path) -> MemberTensors:
     data = datamodule(write(tmp_path, arrays(4, 2)))
     models = []
     for k in range(3):
-        own = {"lr_init": 0.01 * (k + 1), "weight_decay": 0.3 * k, "lr_adam_beta2": 0.9 + 0.03 * k}
-        models.append(lfads(data, l2_increase_epoch=k, **own))
+        options = {
+            "lr_init": 0.01 * (k + 1),
+            "weight_decay": 0.3 * k,
+            "lr_adam_beta2": 0.9 + 0.03 * k,
+        }
+        models.append(lfads(data, l2_increase_epoch=k, **options))
     return MemberTensors(models, [0, 1, 2], CPU)
 
 
@@ -183,12 +187,12 @@ def test_a_step_is_torchs(tensors: MemberTensors, clip: float, absent: tuple[int
             gradients[i] = None
         optimiser.step(slice(0, 2), [g if g is None else g[:2] for g in gradients])
         optimiser.step(slice(2, 3), [g if g is None else g[2:] for g in gradients])
-        for k, (model, own) in enumerate(lone):
+        for k, (model, reference) in enumerate(lone):
             for name, gradient in zip(tensors.names, gradients, strict=True):
                 model.get_parameter(name).grad = None if gradient is None else gradient[k].clone()
             if clip:
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
-            own.step()
+            reference.step()
     for k, (model, _) in enumerate(lone):
         for name, value in tensors.split(tensors.weights[k]).items():
             torch.testing.assert_close(value, model.get_parameter(name).data)
@@ -280,7 +284,7 @@ def test_stacked_scores_are_those_of_each_member() -> None:
             scores.add_session(1, losses[of] + 1, n_trials)
             scores.add_log_rates(1, rates.log()[of], counts[of], n_read=3, n_bins_read=4)
             scores.r2.update(rates[of], counts[of], key=1)
-    for own, expected in zip(stacked_scores.members(2), single, strict=True):
-        assert own.compute().keys() == expected.compute().keys()
+    for scores, expected in zip(stacked_scores.members(2), single, strict=True):
+        assert scores.compute().keys() == expected.compute().keys()
         for name, value in expected.compute().items():
-            torch.testing.assert_close(own.compute()[name], value, msg=name)
+            torch.testing.assert_close(scores.compute()[name], value, msg=name)

@@ -159,7 +159,7 @@ def test_a_random_search_that_was_stopped_goes_on_where_it_was(
     assert_same_search(tmp_path / "one", tmp_path / "ray")
 
 
-# ---- Tune scripts of one's own -------------------------------------------------------------------
+# ---- Tune scripts of a user -------------------------------------------------------------------
 
 
 def decay(config: dict[str, Any]) -> None:

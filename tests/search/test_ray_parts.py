@@ -75,15 +75,20 @@ def one_process(data: str, method: str) -> Path:
     """Return the folder of the same search in one process."""
     folder = Path(data).with_name(method)
     if not folder.exists():
-        own = {"datamodule.datafile_pattern": data, **SMALL, **OF_METHOD[method]}
-        run.run_search({**own, "search": method}, run_dir=folder, method=method)
+        overrides = {"datamodule.datafile_pattern": data, **SMALL, **OF_METHOD[method]}
+        run.run_search({**overrides, "search": method}, run_dir=folder, method=method)
     return folder
 
 
 @functools.cache
 def composed(data: str, method: str, more: str) -> dict[str, Any]:
-    own = {"datamodule.datafile_pattern": data, **SMALL, **OF_METHOD[method], **json.loads(more)}
-    return compose_config("pbt.yaml", {**own, "search": method}, groups={"search": method})
+    overrides = {
+        "datamodule.datafile_pattern": data,
+        **SMALL,
+        **OF_METHOD[method],
+        **json.loads(more),
+    }
+    return compose_config("pbt.yaml", {**overrides, "search": method}, groups={"search": method})
 
 
 def compose(data: str, method: str, more: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -284,7 +289,7 @@ def test_members_are_divided_evenly_among_the_places_there_are(
 
 
 @pytest.mark.parametrize(
-    ("nodes", "may_use_gpu", "wanted"),
+    ("nodes", "may_use_gpu", "expected"),
     [
         ([{"CPU": 4.0}], True, {"cpu": 1.0, "gpu": 0.0}),
         ([{"CPU": 4.0}, NODE], True, {"cpu": 1.0, "gpu": 1.0}),
@@ -292,9 +297,9 @@ def test_members_are_divided_evenly_among_the_places_there_are(
     ],
 )
 def test_a_trial_takes_a_gpu_where_there_is_one(
-    nodes: list[dict[str, float]], may_use_gpu: bool, wanted: dict[str, float]
+    nodes: list[dict[str, float]], may_use_gpu: bool, expected: dict[str, float]
 ) -> None:
-    assert RayOptions().resources(nodes, may_use_gpu=may_use_gpu) == wanted
+    assert RayOptions().resources(nodes, may_use_gpu=may_use_gpu) == expected
 
 
 def test_a_cluster_that_is_too_small_is_told() -> None:

@@ -42,10 +42,10 @@ class TestTournament:
     def test_rules(self, scores, seed):
         scores = np.array(scores)
         parents = tournament(scores, np.random.default_rng(seed))
-        own = np.arange(len(scores))
+        members = np.arange(len(scores))
         finite = np.isfinite(scores)
-        lost = parents != own
-        assert parents.shape == own.shape
+        lost = parents != members
+        assert parents.shape == members.shape
         if not finite.any():
             assert not lost.any(), "where nobody is finite, nobody is copied"
             return
@@ -243,15 +243,15 @@ SPACE = {
 
 
 def population(max_epochs: int = 100, burn_in: int = 5, **settings: Any) -> PopulationBased:
-    own = SearchSettings(**{"num_workers": 6, "perturbation_interval": 10, **settings})
-    method = build_method(own, SPACE, 0, burn_in, max_epochs)
+    chosen = SearchSettings(**{"num_workers": 6, "perturbation_interval": 10, **settings})
+    method = build_method(chosen, SPACE, 0, burn_in, max_epochs)
     assert isinstance(method, PopulationBased)
     return method
 
 
 def random_search(max_epochs: int = 100, burn_in: int = 0, **settings: Any) -> RandomSearch:
-    own = SearchSettings(**{"method": "random", "num_samples": 6, **settings})
-    method = build_method(own, SPACE, 0, burn_in, max_epochs)
+    chosen = SearchSettings(**{"method": "random", "num_samples": 6, **settings})
+    method = build_method(chosen, SPACE, 0, burn_in, max_epochs)
     assert isinstance(method, RandomSearch)
     return method
 

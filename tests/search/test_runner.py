@@ -60,8 +60,8 @@ COMPOSED: dict[str, dict[str, Any]] = {}
 
 def compose_once(path: Any, overrides: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Compose each configuration once for all tests."""
-    own = Path(path)
-    key = f"{own.read_text() if own.is_absolute() else path} {overrides}"
+    file = Path(path)
+    key = f"{file.read_text() if file.is_absolute() else path} {overrides}"
     if key not in COMPOSED:
         COMPOSED[key] = compose_config(path, overrides, *args, **kwargs)
     return copy.deepcopy(COMPOSED[key])
@@ -100,18 +100,18 @@ def by_value(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np
 
 def contents(folder: Path) -> dict[str, str]:
     """What has to be the same after a resume."""
-    found = {
+    contents = {
         name: (folder / name).read_text()
         for name in ("population.csv", "exchanges.csv", "best_model/csv_logs/metrics.csv")
         if (folder / name).is_file()
     }
     status = RunFolder(folder).status
     for name in ("ended", "members", "best", "epochs"):
-        found[name] = json.dumps(status[name])
+        contents[name] = json.dumps(status[name])
     for path in sorted((folder / "members").glob("*.ckpt")):
         checkpoint = read_checkpoint(path)
-        found[path.name] = f"{checkpoint['weight']} {checkpoint['seed']}"
-    return found
+        contents[path.name] = f"{checkpoint['weight']} {checkpoint['seed']}"
+    return contents
 
 
 def test_what_a_population_leaves_behind(
@@ -238,11 +238,11 @@ def test_a_search_that_is_broken_off_ends_as_an_unbroken_one(
     loss: Callable[[Loss], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def own(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
-        found = by_value(epoch, seeds, values)
-        return np.where((seeds == 1) & (epoch == 3), np.nan, found)
+    def losses(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
+        scores = by_value(epoch, seeds, values)
+        return np.where((seeds == 1) & (epoch == 3), np.nan, scores)
 
-    loss(own)
+    loss(losses)
     settings = {
         "pbt": {**PBT, "search.num_workers": 4},
         "random": {**RANDOM, "search.num_samples": 4, "search.stop_after": 3},
@@ -300,10 +300,10 @@ def test_a_finished_search_goes_on_to_more_epochs(
 def test_diverged_members_are_replaced(
     data: Path, tmp_path: Path, loss: Callable[[Loss], None]
 ) -> None:
-    def own(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
+    def losses(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
         return np.where((seeds < 5) & (epoch == 1), np.inf, by_value(epoch, seeds, values))
 
-    loss(own)
+    loss(losses)
     folder = tmp_path / "run"
     search(data, folder)
     table = read_population(folder)
@@ -334,11 +334,11 @@ def test_when_all_have_diverged_the_history_remains_with_advice(
 def test_a_random_search_ends_when_its_last_members_diverge(
     data: Path, tmp_path: Path, loss: Callable[[Loss], None]
 ) -> None:
-    def own(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
+    def losses(epoch: int, seeds: np.ndarray, values: dict[str, np.ndarray]) -> np.ndarray:
         late = np.where(epoch > 8, np.nan, 1.0 / (epoch + 1))
         return np.where(seeds < 2, 1.0, late * np.ones(len(seeds)))
 
-    loss(own)
+    loss(losses)
     folder = tmp_path / "run"
     search(data, folder, RANDOM)
     status = RunFolder(folder).status
@@ -372,8 +372,8 @@ def test_rates_of_an_ensemble_are_the_mean_of_its_members(
     assert path == folder / "lfads_output_ensemble_sess0.h5"
     total, n = 0.0, 0
     for checkpoint in sorted((folder / "members").glob("*.ckpt")):
-        (own,) = sample_run(checkpoint_in_run(checkpoint, folder), num_samples=1)
-        with h5py.File(own) as file:
+        (path,) = sample_run(checkpoint_in_run(checkpoint, folder), num_samples=1)
+        with h5py.File(path) as file:
             total = total + file["valid_output_params"][()]
             n += 1
     with h5py.File(path) as file:
@@ -387,11 +387,11 @@ def test_rates_of_an_ensemble_are_the_mean_of_its_members(
 
 
 def checkpoint_in_run(checkpoint: Path, folder: Path) -> Path:
-    """Give a member a run folder of its own."""
-    own = folder.parent / checkpoint.stem
-    (own / "lightning_checkpoints").mkdir(parents=True)
-    shutil.copy(folder / "config.yaml", own)
-    return Path(shutil.copy(checkpoint, own / "lightning_checkpoints"))
+    """Give a member its run folder."""
+    run = folder.parent / checkpoint.stem
+    (run / "lightning_checkpoints").mkdir(parents=True)
+    shutil.copy(folder / "config.yaml", run)
+    return Path(shutil.copy(checkpoint, run / "lightning_checkpoints"))
 
 
 def test_what_an_ensemble_needs_is_told(data: Path, tmp_path: Path) -> None:
@@ -483,19 +483,19 @@ def test_a_resumed_search_keeps_its_members_and_back_end(data: Path, tmp_path: P
 
 
 def test_callbacks_that_do_not_run_are_named(data: Path, tmp_path: Path) -> None:
-    own = {"callbacks.timer": {"_target_": "pytorch_lightning.callbacks.Timer"}}
+    callbacks = {"callbacks.timer": {"_target_": "pytorch_lightning.callbacks.Timer"}}
     with pytest.warns(UserWarning, match=r"callbacks\.timer will not run"):
-        search(data, tmp_path / "run", {**PBT, **own})
+        search(data, tmp_path / "run", {**PBT, **callbacks})
 
 
 def test_a_logger_that_is_not_installed_is_left_out(data: Path, tmp_path: Path) -> None:
-    own = {"callbacks.report": {"_target_": "ray.tune.integration.nowhere.Report"}}
+    callbacks = {"callbacks.report": {"_target_": "ray.tune.integration.nowhere.Report"}}
     with (
         pytest.raises(ConfigError, match="report")
         if has_ray()
         else pytest.warns(UserWarning, match=r"left out: callbacks\.report.*not installed")
     ):
-        search(data, tmp_path / "run", {**PBT, **own})
+        search(data, tmp_path / "run", {**PBT, **callbacks})
 
 
 def has_ray() -> bool:

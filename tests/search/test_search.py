@@ -104,8 +104,8 @@ def test_an_exchange_never_makes_the_best_score_worse(whole: Path) -> None:
     for epoch in np.unique(copies["epoch"]):
         before, after = table["epoch"] == epoch - 1, table["epoch"] == epoch
         best = table["member"][before][np.argmin(table["valid/recon_smth"][before])]
-        own = after & (table["member"] == best)
-        assert table["parent"][own] == best
+        rows = after & (table["member"] == best)
+        assert table["parent"][rows] == best
 
 
 def test_pictures_are_drawn(whole: Path) -> None:
@@ -237,9 +237,9 @@ def test_the_command_line_searches_resumes_and_samples(
     monkeypatch.setattr("warnings.showwarning", lambda *_: None)
     monkeypatch.setattr("warnings.filters", [])
     folder = tmp_path / "run"
-    own = [text for text in texts(data) if "search" not in text]
-    own += ["trainer.max_epochs=2", "search=halving", "search.num_samples=3"]
-    assert cli.main(["search", *own, "--run-dir", str(folder)]) == 0
+    overrides = [text for text in texts(data) if "search" not in text]
+    overrides += ["trainer.max_epochs=2", "search=halving", "search.num_samples=3"]
+    assert cli.main(["search", *overrides, "--run-dir", str(folder)]) == 0
     captured = capsys.readouterr()
     assert f"run folder: {folder}" in captured.out
     assert f"written: {folder / 'best_model/lfads_output_sess0.h5'}" in captured.out

@@ -313,12 +313,12 @@ class TestDefaultSpace:
 
     def test_follows_the_model(self):
         second = "train_aug_stack.transforms.1.cd_rate"
-        found = default_space([*SCALARS, second, second.replace("1", "2")])
-        assert found[second] == DEFAULT_SPACE[CD]
-        assert len(found) == len(DEFAULT_SPACE)
+        space = default_space([*SCALARS, second, second.replace("1", "2")])
+        assert space[second] == DEFAULT_SPACE[CD]
+        assert len(space) == len(DEFAULT_SPACE)
         assert CD not in default_space(SCALARS)
         assert not default_space([]) and not default_space([CD.replace("cd_rate", "lr_init")])
-        check_space(found, [*SCALARS, second])
+        check_space(space, [*SCALARS, second])
 
 
 class TestValues:
