@@ -157,15 +157,17 @@ def build_members(
 
 @torch.no_grad()
 def logged_names(model: LFADS, datamodule: Any) -> list[str]:
-    """Return the names of what an epoch logs, by looking at a batch of each split."""
+    """Return the names of what an epoch logs for these data, from a batch of each split."""
     names = ["valid/recon_smth"]
     steps = {"train": model.training_step, "valid": model.validation_step}
     with torch.random.fork_rng(devices=[]):
         for split, step in steps.items():
             step(next(iter(datamodule.split_loader(split, batch_size=datamodule.n_sessions))), 0)
             scores = model.scores[split]
+            # A score that has no meaning for the data is NaN in every epoch: no metric to judge by.
+            empty = {name for name, sums in {**scores.bits, "r2": scores.r2}.items() if not sums}
             logged = [*scores.compute(), "loss", "wt_kl", "wt_l2/ramp", "wt_kl/ramp"]
-            names += [f"{split}/{name}" for name in logged]
+            names += [f"{split}/{name}" for name in logged if name not in empty]
             scores.reset()
     return names
 
