@@ -127,6 +127,7 @@ def check_file(path: str | os.PathLike[str], max_bytes: float | None = None) -> 
     Parameters
     ----------
     path : str or path
+        The HDF5 file.
     max_bytes : float, optional
         Arrays that would take more together are looked through block by block; by default half of
         the available memory.
@@ -134,6 +135,7 @@ def check_file(path: str | os.PathLike[str], max_bytes: float | None = None) -> 
     Returns
     -------
     FileReport
+        Its `format` lays it out as text.
     """
     report = FileReport(Path(absolute_pattern(path)))
     try:

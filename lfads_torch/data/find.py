@@ -155,6 +155,7 @@ def write_session(
     Parameters
     ----------
     path : str or path
+        The file; one of this name is replaced.
     arrays : mapping of str to array
         Data sets by key. A list or object array of arrays of different lengths becomes a
         variable-length data set.
@@ -169,6 +170,7 @@ def write_session(
     Returns
     -------
     Path
+        Absolute path of the file.
 
     Raises
     ------

@@ -19,7 +19,7 @@ NLB_FILES = {
 
 
 def dandi_download(name: str) -> str:
-    """Command that downloads a data set from the DANDI archive."""
+    """Return the command that downloads a data set from the DANDI archive."""
     return f"dandi download DANDI:{NLB_FILES[name][0]}"
 
 

@@ -113,6 +113,7 @@ def shared_trials(train: Array, valid: Array) -> NDArray[np.intp]:
     Parameters
     ----------
     train, valid : ndarray of float32, shape (n, T, N)
+        Trials of both splits, with as many bins and channels.
 
     Returns
     -------

@@ -141,6 +141,7 @@ def read_session(
     Parameters
     ----------
     path : str or path
+        The HDF5 file.
     batch_keys : iterable of str
         Extra per-trial arrays to read, without their split: "behavior" for ``train_behavior``.
     attr_keys : iterable of str
@@ -152,6 +153,7 @@ def read_session(
     Returns
     -------
     SessionData
+        Its splits as arrays, with the file's maps, attributes and keys.
 
     Raises
     ------
@@ -175,7 +177,7 @@ def read_session(
 def bytes_in_memory(
     path: str | os.PathLike[str], batch_keys: Iterable[str] = (), *, masked: bool = False
 ) -> int:
-    """Memory that a session's arrays of trials take once they are read, from the file's header."""
+    """Return the memory that a session's arrays of trials will take, from the file's header."""
     names = [*MODEL_INPUTS, *batch_keys]
     with open_h5(Path(path)) as file:
         total = 0

@@ -25,7 +25,7 @@ def gaussian_smooth(spikes: ArrayLike, width_bins: float | int, causal: bool = F
 def smoothing_sums(
     spikes: ArrayLike, width_bins: float | int, causal: bool = False, leave_own: bool = False
 ) -> tuple[FloatArray, FloatArray]:
-    """Weighted sums under the kernel, of which smoothed data are the ratio."""
+    """Return sums of data and of weights under the kernel, of which smoothed data are the ratio."""
     if width_bins < 0:
         raise ValueError(f"width_bins must not be negative, got {width_bins}")
     data = np.asarray(spikes, dtype=np.float64)

@@ -142,7 +142,7 @@ def _advance(state: Array, duration: float) -> Array:
 def _trajectories(
     rng: np.random.Generator, n_conditions: int, n_bins: int, time_per_bin: float
 ) -> Array:
-    """Standardised Lorenz trajectories, shape (n_conditions, n_bins, 3)."""
+    """Return standardised Lorenz trajectories, shape (n_conditions, n_bins, 3)."""
     # Around the middle of the attractor, at z = 25; the burn-in takes every state onto it.
     start = rng.normal(size=(n_conditions, 3)) * 10 + np.array([0.0, 0.0, 25.0])
     states = [_advance(start, _BURN_IN)]
@@ -155,7 +155,7 @@ def _trajectories(
 def _rates(
     rng: np.random.Generator, latents: Array, n_units: int, mean_rate: float, log_rate_std: float
 ) -> Array:
-    """Rates per bin, shape (n_conditions, n_bins, n_units), each unit's mean `mean_rate`."""
+    """Return rates per bin (n_conditions, n_bins, n_units); each unit's mean is `mean_rate`."""
     log_rates = latents @ rng.normal(size=(latents.shape[-1], n_units))
     log_rates *= log_rate_std / log_rates.std(axis=(0, 1))
     rates = np.exp(log_rates)

@@ -60,6 +60,7 @@ def find_problems(
     Parameters
     ----------
     file : h5py.File
+        The file, open for reading.
     batch_keys : sequence of str
         Extra per-trial arrays that the file must hold, without their split.
     attr_keys : sequence of str

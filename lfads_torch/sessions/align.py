@@ -109,13 +109,14 @@ def align_sessions(
     penalties : sequence of float
         Ridge penalties to choose from, in units of the mean eigenvalue.
     n_folds : int
-        Parts of each condition's trials for cross-validation.
+        Folds into which each condition's trials are divided for cross-validation.
     seed : int
         Seed of the folds.
 
     Returns
     -------
     Alignment
+        The components, and each session's maps.
 
     Raises
     ------
