@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UserError
+from .errors import UserError, whole
 from .folder import BEST_MODEL, METRICS, RunFolder
 
 Array = NDArray[Any]
@@ -19,23 +19,15 @@ DATA = "lorenz.h5"
 
 
 class DemoScores(NamedTuple):
-    """Scores on validation trials.
+    """Scores on validation trials."""
 
-    Attributes
-    ----------
-    bits_per_spike : float
-        Of the inferred rates over each unit's mean rate.
-    best_bits_per_spike : float
-        The same of the true rates: what a perfect model would reach.
-    rate_r2 : float
-        R2 of inferred against true rates, mean over units.
-    latent_r2 : float
-        R2 of the true latents by a linear map of the factors, fitted on training trials.
-    """
-
+    #: Of the inferred rates over each unit's mean rate.
     bits_per_spike: float
+    #: The same of the true rates: what a perfect model would reach.
     best_bits_per_spike: float
+    #: R2 of inferred against true rates, mean over units.
     rate_r2: float
+    #: R2 of the true latents by a linear map of the factors, fitted on training trials.
     latent_r2: float
 
 
@@ -56,9 +48,10 @@ def run_demo(
     from .data import write_session
     from .data.synthetic import lorenz
 
-    if max_epochs is not None and max_epochs < 1:
-        raise UserError(f"epochs is {max_epochs}; legal are whole numbers >= 1")
+    if max_epochs is not None:
+        whole("epochs (--epochs)", max_epochs, least=1)
     began = time.monotonic()
+    # Before the folder is claimed, so that a wrong number leaves no folder behind.
     data = lorenz(n_conditions, n_trials, n_units, n_bins, mean_rate, seed=seed)
     RunFolder(folder).claim(resume=False, overwrite=overwrite)
     if overwrite:
@@ -135,6 +128,7 @@ def score(output: dict[str, Array]) -> DemoScores:
         latent_r2=linear_map_r2(
             output["valid_factors"],
             output["valid_latents"],
+            # A map fitted to the scored trials would flatter the model.
             fit_on=(output["train_factors"], output["train_latents"]),
         ),
     )

@@ -87,6 +87,7 @@ class RunFolder:
         """What the folder holds, complete or not."""
         if "search" in self.status:
             return "search"
+        # A run of the existing implementation has no status.
         holds_run = (
             (self.path / STATUS).is_file()
             or (self.path / METRICS).is_file()
@@ -117,6 +118,7 @@ class RunFolder:
         # Ray Tune's callback saves each epoch in a folder of its own.
         for pattern in (f"{CHECKPOINTS}/*.ckpt", "*.ckpt", "checkpoint_*/*.ckpt"):
             paths = sorted(place.glob(pattern), key=_age)
+            # Where "last.ckpt" is taken, Lightning writes "last-v1.ckpt".
             lasts = [path for path in paths if path.stem == "last" or path.stem.startswith("last-")]
             others = [path for path in paths if path not in lasts]
             for group in (others, lasts) if best else (lasts, others):
@@ -181,8 +183,10 @@ class RunFolder:
 
     def delete(self) -> None:
         """Delete what a run or a search left in the folder, and nothing else."""
+        # By name, because people keep files of their own in run folders.
         for name in (*_OF_RUNS, *_SCORES, *(_OF_SEARCHES if self.kind == "search" else ())):
             path = self.path / name
+            # Of a link to another disk the link goes; what it points to stays.
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -210,7 +214,7 @@ class RunFolder:
         header = table.header
         if lost:
             lost["epoch"] = str(int((metrics or {}).get("epoch", 0)))
-            lost["step"] = str(step - 1)
+            lost["step"] = str(step - 1)  # Lightning numbers an epoch's row by its last step
             header = [*header, *(name for name in lost if name not in header)]
             kept.append(lost)
         table.rewrite(kept, header or ["step"])
@@ -226,6 +230,7 @@ def read_csv_log(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArr
     """Read Lightning's ``metrics.csv`` into one series per metric."""
     file = Path(path)
     if file.is_dir():
+        # Lightning writes a folder version_N for each start; the newest one counts.
         logs = sorted(file.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime)
         file = logs[-1] if logs else file / "metrics.csv"
     if not file.is_file():

@@ -42,6 +42,7 @@ COMMANDS = (
 def new_run_folder(name: str) -> Path:
     """Return a run folder that does not exist yet, ``runs/<time>_<name>``."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
+    # A script may start several runs within a second.
     candidates = (
         Path("runs") / f"{stem}{suffix}" for suffix in ("", *map("-{}".format, range(2, 1000)))
     )
@@ -54,6 +55,7 @@ def start_run(options: argparse.Namespace, name: str, command: str = "train") ->
     folder = Path(given).expanduser().absolute()
     options.resume_with = f"lfads {command} --resume {folder}"
     quieten()
+    # Flushed, the folder stands in a batch job's log while the run goes on.
     print(f"run folder: {folder}", flush=True)
     return folder
 
@@ -80,6 +82,7 @@ def data_name(overrides: Sequence[str]) -> str:
     chosen = given.get("datamodule", "default")
     pattern = given.get("datamodule.datafile_pattern", "").strip("'\"")
     stem = Path(pattern).stem.replace("*", "").strip("_-. ") if pattern else ""
+    # "default" says nothing of the data, the file's name does.
     return stem if chosen == "default" and stem else chosen
 
 
@@ -102,4 +105,5 @@ def quieten() -> None:
 
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Our own warnings stay: they name the key or the file to change.
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")

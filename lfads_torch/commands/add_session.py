@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads add-session --help``."""
     from ..sessions.add import add_session
 
+    # The result is an ordinary run, so `lfads train --resume` goes on with it.
     folder = start_run(options, f"add_{Path(options.new).stem}")
     added = add_session(
         options.run_folder,

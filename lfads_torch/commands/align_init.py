@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
     settings = {} if options.smooth_bins is None else {"smooth_bins": options.smooth_bins}
     with warnings.catch_warnings():
+        # All warnings come before the first file is written.
         if options.strict:
             warnings.simplefilter("error", DataWarning)
         try:

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from ..prep.merging import merge_file
 
     place = Path(options.place).expanduser()
+    # None: `merge_file` names the result after its source.
     jobs: list[tuple[Path, Path | None]]
     if place.is_dir():
         outputs = {m[1]: p for p in sorted(place.iterdir()) if (m := _OUTPUT.fullmatch(p.name))}

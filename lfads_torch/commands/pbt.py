@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace, command: str, method: str) -> int:
     """Run a search of a kind."""
+    # Before the import, so that a wrong option is refused before torch is loaded.
     check_resume(options, "search")
     from ..search.run import run_search
 

@@ -48,7 +48,7 @@ def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
             cause = cause.__cause__
         if isinstance(cause, UserError):
             raise type(cause)(f"{where}: {cause}") from error
-        if isinstance(cause, OSError):
+        if isinstance(cause, OSError):  # of a file or a full disk, not of the configuration
             raise cause from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"{where}: {' '.join(lines)}") from error
@@ -109,6 +109,7 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
 
     chosen = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
     callbacks = [build(node, f"callbacks.{name}") for name, node in chosen.items()]
+    # Lightning refuses a bar where the configuration switches bars off.
     if config["trainer"].get("enable_progress_bar", True) is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
@@ -128,6 +129,8 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
         callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
         # LastCheckpoint keeps the last epoch; Lightning would keep the last that was the best.
         callback.save_last = False
+    # The order counts: seeds before anything draws, the guard before the epoch's checkpoints, the
+    # last checkpoint when all others have changed what it stores.
     if not any(isinstance(callback, NaNGuard) for callback in callbacks):
         callbacks.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
     return [EpochSeed(seed), *callbacks, LastCheckpoint() if is_kept else WholeEpoch()]
@@ -147,6 +150,7 @@ def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:
             settings = {**_of_trial(), **settings}
             if settings.get("tags"):
                 settings["tags"] = [tag for tag in settings["tags"] if tag is not None]
+        # Existing YAML names Lightning's logger, which would delete the rows of a resumed run.
         if target.endswith(".CSVLogger"):
             settings["_target_"] = "lfads_torch.runs.resume.RunCSVLogger"
         if target.endswith(".TensorBoardLogger") and step:

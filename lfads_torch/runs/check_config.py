@@ -45,6 +45,7 @@ def find_target(path: str, where: str) -> Any:
             target = import_module(holder)
             break
         except ModuleNotFoundError as error:
+            # Another package that the module needs is missing: an extra, not a misspelt target.
             if not (holder == error.name or holder.startswith(f"{error.name}.")):
                 raise ConfigError(f"{where}._target_={path}: {_missing(error.name)}") from error
     else:
@@ -94,6 +95,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         given = [str(key) for key in node if key not in DIRECTIVES]
         for key in given:
             _check_argument(f"{where}.{key}", node["_target_"], key, known)
+            # Text would be taken, and fail in the first step that computes with it.
             if key in known.numbers and isinstance(node[key], str):
                 raise ConfigError(
                     f"{where}.{key}={node[key]!r}: {node['_target_']} takes a number there"

@@ -130,6 +130,7 @@ def _compose(primary: Path, folders: Sequence[Path], choices: Sequence[str]) -> 
     """Compose the options of groups that are chosen."""
     extra = ",".join(_literal(f"file://{folder.as_posix()}") for folder in folders[1:])
     every = [f"hydra.searchpath=[{extra}]", *choices] if extra else list(choices)
+    # Hydra is one for a process and refuses to begin twice, and a caller may use it, too.
     GlobalHydra.instance().clear()
     try:
         with (
@@ -247,6 +248,7 @@ def _options(group: str, folders: Iterable[Path]) -> set[str]:
 def _is_choice(text: str, folders: Sequence[Path]) -> bool:
     _, key, value = _split(text)
     group = key.split("@")[0]
+    # A mapping sets keys of the group's node; it names no file.
     return "." not in group and bool(_options(group, folders)) and not value.startswith("{")
 
 

@@ -65,6 +65,7 @@ class WholeEpoch(Callback):
             "metrics": {"epoch": float(trainer.current_epoch), **metrics},
             "should_stop": bool(trainer.should_stop),
         }
+        # A checkpoint within an epoch keeps its place in it.
         loop = checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_progress"]
         if progress["current"]["processed"] == progress["current"]["started"]:
@@ -155,4 +156,6 @@ class _Writer(ExperimentWriter):
         if header != sorted(self.table.header):
             self.table.rewrite([*self.table.read(), *rows], header)
         else:
+            # No wait for the disk: a row that a power cut takes is written again from the
+            # checkpoint (`RunFolder.rewind_metrics`).
             self.table.append(rows, flush=False)

@@ -122,6 +122,7 @@ def run_model(
         If the loss turns NaN or infinite.
     """
     folder = Path(run_dir or Path.cwd()).expanduser().absolute()
+    # Existing scripts resume by naming a checkpoint of the folder's run, without `resume`.
     continued = checkpoint_dir is not None and RunFolder(folder).kind != "none"
     if resume:
         # The existing implementation leaves no configuration: there `config_path` counts.
@@ -173,6 +174,7 @@ class _Run:
         """Build, check, train, sample."""
         import pytorch_lightning as pl
 
+        # Before anything is built: initial weights are drawn as the model is.
         pl.seed_everything(self.seed, workers=True, verbose=False)
         datamodule = build(self.config["datamodule"], "datamodule")
         datamodule.setup("fit")
@@ -180,6 +182,7 @@ class _Run:
         model.check_data(datamodule)
         status = RunFolder(self.folder).status if self.goes_on or not do_train else {}
         metrics: dict[str, float] = {}
+        # A run that was killed while it sampled is trained already; only more epochs train it on.
         if do_train and (status.get("stage", "training") == "training" or self._is_longer(status)):
             status, metrics = self._train(model, datamodule)
         outputs = self._sample(model, datamodule, trained=do_train) if do_posterior_sample else []
@@ -210,11 +213,14 @@ class _Run:
         from ..checkpoint import restore
         from .resume import RUN_KEY
 
+        # Not when the folder is claimed: a mistake in configuration or data, which is noticed in
+        # between, must not cost the run that is overwritten.
         if self.overwrite:
             RunFolder(self.folder).delete()
         checkpoint = self._checkpoint_to_go_on_from()
         step = 0
         if checkpoint is not None:
+            # Lightning restores it again; here a checkpoint of another shape gets our error.
             state = restore(model, checkpoint)
             step = int(state.get("global_step", 0))
             run = state.get(RUN_KEY, {})
@@ -264,6 +270,7 @@ class _Run:
                 raise KeyboardInterrupt from error
             raise
         finally:
+            # Once interrupted, Lightning leaves Ctrl-C ignored.
             with suppress(ValueError, TypeError):  # not the main thread
                 signal.signal(signal.SIGINT, interrupt)
 
@@ -283,6 +290,7 @@ class _Run:
         restore(model, path)
         known = arguments_of(find_target(settings["fn"]["_target_"], "posterior_sampling.fn"))
         facts = {"run": str(self.folder), "checkpoint": _relative(path, self.folder)}
+        # A user's function may take model and data module alone.
         facts = {name: value for name, value in facts.items() if name in known.legal}
         sample = build({**settings["fn"], "_partial_": True}, "posterior_sampling.fn")
         model.to(pick_device(self.config["trainer"]))
@@ -301,6 +309,7 @@ def _best_of(trainer: pl.Trainer) -> Path | None:
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not path:
         return None
+    # A run that was moved and resumed records the path of before.
     here = Path(getattr(trainer.checkpoint_callback, "dirpath", "")) / Path(path).name
     return Path(path) if Path(path).is_file() else here if here.is_file() else None
 

@@ -51,6 +51,7 @@ def sample_run(
         raise UserError(f"{place} holds no checkpoint; name a run folder or a .ckpt file")
     of_run = read_config(folder) if (folder / CONFIG).is_file() else {}
     settings = dict(of_run.get("datamodule") or data_settings(checkpoint))
+    # New trials need not have the keys that scores and figures read, and they keep their splits.
     if data is not None:
         settings["datafile_pattern"] = absolute_pattern(str(data), Path.cwd())
         settings.update(
@@ -69,6 +70,7 @@ def sample_run(
     where = place if ensemble else folder
     path = Path(output).expanduser().absolute() if output else where / name
     if ensemble:
+        # A generator: one member is in memory at a time.
         models = (load_model(one).to(device) for one in chosen if one is not None)
         files = run_ensemble_sampling(models, datamodule, path, num_samples, run=place)
         return [Path(one).absolute() for one in files]

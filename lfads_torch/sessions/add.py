@@ -91,6 +91,7 @@ def add_session(
     number = extended.session_names.index(name)
     frozen = _frozen_before(folder, model, extended, number)
     changes = {"datamodule": {**settings, "fit_sessions": [name]}}
+    # Two stages are two runs, of which each can be resumed; the first one lies in the second.
     first = target if not all_epochs else target / MAPS
     _train_only(extended, number)
     text = _prepare(first, extended, config, changes, epochs, frozen)
@@ -127,6 +128,7 @@ def _files(model: LFADS, config: Mapping[str, Any], data: Any, new: Path) -> tup
         )
     paths = [path for path in find_sessions(pattern) if path != added]
     if known:
+        # Sessions whose files have one name in several folders are named with their folder.
         names = {path: (path.stem, f"{path.parent.name}/{path.stem}") for path in paths}
         paths = [path for path in paths if set(names[path]) & set(known)]
         missing = set(known) - {name for path in paths for name in names[path]}
@@ -206,6 +208,7 @@ def _losses(model: LFADS, data: BasicDataModule, config: Mapping[str, Any]) -> d
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # The same draws before and after: what differs is the model.
     with torch.random.fork_rng():
         torch.manual_seed(0)
         [metrics] = trainer.validate(model, datamodule=data, verbose=False)

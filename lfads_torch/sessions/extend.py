@@ -149,6 +149,7 @@ def _infer(model: LFADS, data: BasicDataModule, number: int) -> tuple[Any, Any]:
     of the posterior, which training draws from, for signal.
     """
     sample = bool(model.hparams["variational"])
+    # A fixed seed, so that the maps start alike whatever was drawn before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pairs = [
