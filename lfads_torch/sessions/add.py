@@ -179,7 +179,6 @@ def _prepare(
     """Write what a run begins with; return its configuration."""
     state: dict[str, Any] = {
         "state_dict": model.state_dict(),
-        "hyper_parameters": dict(model.hparams),
         _FROZEN_BEFORE: list(frozen),
     }
     model.on_save_checkpoint(state)

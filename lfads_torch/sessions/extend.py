@@ -45,7 +45,7 @@ def extend_model(model: LFADS, data: BasicDataModule, name: str) -> LFADS:
     for argument, part in new.items():
         old = parts[argument]
         parts[argument] = nn.ModuleList([*old[:number], part, *old[number:]])
-    extended = LFADS(**hp, **parts)
+    extended = LFADS(**{**hp, **parts})  # `hparams` holds some of the parts, too
     shared = {
         key: value
         for key, value in model.state_dict().items()
