@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .compat.checkpoints import arguments_from, data_settings, untrained
+from .compat.checkpoints import arguments_from, data_named, untrained
 from .compat.records import load_pickled
 from .compat.training import beside, matching_weights
 from .errors import ConfigError, UserError
@@ -150,6 +150,11 @@ def restore(model: LFADS, path: Path) -> dict[str, Any]:
     weights = state["state_dict"] if "lfads" in state else _weights(state, path)
     load_weights(model, weights if "lfads" in state else matching_weights(weights, model), path)
     return state
+
+
+def data_settings(path: Path) -> dict[str, Any]:
+    """Return the arguments of the data module of an older run, or none where its data are gone."""
+    return data_named(read_checkpoint(path), path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

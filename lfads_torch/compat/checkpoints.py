@@ -13,6 +13,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ HOW_TO_ANSWER = (
     "model's YAML: load_model(..., config=FILE) or lfads sample --config FILE"
 )
 
+PACKAGED = Path(__file__).resolve().parents[1] / "configs"
+
 #: Attributes of pickled augmentations that are called otherwise than the constructor's argument.
 _ATTRIBUTES = {"max_shift": "max", "cd_pass_rate": "cd_pass_dist"}
 
@@ -52,12 +55,10 @@ def arguments_from(
     data: Any = None,
 ) -> dict[str, Any]:
     """Return the constructor's arguments, with those that are given."""
-    stored = checkpoint.get("hyper_parameters")
-    stored = stored.attributes if isinstance(stored, Record) else stored
     answer = config if isinstance(config, Mapping) or config is None else read_configuration(config)
-    beside = configurations_beside(path)
-    nodes = [_model_of(answer or {}), stored if isinstance(stored, Mapping) else {}, *beside]
-    values = _numbers(nodes[1:] + nodes[:1])
+    known = _nodes(checkpoint, path)
+    nodes = [_model_of(answer or {}), *known]
+    values = _numbers([*known, nodes[0]])
     missing = {"encod_seq_len", "recon_seq_len"} - set(values) - set(given)
     if missing:
         raise ConfigError(
@@ -86,7 +87,7 @@ def arguments_from(
     reads = [int(v.shape[1]) for k, v in weights.items() if _is_layer("readin", k)]
     if not any(name.startswith("readin.") for name in weights) and "readin" not in given:
         reads = [values["encod_data_dim"]]
-    question = _Question(widths, reads or [0], _data_files(path, data, beside, len(widths)))
+    question = _Question(widths, reads or [0], _data_files(path, data, known, len(widths)))
     recon = given.get("reconstruction", _first(nodes, "reconstruction"))
     values["reconstruction"] = _reconstruction(recon, weights, question)
     return {**values, **given, "reconstruction": values["reconstruction"]}
@@ -102,7 +103,10 @@ def read_configuration(path: str | Path) -> dict[str, Any]:
     for entry in content.get("defaults") or ():
         for group, option in entry.items() if isinstance(entry, Mapping) else ():
             if str(group).split()[-1].lstrip("/").partition("@")[0] == "model" and option:
-                chosen = file.parent / "model" / f"{str(option).removesuffix('.yaml')}.yaml"
+                name = f"model/{str(option).removesuffix('.yaml')}.yaml"
+                chosen = file.parent / name
+                # A lab's file comes before the packaged one of its name.
+                chosen = chosen if chosen.is_file() else PACKAGED / name
                 model = {**read_configuration(chosen), **(model or {})}
     node = model if isinstance(model, Mapping) else content
     resolved = _resolved(dict(node), {**content, "model": node})
@@ -115,22 +119,46 @@ def configurations_beside(path: Path) -> list[dict[str, Any]]:
     files = [folder / CONFIG, folder / "hparams.yaml", folder / "csv_logs" / "hparams.yaml"]
     files += sorted(folder.glob("csv_logs/version_*/hparams.yaml"), reverse=True)
     files.append(folder / ".hydra" / CONFIG)
-    return [read_configuration(file) for file in files if file.is_file()]
-
-
-def data_settings(path: Path) -> dict[str, Any]:
-    """Return the arguments of the data module that a checkpoint's folder names, if its data exist.
-
-    They lie in ``hparams.yaml``, between those of the model.
-    """
-    for node in configurations_beside(path):
-        pattern = node.get("datafile_pattern")
+    nodes = []
+    for file in filter(Path.is_file, files):
         try:
-            find_sessions(pattern or [])
-        except UserError:
-            continue
-        known = inspect.signature(BasicDataModule).parameters
-        return {name: node[name] for name in known if name in node}
+            nodes.append(read_configuration(file))
+        except UserError as error:
+            warnings.warn(f"not used: {error}", stacklevel=2)
+    return nodes
+
+
+def _nodes(checkpoint: Mapping[str, Any], path: Path) -> list[Mapping[str, Any]]:
+    """Return what the checkpoint and its folder say, in this order."""
+    stored = [checkpoint.get(f"{name}hyper_parameters") for name in ("", "datamodule_")]
+    inside = [node.attributes if isinstance(node, Record) else node for node in stored]
+    nodes = [node for node in inside if isinstance(node, Mapping)]
+    return [*nodes, *configurations_beside(path)]
+
+
+def _pattern(node: Mapping[str, Any]) -> Any:
+    """Return the data files that a configuration names, None where they are not there."""
+    pattern: Any = node.get("datafile_pattern") or node.get("data_paths")
+    listed = pattern if isinstance(pattern, (list, tuple)) else [pattern]
+    if not all(isinstance(one, str) for one in listed):
+        return None
+    try:
+        find_sessions(pattern)
+    except UserError:
+        return None
+    return pattern
+
+
+def data_named(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the arguments of the data module that a checkpoint or its folder names.
+
+    They lie among those of the model. Without data files that exist there are none.
+    """
+    for node in _nodes(checkpoint, path):
+        if (pattern := _pattern(node)) is not None:
+            known = inspect.signature(BasicDataModule).parameters
+            plain = {k: node[k] for k in known if k in node and not isinstance(node[k], Record)}
+            return {**plain, "datafile_pattern": pattern}
     return {}
 
 
@@ -322,7 +350,13 @@ def _transform(stack: str, record: Any) -> Any:
             numbers[argument] = number_of(value)
     if "cd_pass_rate" in numbers:
         numbers["cd_pass_rate"] = round(numbers["cd_pass_rate"], 7)  # a tensor of single precision
-    return cls(**numbers)
+    try:
+        return cls(**numbers)
+    except TypeError as error:
+        raise ConfigError(
+            f"{stack} holds {target}, of which the checkpoint has {sorted(record.attributes)}: "
+            f"{error}; give load_model(..., {stack}=...)"
+        ) from error
 
 
 # ---- the reconstruction --------------------------------------------------------------------------
@@ -375,20 +409,17 @@ _KINDS = {
 
 
 def _data_files(
-    path: Path, data: Any, beside: Iterable[Mapping[str, Any]], n_sessions: int
+    path: Path, data: Any, nodes: Iterable[Mapping[str, Any]], n_sessions: int
 ) -> list[Path]:
     """Return files that hold the sessions' data, by sessions, or none."""
     if hasattr(data, "sessions"):
         return [Path(session.path) for session in data.sessions]
-    patterns = [data] if data is not None else [n.get("datafile_pattern") for n in beside]
-    patterns += [str(RunFolder.around(path).path / "lfads_output*.h5")]
+    patterns = [data] if data is not None else [_pattern(node) for node in nodes]
+    outputs = f"{escape(str(RunFolder.around(path).path))}/lfads_output*.h5"
+    if data is None and glob(outputs):
+        patterns.append(outputs)
     for pattern in filter(None, patterns):
-        try:
-            files = find_sessions(pattern)
-        except UserError:
-            if data is not None:
-                raise
-            continue
+        files = find_sessions(pattern)
         # An output file may have a link under another name.
         files = list(dict.fromkeys(file.resolve() for file in files))
         if len(files) == n_sessions:

@@ -42,7 +42,7 @@ INPUTS = ("encod_data", "recon_data", "ext_input", "truth", "sv_mask")
 
 def load_quietly(path: Path, **arguments: Any) -> LFADS:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*read as Poisson")
+        warnings.filterwarnings("ignore", message="(?s).*(read as Poisson|not used)")
         return load_model(path, **arguments)
 
 
@@ -198,6 +198,49 @@ def test_scales_of_a_module_list_are_loaded(tmp_path: Path) -> None:
     assert load_model(CHECKPOINTS / "zig_list.ckpt", reconstruction=ZIG).recon[0].scale[0, 0] == 1
 
 
+def test_every_augmentation_comes_back(tmp_path: Path) -> None:
+    def change(checkpoint: dict[str, Any]) -> None:
+        stack = checkpoint["hyper_parameters"]["train_aug_stack"]
+        dropout = augmentations.CoordinatedDropout(0.25, 0.5, 2)
+        held_out = augmentations.SampleValidation(0.125, 3, recon_reduce_mean=False)
+        plain = []
+        for made in (dropout, held_out):  # as plain objects, which they were
+            other = object.__new__(type(made))
+            names = ("sv_rate", "ic_enc_seq_len", "recon_reduce_mean")
+            other.__dict__.update({n: getattr(made, n) for n in names if hasattr(made, n)})
+            plain.append(other)
+        rate = torch.distributions.Bernoulli(0.5)
+        plain[0].__dict__.update(cd_rate=0.25, cd_pass_dist=rate, grad_masks=[])
+        stack.__dict__.update(batch_transforms=plain, loss_transforms=plain[::-1])
+
+    model = load_quietly(variant(tmp_path / "x.ckpt", "poisson", change))
+    dropout, held_out = model.train_aug_stack.transforms
+    assert type(dropout) is augmentations.CoordinatedDropout
+    assert (float(dropout.cd_rate), dropout.cd_pass_rate, dropout.ic_enc_seq_len) == (0.25, 0.5, 2)
+    assert (held_out.sv_rate, held_out.ic_enc_seq_len) == (0.125, 3)
+    assert held_out.recon_reduce_mean is False
+    assert model.train_aug_stack.loss_order == [1, 0]
+
+
+def test_numbers_that_only_the_folder_has(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(FILES / "run_reach", run)
+    for path in (run / "lightning_checkpoints").glob("*.ckpt"):
+        checkpoint = load_pickled(path)
+        torch.save({"state_dict": checkpoint["state_dict"]}, path)
+    model = load_quietly(run)
+    assert_same_means(model, "run_reach")
+    assert float(model.train_aug_stack.transforms[0].cd_rate) == pytest.approx(0.3)
+    for path in (run / "hparams.yaml", run / "csv_logs" / "hparams.yaml"):
+        path.write_text("a: [")
+    with (
+        pytest.warns(UserWarning, match="not used: .*hparams.yaml cannot be read"),
+        pytest.raises(ConfigError, match="does not say encod_seq_len and recon_seq_len"),
+    ):
+        load_model(run)
+    assert load_quietly(run, encod_seq_len=20, recon_seq_len=24).hparams.gen_dim == 20
+
+
 # ---- questions and answers ---------------------------------------------------------------------
 
 
@@ -264,6 +307,10 @@ def test_a_configuration_answers(tmp_path: Path, form: str) -> None:
     assert_same_means(model, "gamma")
     primary = tmp_path / "single.yaml"
     primary.write_text("defaults:\n- model: reach\n- _self_\nseed: null\n")
+    primary_of_package = tmp_path / "packaged.yaml"
+    primary_of_package.write_text("defaults:\n- model: nlb_mc_rtt\n")
+    model = load_quietly(CHECKPOINTS / "poisson.ckpt", config=primary_of_package)
+    assert type(model.recon[0]) is recons.Poisson
     if form != "whole run":
         assert type(load_model(CHECKPOINTS / "gamma.ckpt", config=primary).recon[0]) is recons.Gamma
 
