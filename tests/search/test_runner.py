@@ -372,8 +372,8 @@ def test_rates_of_an_ensemble_are_the_mean_of_its_members(
     assert path == folder / "lfads_output_ensemble_sess0.h5"
     total, n = 0.0, 0
     for checkpoint in sorted((folder / "members").glob("*.ckpt")):
-        (path,) = sample_run(checkpoint_in_run(checkpoint, folder), num_samples=1)
-        with h5py.File(path) as file:
+        (single,) = sample_run(checkpoint_in_run(checkpoint, folder), num_samples=1)
+        with h5py.File(single) as file:
             total = total + file["valid_output_params"][()]
             n += 1
     with h5py.File(path) as file:
