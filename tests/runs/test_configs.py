@@ -243,6 +243,14 @@ def test_list_items_lists_and_new_callbacks() -> None:
     ]
 
 
+def test_values_are_set_in_their_order() -> None:
+    pattern = "datamodule.datafile_pattern=x.h5"
+    texts = ["seed=3", "++seed=4", "+new=${seed}", "trainer.max_time=1", "~trainer.max_time"]
+    config = compose_config("single", [pattern, *texts])
+    assert (config["seed"], config["new"]) == (4, 4)
+    assert "max_time" not in config["trainer"]
+
+
 def test_resolvers(tmp_path: Path) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "single.yaml").write_text(
@@ -288,6 +296,9 @@ def test_patterns_are_taken_from_where_they_match(tmp_path: Path) -> None:
         (["callbacks.raster_plot.splt=valid"], r"no argument splt; did you mean split"),
         (["posterior_sampling.use_bestckpt=true"], r"there is no use_bestckpt.*use_best_ckpt"),
         (["model.gen_dim=[3"], r"single.yaml: .*\[3"),
+        (["model.gen_dim=1,2"], r"single.yaml: Ambiguous value.*gen_dim=1,2"),
+        (["seed=3", "+seed=4"], r"single.yaml: .*already at 'seed'"),
+        (["~callbacks.nowhere"], r"single.yaml: Could not delete.*callbacks.nowhere"),
         (["gen_dim"], r"'gen_dim' is not an override"),
         (["+mine=${nowhere}"], r"nowhere"),
         (["datamodule.datafile_pattern=???"], r"datafile_pattern has no value; give one"),
