@@ -20,10 +20,10 @@ from ..kernels.reference import clipped_gru_cell
 
 FloatArray = NDArray[np.float64]
 
-_AT_ONCE = 1 << 24  # entries of the Jacobians that are held at a time
-_DAMPING = 1e-3
-_MAX_DAMPING = 1e12
-_STALLED = 1e-5  # of the speed, gained in a step
+_AT_ONCE = 1 << 24  # entries of the Jacobians that are held at a time: 128 MB
+# Beside squared slopes of order 1: at first nearly a full Gauss-Newton step, at last next to none.
+_DAMPING, _MAX_DAMPING = 1e-3, 1e12
+_STALLED = 1e-5  # of the speed, gained in a step: a slow point is reached, no fixed one
 
 
 class Generator:
@@ -85,12 +85,14 @@ class Generator:
         return self.bias + self.weight_ih @ u
 
     def step(self, states: Tensor, drive: Tensor) -> Tensor:
-        """States, shape (n, states), one bin later."""
+        """Return states, shape (n, states), one bin later."""
+        # The very cell that the model is defined by, so that both cannot differ.
         rows = drive.expand(1, len(states), -1)
         return clipped_gru_cell(rows, states[None], self.weight_hh[None], self.clip)[0]
 
     def jacobian(self, states: Tensor, drive: Tensor) -> Tensor:
         """Compute the step's derivatives, (n, states, states): rows are the next bin's states."""
+        # By hand: automatic differentiation takes a backward pass for each of the states.
         n = self.n_states
         w_z, w_r, w_n = self.weight_hh.split(n)
         x_z, x_r, x_n = drive.split(n)
@@ -147,7 +149,7 @@ class FixedPoints(NamedTuple):
         return self.n_unstable == 0
 
     def time_constants(self) -> FloatArray:
-        """Bins in which a deviation along each eigenvector changes by a factor e.
+        """Return the bins in which a deviation along each eigenvector changes by a factor e.
 
         Negative where it grows; infinite where it neither grows nor shrinks.
         """
@@ -164,7 +166,7 @@ class FixedPoints(NamedTuple):
 
     def take(self, chosen: Any) -> FixedPoints:
         """Return the points of an index, a slice or a mask."""
-        return FixedPoints._make([*(part[chosen] for part in self[:-1]), self.inputs])
+        return FixedPoints._make([*(field[chosen] for field in self[:-1]), self.inputs])
 
 
 def find_fixed_points(
@@ -230,6 +232,8 @@ def find_fixed_points(
     constant = np.zeros(generator.n_inputs) if inputs is None else np.ravel(np.asarray(inputs))
     spread = float(np.sqrt(visited.var(axis=0).sum())) if len(visited) else 0.0
     spread = spread or 1.0
+    # Half of the starts are moved off the trials: a point that repels is in between them, and no
+    # trial stays near it.
     rng = np.random.default_rng(seed)
     chosen = visited[rng.permutation(len(visited))[:n_starts]]
     jitter = rng.normal(size=chosen.shape) * noise * spread / np.sqrt(generator.n_states)
@@ -237,9 +241,9 @@ def find_fixed_points(
     ends = _minimise(generator, torch.from_numpy(chosen + jitter), drive, max_steps, tolerance)
     speeds = _speed(generator, ends, drive).numpy()
     still = speeds < tolerance
-    typical = (
-        np.median(_speed(generator, torch.from_numpy(chosen), drive).numpy()) if len(ends) else 0
-    )
+    steps = _speed(generator, torch.from_numpy(chosen), drive).numpy()
+    typical = np.median(steps) if len(steps) else 0
+    # Squared, as the speed is the square of the distance that the generator moves in a bin.
     slow_points = np.flatnonzero(still | (speeds < slow**2 * typical))
     radii = np.where(still, merge_within, merge_slow)[slow_points] * spread
     kept, counts = _merge(ends.numpy()[slow_points], speeds[slow_points], radii)
@@ -271,14 +275,16 @@ def _minimise(
     generator: Generator, starts: Tensor, drive: Tensor, max_steps: int, tolerance: float
 ) -> Tensor:
     share = max(1, _AT_ONCE // generator.n_states**2)
-    parts = [_descend(generator, s, drive, max_steps, tolerance) for s in starts.split(share)]
-    return torch.cat(parts) if parts else starts
+    ends = [_descend(generator, s, drive, max_steps, tolerance) for s in starts.split(share)]
+    return torch.cat(ends) if ends else starts
 
 
 def _descend(
     generator: Generator, starts: Tensor, drive: Tensor, max_steps: int, tolerance: float
 ) -> Tensor:
-    """Levenberg-Marquardt on the residual F(g) - g, each start with a damping of its own."""
+    """Minimise the residual F(g) - g by Levenberg-Marquardt, with a damping for each start."""
+    # Marquardt (1963, doi:10.1137/0111030). Near a fixed point it converges quadratically, which
+    # descent along the gradient of the speed does not; and a population of starts is one batch.
     states = starts.clamp(-generator.clip, generator.clip)
     speeds = _speed(generator, states, drive)
     damping = torch.full_like(speeds, _DAMPING)
@@ -288,12 +294,12 @@ def _descend(
         rows = going.nonzero().squeeze(1)
         if not len(rows):
             break
-        own = states[rows]
-        residual = generator.step(own, drive) - own
-        slope = generator.jacobian(own, drive) - eye
+        before = states[rows]
+        residual = generator.step(before, drive) - before
+        slope = generator.jacobian(before, drive) - eye
         normal = slope.mT @ slope + damping[rows, None, None] * eye
         gradient = (slope.mT @ residual[:, :, None]).squeeze(2)
-        moved = own - torch.linalg.solve(normal, gradient)
+        moved = before - torch.linalg.solve(normal, gradient)
         moved = moved.clamp(-generator.clip, generator.clip)
         reached = _speed(generator, moved, drive)
         better = reached < speeds[rows]
@@ -314,6 +320,7 @@ def _merge(
     """Return indices of distinct points, the most visited first, and how many ended at each."""
     kept: list[int] = []
     counts: list[int] = []
+    # The slowest first, so that of several that are one the best converged is kept.
     for k in np.argsort(speeds, kind="stable").tolist():
         gaps = np.linalg.norm(states[kept] - states[k], axis=1) if kept else np.empty(0)
         if gaps.size and gaps.min() <= radii[k]:

@@ -80,11 +80,11 @@ def nlb_submission(
             )
         for session in outputs:
             name = None if datasets is None else datasets[number]
-            own = session_rates(session, split, name)
-            if taken := sorted(set(own) & set(arrays)):
+            rates = session_rates(session, split, name)
+            if taken := sorted(set(rates) & set(arrays)):
                 group = taken[0].partition("/")[0]
                 raise UserError(f"{group} is named twice; each data set goes in once")
-            arrays |= own
+            arrays |= rates
     path = write_session(output, arrays)
     return path, {key: array.shape for key, array in arrays.items()}
 
@@ -92,13 +92,25 @@ def nlb_submission(
 def session_rates(
     session: SessionOutputs, split: str, dataset: str | None = None
 ) -> dict[str, Array]:
-    """One data set's rates, by ``group/name``; parameters as of `nlb_submission`."""
-    dataset = _dataset(session) if dataset is None else dataset
+    """Return one data set's rates, by ``group/name``; parameters as of `nlb_submission`."""
+    if dataset is None:
+        # The longest name first: mc_maze is also how mc_maze_small begins.
+        stems = [Path(session.name).name, session.path.stem]
+        for name in sorted(NLB_FILES, key=len, reverse=True):
+            if any(stem == name or re.match(rf"{name}[^a-z]", stem) for stem in stems):
+                dataset = name
+                break
+        else:
+            raise UserError(
+                f"{session.path}: the session's name, {session.name!r}, does not say which data "
+                f"set of the benchmark it is; give --dataset, one of {', '.join(NLB_FILES)}"
+            )
     if dataset not in NLB_FILES:
         raise UserError(
             f"{dataset!r} is not a data set of the benchmark; {did_you_mean(dataset, NLB_FILES)}"
         )
-    width = session.bin_ms or _width_in_name(session.name)
+    named = re.search(r"[-_](\d+)ms", session.name)
+    width = session.bin_ms or (float(named[1]) if named else None)
     if width not in _SUFFIXES:
         text = "an unknown width" if width is None else f"{width:g} ms"
         raise UserError(
@@ -126,22 +138,6 @@ def session_rates(
             rates_of[f"{group}/eval_rates_heldin_forward"] = forward[..., :n_channels]
             rates_of[f"{group}/eval_rates_heldout_forward"] = forward[..., n_channels:]
     return rates_of
-
-
-def _dataset(session: SessionOutputs) -> str:
-    stems = [Path(session.name).name, session.path.stem]
-    for name in sorted(NLB_FILES, key=len, reverse=True):
-        if any(stem == name or re.match(rf"{name}[^a-z]", stem) for stem in stems):
-            return name
-    raise UserError(
-        f"{session.path}: the session's name, {session.name!r}, does not say which data set of "
-        f"the benchmark it is; give --dataset, one of {', '.join(NLB_FILES)}"
-    )
-
-
-def _width_in_name(name: str) -> float | None:
-    match = re.search(r"[-_](\d+)ms", name)
-    return float(match[1]) if match else None
 
 
 def _check_shape(

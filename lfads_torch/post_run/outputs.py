@@ -142,14 +142,14 @@ class Trials:
                 f"{did_you_mean(name, self._names, limit=40)}"
             )
         if name not in self._arrays:
-            parts = [self._session.read(f"{split}_{name}") for split in self._splits]
-            if len({part.shape[1:] for part in parts}) > 1:
-                shapes = ", ".join(
-                    f"{split} {part.shape}" for split, part in zip(self._splits, parts, strict=True)
-                )
+            arrays = {split: self._session.read(f"{split}_{name}") for split in self._splits}
+            if len({array.shape[1:] for array in arrays.values()}) > 1:
+                shapes = ", ".join(f"{split} {array.shape}" for split, array in arrays.items())
                 raise DataError(f"{name!r} cannot be merged: its shapes are {shapes}")
-            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            self._arrays[name] = self._ordered(joined)
+            first, *others = arrays.values()  # a single one is not copied
+            self._arrays[name] = self._ordered(
+                np.concatenate([first, *others]) if others else first
+            )
         return self._arrays[name]
 
     def get(self, name: str) -> Array | None:
@@ -382,14 +382,14 @@ class SessionOutputs:
                 f"{named} (a whole number per trial) to the data file and sample again, or use "
                 "the splits one by one"
             )
-        parts = [np.asarray(self.read(f"{split}_inds")) for split in chosen]
-        for split, part in zip(chosen, parts, strict=True):
-            if part.shape != (self.n_trials(split),):
+        positions = {split: np.asarray(self.read(f"{split}_inds")) for split in chosen}
+        for split, inds in positions.items():
+            if inds.shape != (self.n_trials(split),):
                 raise DataError(
-                    f"{self.path}: '{split}_inds' has shape {part.shape}; legal is one whole "
+                    f"{self.path}: '{split}_inds' has shape {inds.shape}; legal is one whole "
                     f"number for each of the {self.n_trials(split)} trials"
                 )
-        inds = np.concatenate(parts)
+        inds = np.concatenate(list(positions.values()))
         values, times = np.unique(inds, return_counts=True)
         if (times > 1).any():
             raise DataError(

@@ -19,6 +19,7 @@ FloatArray = NDArray[np.float64]
 ACTIVE = 0.01
 """Share of a dimension's variance that its means explain, below which it tells trials not apart."""
 
+# Of the Gauss-Hermite quadrature: exact for polynomials up to degree 63.
 _NODES = 32
 
 
@@ -97,6 +98,7 @@ def active_share(mean: ArrayLike, std: ArrayLike) -> FloatArray:
 
 
 def _log(x: FloatArray) -> FloatArray:
+    # The floor gives a deviation of 0 a large divergence, not one that is infinite.
     return np.log(np.maximum(x, 1e-300))
 
 

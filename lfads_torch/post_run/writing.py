@@ -11,6 +11,8 @@ from ..data import SessionData, StoredArray, add_to_file, blocks, copy_rest, new
 from ..tuples import SessionOutput
 
 
+# HDF5 may raise RuntimeError where it cannot write, and torch does where memory is full: `new_file`
+# would report both as a file that cannot be written.
 class _PassedError(Exception):
     """An error of the model, on its way past what makes errors of writing out of errors."""
 
@@ -65,6 +67,7 @@ class RowWriter:
                 self._data[field] = self._file.create_dataset(
                     f"{self._split}_{field}", (self._n_trials, *values.shape[1:]), values.dtype
                 )
+            # Added up in the file, not in memory: a session's outputs may be larger than that.
             data = self._data[field]
             data[rows] = values if is_first else data[rows] + values
         self._done += n
@@ -88,7 +91,7 @@ def output_file(path: Path, session: SessionData) -> Iterator[OutputFile]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Within `output_file`: what a model raises here has nothing to do with writing."""
+    """Mark code within `output_file` whose errors have nothing to do with writing."""
     try:
         yield
     except RuntimeError as error:
@@ -100,13 +103,13 @@ def ended_data(session: SessionData, split: str) -> dict[str, Any]:
 
     Empty where all trials of a split are whole.
     """
-    own = session.splits[split]
-    if own.lengths is None or (own.lengths == own.recon_data.shape[1]).all():
+    trials = session.splits[split]
+    if trials.lengths is None or (trials.lengths == trials.recon_data.shape[1]).all():
         return {}
-    arrays: dict[str, Any] = {f"{split}_lengths": own.lengths}
+    arrays: dict[str, Any] = {f"{split}_lengths": trials.lengths}
     if f"{split}_lengths" in session.keys:
         # Padding that is no NaN in the data file would pass for data beside rates that are.
-        arrays[f"{split}_encod_data"] = own.encod_data
-        if own.has_recon:
-            arrays[f"{split}_recon_data"] = own.recon_data
+        arrays[f"{split}_encod_data"] = trials.encod_data
+        if trials.has_recon:
+            arrays[f"{split}_recon_data"] = trials.recon_data
     return arrays

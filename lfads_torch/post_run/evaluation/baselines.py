@@ -7,22 +7,24 @@ inferred without the bin that it is scored on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...data.smoothing import smoothing_sums
-from ...metrics.trialwise import NLB_FLOOR
+from ...metrics.regression import poisson_regression, ridge
+from ...metrics.trialwise import NLB_FLOOR, ErrorScore, SpikeScore, score_value
 from .behavior import SCORED, TRAIN, Recording
-from .fitting import finite_mean, judge_and_rest, loss_of, regress, regression_loss, subset
 from .scoring import Features, Prediction, only
 
 Array = NDArray[Any]
 FloatArray = NDArray[np.float64]
 
+# Roughly even in their logarithm: from 8 to 9 bins little changes.
 WIDTHS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
 """Widths of the Gaussian to choose from: standard deviations in bins."""
 _REGRESSION_WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -31,10 +33,17 @@ _ALMOST_NONE = 1e-6
 """Prior that only shows where no observed bin lies under the kernel."""
 _N_FACTORS = (2, 4, 8, 16, 32)
 _FOLDS = 4
+_PENALTIES = (1e-3, 1e-2, 1e-1)
+_JUDGED = 4
+"""One of this number of trials judges what was fitted to the others."""
+# Enough to choose by; the final fits take all training trials.
+_TRIALS_TO_CHOOSE = 300
+# Tighter ones change bits per spike by a few 1e-4 (MC_Maze shape) and take several times as long.
+_TOLERANCE, _TOLERANCE_TO_CHOOSE = 1e-5, 1e-4
 
 
 def baseline_predictions(recording: Recording) -> list[Prediction]:
-    """Smoothed data, PSTHs and a factor model."""
+    """Predict by smoothed data, PSTHs and a factor model."""
     read = {kind: _padded(recording, kind) for kind in (TRAIN, SCORED)}
     smoother = choose_smoother(read[TRAIN], recording)
     predictions = [
@@ -67,6 +76,9 @@ class Smoother:
 
 def choose_smoother(train: Array, recording: Recording) -> Smoother:
     """Choose width and prior by how well training bins are predicted from those around them."""
+    # Each bin is predicted without itself: with it, the narrowest width would always win. And a
+    # channel that hardly fires needs its mean as a prior, or a bin with no spike near predicts a
+    # rate of 0, on which any spike costs without bound.
     mean = finite_mean(train)
     data = subset(train)
     best = Smoother(WIDTHS[0], _PRIORS[0], mean)
@@ -81,7 +93,7 @@ def choose_smoother(train: Array, recording: Recording) -> Smoother:
 
 
 def _smoothed(recording: Recording, read: dict[str, Array], smoother: Smoother) -> Prediction:
-    """Smoothed data; held-out channels by regression from them, later bins by the kernel's tail."""
+    """Smooth data; held-out channels by regression from them, later bins by the kernel's tail."""
     shape = recording.data[SCORED].shape
     rates, unseen = np.empty(shape, np.float32), np.empty(shape, np.float32)
     rates[..., : recording.n_channels] = smoother(read[SCORED])
@@ -94,40 +106,40 @@ def _smoothed(recording: Recording, read: dict[str, Array], smoother: Smoother) 
             for features in [subset(Smoother(width, 1.0, smoother.mean)(read[TRAIN]))]
         ]
         choices["heldout_width_bins"] = width = min(chosen)[1]
-        own = Smoother(width, 1.0, smoother.mean)
-        parts = regress(
-            recording, own(read[TRAIN]), own(read[SCORED]), slice(recording.n_channels, None)
-        )
-        rates[..., recording.n_channels :] = parts
-        unseen[..., recording.n_channels :] = parts
-    features = {
-        f"width {width:g} bins": _smoothing_features(
-            Smoother(width, _ALMOST_NONE, smoother.mean), read
-        )
+        train, scored = (Smoother(width, 1.0, smoother.mean)(read[k]) for k in (TRAIN, SCORED))
+        held_out = regress(recording, train, scored, slice(recording.n_channels, None))
+        rates[..., recording.n_channels :] = held_out
+        unseen[..., recording.n_channels :] = held_out
+
+    def smooth(width: float) -> tuple[Array, Array]:
+        smoother_of = Smoother(width, _ALMOST_NONE, smoother.mean)
+        return smoother_of(read[TRAIN]), smoother_of(read[SCORED])
+
+    # Behaviour and latents choose their own width: the best one for spikes is not theirs. These are
+    # functions, since ten smoothed copies of the data might not fit into memory.
+    features: dict[str, Features] = {
+        f"width {width:g} bins": partial(smooth, width)
         for width in _widths(recording.n_bins, WIDTHS)
     }
     return Prediction("smoothing", rates, unseen, features, choices)
-
-
-def _smoothing_features(smoother: Smoother, read: dict[str, Array]) -> Features:
-    return lambda: (smoother(read[TRAIN]), smoother(read[SCORED]))
 
 
 # ---- PSTH --------------------------------------------------------------------------------------
 
 
 def _psth(recording: Recording) -> Prediction:
-    """Each trial's condition average over training trials; without conditions, that of all."""
+    """Average training trials of each trial's condition; without conditions, all of them."""
     data, labels = recording.data[TRAIN], recording.labels[TRAIN]
     n_conditions = max(1, len(recording.condition_names))
     folds = [np.arange(k, len(data), _FOLDS) for k in range(min(_FOLDS, len(data)))]
     sums = np.zeros((len(folds), 2, n_conditions, *data.shape[1:]))
-    for own, fold in zip(sums, folds, strict=True):
+    # Sums and counts of each fold, once: what is left without a fold is then a difference.
+    for (total, count), fold in zip(sums, folds, strict=True):
         for condition in range(n_conditions):
-            part = data[fold[labels[fold] == condition]]
-            observed = np.isfinite(part)
-            own[0, condition] = np.where(observed, part, 0.0).sum(axis=0)
-            own[1, condition] = observed.sum(axis=0)
+            members = data[fold[labels[fold] == condition]]
+            observed = np.isfinite(members)
+            total[condition] = np.where(observed, members, 0.0).sum(axis=0)
+            count[condition] = observed.sum(axis=0)
     total, count = sums.sum(axis=0)
     mean = finite_mean(data)
     losses = {0.0: 0.0}
@@ -149,7 +161,7 @@ def _psth(recording: Recording) -> Prediction:
 
 
 def _averages(total: FloatArray, count: FloatArray, mean: FloatArray, width: float) -> FloatArray:
-    """Smoothed condition averages in which the channel's mean counts as one more trial."""
+    """Return smoothed condition averages, with the channel's mean as one more trial."""
     if width:
         total, count = (smoothing_sums(x, width)[0] for x in (total, count))
     return (total + mean) / (count + 1)
@@ -174,7 +186,7 @@ def _psth_loss(sums: FloatArray, mean: FloatArray, width: float, counts: bool) -
 def _factor_analysis(
     recording: Recording, read: dict[str, Array], smoother: Smoother
 ) -> Prediction | None:
-    """Factor analysis of smoothed data; rates by a regression from the factors."""
+    """Analyse factors of smoothed data; rates by a regression from the factors."""
     smooth = smoother(read[TRAIN][:, : recording.n_bins])
     spread, centre = smooth.std(axis=(0, 1)), smooth.mean(axis=(0, 1))
     varies = np.flatnonzero(spread > 0)
@@ -201,6 +213,7 @@ def _factor_analysis(
             factors_of.append(factors.reshape(*x.shape[:2], n_factors))
         return factors_of[0], factors_of[1]
 
+    # Rates of a bin that was read come from factors that have not seen it, like all baselines.
     everything = latents(leave_own=False)
     rates = regress(recording, *latents(leave_own=True), slice(recording.n_channels))
     if recording.data[SCORED].shape[2] > recording.n_channels:
@@ -222,6 +235,96 @@ def fit_factors(data: Array, n_factors: int) -> Any:
     power, axes = np.linalg.eigh(flat.T @ flat / len(flat))
     root = axes.T * np.sqrt(np.maximum(power, 0) * len(power))[:, None]
     return FactorAnalysis(n_factors, svd_method="lapack").fit(np.concatenate([root, -root]))
+
+
+# ---- regressions, and how they are chosen -------------------------------------------------------
+
+
+def regress(recording: Recording, train: Array, scored: Array, channels: slice) -> Array:
+    """Predict some channels from features of the same bin.
+
+    Bins that were read and those beyond have a regression each: features of the latter are
+    extrapolated.
+    """
+    data = recording.data[TRAIN][..., channels]
+    out = np.empty((*scored.shape[:2], data.shape[2]), np.float32)
+    for bins in (slice(recording.n_bins), slice(recording.n_bins, None)):
+        if not train[:, bins].size:
+            continue
+        x, y = train[:, bins], data[:, bins]
+        scale = scale_of(x)
+        penalty = _PENALTIES[0]
+        if len(x) > _JUDGED:
+            few = subset(x / scale), subset(y)
+            losses = [(_split_loss(*few, value, recording.counts), value) for value in _PENALTIES]
+            penalty = min(losses)[1]
+        predict = _fit(x / scale, y, penalty, recording.counts)
+        out[:, bins] = predict(scored[:, bins] / scale)
+    return out
+
+
+def regression_loss(recording: Recording, features: Array) -> float:
+    """Return the loss of predicting held-out channels from features of a `subset` of trials."""
+    data = subset(recording.data[TRAIN])[:, : recording.n_bins, recording.n_channels :]
+    x = features[:, : recording.n_bins]
+    return _split_loss(x / scale_of(x), data, _PENALTIES[1], recording.counts)
+
+
+def _split_loss(x: Array, y: Array, penalty: float, counts: bool) -> float:
+    """Return the loss on a quarter of the trials of a regression on the others."""
+    if len(x) < 2:
+        return 0.0
+    judge, rest = judge_and_rest(len(x))
+    if not np.isfinite(y[rest]).any():
+        return 0.0
+    predict = _fit(x[rest], y[rest], penalty, counts, _TOLERANCE_TO_CHOOSE)
+    return loss_of(predict(x[judge]), y[judge], counts)
+
+
+def _fit(
+    x: Array, y: Array, penalty: float, counts: bool, tolerance: float = _TOLERANCE
+) -> Callable[[Array], Array]:
+    if counts:
+        log_linear = poisson_regression(x, y, penalty, tolerance)
+        # Features of bins past those read are extrapolated; exp(20) is no rate, but is finite.
+        return lambda features: np.exp(np.minimum(log_linear(features), 20.0))
+    # Per bin, as the penalty of the Poisson regression, whose loss is a mean.
+    linear = ridge(x, y, [penalty * x.shape[0] * x.shape[1]], n_folds=1).fit
+    return lambda features: linear(features)
+
+
+def finite_mean(data: Array) -> FloatArray:
+    """Return the mean of each channel of (trials, bins, channels) over what was observed."""
+    observed = np.isfinite(data)
+    count = np.maximum(observed.sum(axis=(0, 1)), 1)
+    return np.where(observed, data, 0.0).sum(axis=(0, 1), dtype=np.float64) / count
+
+
+def subset(data: Array) -> Array:
+    """Return trials that are enough to choose by, spread evenly over the recording."""
+    n_chosen = min(len(data), _TRIALS_TO_CHOOSE)
+    return data[np.unique(np.linspace(0, len(data) - 1, n_chosen).astype(np.int64))]
+
+
+def judge_and_rest(n_trials: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return trials that judge, and those that are fitted to."""
+    every = np.arange(n_trials)
+    # Every fourth, not the last quarter: rates drift over a recording.
+    judge = every[every % _JUDGED == 0]
+    return judge, every[every % _JUDGED != 0]
+
+
+def scale_of(x: Array) -> FloatArray:
+    """Return each feature's spread in (trials, bins, features), 1 where it does not vary."""
+    spread = np.asarray(x, dtype=np.float64).std(axis=(0, 1))
+    return np.where(spread > 0, spread, 1.0)
+
+
+def loss_of(rates: Array, data: Array, counts: bool) -> float:
+    """Return minus bits per spike, or minus R2, of predictions."""
+    kind = SpikeScore if counts else ErrorScore
+    value = score_value(kind.of(rates, data), len(data))
+    return -value if np.isfinite(value) else 0.0
 
 
 # ---- helpers -----------------------------------------------------------------------------------

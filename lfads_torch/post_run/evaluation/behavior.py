@@ -75,18 +75,18 @@ class Recording:
 def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording:
     """Gather what can be scored, or raise where a key that was named is absent or does not fit."""
     trials = {TRAIN: session.trials("train"), SCORED: session.trials(split)}
-    for part in trials.values():
-        if "recon_data" not in part:
+    for some in trials.values():
+        if "recon_data" not in some:
             raise UserError(
                 f"{session.path} has no '{split}_recon_data' to score against; choose another "
                 "split, or add it to the data file"
             )
-    data = {name: part["recon_data"] for name, part in trials.items()}
-    for name, part in trials.items():
-        if data[name].shape != part["output_params"].shape:
+    data = {kind: some["recon_data"] for kind, some in trials.items()}
+    for kind, some in trials.items():
+        if data[kind].shape != some["output_params"].shape:
             raise DataError(
-                f"{session.path}: recon_data has shape {data[name].shape}, output_params "
-                f"{part['output_params'].shape}; they must agree"
+                f"{session.path}: recon_data has shape {data[kind].shape}, output_params "
+                f"{some['output_params'].shape}; they must agree"
             )
     n_bins, n_channels = session.read_sizes
     labels, names, key = _conditions(session, trials, split, keys.condition)
@@ -95,21 +95,25 @@ def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording
     )
     recording.behavior = _pair(trials, keys.behavior, keys.behavior != Keys.behavior)
     recording.latents = _pair(trials, keys.latents, keys.latents != Keys.latents)
-    recording.truth = _truth(session, trials)
+    recording.truth = _pair(trials, "truth", named=False)
+    if "conversion_factor" in session.keys:
+        # Files of synthetic data hold true rates times a factor, in other units than the counts.
+        factor = float(np.ravel(session.read("conversion_factor"))[0])
+        recording.truth = {kind: array / factor for kind, array in recording.truth.items()}
     recording.jitter = trials[SCORED].get("jitter")
     if "psth" in session.keys and key == "cond_idx":
         recording.psth = np.asarray(session.read("psth"), dtype=np.float64)
     recording.sets = {
-        name: trial_sets(part.get("decode_mask"), part.n_trials) for name, part in trials.items()
+        kind: trial_sets(some.get("decode_mask"), some.n_trials) for kind, some in trials.items()
     }
     return recording
 
 
 def _pair(trials: dict[str, Trials], name: str, named: bool) -> dict[str, Array]:
     """Return the array of both kinds of trials; nothing where one lacks it and none named it."""
-    if not named and not all(name in part for part in trials.values()):
+    if not named and not all(name in some for some in trials.values()):
         return {}
-    return {kind: _ended(part, part[name]) for kind, part in trials.items()}
+    return {kind: _ended(some, some[name]) for kind, some in trials.items()}
 
 
 def _ended(trials: Trials, array: Array) -> Array:
@@ -121,14 +125,6 @@ def _ended(trials: Trials, array: Array) -> Array:
     values = array.astype(np.result_type(array.dtype, np.float32))
     values[:, : past.shape[1]][past] = np.nan
     return values
-
-
-def _truth(session: SessionOutputs, trials: dict[str, Trials]) -> dict[str, Array]:
-    truth = _pair(trials, "truth", named=False)
-    if truth and "conversion_factor" in session.keys:
-        factor = float(np.ravel(session.read("conversion_factor"))[0])
-        truth = {kind: array / factor for kind, array in truth.items()}
-    return truth
 
 
 def _conditions(
@@ -144,8 +140,8 @@ def _conditions(
         return {kind: np.zeros(p.n_trials, np.int64) for kind, p in trials.items()}, [], None
     key = present[0]
     raw = {
-        kind: session.read(f"{own}_{key}") if f"{own}_{key}" in session.keys else None
-        for kind, own in file_splits.items()
+        kind: session.read(f"{name}_{key}") if f"{name}_{key}" in session.keys else None
+        for kind, name in file_splits.items()
     }
     conditions: dict[str, Array] = {}
     for kind, values in raw.items():
@@ -154,7 +150,7 @@ def _conditions(
             conditions[kind] = np.full(n_trials, np.nan)
         elif values.ndim == 1 and values.dtype.kind != "O" and len(values) == n_trials:
             conditions[kind] = values
-        elif values.dtype.kind == "O" and len(values) == n_trials and _is_text(values):
+        elif len(values) == n_trials and all(isinstance(value, bytes | str) for value in values):
             conditions[kind] = np.array([_text(value) for value in values])
         elif values.dtype.kind == "O" or values.ndim == 2:
             conditions[kind] = _from_lists(values, n_trials, f"{file_splits[kind]}_{key}", session)
@@ -164,10 +160,11 @@ def _conditions(
                 f"one condition for each of the {n_trials} trials, or lists of trials"
             )
     known = np.concatenate([_known(values) for values in conditions.values()])
-    # As in the file: PSTHs are in the order of the condition numbers.
     names = np.unique(known)
     numbers = key == "cond_idx" and known.size and known.dtype.kind in "iu" and known.min() >= 0
     if numbers:
+        # PSTHs of the file are in the order of the condition numbers, gaps among them: a condition
+        # without trials in these splits keeps its place.
         n_psth = session.read("psth").shape[0] if "psth" in session.keys else 0
         names = np.arange(max(int(known.max()) + 1, n_psth))
     labels = {kind: _codes(values, names) for kind, values in conditions.items()}
@@ -201,10 +198,6 @@ def _codes(values: Array, names: Array) -> NDArray[np.int64]:
         return np.full(len(values), -1, dtype=np.int64)
     place = np.searchsorted(names, values).clip(0, len(names) - 1)
     return np.where(names[place] == values, place, -1)
-
-
-def _is_text(values: Array) -> bool:
-    return all(isinstance(value, bytes | str) for value in values)
 
 
 def _text(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...data import SPLITS
 from ...errors import UserError, did_you_mean
-from ...metrics.trialwise import TrialScore, interval, ratio, resampled_trials
+from ...metrics.trialwise import interval, ratio, resampled_trials
 from ..outputs import RunOutputs, load_outputs
 from .baselines import baseline_predictions
 from .behavior import Keys, Recording, read_recording
@@ -95,15 +95,13 @@ def evaluate_run(
         if baselines:
             predictions += baseline_predictions(recording)
             predictions += true_rates(recording)
-        weights = np.concatenate(
-            [
-                np.ones((1, recording.n_scored)),
-                resampled_trials(recording.n_scored, n_draws, [seed, number]),
-            ]
-        )
-        own, parts = _score(recording, predictions, weights, level)
-        own.nlb = benchmark_scores(recording, split)
-        sessions.append(own)
+        # Trials are drawn, not bins: bins of a trial are far from independent. All predictions get
+        # the same draws, so that differences between them are of the same trials.
+        draws = resampled_trials(recording.n_scored, n_draws, [seed, number])
+        weights = np.concatenate([np.ones((1, recording.n_scored)), draws])
+        scored, parts = _score(recording, predictions, weights, level)
+        scored.nlb = benchmark_scores(recording, split)
+        sessions.append(scored)
         pooled.append(parts)
         notes += [note for note in _notes(recording, split, baselines) if note not in notes]
     together = pool(pooled)
@@ -113,10 +111,7 @@ def evaluate_run(
         level=level,
         n_draws=n_draws,
         sessions=sessions,
-        scores={
-            row: {name: estimate(ratio(*part), level) for name, part in parts.items()}
-            for row, parts in together.items()
-        },
+        scores={row: _estimates(parts, level) for row, parts in together.items()},
         differences=_differences(together, level),
         notes=notes,
     )
@@ -131,15 +126,14 @@ def _score(
     by_condition: dict[str, dict[str, list[float]]] = {}
     for prediction in predictions:
         row = prediction.name
-        by_name: dict[str, TrialScore] = trial_scores(recording, prediction)
-        parts[row] = {name: score.parts(weights) for name, score in by_name.items()}
-        scores[row] = {name: estimate(ratio(*part), level) for name, part in parts[row].items()}
-        channels = {name: score.by_column() for name, score in by_name.items()}
-        by_channel[row] = {k: v.tolist() for k, v in channels.items() if v is not None}
-        conditions = {name: score.by_group(recording.members) for name, score in by_name.items()}
-        by_condition[row] = {
-            k: v.tolist() for k, v in conditions.items() if v is not None and v.size
-        }
+        parts[row], by_channel[row], by_condition[row] = {}, {}, {}
+        for name, score in trial_scores(recording, prediction).items():
+            parts[row][name] = score.parts(weights)
+            if (channels := score.by_column()) is not None:
+                by_channel[row][name] = channels.tolist()
+            if (groups := score.by_group(recording.members)) is not None and groups.size:
+                by_condition[row][name] = groups.tolist()
+        scores[row] = _estimates(parts[row], level)
     session = SessionScores(
         name=recording.session.name,
         facts=_facts(recording),
@@ -200,19 +194,26 @@ def pool(sessions: Sequence[dict[str, dict[str, Parts]]]) -> dict[str, dict[str,
             for name, (numerator, denominator) in scores.items():
                 # A session without a value must not turn the others' to NaN.
                 known = denominator > 0
-                part = np.where(known, numerator, 0.0), np.where(known, denominator, 0.0)
-                if name not in ("bps", "co_bps", "fp_bps", "r2", "co_r2", "fp_r2"):
-                    part = ratio(numerator, denominator), known.astype(np.float64)
-                    part = np.where(known, part[0], 0.0), part[1]
-                own = total.setdefault(row, {})
-                before = own.get(name)
-                own[name] = part if before is None else (before[0] + part[0], before[1] + part[1])
+                # Scores of the data are pooled, as if all sessions were one; PSTHs and behaviour
+                # have units and noise of their session, so that their scores are averaged.
+                if name in ("bps", "co_bps", "fp_bps", "r2", "co_r2", "fp_r2"):
+                    part = np.where(known, numerator, 0.0), np.where(known, denominator, 0.0)
+                else:
+                    value = ratio(numerator, denominator)
+                    part = np.where(known, value, 0.0), known.astype(np.float64)
+                row_total = total.setdefault(row, {})
+                before = row_total.get(name, (0.0, 0.0))
+                row_total[name] = (before[0] + part[0], before[1] + part[1])
     return total
 
 
 def estimate(values: FloatArray, level: float) -> Estimate:
     """Return a score and its interval, from its value and those of the draws after it."""
     return Estimate(float(values[0]), *interval(float(values[0]), values[1:], level))
+
+
+def _estimates(parts: Mapping[str, Parts], level: float) -> dict[str, Estimate]:
+    return {name: estimate(ratio(*part), level) for name, part in parts.items()}
 
 
 def _differences(together: dict[str, dict[str, Parts]], level: float) -> Scores:

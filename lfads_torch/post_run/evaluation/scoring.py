@@ -19,9 +19,12 @@ from .behavior import SCORED, TRAIN, Recording
 
 Array = NDArray[Any]
 
+# Features are scaled to unit variance, so that the penalty counts against the number of rows: from
+# next to none for some trials, up to beyond what any recording has.
 ALPHAS = tuple(float(a) for a in np.logspace(-2, 7, 10))
 """Ridge penalties of linear maps, on weights of scaled features."""
 
+# Within the 40 to 70 ms by which the benchmark's data sets smooth theirs.
 PSTH_SMOOTHING_MS = 50.0
 """Width of the Gaussian that smooths PSTHs measured here, where the file has none."""
 
@@ -104,14 +107,14 @@ def _data_scores(recording: Recording, prediction: Prediction) -> dict[str, Tria
     if rates is None:
         return {}
     read, channels = slice(recording.n_bins), slice(recording.n_channels)
-    parts = {
+    regions = {
         "": (read, channels),
         "co_": (read, slice(recording.n_channels, None)),
         "fp_": (slice(recording.n_bins, None), slice(None)),
     }
     name, kind = ("bps", SpikeScore) if recording.counts else ("r2", ErrorScore)
     scores: dict[str, TrialScore] = {}
-    for prefix, (bins, chosen) in parts.items():
+    for prefix, (bins, chosen) in regions.items():
         data = recording.data[SCORED][:, bins, chosen]
         if data.size:
             scores[f"{prefix}{name}"] = kind.of(rates[:, bins, chosen], data)
@@ -140,11 +143,11 @@ def measured_psths(recording: Recording) -> tuple[Array, list[NDArray[np.int64]]
     members = [m for m in recording.members if m.size]
     data = recording.data[SCORED]
     means = np.full((len(members), *data.shape[1:]), np.nan)
-    for own, trials in zip(means, members, strict=True):
+    for mean, trials in zip(means, members, strict=True):
         observed = np.isfinite(data[trials])
         count = observed.sum(axis=0)
         total = np.where(observed, data[trials], 0.0).sum(axis=0)
-        np.divide(total, count, out=own, where=count > 0)
+        np.divide(total, count, out=mean, where=count > 0)
     return gaussian_smooth(means, width), members
 
 
@@ -208,9 +211,9 @@ def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:
     """Compute the model's scores by the exact definitions of the Neural Latents Benchmark."""
     if not recording.counts:
         return {}
-    session = recording.session
+    session, trials = recording.session, recording.trials
     train, scored = (
-        RatesAndBehavior(recording.trials[kind]["output_params"], recording.behavior.get(kind))
+        RatesAndBehavior(trials[kind]["output_params"], recording.behavior.get(kind))
         for kind in (TRAIN, SCORED)
     )
     decodes = scored.behavior is not None and scored.behavior.ndim == 3
@@ -220,10 +223,7 @@ def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:
         recording.data[SCORED],
         (recording.n_bins, recording.n_channels),
         train=train if decodes else None,
-        masks=(
-            recording.trials[TRAIN].get("decode_mask"),
-            recording.trials[SCORED].get("decode_mask"),
-        ),
+        masks=(trials[TRAIN].get("decode_mask"), trials[SCORED].get("decode_mask")),
         psth=recording.psth,
         cond_idx=session.read(key) if recording.psth is not None and key in session.keys else None,
         jitter=recording.jitter,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,9 @@ class Evaluation:
             head += f"; in brackets {self.level:.0%} intervals over trials ({self.n_draws} draws)"
         parts = [head, score_table(self.scores, markdown)]
         if many:
-            own = {s.name: s.scores.get("lfads", {}) for s in self.sessions}
-            names = {name: name for name in own}
-            parts += ["LFADS rates by session", score_table(own, markdown, rows=names)]
+            model = {s.name: s.scores.get("lfads", {}) for s in self.sessions}
+            names = {name: name for name in model}
+            parts += ["LFADS rates by session", score_table(model, markdown, rows=names)]
         if self.differences:
             title = "LFADS rates minus the baseline, the same trials drawn for both"
             parts += [title, score_table(self.differences, markdown)]
@@ -171,16 +171,11 @@ def score_table(
     rows: Mapping[str, str] | None = None,
 ) -> str:
     """Lay scores out, a row per prediction and a column per score."""
-    named = ROWS if rows is None else rows
-    columns = [key for key in COLUMNS if any(key in own for own in scores.values())]
+    columns = [key for key in COLUMNS if any(key in by_name for by_name in scores.values())]
     table = [["", *(COLUMNS[key] for key in columns)]]
-    for key, name in named.items():
-        if own := scores.get(key):
-            table.append([name, *(str(own[c]) if c in own else "" for c in columns)])
-    return _lay_out(table, markdown)
-
-
-def _lay_out(table: Sequence[Sequence[str]], markdown: bool) -> str:
+    for key, name in (ROWS if rows is None else rows).items():
+        if by_name := scores.get(key):
+            table.append([name, *(str(by_name.get(column, "")) for column in columns)])
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     lines = []
     for number, row in enumerate(table):
