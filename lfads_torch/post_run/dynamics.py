@@ -238,7 +238,11 @@ def find_fixed_points(
     chosen = visited[rng.permutation(len(visited))[:n_starts]]
     jitter = rng.normal(size=chosen.shape) * noise * spread / np.sqrt(generator.n_states)
     jitter[::2] = 0
-    ends = _minimise(generator, torch.from_numpy(chosen + jitter), drive, max_steps, tolerance)
+    share = max(1, _AT_ONCE // generator.n_states**2)
+    starts_at_once = torch.from_numpy(chosen + jitter).split(share)
+    ends = torch.cat(
+        [_descend(generator, some, drive, max_steps, tolerance) for some in starts_at_once]
+    )
     speeds = _speed(generator, ends, drive).numpy()
     still = speeds < tolerance
     steps = _speed(generator, torch.from_numpy(chosen), drive).numpy()
@@ -269,14 +273,6 @@ def find_fixed_points(
 
 def _speed(generator: Generator, states: Tensor, drive: Tensor) -> Tensor:
     return 0.5 * (generator.step(states, drive) - states).square().sum(dim=1)
-
-
-def _minimise(
-    generator: Generator, starts: Tensor, drive: Tensor, max_steps: int, tolerance: float
-) -> Tensor:
-    share = max(1, _AT_ONCE // generator.n_states**2)
-    ends = [_descend(generator, s, drive, max_steps, tolerance) for s in starts.split(share)]
-    return torch.cat(ends) if ends else starts
 
 
 def _descend(

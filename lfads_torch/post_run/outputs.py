@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +20,6 @@ if TYPE_CHECKING:
     import xarray
 
 Array = NDArray[Any]
-
-INFERRED = (
-    "output_params",
-    "factors",
-    "ic_mean",
-    "ic_std",
-    "co_means",
-    "co_stds",
-    "gen_states",
-    "gen_init",
-    "gen_inputs",
-    "con_states",
-)
-"""What the model infers of each trial: the fields of `SessionOutput`."""
 
 # Dimensions after the trials; `time` are the bins that are reconstructed, `time_read` those read.
 _DIMENSIONS = {
@@ -61,43 +48,36 @@ class Trials:
     """The trials of one split, or of several merged: arrays by name, read when they are first used.
 
     ``trials["factors"]`` and ``trials.factors`` are the same array, one row per trial in the order
-    of the file. Names are those of the file without their split: the model's (`INFERRED`), the
-    data's (``encod_data``, ``recon_data``, ...) and the user's own. docs/outputs.md says what each
-    holds.
+    of the file. Names are those of the file without their split: the model's (fields of
+    `SessionOutput`), the data's (``encod_data``, ``recon_data``, ...) and the user's own.
+    docs/outputs.md says what each holds.
+
+    Attributes
+    ----------
+    session : SessionOutputs
+        The session that these trials are of.
+    names : tuple of str
+        Names of the arrays.
+    bin_ms : float or None
+        Bin width in milliseconds, where known.
+    n_trials : int
+        Number of trials.
     """
 
     def __init__(
         self, session: SessionOutputs, splits: Sequence[str], order: Array | None = None
     ) -> None:
-        self._session, self._splits, self._order = session, tuple(splits), order
+        self.session, self._splits, self._order = session, tuple(splits), order
         self._arrays: dict[str, Array] = {}
         shared = [session.names_of(split) for split in self._splits]
-        self._names = tuple(name for name in shared[0] if all(name in other for other in shared))
-
-    @property
-    def session(self) -> SessionOutputs:
-        """The session that these trials are of."""
-        return self._session
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the arrays."""
-        return self._names
-
-    @property
-    def bin_ms(self) -> float | None:
-        """Bin width in milliseconds, where known."""
-        return self._session.bin_ms
-
-    @property
-    def n_trials(self) -> int:
-        """Number of trials."""
-        return sum(self._session.n_trials(split) for split in self._splits)
+        self.names = tuple(name for name in shared[0] if all(name in other for other in shared))
+        self.bin_ms = session.bin_ms
+        self.n_trials = sum(session.n_trials(split) for split in self._splits)
 
     @property
     def split(self) -> Array:
         """Split of each trial, shape (trials,)."""
-        counts = [self._session.n_trials(split) for split in self._splits]
+        counts = [self.session.n_trials(split) for split in self._splits]
         return self._ordered(np.repeat(np.array(self._splits), counts))
 
     @property
@@ -111,13 +91,13 @@ class Trials:
         """
         if self.bin_ms is None:
             raise DataError(
-                f"{self._session.path} does not say how wide its bins are, so rates per second "
+                f"{self.session.path} does not say how wide its bins are, so rates per second "
                 "are not known: give load_outputs(..., bin_ms=...), or use output_params, which "
                 "are per bin"
             )
-        if not self._session.counts:
+        if not self.session.counts:
             raise DataError(
-                f"{self._session.path}: recon_data are not counts, so rates in spikes "
+                f"{self.session.path}: recon_data are not counts, so rates in spikes "
                 "per second do not exist; output_params are in the units of recon_data"
             )
         return self["output_params"] * np.float32(1000 / self.bin_ms)
@@ -136,13 +116,13 @@ class Trials:
         return np.arange(self["output_params"].shape[1]) >= self["lengths"][:, None]
 
     def __getitem__(self, name: str) -> Array:
-        if name not in self._names:
+        if name not in self.names:
             raise DataError(
-                f"{self._session.path} has no {name!r} for {' and '.join(self._splits)}; "
-                f"{did_you_mean(name, self._names, limit=40)}"
+                f"{self.session.path} has no {name!r} for {' and '.join(self._splits)}; "
+                f"{did_you_mean(name, self.names, limit=40)}"
             )
         if name not in self._arrays:
-            arrays = {split: self._session.read(f"{split}_{name}") for split in self._splits}
+            arrays = {split: self.session.read(f"{split}_{name}") for split in self._splits}
             if len({array.shape[1:] for array in arrays.values()}) > 1:
                 shapes = ", ".join(f"{split} {array.shape}" for split, array in arrays.items())
                 raise DataError(f"{name!r} cannot be merged: its shapes are {shapes}")
@@ -154,7 +134,7 @@ class Trials:
 
     def get(self, name: str) -> Array | None:
         """Return the array of that name, or None where the file lacks it."""
-        return self[name] if name in self._names else None
+        return self[name] if name in self.names else None
 
     def __getattr__(self, name: str) -> Array:
         if name.startswith("_"):
@@ -165,17 +145,17 @@ class Trials:
             raise AttributeError(str(error)) from error
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self.names
 
     def __len__(self) -> int:
         return self.n_trials
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._names})
+        return sorted({*super().__dir__(), *self.names})
 
     def __repr__(self) -> str:
         where = " and ".join(self._splits)
-        return f"<{self.n_trials} {where} trials of {self._session.name}: {', '.join(self._names)}>"
+        return f"<{self.n_trials} {where} trials of {self.session.name}: {', '.join(self.names)}>"
 
     def to_xarray(self) -> xarray.Dataset:
         """Return all numeric arrays as one dataset.
@@ -196,10 +176,8 @@ class Trials:
             import xarray
         except ImportError as error:
             raise _not_installed("xarray") from error
-        variables: dict[str, Any] = {}
-        sizes: dict[str, int] = {}
-        arrays = {name: self[name] for name in self.names}
-        arrays = {name: array for name, array in arrays.items() if array.dtype.kind in "buif"}
+        variables, sizes = dict[str, Any](), dict[str, int]()
+        arrays = {name: self[name] for name in self.names if self[name].dtype.kind in "buif"}
         if self.bin_ms is not None and self.session.counts:
             arrays["rates"] = self.rates
         lengths = {
@@ -326,7 +304,6 @@ class SessionOutputs:
         self.name = str(self.attrs.get("session_name", path.stem))
         self.bin_ms = float(bin_ms) if bin_ms is not None else next(iter(widths), None)
         self._trials: dict[str, Trials] = {}
-        self._counts: bool | None = None
 
     @property
     def train(self) -> Trials:
@@ -430,29 +407,26 @@ class SessionOutputs:
     @property
     def read_sizes(self) -> tuple[int, int]:
         """Bins and channels that the encoders read."""
-        shape = (
-            self._shapes.get(f"{self.splits[0]}_encod_data")
-            or self._shapes[f"{self.splits[0]}_output_params"]
-        )
+        inferred = self._shapes[f"{self.splits[0]}_output_params"]
+        shape = self._shapes.get(f"{self.splits[0]}_encod_data", inferred)
         return int(shape[1]), int(shape[2])
 
-    @property
+    @cached_property
     def counts(self) -> bool:
         """Whether what was modelled are counts: observed values are whole numbers, never negative.
 
         Means that are negative speak against it too: no model of spikes infers them.
         """
-        if self._counts is None:
-            self._counts = all(self._holds_counts(split) for split in self.splits)
-        return self._counts
-
-    def _holds_counts(self, split: str) -> bool:
-        trials = self.trials(split)
-        data = trials["recon_data"] if "recon_data" in trials else trials["encod_data"]
-        whole = data.dtype.kind in "bu" or not bool(
-            ((data < 0) | (np.isfinite(data) & (data != np.trunc(data)))).any()
-        )
-        return whole and not bool((trials["output_params"] < 0).any())
+        # Looked at and not asked of the model: an output file says nothing of its likelihood.
+        for trials in map(self.trials, self.splits):
+            data = trials["recon_data"] if "recon_data" in trials else trials["encod_data"]
+            if data.dtype.kind not in "bu" and bool(
+                ((data < 0) | (np.isfinite(data) & (data != np.trunc(data)))).any()
+            ):
+                return False
+            if bool((trials["output_params"] < 0).any()):
+                return False
+        return True
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.n_trials(s)} {s}" for s in self.splits)
@@ -559,7 +533,7 @@ def output_files(place: Path) -> list[Path]:
         for path in folder.glob("*_sess*.h5")
         if (match := _NUMBERED.search(path.stem)) and path.stem[: match.start()] == stem
     ]
-    if numbered:
+    if numbered:  # by number, since sess10 comes before sess2 by name
         return [path for _, path in sorted(numbered)]
     if place.is_dir():
         raise UserError(

@@ -112,7 +112,15 @@ def evaluate_run(
         n_draws=n_draws,
         sessions=sessions,
         scores={row: _estimates(parts, level) for row, parts in together.items()},
-        differences=_differences(together, level),
+        differences={
+            row: {
+                name: estimate(ratio(*together[MODEL][name]) - ratio(*part), level)
+                for name, part in together[row].items()
+                if name in together[MODEL]
+            }
+            for row in ("smoothing", "psth", "factor_analysis")
+            if row in together
+        },
         notes=notes,
     )
 
@@ -214,16 +222,3 @@ def estimate(values: FloatArray, level: float) -> Estimate:
 
 def _estimates(parts: Mapping[str, Parts], level: float) -> dict[str, Estimate]:
     return {name: estimate(ratio(*part), level) for name, part in parts.items()}
-
-
-def _differences(together: dict[str, dict[str, Parts]], level: float) -> Scores:
-    model = together.get(MODEL, {})
-    return {
-        row: {
-            name: estimate(ratio(*model[name]) - ratio(*part), level)
-            for name, part in parts.items()
-            if name in model
-        }
-        for row, parts in together.items()
-        if row in ("smoothing", "psth", "factor_analysis")
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from ...data.smoothing import gaussian_smooth
 from ...errors import DataError
 from ...metrics.evaluation import PsthScore, SpeedScore
 from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
-from ...metrics.regression import LinearMap, ridge
+from ...metrics.regression import ridge
 from ...metrics.trialwise import CorrelationScore, ErrorScore, SpikeScore, TrialScore
 from .behavior import SCORED, TRAIN, Recording
 
@@ -181,7 +181,14 @@ def _mapped(
         raise DataError("train_decode_mask and that of the scored trials differ in sets")
     preds, targets = [], []
     for in_train, in_scored in zip(sets[TRAIN], sets[SCORED], strict=True):
-        chosen = _best_maps(prediction.features, y_train[:, :n_bins], in_train)
+        fits = {
+            source: ridge(features()[0][in_train, :n_bins], y_train[in_train], ALPHAS, scaled=True)
+            for source, features in prediction.features.items()
+        }
+        # For each column of behaviour the source and map that cross-validation prefers.
+        sources = list(fits)
+        best = np.argmax([fit.score for fit in fits.values()], axis=0)
+        chosen = [(sources[k], fits[sources[k]].fit) for k in best]
         if len(prediction.features) > 1:
             names = [source for source, _ in chosen]
             prediction.choices.setdefault(f"{name}_from", []).append(names)
@@ -192,19 +199,6 @@ def _mapped(
         preds.append(pred)
         targets.append(np.where(in_scored[:, None, None], y, np.nan))
     return ErrorScore.of(np.concatenate(preds, axis=2), np.concatenate(targets, axis=2))
-
-
-def _best_maps(
-    candidates: Mapping[str, Features], y: Array, members: NDArray[np.bool_]
-) -> list[tuple[str, LinearMap]]:
-    """Return for each column of `y` the best of the candidates, and the map from it."""
-    choices = {
-        name: ridge(features()[0][members, : y.shape[1]], y[members], ALPHAS, scaled=True)
-        for name, features in candidates.items()
-    }
-    names = list(choices)
-    best = np.argmax([choice.score for choice in choices.values()], axis=0)
-    return [(names[k], choices[names[k]].fit) for k in best]
 
 
 def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:

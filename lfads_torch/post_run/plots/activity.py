@@ -18,6 +18,7 @@ from .style import (
     as_trials,
     colour_limits,
     empty_figure,
+    heatmap,
     look,
     rate_scale,
     styled,
@@ -111,7 +112,8 @@ def raster_panel(
     for row, axes in enumerate(grid):
         for column, (title, values, colours) in enumerate(shown):
             limits = raster_limits if column == 0 else rate_limits
-            image = _heatmap(axes[column], values[row][:, order], edges, colours, limits)
+            image = heatmap(axes[column], values[row][:, order].T, edges, colours, limits)
+            axes[column].set_yticks(sorted({1, values.shape[2]}))
             _mark_held_out(axes[column], n_read, n_units, edges, encod_bins)
             axes[column].set_title(title if row == 0 else "")
             axes[column].tick_params(labelleft=column == 0)
@@ -148,29 +150,6 @@ def _colour_bar(figure: Figure, below: Any, image: AxesImage, label: str, whole:
     bar = figure.colorbar(image, ax=below, ticks=MaxNLocator(4, integer=whole), **shape)
     bar.set_label(label)
     bar.outline.set_visible(False)
-
-
-def _heatmap(
-    axis: Axes,
-    values: FloatArray,
-    edges: FloatArray,
-    colours: str | Colormap,
-    limits: tuple[float, float],
-) -> AxesImage:
-    """Draw (time, units) with time to the right and the first unit on top."""
-    axis.set_facecolor(look().missing)
-    n_units = values.shape[1]
-    image = axis.imshow(
-        np.ma.masked_invalid(values.T),
-        aspect="auto",
-        interpolation="nearest",
-        cmap=colours,
-        vmin=limits[0],
-        vmax=limits[1],
-        extent=(edges[0], edges[len(values)], n_units + 0.5, 0.5),
-    )
-    axis.set_yticks(sorted({1, n_units}))
-    return image
 
 
 def _mark_held_out(

@@ -60,7 +60,11 @@ def initial_conditions(
     n_panels = 1 if separated is None else 2
     figure = Figure(figsize=(5.2 * n_panels, 4.8), layout="constrained")
     axes = figure.subplots(1, n_panels, squeeze=False)[0]
-    scores, shares = _principal(points, finite)
+    centre, basis, variance = principal_axes(points[finite])
+    # The second column stays 0 where there is a single dimension.
+    scores, n_pcs = np.zeros((len(points), 2)), min(2, len(basis))
+    scores[:, :n_pcs] = (points - centre) @ basis[:n_pcs].T
+    shares = [*variance[:n_pcs].tolist(), 0.0][:2]
     labels = [f"PC {k + 1} ({share:.0%})" for k, share in enumerate(shares)]
     if conditions is None:
         shade = Normalize(0, max(len(points) - 1, 1))
@@ -92,15 +96,6 @@ def _dots(axis: Axes, points: FloatArray, groups: list[Group]) -> None:
         if len(dots) > 1 and np.isfinite(dots).all(axis=1).any():
             x, y = np.nanmean(dots, axis=0)
             axis.scatter(x, y, s=110, color=group.colour, edgecolors=edge, linewidths=1.5)
-
-
-def _principal(points: FloatArray, finite: NDArray[np.bool_]) -> tuple[FloatArray, list[float]]:
-    """Return two columns of scores, the second one 0 where there is a single dimension."""
-    centre, axes, share = principal_axes(points[finite])
-    scores = np.zeros((len(points), 2))
-    n_axes = min(2, len(axes))
-    scores[:, :n_axes] = (points - centre) @ axes[:n_axes].T
-    return scores, [*share[:n_axes].tolist(), 0.0][:2]
 
 
 class Discriminants(NamedTuple):

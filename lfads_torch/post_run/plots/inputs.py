@@ -11,7 +11,16 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from .groups import MAX_GROUPS, Group, by_condition, condition_legend, mean_and_error
-from .style import FloatArray, as_trials, empty_figure, look, styled, time_centres, time_edges
+from .style import (
+    FloatArray,
+    as_trials,
+    empty_figure,
+    heatmap,
+    look,
+    styled,
+    time_centres,
+    time_edges,
+)
 
 
 def align(
@@ -93,7 +102,8 @@ def aligned_inputs(
     dims = np.sort(np.argsort(-np.nan_to_num(varies), kind="stable")[:max_dims]).tolist()
     edges, label = time_edges(cut.shape[1], bin_ms)
     edges = edges - edges[centre] if events is not None else edges
-    rows = _trial_order(groups, zero)
+    members = [group.trials[group.trials < len(zero)] for group in groups]
+    rows = [k for m in members for k in m[np.argsort(zero[m], kind="stable")].tolist()]
     if not rows:
         return empty_figure("no trial has a condition")
 
@@ -110,16 +120,7 @@ def aligned_inputs(
             left.plot(time, mean, color=group.colour)
         left.axhline(0, color=look().muted, linewidth=0.8)
         left.set_ylabel(f"input {dim + 1} (a.u.)")
-        image = right.imshow(
-            np.ma.masked_invalid(cut[rows, :, dim]),
-            aspect="auto",
-            interpolation="nearest",
-            cmap=look().diverging,
-            vmin=-reach,
-            vmax=reach,
-            extent=(edges[0], edges[-1], len(rows) + 0.5, 0.5),
-        )
-        right.set_facecolor(look().missing)
+        image = heatmap(right, cut[rows, :, dim], edges, look().diverging, (-reach, reach))
         right.set_ylabel("trial (sorted)" if conditions is not None else "trial")
         _condition_marks(right, groups, edges)
         for axis in (left, right):
@@ -136,14 +137,6 @@ def aligned_inputs(
     bar.outline.set_visible(False)
     condition_legend(figure, groups, n_all)
     return figure
-
-
-def _trial_order(groups: Sequence[Group], events: FloatArray) -> list[int]:
-    order: list[int] = []
-    for group in groups:
-        trials = group.trials[group.trials < len(events)]
-        order += trials[np.argsort(events[trials], kind="stable")].tolist()
-    return order
 
 
 def _condition_marks(axis: Axes, groups: Sequence[Group], edges: FloatArray) -> None:

@@ -12,8 +12,10 @@ import matplotlib as mpl
 import numpy as np
 from cycler import cycler
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import UserError
@@ -216,3 +218,24 @@ def principal_axes(rows: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray
     spread, axes = np.linalg.svd(rows - centre, full_matrices=False)[1:]
     # The floor makes rows that are all alike shares of 0, not NaN.
     return centre, axes, spread**2 / max(float((spread**2).sum()), 1e-300)
+
+
+def heatmap(
+    axis: Axes,
+    values: FloatArray,
+    edges: FloatArray,
+    colours: str | Colormap,
+    limits: tuple[float, float],
+) -> AxesImage:
+    """Draw rows, numbered from 1 and the first one on top, over time."""
+    # What is missing is masked and lets a colour of its own shine through: 0 would pass for data.
+    axis.set_facecolor(look().missing)
+    return axis.imshow(
+        np.ma.masked_invalid(values),
+        aspect="auto",
+        interpolation="nearest",  # no blur: a bin is a bin
+        cmap=colours,
+        vmin=limits[0],
+        vmax=limits[1],
+        extent=(float(edges[0]), float(edges[values.shape[1]]), len(values) + 0.5, 0.5),
+    )

@@ -79,7 +79,14 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
     -------
     Figure
     """
-    series = read_csv_log(log) if isinstance(log, (str, Path)) else _from_table(log)
+    if isinstance(log, (str, Path)):
+        series = read_csv_log(log)
+    else:
+        columns = {str(key): np.asarray(log[key], dtype=np.float64) for key in log}
+        if "epoch" not in columns:
+            raise DataError(f"the table has columns {sorted(columns)}; it needs one named 'epoch'")
+        epochs = columns.pop("epoch")
+        series = {key: (epochs[~np.isnan(v)], v[~np.isnan(v)]) for key, v in columns.items()}
     panels = [p for p in _PANELS if any(len(series.get(c.key, ((),))[0]) for c in p.curves)]
     if not panels:
         return empty_figure("nothing logged yet")
@@ -93,14 +100,6 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
     for axis in grid[len(panels) :]:
         axis.set_visible(False)
     return figure
-
-
-def _from_table(table: Mapping[str, ArrayLike]) -> dict[str, tuple[FloatArray, FloatArray]]:
-    columns = {str(key): np.asarray(table[key], dtype=np.float64) for key in table}
-    if "epoch" not in columns:
-        raise DataError(f"the table has columns {sorted(columns)}; it needs one named 'epoch'")
-    epochs = columns.pop("epoch")
-    return {key: (epochs[~np.isnan(v)], v[~np.isnan(v)]) for key, v in columns.items()}
 
 
 def _draw_panel(

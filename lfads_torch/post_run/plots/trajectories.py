@@ -15,7 +15,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike
 
 from ...metrics import fit_linear, linear_map_r2
-from .groups import MAX_GROUPS, Group, by_condition, condition_legend, mean_and_error
+from .groups import MAX_GROUPS, by_condition, condition_legend, mean_and_error
 from .style import FloatArray, as_trials, empty_figure, look, principal_axes, styled, time_edges
 
 _MAX_TRIALS = 40
@@ -145,7 +145,7 @@ def trajectories(
     paths = (data - centre) @ axes[:n_dims].T
     names = [f"PC {k + 1} ({share[k]:.0%})" for k in range(n_dims)]
     groups, n_all = by_condition(conditions, len(data), max_conditions)
-    shown = _spread_over(groups, max_trials)
+    shown = [group.trials[: max(1, max_trials // max(1, len(groups)))] for group in groups]
 
     figure = Figure(figsize=(6.2, 5.2), layout="constrained")
     title = f"factors of {sum(map(len, shown))} of {len(data)} trials"
@@ -176,12 +176,6 @@ def trajectories(
             axis.scatter(*mean[0], s=34, color=group.colour, edgecolors=look().paper, zorder=4)
     condition_legend(figure, groups, n_all, title="condition; dots: start")
     return figure
-
-
-def _spread_over(groups: Sequence[Group], n_trials: int) -> list[Any]:
-    """Return `n_trials` trials in all, as many of each group."""
-    share = max(1, n_trials // max(1, len(groups)))
-    return [group.trials[:share] for group in groups]
 
 
 def _time_bar(figure: Any, axes: Any, colours: ScalarMappable, label: str) -> None:

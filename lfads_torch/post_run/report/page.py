@@ -70,19 +70,15 @@ class Press:
                 images[name] = _data_address(figure)
                 width = round(96 * float(figure.get_figwidth()))
                 if name == "light" and self.folder is not None:
-                    self._write(figure, f"{prefix}{picture.key}")
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    path = self.folder / f"{prefix}{picture.key}.{self.file_format}"
+                    figure.set_layout_engine("none")  # it has been laid out for the page
+                    figure.savefig(path, dpi=2 * DPI)
+                    self.files.append(path)
         except Exception as error:  # the rest of a report is worth having without one figure
             why = f"{type(error).__name__}: {error}"
             return Shown(*picture[:3], {}, failure=why)
         return Shown(*picture[:3], images, width=width)
-
-    def _write(self, figure: Any, name: str) -> None:
-        assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}.{self.file_format}"
-        figure.set_layout_engine("none")  # it has been laid out for the page
-        figure.savefig(path, dpi=2 * DPI)
-        self.files.append(path)
 
 
 def _data_address(figure: Any) -> str:

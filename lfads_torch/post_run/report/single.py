@@ -98,6 +98,8 @@ def report_run(
     ]
     pictures = {p.key: press.show(p) for p in run_pictures(record)}
     scores = record.scores
+    scored_sessions = scores["sessions"] if scores else []
+    model = {s["name"]: s["scores"].get("lfads", {}) for s in scored_sessions}
     page = render(
         "report.html.j2",
         record=record,
@@ -109,8 +111,14 @@ def report_run(
         tiles=tiles(scores),
         table=score_rows(scores["scores"]) if scores else None,
         differences=score_rows(scores["differences"], best=False) if scores else None,
-        by_session=_by_session(scores) if many else None,
-        nlb=_benchmark(scores),
+        by_session=score_rows(model, {name: name for name in model}, best=False)
+        if many and model
+        else None,
+        nlb=[
+            (s["name"], [(NLB_NAMES[k], v) for k, v in s["nlb"].items()])
+            for s in scored_sessions
+            if s.get("nlb")
+        ],
         score_figure=press.show(score_picture(scores)) if scores else None,
         sessions=sessions,
         pictures=pictures,
@@ -199,22 +207,6 @@ def score_rows(
             cells.append({"estimate": estimate if value is not None else None, "mark": mark})
         rows.append({"name": title, "cells": cells, "own": row.startswith("lfads")})
     return {"columns": [COLUMNS[key] for key in columns], "rows": rows}
-
-
-def _by_session(scores: dict[str, Any] | None) -> dict[str, Any] | None:
-    if not scores:
-        return None
-    model = {s["name"]: s["scores"].get("lfads", {}) for s in scores["sessions"]}
-    return score_rows(model, {name: name for name in model}, best=False)
-
-
-def _benchmark(scores: dict[str, Any] | None) -> list[tuple[str, list[tuple[str, float]]]]:
-    """Return scores by the definitions of the Neural Latents Benchmark, by session."""
-    return [
-        (s["name"], [(NLB_NAMES[k], v) for k, v in s["nlb"].items()])
-        for s in (scores or {}).get("sessions", [])
-        if s.get("nlb")
-    ]
 
 
 def run_facts(record: RunRecord) -> list[tuple[str, str]]:
