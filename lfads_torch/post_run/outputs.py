@@ -288,6 +288,7 @@ class SessionOutputs:
 
     def __init__(self, path: Path, bin_ms: float | None = None) -> None:
         self.path = path
+        # Keys and shapes alone, and the file is closed again: many runs can be kept at hand.
         with open_h5(path) as file:
             self.attrs: dict[str, Any] = dict(file.attrs)
             shapes = {k: v.shape for k, v in file.items() if isinstance(v, h5py.Dataset)}

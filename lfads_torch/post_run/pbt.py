@@ -14,29 +14,14 @@ from .plots.hyperparameters import hyperparameter_paths
 
 
 def read_pbt_hps(pbt_dir: str | Path) -> Any:
-    """Read the hyper-parameters of every member of a search.
+    """Read the hyper-parameters of every member of a search, as a data frame.
 
-    Parameters
-    ----------
-    pbt_dir : path
-        Run folder of a search, or a folder of trials that a script wrote with Ray Tune.
-
-    Returns
-    -------
-    pandas.DataFrame
-        For a search, one row for each generation and member: ``generation``, ``epoch`` (its
-        first), ``member``, ``parent`` (the member it was copied from at the start of the
-        generation, else itself) and the hyper-parameters by their names in the configuration, such
-        as ``model.lr_init``. For a folder of trials, one row for each start and each take-over:
-        ``trial_num``, ``cur_epoch`` (the first with these values), and every key of the
-        configuration.
-
-    Raises
-    ------
-    DataError
-        If the folder holds neither.
-    UserError
-        If pandas is not installed.
+    For a search, a row for each generation and member: ``generation``, ``epoch`` (its first),
+    ``member``, ``parent`` (the member it was copied from at the start of the generation, else
+    itself) and the hyper-parameters by their names in the configuration, such as
+    ``model.lr_init``. For a folder of trials that a script wrote with Ray Tune, a row for each
+    start and each take-over: ``trial_num``, ``cur_epoch`` (the first with these values), and every
+    key of the configuration.
     """
     if populations.is_population(pbt_dir):
         return as_frame(populations.hyper_parameters(pbt_dir))
@@ -54,28 +39,9 @@ def plot_pbt_hps(
     The figure of a search shows the lineage of the best member. Of a folder of trials, and with
     more arguments than `color`, it is a line for each member, which pandas draws.
 
-    Parameters
-    ----------
-    pbt_dir : path
-        Run folder of a search, or a folder of trials that a script wrote with Ray Tune.
-    plot_field : str, optional
-        Hyper-parameter, with or without ``model.`` in front; by default all that vary in a search.
-    save_dir : path, optional
-        Folder for a PNG named after the hyper-parameter, with ``_`` for each dot; made where it
-        does not exist.
-    **kwargs
-        ``color`` of the best member's path, or any argument of pandas' ``plot``.
-
-    Returns
-    -------
-    Figure
-
-    Raises
-    ------
-    DataError
-        If the folder holds neither.
-    UserError
-        If the search had no such hyper-parameter, or if pandas is needed and not installed.
+    `plot_field` is its name, with or without ``model.`` in front; by default all that vary in a
+    search. A PNG named after it, with ``_`` for each dot, goes into the folder `save_dir` where one
+    is given. `kwargs` are the ``color`` of the best member's path, or any of pandas' ``plot``.
     """
     if populations.is_population(pbt_dir) or kwargs.keys() - {"color"}:
         figure = _lines(pbt_dir, plot_field, **kwargs)

@@ -63,6 +63,7 @@ def score_intervals(
             axis.plot(value[0], place, "o", color=colour, markersize=7)
             if len(value) > 2 and _known(value[1]) and _known(value[2]):
                 axis.plot(value[1:3], [place, place], color=colour, linewidth=2)
+        # No axis is stretched to 0: intervals that lie far above it would shrink to dots.
         low, high = axis.get_xlim()
         if low <= 0 <= high:
             axis.axvline(0, color=look().muted, linewidth=0.8, linestyle=":")
@@ -110,17 +111,18 @@ def channel_scores(
     if not np.isfinite(scores).any():
         return empty_figure(f"no channel has a score ({name})")
     n_read = len(scores) if n_encod is None else n_encod
-    kinds = {"read": np.arange(len(scores)) < n_read, "held out": np.arange(len(scores)) >= n_read}
-    colours = {"read": look().blue, "held out": look().orange}
+    is_read = np.arange(len(scores)) < n_read
     both = np.isfinite(scores) & np.isfinite(other)
     figure = Figure(figsize=(4.4 + 4.6 * bool(both.any()), 3.7), layout="constrained")
     axes = figure.subplots(1, 1 + bool(both.any()), squeeze=False)[0]
     order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
     rank = np.empty(len(scores))
     rank[order] = np.arange(1, len(scores) + 1)
-    for kind, members in kinds.items():
+    # Apart, since scores of channels that the model has read flatter it.
+    kinds = ("read", look().blue, is_read), ("held out", look().orange, ~is_read)
+    for kind, colour, members in kinds:
         if members.any():
-            style = {"s": 20, "color": colours[kind], "linewidths": 0, "alpha": 0.85}
+            style = {"s": 20, "color": colour, "linewidths": 0, "alpha": 0.85}
             axes[0].scatter(rank[members], scores[members], label=kind, **style)
             if both.any():
                 axes[1].scatter(other[members & both], scores[members & both], **style)
@@ -132,9 +134,10 @@ def channel_scores(
     if n_read < len(scores):
         axes[0].legend()
     if both.any():
-        low = float(min(scores[both].min(), other[both].min()))
-        high = float(max(scores[both].max(), other[both].max()))
-        low, high = low - 0.04 * (high - low or 1.0), high + 0.04 * (high - low or 1.0)
+        # The same limits on both axes: a channel above the line is one where LFADS is better.
+        drawn = np.concatenate([scores[both], other[both]])
+        margin = 0.04 * (float(np.ptp(drawn)) or 1.0)
+        low, high = float(drawn.min()) - margin, float(drawn.max()) + margin
         axes[1].plot([low, high], [low, high], color=look().ink, linewidth=1)
         n_better = int((scores > other)[both].sum())
         axes[1].set(

@@ -64,6 +64,7 @@ def shared_factors(
         groups = [group._replace(name=str(conditions[group.trials[0]])) for group in groups]
 
     figure = Figure(figsize=(2.5 * len(chosen) + 1.0, 1.7 * n_rows + 1.5), layout="constrained")
+    # Rows share their axis, because a factor of another size in one session is a misalignment.
     grid = figure.subplots(n_rows, len(chosen), squeeze=False, sharex=True, sharey="row")
     time, time_label = time_centres(n_bins, bin_ms)
     for column, number in enumerate(chosen):

@@ -24,16 +24,8 @@ FloatArray = NDArray[np.float64]
 P = ParamSpec("P")
 
 # Okabe & Ito (2008), jfly.uni-koeln.de/color: told apart with any common colour blindness.
-BLUE, ORANGE, GREEN, PINK, SKY, AMBER, BLACK, GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-    "#8C8C8C",
-)
+BLUE, ORANGE, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+SKY, AMBER, BLACK, GREY = "#56B4E9", "#E69F00", "#000000", "#8C8C8C"
 MISSING = "#F3D9C8"
 
 

@@ -166,6 +166,7 @@ def trajectories(
         _draw_paths(axis, paths[shown[0]], edges, norm)
         _time_bar(figure, axis, ScalarMappable(norm, look().sequence), time_label)
         return figure
+    # Averages are over all trials of a condition, of which the thin lines are some.
     for group, trials in zip(groups, shown, strict=True):
         style = {"color": group.colour, "rasterized": len(data) > _MAX_TRIALS}
         for path in paths[trials]:

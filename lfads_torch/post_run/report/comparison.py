@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
 from ...errors import UserError
 from ...files import write_whole
 from ..evaluation.table import COLUMNS, ROWS
@@ -74,8 +72,6 @@ def compare_runs(
     page = render(
         "compare.html.j2",
         title=f"{len(records)} runs compared",
-        written=time.strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
         names=names,
         findings=list(zip(names, findings, strict=True)),
         facts=[(name, run_facts(r)) for name, r in zip(names, records, strict=True)],
@@ -172,6 +168,8 @@ def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def _beside(records: Sequence[RunRecord], press: Press) -> Iterator[tuple[str, list[Any]]]:
     """Yield rows of pictures: a title, and each run's picture of its first session, or None."""
+    # Of the first session alone: pages with every figure of every session would be too long to
+    # compare anything by, and each run has its report.
     by_key = [
         {p.key: p for first in record.recordings[:1] for p in session_pictures(record, first)}
         for record in records

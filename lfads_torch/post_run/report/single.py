@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ... import __version__
 from ...errors import UserError, did_you_mean
 from ...files import write_whole
 from ..evaluation.behavior import Recording
@@ -84,6 +82,7 @@ def report_run(
     findings = find_all(record)
     press = Press(Path(figures) if figures else None, figure_format, tell)
     many = len(record.recordings) > 1
+    # Each figure is drawn and encoded at once, so that one is in memory and not all of them.
     sessions = [
         {
             "name": recording.session.name,
@@ -104,8 +103,6 @@ def report_run(
         "report.html.j2",
         record=record,
         title=record.name,
-        written=time.strftime("%Y-%m-%d %H:%M"),
-        version=__version__,
         findings=findings,
         checked=CHECKED,
         tiles=tiles(scores),
@@ -186,6 +183,7 @@ def score_rows(
         key: {row: v for row in scores if (v := _value(scores[row].get(key))) is not None}
         for key in COLUMNS
     }
+    # The truth is the ceiling, no contestant; and a column that nobody has a score in says nothing.
     columns = [key for key in COLUMNS if known[key]]
     top = {
         key: max((v for row, v in known[key].items() if row != "truth"), default=None)
@@ -205,7 +203,7 @@ def score_rows(
             if value is not None and not best and estimate and estimate["low"] is not None:
                 mark = "better" if estimate["low"] > 0 else "worse" if estimate["high"] < 0 else ""
             cells.append({"estimate": estimate if value is not None else None, "mark": mark})
-        rows.append({"name": title, "cells": cells, "own": row.startswith("lfads")})
+        rows.append({"name": title, "cells": cells, "is_model": row.startswith("lfads")})
     return {"columns": [COLUMNS[key] for key in columns], "rows": rows}
 
 
