@@ -179,7 +179,9 @@ def test_finds_the_fixed_points_of_the_system_that_a_generator_was_trained_on():
     kernels, none = get_kernels("auto"), torch.zeros(n_trials, n_bins, 0)
 
     def decode():
-        return decoder(truth[:, 0], None, none, sample=False, dropout_rate=None, kernels=kernels)
+        return decoder(
+            truth[:, 0], None, none, sample_posteriors=False, dropout_rate=None, kernels=kernels
+        )
 
     weight_hh = decoder.rnn.cell.gen_cell.weight_hh
     for _ in range(500):
