@@ -201,8 +201,8 @@ def latent_usage(
     return figure
 
 
-# The mean divergence bounds what a dimension says of its trial; to tell two equally frequent
-# conditions apart takes ln 2 = 0.69 nats.
+# The mean divergence is an upper bound of the information that a dimension has of its trial, and
+# to tell two equally frequent conditions apart takes ln 2 = 0.69 nats.
 USED_NATS = 0.1
 """Divergence per trial below which a dimension is drawn as unused."""
 

@@ -180,8 +180,8 @@ def colour_limits(*arrays: FloatArray | None, share: float = 99.5) -> tuple[floa
 
     Values beyond `share` percent at an end are drawn in its colour.
     """
-    # One bin with a burst would otherwise leave all others in the same dark shade; at 99.5 % one
-    # value in 200 is clipped at most.
+    # One bin with a burst would otherwise leave all others in the same dark shade; at 99.5 %, one
+    # value in 200 is clipped.
     finite = [a[np.isfinite(a)] for a in arrays if a is not None]
     values = np.concatenate(finite) if finite else np.zeros(0)
     if not values.size:
@@ -220,7 +220,7 @@ def heatmap(
     limits: tuple[float, float],
 ) -> AxesImage:
     """Draw rows, numbered from 1 and the first one on top, over time."""
-    # What is missing is masked and lets a colour of its own shine through: 0 would pass for data.
+    # What is missing is masked and shows another colour behind it: 0 would pass for data.
     axis.set_facecolor(look().missing)
     return axis.imshow(
         np.ma.masked_invalid(values),

@@ -202,7 +202,7 @@ def _draw_paths(axis: Any, paths: FloatArray, edges: FloatArray, norm: Normalize
     times = np.tile(edges[1:-1], len(paths))
     collection = Line3DCollection if paths.shape[-1] == 3 else LineCollection
     colours: Any = {"array": times, "cmap": look().sequence, "norm": norm}
-    # As pixels within a vector file: thousands of segments make a PDF that takes seconds to open.
+    # As pixels within a vector file: thousands of segments make a PDF slow to open.
     lines = collection(segments, linewidth=1.1, alpha=0.8, rasterized=True, **colours)
     axis.add_collection(lines, autolim=False)
     starts = paths[:, 0].T

@@ -183,7 +183,7 @@ def score_rows(
         key: {row: v for row in scores if (v := _value(scores[row].get(key))) is not None}
         for key in COLUMNS
     }
-    # The truth is the ceiling, no contestant; and a column that nobody has a score in says nothing.
+    # The truth is the ceiling and not a method; and a column without any score says nothing.
     columns = [key for key in COLUMNS if known[key]]
     top = {
         key: max((v for row, v in known[key].items() if row != "truth"), default=None)
