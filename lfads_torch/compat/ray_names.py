@@ -184,7 +184,9 @@ def _run(present: Callable[..., Any]) -> Callable[..., Any]:
             arguments["storage_path"] = str(Path(local_dir).expanduser().absolute())
         if inspect.isroutine(run_or_experiment):
             run_or_experiment = as_trial(run_or_experiment)
-        with _reporter(arguments.get("progress_reporter")):
+            # As it was for functions: a new process costs seconds for each start of a trial.
+            arguments.setdefault("reuse_actors", True)
+        with _environment(arguments.get("progress_reporter")):
             return present(run_or_experiment, *args, **arguments)
 
     run.__doc__ = present.__doc__
@@ -205,15 +207,20 @@ def _with_parameters(present: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def _reporter(reporter: Any) -> Iterator[None]:
-    """Let a reporter report: Ray's present way of printing would leave it out."""
-    name, is_set = "RAY_AIR_NEW_OUTPUT", "RAY_AIR_NEW_OUTPUT" in os.environ
-    if reporter is not None and not is_set:
-        os.environ[name] = "0"
+def _environment(reporter: Any) -> Iterator[None]:
+    """Let a reporter report, which Ray's present way of printing would leave out.
+
+    Nor does Ray warn that a trial reports checkpoints often, as these scripts do on purpose.
+    """
+    values = {"TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0"}
+    if reporter is not None:
+        values["RAY_AIR_NEW_OUTPUT"] = "0"
+    values = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if not is_set:
+        for name in values:
             os.environ.pop(name, None)
 
 
@@ -232,7 +239,7 @@ def as_trial(function: Callable[..., Any]) -> Callable[..., Any]:
         with _in_trial(folders) as checkpoint_dir:
             if takes_checkpoint:
                 parameters["checkpoint_dir"] = checkpoint_dir
-            output = function(config, **parameters)
+            output = _run_in_thread(function, config, parameters)
         # Tune takes numbers for results, and refuses anything else.
         return output if isinstance(output, dict | Number) else None
 
@@ -242,6 +249,18 @@ def as_trial(function: Callable[..., Any]) -> Callable[..., Any]:
             setattr(trial, name, getattr(function, name))
     trial.is_trial = True  # type: ignore[attr-defined]
     return trial
+
+
+def _run_in_thread(
+    function: Callable[..., Any], config: dict[str, Any], parameters: dict[str, Any]
+) -> Any:
+    try:
+        return function(config, **parameters)
+    except KeyboardInterrupt as error:
+        # Tune ends the thread of a trial by an exit, which a training run takes for Ctrl-C.
+        if isinstance(error.__cause__, SystemExit):
+            raise error.__cause__ from None
+        raise
 
 
 def _takes_checkpoint(function: Callable[..., Any]) -> bool:

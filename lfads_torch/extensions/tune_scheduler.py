@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyarrow.fs import copy_files  # type: ignore[import-untyped]
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 
+from ..compat.populations import EXCHANGES as TAKE_OVERS
 from ..errors import ConfigError, one_of, unknown, whole
 from ..folder import POPULATION, read_population
 from ..search.history import History
@@ -91,12 +93,7 @@ class BinaryTournamentPBT(FIFOScheduler):
             self._next_generation()
         rng = np.random.default_rng([self._seed, number])
         first = first_values(self._space, 1, rng)
-        missing = {
-            key: float(first[name][0])
-            for name, key in self._keys.items()
-            if key not in trial.config
-        }
-        trial.set_config({**trial.config, **missing})
+        trial.set_config({**self._values(first, 0), **trial.config})
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Let a trial wait at the end of a generation."""
@@ -147,19 +144,25 @@ class BinaryTournamentPBT(FIFOScheduler):
             history.exchange(n_epochs, self._generation, parents, old, new, scores)
         sources = [trial.latest_checkpoint_result for trial in trials]
         for k in copies:
-            trial, source = trials[k], sources[parents[k]]
+            trial, winner, source = trials[k], trials[parents[k]], sources[parents[k]]
             if source is None:
                 raise ConfigError(
-                    f"trial {trials[parents[k]]} has no checkpoint at the end of a generation; "
+                    f"trial {winner} has no checkpoint at the end of a generation; "
                     "report one in each epoch, or write save_checkpoint"
                 )
-            moved = {key: float(new[name][k]) for name, key in self._keys.items()}
-            trial.set_config({**trial.config, **moved})
-            # As Tune's own PBT does; the trial starts again from its latest checkpoint.
-            manager = trial.run_metadata.checkpoint_manager
-            manager._latest_checkpoint_result = copy.copy(source)
+            before = dict(trial.config)
+            trial.set_config({**before, **self._values(new, int(k))})
+            self._record_take_over(trial, winner, before)
+            _give_checkpoint(source, trial)
         self._arrived.clear()
         self._next_generation()
+
+    def _values(self, columns: Mapping[str, Any], k: int) -> dict[str, float]:
+        """Return the hyper-parameters of trial `k` as its configuration takes them."""
+        return {
+            key: self._space[name].rounded(float(columns[name][k]))
+            for name, key in self._keys.items()
+        }
 
     def _next_generation(self) -> None:
         self._generation += 1
@@ -167,11 +170,14 @@ class BinaryTournamentPBT(FIFOScheduler):
 
     # ---- history ---------------------------------------------------------------------------------
 
+    def _folder(self, trial: Trial) -> Path | None:
+        if self._history_dir is None and trial.storage.storage_filesystem.type_name == "local":
+            self._history_dir = Path(trial.storage.experiment_fs_path)
+        return self._history_dir
+
     def _log(self, trial: Trial) -> History | None:
         if self._history is None:
-            folder = self._history_dir
-            if folder is None and trial.storage.storage_filesystem.type_name == "local":
-                folder = Path(trial.storage.experiment_fs_path)
+            folder = self._folder(trial)
             if folder is not None:
                 self._history = History(folder)
                 if (folder / POPULATION).is_file():
@@ -200,3 +206,28 @@ class BinaryTournamentPBT(FIFOScheduler):
             [not np.isfinite(score)],
             [pair[1]],
         )
+
+    def _record_take_over(self, trial: Trial, winner: Trial, before: Mapping[str, Any]) -> None:
+        """Add a line to the file that scripts' readers know, beside the tables of a search."""
+        folder = self._folder(trial)
+        if folder is None:
+            return
+        ends = [int(self._arrived[t.trial_id][self._time_attr]) for t in (trial, winner)]
+        tags = [t.experiment_tag or str(self._numbers[t.trial_id]) for t in (trial, winner)]
+        line = json.dumps([*tags, *ends, before, trial.config], default=str)
+        with open(folder / TAKE_OVERS, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
+def _give_checkpoint(source: Any, trial: Trial) -> None:
+    """Copy a checkpoint into a trial's folder, from which the trial then starts again.
+
+    The winner deletes its checkpoint as soon as it has newer ones, perhaps before this trial runs.
+    """
+    checkpoint, system = source.checkpoint, trial.storage.storage_filesystem
+    path = (Path(trial.storage.trial_fs_path) / f"{Path(checkpoint.path).name}_copied").as_posix()
+    system.create_dir(path)
+    systems = {"source_filesystem": checkpoint.filesystem, "destination_filesystem": system}
+    copy_files(checkpoint.path, path, **systems)
+    copied = type(source)(type(checkpoint)(path, system), dict(source.metrics))
+    trial.run_metadata.checkpoint_manager.register_checkpoint(copied)
