@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
@@ -74,6 +75,12 @@ def compose_config(
     translate(plain)
     _make_patterns_absolute(plain, roots)
     return {str(key): value for key, value in plain.items()}
+
+
+def draw_seed(config: dict[str, Any]) -> None:
+    """Put a number that differs each time into a configuration with ``seed: null``."""
+    if "seed" in config and config["seed"] is None:
+        config["seed"] = secrets.randbelow(2**32)  # what NumPy's and Lightning's generators take
 
 
 def write_config(path: Path, config: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from ..errors import ConfigError, UserError
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from .build import build, build_model, build_trainer, pick_device
 from .check_config import arguments_of, check_config, find_target
-from .compose import Overrides, compose_config, write_config
+from .compose import Overrides, compose_config, draw_seed, write_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -135,6 +135,7 @@ def run_model(
             )
         config_path = config_path if is_old else folder / CONFIG
     config = compose_config(config_path, overrides or ())
+    draw_seed(config)
     _drop_old_arguments(config)
     check_config(config)
     if do_train:

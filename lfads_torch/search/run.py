@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import UserError, one_of
 from ..folder import CONFIG, RunFolder
 from ..run_model import RunResult
-from ..runs.compose import Overrides, compose_config
+from ..runs.compose import Overrides, compose_config, draw_seed
 from .local import search_locally
 from .members import check_search
 from .state import check_is_search
@@ -71,6 +71,7 @@ def run_search(
     config = compose_config(
         config_path, overrides or (), groups=None if resume else {"search": method}
     )
+    draw_seed(config)
     settings = check_search(config)
     is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)
     with RunFolder(folder).writing(is_new=is_new):

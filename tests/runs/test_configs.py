@@ -16,7 +16,13 @@ from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError, UserError, did_you_mean
 from lfads_torch.runs.build import _loggers, build, build_model, why_no_wandb
 from lfads_torch.runs.check_config import check_config, find_target
-from lfads_torch.runs.compose import PACKAGED, absolute_pattern, compose_config, locate_config
+from lfads_torch.runs.compose import (
+    PACKAGED,
+    absolute_pattern,
+    compose_config,
+    draw_seed,
+    locate_config,
+)
 from lfads_torch.runs.places import starting_from
 
 #: Data set -> (read, reconstructed) channels, (T_e, T_r) bins, attribute keys, file.
@@ -393,3 +399,13 @@ def test_paths_count_from_the_folder_that_holds_configs(
             compose_config(config_path)
     with pytest.raises(ConfigError, match=r"other/single\.yaml"):
         compose_config("../other/single.yaml")
+
+
+def test_no_seed_means_another_one_each_time() -> None:
+    drawn = [{"seed": None}, {"seed": None}]
+    for config in drawn:
+        draw_seed(config)
+    assert drawn[0] != drawn[1] and all(0 <= config["seed"] < 2**32 for config in drawn)
+    given = {"seed": 3}
+    draw_seed(given)
+    assert given == {"seed": 3}
