@@ -229,12 +229,37 @@ def _age(path: Path) -> tuple[float, list[int]]:
 def read_csv_log(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Read Lightning's ``metrics.csv`` into one series per metric."""
     file = Path(path)
-    if file.is_dir():
-        # Lightning writes a folder version_N for each start; the newest one counts.
-        logs = sorted(file.rglob("metrics.csv"), key=lambda p: p.stat().st_mtime)
-        file = logs[-1] if logs else file / "metrics.csv"
-    if not file.is_file():
+    files = _logs_in(file) if file.is_dir() else [file]
+    if not files or not files[0].is_file():
         raise DataError(f"no training log at {file}; name a run folder or its metrics.csv")
+    series: dict[str, dict[float, float]] = {}
+    first = np.inf
+    for log in files:
+        before = _read_series(log)
+        epochs = [epoch for values in before.values() for epoch in values]
+        # An earlier version that overlaps with a later one is the log of another run.
+        if epochs and max(epochs) >= first:
+            break
+        first = min([first, *epochs])
+        for key, values in before.items():
+            series.setdefault(key, {}).update(values)
+    return {
+        key: (np.array(sorted(values)), np.array([values[e] for e in sorted(values)]))
+        for key, values in series.items()
+    }
+
+
+def _logs_in(folder: Path) -> list[Path]:
+    """Return the newest log of a folder, then the ones that it may go on from."""
+    # Lightning writes a folder version_N for each start; a search may start once a generation.
+    logs = sorted(folder.rglob("metrics.csv"), key=lambda log: log.stat().st_mtime)
+    family = logs[-1].parent.parent.glob("version_*/metrics.csv") if logs else ()
+    versions = sorted(family, key=lambda log: _number(log.parent.name[8:]) or 0, reverse=True)
+    return versions if logs and logs[-1] in versions else logs[-1:]
+
+
+def _read_series(file: Path) -> dict[str, dict[float, float]]:
+    """Read one file: by metric, its value in each epoch."""
     header, rows = read_table(file)
     if "epoch" not in header:
         raise DataError(f"{file} has no column 'epoch'; is it a log written by CSVLogger?")
@@ -245,10 +270,7 @@ def read_csv_log(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArr
             value = _number(text)
             if epoch is not None and value is not None:
                 series.setdefault(key, {})[epoch] = value
-    return {
-        key: (np.array(sorted(values)), np.array([values[e] for e in sorted(values)]))
-        for key, values in series.items()
-    }
+    return series
 
 
 def _number(text: str) -> float | None:

@@ -23,8 +23,9 @@ def starts() -> list[Path]:
         return list(_of_driver)
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     script = Path(abspath(file)).parent if file else _at_import
-    # Installed commands (lfads, pytest) are scripts, too, but nobody's paths count from there.
-    is_command = script == Path(sys.executable).parent
+    # Commands (lfads, pytest, python -m lfads_torch.cli) are scripts, too, but nobody's paths count
+    # from there.
+    is_command = script in (Path(sys.executable).parent, Path(abspath(__file__)).parents[1])
     return list(dict.fromkeys([*([] if is_command else [script]), _at_import, Path.cwd()]))
 
 

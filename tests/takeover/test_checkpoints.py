@@ -25,8 +25,10 @@ from lfads_torch.commands import train
 from lfads_torch.compat.records import Record, load_pickled
 from lfads_torch.compat.training import take_over
 from lfads_torch.errors import ConfigError, UserError
+from lfads_torch.folder import read_csv_log
 from lfads_torch.model import LFADS
 from lfads_torch.modules import augmentations, priors, recons
+from lfads_torch.post_run.report.record import read_run
 from lfads_torch.run_model import run_model
 from lfads_torch.runs import build
 from lfads_torch.runs.sampling import sample_run
@@ -737,3 +739,29 @@ def test_records_hold_names_and_numbers_alone() -> None:
     assert dropout is stack.attributes["loss_transforms"][0]
     assert dropout.attributes["cd_rate"] == 0.3
     assert dropout.attributes["cd_input_dist"].is_known
+
+
+# ---- other commands ----------------------------------------------------------------------------
+
+
+def test_the_log_of_a_search_goes_over_its_generations(tmp_path: Path) -> None:
+    shutil.copytree(FILES / "population", tmp_path / "population")
+    record = read_run(tmp_path / "population")
+    assert record.place.name == "best_model"
+    epochs, values = record.log["valid/recon_smth"]
+    assert epochs.tolist() == [0, 1, 2, 3]
+    assert values[-1] == pytest.approx(0.9444, abs=1e-4)
+    # Another run's log that is older and as long does not count.
+    newest = tmp_path / "population" / "best_model" / "csv_logs" / "version_2"
+    newest.mkdir()
+    (newest / "metrics.csv").write_text("epoch,step,valid/recon_smth\n0,1,2.5\n1,2,2.0\n")
+    assert read_csv_log(newest.parents[1])["valid/recon_smth"][1].tolist() == [2.5, 2.0]
+
+
+def test_a_report_of_an_old_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(FILES / "run_reach", run)
+    record = read_run(run)
+    assert record.log["valid/recon_smth"][0].tolist() == [0, 1, 2]
+    with pytest.warns(UserWarning, match="read as Poisson"):
+        assert record.model is not None

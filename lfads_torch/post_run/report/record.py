@@ -122,14 +122,17 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name a run folder, such as runs/my_run")
     is_search = RunFolder(folder).kind == "search" or (folder / POPULATION).is_file()
-    place = folder / BEST_MODEL if is_search and (folder / BEST_MODEL).is_dir() else folder
+    place = RunFolder(folder).single.path
+    if is_search and (folder / BEST_MODEL).is_dir():
+        place = folder / BEST_MODEL
     absent: list[str] = []
     outputs: RunOutputs | None = None
     try:
         outputs = load_outputs(place, bin_ms=wanted.bin_ms)
     except UserError as error:
         absent.append(f"There are no outputs to look at: {error}.")
-    if outputs is None and RunFolder(place).kind == "none" and not is_search:
+    is_run = RunFolder(place).kind != "none" or RunFolder(place).checkpoint() is not None
+    if outputs is None and not is_run and not is_search:
         raise UserError(
             f"{folder} holds no run (no status.json, csv_logs, checkpoints or lfads_output*.h5); "
             "name a run folder, such as runs/my_run"
