@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,14 +12,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 from markdown_it import MarkdownIt
 
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
-from lfads_torch.modules.recons import Poisson
 from tests.docs.pages import EXECUTED, NO_CODE, PAGES, Block, blocks, check_only, commands, execute
-from tests.golden_utils import load_golden
+
+TAKEOVER = Path(__file__).parents[1] / "takeover" / "files"
 
 ALL = {page: blocks(page) for page in PAGES}
 RUN = {
@@ -45,20 +45,32 @@ def write_sessions(folder: Path) -> None:
         write_session(folder / "sessions" / f"day{day}.h5", data, {"bin_ms": 20.0})
 
 
-def write_old_checkpoint(folder: Path) -> None:
-    """Weights of the existing implementation, as its trainer would have left them."""
-    golden = load_golden("controller")
-    numbers = {k: v for k, v in golden.hps.items() if isinstance(v, bool | int | float)}
-    path = folder / "old_run" / "lightning_checkpoints" / "epoch=99-step=600.ckpt"
-    path.parent.mkdir(parents=True)
-    # A pickled object, which must not be built as one.
-    hyper_parameters = {**numbers, "reconstruction": Poisson()}
-    torch.save({"state_dict": golden.params, "hyper_parameters": hyper_parameters}, path)
+def write_old_run(folder: Path) -> None:
+    """A run folder of the existing implementation."""
+    shutil.copytree(TAKEOVER / "run_reach", folder / "old_run")
+
+
+def write_old_lab(folder: Path) -> None:
+    """Configurations, checkpoints and data that go with it."""
+    shutil.copytree(TAKEOVER / "lab" / "configs", folder / "configs")
+    for name, source in (("gaussian", "gaussian"), ("zig", "zig_list")):
+        shutil.copy(TAKEOVER / "checkpoints" / f"{source}.ckpt", folder / f"{name}.ckpt")
+    (folder / "configs" / "model" / "gaussian.yaml").write_text(
+        "reconstruction:\n  - _target_: lfads_torch.modules.recons.Gaussian\n"
+    )
+    (folder / "datasets").mkdir()
+    for source, path in (("run_reach", "datasets/reach.h5"), ("gaussian", "wide.h5")):
+        with np.load(TAKEOVER / "means" / f"{source}.npz") as file:
+            arrays = {key: file[f"input/0/{key}"] for key in ("encod_data", "recon_data")}
+        splits = ("train", "valid")
+        trials = {f"{split}_{key}": value for key, value in arrays.items() for split in splits}
+        write_session(folder / path, trials)
 
 
 STARTS = {
-    "README.md": [write_old_checkpoint],
+    "README.md": [write_old_run],
     "docs/data.md": [],
+    "docs/old_runs.md": [write_old_run, write_old_lab],
     "docs/sessions.md": [write_sessions],
 }
 """What lies in the folder where a page begins, where that is not `write_my_data`."""
