@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError, whole
-from .folder import BEST_MODEL, METRICS, RunFolder
+from .folder import BEST_MODEL, METRICS, RunFolder, number_outputs
 
 Array = NDArray[Any]
 
@@ -99,6 +99,7 @@ def _train(folder: Path, overrides: dict[str, Any], population: int | None) -> l
         # The data are in the folder, and it was made ready before.
         outputs = run_search(overrides, "pbt_demo.yaml", run_dir=folder).outputs
         outputs = [*outputs, *sample_run(folder, ensemble=True)]
+    number_outputs(outputs[:1])
     if not outputs:
         raise UserError(f"{folder}: posterior sampling wrote no output")
     return outputs

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError, UserError
-from .files import Table, cannot_write, is_write_failure, read_table, write_whole
+from .files import Table, cannot_write, copy_whole, is_write_failure, read_table, write_whole
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -218,6 +218,20 @@ class RunFolder:
             header = [*header, *(name for name in lost if name not in header)]
             kept.append(lost)
         table.rewrite(kept, header or ["step"])
+
+
+def number_outputs(paths: Sequence[Path], stem: str = "lfads_output") -> None:
+    """Give the output files of sessions second names: ``lfads_output_sess0.h5`` and so on."""
+    for number, path in enumerate(paths):
+        link = path.with_name(f"{stem}_sess{number}.h5")
+        if link == path:
+            continue
+        link.unlink(missing_ok=True)
+        try:
+            # Relative, so that the folder can be moved.
+            link.symlink_to(path.name)
+        except OSError:
+            copy_whole(path, link)
 
 
 def _age(path: Path) -> tuple[float, list[int]]:

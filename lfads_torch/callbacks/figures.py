@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..modules.recons import observed_loss
 from ..tuples import SessionBatch, SessionOutput
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _SPLITS = ("train", "valid")
 _TRAJECTORY_TRIALS = 100
+_DPI = 110
 
 
 @contextmanager
@@ -71,8 +73,10 @@ class _FigurePlot(Callback):
     ) -> Figure:
         """Return the figure of some trials of one session."""
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw when the interval is over."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
         if (trainer.current_epoch + 1) % self.log_every_n_epochs == 0:
             self._log(trainer, pl_module, trainer.current_epoch + 1)
 
@@ -91,10 +95,7 @@ class _FigurePlot(Callback):
         recons = getattr(pl_module, "recon", None)
         counts = recons is None or bool(getattr(recons[session], "for_counts", False))
         bin_ms = _bin_ms(trainer, session)
-        figure = self.draw(batch, outputs[session], bin_ms, counts)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        _publish(trainer, self.name, buffer.getvalue(), epoch)
+        _publish(trainer, self.name, self.draw(batch, outputs[session], bin_ms, counts), epoch)
 
     def _trials(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
@@ -191,19 +192,76 @@ def _bin_ms(trainer: pl.Trainer, session: int) -> float | None:
     return None if width is None else float(width)
 
 
-def _publish(trainer: pl.Trainer, name: str, png: bytes, epoch: int) -> None:
+def _publish(trainer: pl.Trainer, name: str, figure: Figure, epoch: int) -> None:
     folder = Path(trainer.default_root_dir) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.png").write_bytes(png)
-    pixels: Any = None
+    figure.savefig(folder / f"{name}.png", dpi=_DPI)
     for logger in trainer.loggers:
-        experiment: Any = getattr(logger, "experiment", None)
-        takes_images = hasattr(experiment, "add_image") or hasattr(logger, "log_image")
-        if takes_images and pixels is None:
-            from matplotlib.image import imread
+        # W&B counts optimiser steps beside its images, TensorBoard shows what it is given.
+        on_board = hasattr(getattr(logger, "experiment", None), "add_image")
+        log_figure([logger], name, figure, epoch if on_board else trainer.global_step)
 
-            pixels = (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)
-        if hasattr(experiment, "add_image"):
-            experiment.add_image(name, pixels, epoch, dataformats="HWC")
-        elif hasattr(logger, "log_image"):
-            logger.log_image(key=name, images=[pixels], step=trainer.global_step)
+
+def has_image_loggers(loggers: Iterable[Any]) -> bool:
+    """Return whether any of some Lightning loggers takes images."""
+    return any(_takes_images(logger) for logger in loggers)
+
+
+def log_figure(loggers: Iterable[Any], name: str, fig: Figure, step: int) -> None:
+    """Give a figure to every logger that takes images (TensorBoard, W&B).
+
+    Parameters
+    ----------
+    loggers : iterable of Lightning loggers
+        Such as ``trainer.loggers``.
+    name : str
+        What the loggers call it.
+    fig : Figure
+    step : int
+        Where the loggers put it.
+    """
+    takers = [logger for logger in loggers if _takes_images(logger)]
+    if not takers:
+        return
+    from matplotlib.image import imread
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=_DPI)
+    buffer.seek(0)
+    pixels: Any = (imread(buffer)[..., :3] * 255).astype(np.uint8)
+    for logger in takers:
+        if hasattr(logger, "log_image"):
+            logger.log_image(key=name, images=[pixels], step=step)
+        else:
+            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+
+def _takes_images(logger: Any) -> bool:
+    experiment = getattr(logger, "experiment", None)
+    return hasattr(logger, "log_image") or hasattr(experiment, "add_image")
+
+
+class TestEval(Callback):
+    """Log ``test/recon`` after each validation: the mean loss of the first session's test trials.
+
+    The loss is that of what the encoders read of them, at the posterior means.
+    """
+
+    # Pytest would take a class of this name for tests.
+    __test__ = False
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Infer the test trials and log their loss."""
+        data: Any = getattr(trainer, "datamodule", None)
+        trials = getattr(data, "test_data", None)
+        if not trials:
+            raise ConfigError("TestEval needs a data file with a test split; leave it out")
+        batch = trials[0][0].to(pl_module.device)
+        model: Any = pl_module
+        with inference(pl_module):
+            output = model({0: batch}, sample_posteriors=False, output_means=False)[0]
+            _, n_bins, n_read = batch.encod_data.shape
+            observed = ~batch.encod_data.isnan()
+            params = output.output_params[:, :n_bins, :n_read]
+            loss = observed_loss(model.recon[0], batch.encod_data, observed, params)
+        pl_module.log("test/recon", loss.sum() / observed.sum().clamp_min(1))

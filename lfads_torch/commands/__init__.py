@@ -15,9 +15,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..folder import number_outputs
 from ..progress import Line
+
+if TYPE_CHECKING:
+    from ..runs.run import RunResult
 
 COMMANDS = (
     "demo",
@@ -74,6 +79,12 @@ def print_written(*paths: Path | None) -> None:
     for path in paths:
         if path is not None:
             print(f"written: {path}")
+
+
+def print_result(result: RunResult, *more: Path) -> None:
+    """Print a line for each file of a run, and give its output files their second names."""
+    number_outputs(result.outputs)
+    print_written(result.best_checkpoint, *result.outputs, *more)
 
 
 def data_name(overrides: Sequence[str]) -> str:

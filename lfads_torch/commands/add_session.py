@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import print_written, start_run
+from . import print_result, start_run
 
 SUMMARY = "add a session to a trained model"
 TEXT = """\
@@ -58,5 +58,5 @@ def run(options: argparse.Namespace) -> int:
     for name, (before, after) in added.losses.items():
         note = "  (new)" if name == added.name else ""
         print(f"  {name:{width}}  {before:.5f}  {after:.5f}{note}")
-    print_written(added.result.best_checkpoint, *added.result.outputs)
+    print_result(added.result)
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 from ..errors import UserError
@@ -20,8 +19,6 @@ EXAMPLES = """\
   lfads merge runs/wrist --positions inds --overlap 6
   lfads merge new_rates.h5 --output continuous_rates.h5"""
 
-_OUTPUT = re.compile(r"lfads_output_(sess\d+)\.h5")
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
@@ -35,18 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads merge --help``."""
+    from ..post_run.outputs import output_files
     from ..prep.merging import merge_file
 
     place = Path(options.place).expanduser()
     # None: `merge_file` names the result after its source.
     jobs: list[tuple[Path, Path | None]]
     if place.is_dir():
-        outputs = {m[1]: p for p in sorted(place.iterdir()) if (m := _OUTPUT.fullmatch(p.name))}
-        if not outputs:
-            raise UserError(
-                f"{place} holds no lfads_output_sess0.h5; make it: lfads sample {place}"
-            )
-        jobs = [(path, place / f"lfads_merged_{name}.h5") for name, path in outputs.items()]
+        jobs = [
+            (path, place / f"lfads_merged_sess{number}.h5")
+            for number, path in enumerate(output_files(place))
+        ]
     else:
         jobs = [(place, None)]
     if options.output:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import check_resume, data_name, print_written, start_run
+from . import check_resume, data_name, print_result, start_run
 
 SUMMARY = "train a population of models (AutoLFADS) and keep the best"
 TEXT = """\
@@ -64,5 +64,5 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
         backend=options.backend,
     )
     figures = sorted((folder / "figures").glob("*.png"))
-    print_written(result.best_checkpoint, *result.outputs, *figures)
+    print_result(result, *figures)
     return 0

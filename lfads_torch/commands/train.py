@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from . import check_resume, data_name, print_written, start_run
+from . import check_resume, data_name, print_result, start_run
 
 SUMMARY = "train a model and average its posterior samples"
 TEXT = """\
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         resume=bool(options.resume),
         overwrite=options.overwrite,
     )
-    print_written(result.best_checkpoint, *result.outputs)
+    print_result(result)
     return 0
 
 

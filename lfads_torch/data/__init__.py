@@ -51,9 +51,10 @@ from .read import (
     bytes_in_memory,
     read_session,
     session_in_use,
+    session_of,
     slow_reads,
 )
-from .stored import StoredArray, blocks, shares, write_rows
+from .stored import StoredArray, blocks, part, shares, write_rows
 from .survey import Survey
 from .validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS, find_problems
 
@@ -80,8 +81,10 @@ __all__ = [
     "list_some",
     "new_file",
     "open_h5",
+    "part",
     "read_session",
     "session_in_use",
+    "session_of",
     "shared_ends",
     "shared_trials",
     "shares",

@@ -50,7 +50,8 @@ def find_sessions(pattern: Pattern) -> list[Path]:
     Returns
     -------
     list of Path
-        Absolute paths, each once, in sorted order: sessions are numbered in this order.
+        Absolute paths, each once: those of a pattern sorted, several patterns one after another.
+        Sessions are numbered in this order.
 
     Raises
     ------
@@ -60,15 +61,15 @@ def find_sessions(pattern: Pattern) -> list[Path]:
     patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern)
     if not patterns:
         raise UserError("The list of data files is empty: name at least one HDF5 file.")
-    paths: set[Path] = set()
+    paths: dict[Path, None] = {}
     for one in patterns:
         full = absolute_pattern(one)
         matches = [full] if os.path.isfile(full) else glob.glob(full, recursive=True)
         files = {Path(match) for match in matches if os.path.isfile(match)}
         if not files:
             raise UserError(_no_match(os.fspath(one), Path(full)))
-        paths |= files
-    return sorted(paths)
+        paths |= dict.fromkeys(sorted(files))
+    return list(paths)
 
 
 def _no_match(pattern: str, full: Path) -> str:

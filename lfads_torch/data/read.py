@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .find import absolute_pattern, list_some, open_h5
+from .find import absolute_pattern, add_to_file, list_some, open_h5
 from .missing import Lengths, Settled, given_lengths, settle_split
 from .stored import StoredArray, part, same_numbers, store, window
 from .survey import Survey
@@ -71,7 +72,9 @@ class SessionData:
     readout_bias: Array | None = None  # (N_r,) or (N_e,)
     attrs: dict[str, Any] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)  # all of the file's
-    arrays: dict[str, Array] = field(default_factory=dict)  # of the attribute keys, as in the file
+    # Of the attribute keys, as in the file; all of them, where there is no file.
+    arrays: dict[str, Array] = field(default_factory=dict)
+    in_file: bool = True  # whether `path` is a file that holds the session
     lengths: Lengths | None = None  # bins of all trials; None where nothing is missing
     # Likelihoods whose support has been checked, so that each run checks it once.
     passed: WeakSet[Any] = field(default_factory=WeakSet, repr=False, compare=False)
@@ -82,6 +85,10 @@ class SessionData:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, passed=WeakSet())
+
+    def source(self) -> Any:
+        """Open the file, or give the arrays where there is none; a context by keys."""
+        return open_h5(self.path) if self.in_file else nullcontext(self.arrays)
 
     @property
     def bin_ms(self) -> float | None:
@@ -166,12 +173,21 @@ def read_session(
     batch_keys, attr_keys = tuple(batch_keys), tuple(attr_keys)
     with open_h5(path) as file:
         key = _key_of(path)
-        problems = find_problems(file, batch_keys, attr_keys)
-        if problems:
-            raise DataError(join_problems(path, problems))
         session = _read(file, path, batch_keys, attr_keys, in_memory)
         _IN_USE[key] = session
         return session
+
+
+def session_of(
+    arrays: Mapping[str, Any], path: str | os.PathLike[str], batch_keys: Iterable[str] = ()
+) -> SessionData:
+    """Make a session of arrays in memory, by the keys of a data file; `path` names it in errors."""
+    # A file in memory alone, so that arrays go the way of a file, with all its checks.
+    with h5py.File(f"{path}.{id(arrays)}", "w", driver="core", backing_store=False) as file:
+        add_to_file(file, arrays)
+        session = _read(file, Path(path), tuple(batch_keys), (), in_memory=True)
+    session.arrays, session.in_file = dict(arrays), False
+    return session
 
 
 def bytes_in_memory(
@@ -216,6 +232,9 @@ def _read(
     attr_keys: Sequence[str],
     in_memory: bool,
 ) -> SessionData:
+    problems = find_problems(file, batch_keys, attr_keys)
+    if problems:
+        raise DataError(join_problems(path, problems))
     splits = [split for split in SPLITS if f"{split}_encod_data" in file]
     ends = np.cumsum([file[f"{split}_encod_data"].shape[0] for split in splits]).tolist()
     rows = dict(zip(splits, map(slice, [0, *ends], ends), strict=False))

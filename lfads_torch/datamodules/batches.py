@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..data import SPLITS, SessionData, bytes_in_memory, shares
 from ..tuples import SessionBatch
@@ -20,6 +21,7 @@ from .rows import seeded_generator
 
 T = TypeVar("T")
 Draw = tuple[SessionBatch, tuple[Tensor, ...]]
+"""Trials of a session: a batch, and the batch keys' tensors."""
 
 #: Batches that are read before they are asked for: one is being used, one waits.
 _AHEAD = 2
@@ -44,6 +46,29 @@ def ahead(jobs: Iterable[Callable[[], T]], n_ahead: int = _AHEAD) -> Generator[T
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class SessionDataset(Dataset[Any]):
+    """The trials of one session, one by one.
+
+    Parameters
+    ----------
+    model_tensors : SessionBatch
+        All trials.
+    extra_tensors : sequence of Tensor
+        Further tensors, a row for each trial.
+    """
+
+    def __init__(self, model_tensors: SessionBatch, extra_tensors: Sequence[Tensor] = ()) -> None:
+        self.model_tensors = model_tensors
+        self.extra_tensors = tuple(extra_tensors)
+
+    def __getitem__(self, index: Any) -> Draw:
+        batch = self.model_tensors.mapped(lambda tensor: tensor[index])
+        return batch, tuple(tensor[index] for tensor in self.extra_tensors)
+
+    def __len__(self) -> int:
+        return len(self.model_tensors.encod_data)
 
 
 class PackedMask:

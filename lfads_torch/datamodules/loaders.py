@@ -114,3 +114,16 @@ class OrderedLoader:
                     },
                     split,
                 )
+
+
+class SessionLoader:
+    """The batches of one session of an `OrderedLoader`, as pairs of a batch and its extras."""
+
+    def __init__(self, loader: OrderedLoader, session: int) -> None:
+        self._loader, self._session = loader, session
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Generator[tuple[SessionBatch, tuple[Tensor, ...]]]:
+        return (step[self._session] for step in self._loader)

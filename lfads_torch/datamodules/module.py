@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -22,15 +22,22 @@ from ..data import (
 )
 from ..data.memory import default_bound
 from ..errors import UserError, whole
-from .batches import PackedMask, SessionTensors, StreamedSession, plan_memory
-from .loaders import OrderedLoader, TrainLoader
+from .batches import (
+    Draw,
+    PackedMask,
+    SessionDataset,
+    SessionTensors,
+    StreamedSession,
+    plan_memory,
+)
+from .loaders import OrderedLoader, SessionLoader, TrainLoader
 from .rows import (
     Indices,
+    check_pairs,
     check_together,
     ext_dim,
     file_rows,
-    redraw_split,
-    redrawn_array,
+    redrawn_rows,
     sv_mask,
 )
 
@@ -58,18 +65,21 @@ class BasicDataModule(pl.LightningDataModule):
     Parameters
     ----------
     datafile_pattern : str, path or sequence of these
-        Path or glob pattern of the files; sessions are numbered in sorted path order.
+        Path or glob pattern of the files. Sessions are numbered in sorted path order; of several
+        patterns, one after another.
     batch_keys : sequence of str
         Extra per-trial arrays that travel with the batch, named without their split.
     attr_keys : sequence of str
-        Further arrays that become attributes of the data module by their own name: the array
-        itself for one session, a list with one array per session for several.
+        Further arrays that become attributes of the data module by their own name. Of several
+        sessions that is the last one's array; all are in ``sessions[i].arrays``.
     batch_size : int
         Trials per step, divided equally among the sessions.
     reshuffle_tv_seed : int, optional
-        When given, train and valid trials are pooled and the split is drawn anew.
-    reshuffle_tv_ratio : float, optional
-        Fraction of the pooled trials that go to train; by default that of the file.
+        When given, train and valid trials are pooled and the split is drawn anew, as scikit-learn's
+        `train_test_split` draws it.
+    reshuffle_tv_ratio : float or int, optional
+        Fraction of the pooled trials that go to validation, or their number; by default the file's
+        number.
     sv_rate : float
         Fraction of the entries of `encod_data` held out for sample validation.
     sv_seed : int
@@ -85,6 +95,9 @@ class BasicDataModule(pl.LightningDataModule):
         their trials are read from the file batch by batch, which must stay as it is. Batches are
         the same either way. 0 streams all.
 
+    data_paths : sequence of str, optional
+        Name of `datafile_pattern` in version 1.0.0 of the existing implementation.
+
     Raises
     ------
     UserError
@@ -95,7 +108,7 @@ class BasicDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        datafile_pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        datafile_pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         batch_keys: Sequence[str] = (),
         attr_keys: Sequence[str] = (),
         batch_size: int = 64,
@@ -106,14 +119,14 @@ class BasicDataModule(pl.LightningDataModule):
         dm_ic_enc_seq_len: int = 0,
         fit_sessions: Sequence[str] | None = None,
         max_memory_gb: float | None = None,
+        data_paths: Sequence[str | os.PathLike[str]] | None = None,
     ) -> None:
         super().__init__()
+        given = data_paths if datafile_pattern is None else datafile_pattern
+        if given is None:
+            raise UserError("datafile_pattern is missing; give the path or pattern of the data")
         # Absolute from here on, whatever becomes of the working directory.
-        patterns = (
-            [datafile_pattern]
-            if isinstance(datafile_pattern, str | os.PathLike)
-            else list(datafile_pattern)
-        )
+        patterns = [given] if isinstance(given, str | os.PathLike) else list(given)
         self.datafile_patterns = [absolute_pattern(pattern) for pattern in patterns]
         self.batch_keys, self.attr_keys = _names(batch_keys), _names(attr_keys)
         self.batch_size = whole("batch_size", batch_size, least=1)
@@ -128,7 +141,9 @@ class BasicDataModule(pl.LightningDataModule):
         # For callbacks and checkpoints; the loggers record the composed configuration instead.
         self.save_hyperparameters(
             {
-                "datafile_pattern": list(self.datafile_patterns),
+                "datafile_pattern": self.datafile_patterns[0]
+                if isinstance(given, str | os.PathLike)
+                else list(self.datafile_patterns),
                 "batch_keys": list(self.batch_keys),
                 "attr_keys": list(self.attr_keys),
                 "batch_size": self.batch_size,
@@ -144,7 +159,6 @@ class BasicDataModule(pl.LightningDataModule):
         )
         self._sessions: list[SessionData] = []
         self._tensors: list[SessionTensors | StreamedSession] = []
-        self._file_rows: list[dict[str, Indices]] = []
         self._rows: list[dict[str, Indices]] = []
         self._passes = 0
 
@@ -162,13 +176,19 @@ class BasicDataModule(pl.LightningDataModule):
                     f"reshuffle_tv_ratio={self.reshuffle_tv_ratio} without reshuffle_tv_seed; "
                     f"give a seed to redraw the split, or leave both out to keep the file's."
                 )
-            if not 0 < self.reshuffle_tv_ratio < 1:
+            is_number = isinstance(self.reshuffle_tv_ratio, int)
+            if not (self.reshuffle_tv_ratio >= 1 if is_number else 0 < self.reshuffle_tv_ratio < 1):
                 raise UserError(
-                    f"reshuffle_tv_ratio={self.reshuffle_tv_ratio}; legal is a fraction between "
-                    f"0 and 1, that of the trials for training."
+                    f"reshuffle_tv_ratio={self.reshuffle_tv_ratio}; legal is a fraction between 0 "
+                    "and 1, that of the trials for validation, or their whole number."
                 )
         if self.reshuffle_tv_seed is not None:
             self.reshuffle_tv_seed = whole("reshuffle_tv_seed", self.reshuffle_tv_seed, least=0)
+            if self.attr_keys:
+                raise UserError(
+                    f"attr_keys {list(self.attr_keys)} with reshuffle_tv_seed: such arrays cannot "
+                    "follow a redrawn split; leave out one of the two."
+                )
         taken = [key for key in self.attr_keys if hasattr(type(self), key) or key in vars(self)]
         if taken:
             raise UserError(
@@ -192,19 +212,34 @@ class BasicDataModule(pl.LightningDataModule):
         if self._sessions:
             return
         paths = find_sessions(self.datafile_patterns)
-        if len(paths) > self.batch_size:
-            raise UserError(
-                f"batch_size={self.batch_size} is less than the {len(paths)} sessions that match "
-                f"{', '.join(self.datafile_patterns)}; each step takes at least one trial of each "
-                f"session: raise batch_size to {len(paths)} or more."
-            )
         gb = self.max_memory_gb
         bound = default_bound() if gb is None else gb * 1e9
+        self._check_batch_size(len(paths))
         held = plan_memory(paths, self.batch_keys, self.sv_rate, bound)
-        sessions = [
-            read_session(path, self.batch_keys, self.attr_keys, in_memory=in_memory)
-            for path, in_memory in zip(paths, held, strict=True)
-        ]
+        self.hold(
+            [
+                read_session(path, self.batch_keys, self.attr_keys, in_memory=in_memory)
+                for path, in_memory in zip(paths, held, strict=True)
+            ],
+            held,
+        )
+        for key in self.attr_keys:
+            setattr(self, key, self._sessions[-1].arrays[key])
+
+    def hold(self, sessions: list[SessionData], in_memory: Sequence[bool] = ()) -> None:
+        """Take sessions as the data: check that they fit together, and draw their splits.
+
+        Parameters
+        ----------
+        sessions : list of SessionData
+        in_memory : sequence of bool, optional
+            For each session, whether its arrays are held; by default all are.
+
+        Raises
+        ------
+        DataError, UserError
+        """
+        self._check_batch_size(len(sessions))
         check_together(sessions)
         encod_len = sessions[0].pooled["encod_data"].shape[1]
         if self.dm_ic_enc_seq_len > encod_len:
@@ -212,19 +247,18 @@ class BasicDataModule(pl.LightningDataModule):
                 f"dm_ic_enc_seq_len={self.dm_ic_enc_seq_len}, but the files have {encod_len} bins "
                 f"to read; legal is 0 to {encod_len}."
             )
-        self._file_rows = self._rows = [file_rows(session) for session in sessions]
-        if self.reshuffle_tv_seed is not None:
-            ratio, seed = self.reshuffle_tv_ratio, self.reshuffle_tv_seed
+        self._rows = [file_rows(session) for session in sessions]
+        if (seed := self.reshuffle_tv_seed) is not None:
+            for session in sessions:
+                check_pairs(session)
             self._rows = [
-                redraw_split(session, rows, ratio, [seed, number])
-                for number, (session, rows) in enumerate(
-                    zip(sessions, self._file_rows, strict=True)
-                )
+                redrawn_rows(session, rows, seed, self.reshuffle_tv_ratio)
+                for session, rows in zip(sessions, self._rows, strict=True)
             ]
-        self._set_attributes(sessions)
+        held = in_memory or [True] * len(sessions)
         self._tensors = [
-            self._ready(number, session, in_memory)
-            for number, (session, in_memory) in enumerate(zip(sessions, held, strict=True))
+            self._ready(number, session, is_held)
+            for number, (session, is_held) in enumerate(zip(sessions, held, strict=True))
         ]
         self._sessions = sessions
         for message in [
@@ -233,7 +267,20 @@ class BasicDataModule(pl.LightningDataModule):
             for text in (*warnings_for(session), slow_reads(session))
             if text
         ]:
-            warnings.warn(message, DataWarning, stacklevel=2)
+            warnings.warn(message, DataWarning, stacklevel=3)
+
+    def _check_batch_size(self, n_sessions: int) -> None:
+        if n_sessions > self.batch_size:
+            raise UserError(
+                f"batch_size={self.batch_size} is less than the {n_sessions} sessions that match "
+                f"{', '.join(self.datafile_patterns)}; each step takes at least one trial of each "
+                f"session: raise batch_size to {n_sessions} or more."
+            )
+
+    def _ensure(self) -> None:
+        # A data module of your own may override `setup`, and read anew at each call of it.
+        if not self._sessions:
+            self.setup()
 
     def _ready(
         self, number: int, session: SessionData, in_memory: bool
@@ -243,16 +290,6 @@ class BasicDataModule(pl.LightningDataModule):
             return SessionTensors(session, self.batch_keys, sv_mask(session, *mask))
         packed = PackedMask(session, *mask) if self.sv_rate else None
         return StreamedSession(session, self.batch_keys, packed)
-
-    def _set_attributes(self, sessions: Sequence[SessionData]) -> None:
-        for key in self.attr_keys:
-            values = [
-                session.arrays[key]
-                if self.reshuffle_tv_seed is None
-                else redrawn_array(key, session, rows)
-                for session, rows in zip(sessions, self._rows, strict=True)
-            ]
-            setattr(self, key, values[0] if len(values) == 1 else values)
 
     def _warn_of_small_sessions(self) -> None:
         share = self.batch_size // len(self.fit_numbers())
@@ -271,7 +308,7 @@ class BasicDataModule(pl.LightningDataModule):
     @property
     def sessions(self) -> list[SessionData]:
         """The sessions as read, trials as split in the files, in sorted path order."""
-        self.setup()
+        self._ensure()
         return self._sessions
 
     @property
@@ -335,13 +372,15 @@ class BasicDataModule(pl.LightningDataModule):
         return self._split_inds("valid")
 
     def _split_inds(self, split: str) -> list[Indices]:
-        self.setup()
+        self._ensure()
         return [rows[split] for rows in self._rows]
 
     # ---- batches -------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> TrainLoader:
-        """Shuffled batches; see `TrainLoader`."""
+    def train_dataloader(self, shuffle: bool = True) -> TrainLoader | OrderedLoader:
+        """Return shuffled batches, see `TrainLoader`; or each training trial once, in order."""
+        if not shuffle:
+            return self.split_loader("train", session=self.fit_numbers())
         self._warn_of_small_sessions()
         numbers, rows = self.fit_numbers(), self.all_rows()
         share = max(1, self.batch_size // len(numbers))
@@ -356,16 +395,81 @@ class BasicDataModule(pl.LightningDataModule):
         """Each test trial once; a `UserError` where no file has a test split."""
         return self.split_loader("test")
 
-    def predict_dataloader(self) -> OrderedLoader:
-        """Each trial once, first train, then valid, then test; no batch mixes splits."""
-        return self.split_loader([s for s in SPLITS if any(s in rows for rows in self.all_rows())])
+    def predict_dataloader(self) -> Any:
+        """Return a loader for each session and split, which gives each trial once, in order.
+
+        A Trainer that predicts gets one loader of all instead: train, valid, then test, no batch
+        of two splits.
+
+        Returns
+        -------
+        dict of int to dict of str to iterable, or OrderedLoader
+            ``predict_dataloader()[session]["valid"]`` gives pairs of `SessionBatch` and extras.
+        """
+        if self.trainer is not None and self.trainer.predicting:
+            named = [s for s in SPLITS if any(s in rows for rows in self.all_rows())]
+            return self.split_loader(named)
+        return {
+            number: {
+                split: SessionLoader(self.split_loader(split, session=number), number)
+                for split in rows
+                if split in self._splits_of_all()
+            }
+            for number, rows in enumerate(self.all_rows())
+        }
+
+    def _splits_of_all(self) -> list[str]:
+        return [s for s in SPLITS if all(s in rows for rows in self.all_rows())]
+
+    @property
+    def train_data(self) -> list[Draw]:
+        """For each session, all its training trials: a `SessionBatch` and a tuple of extras."""
+        return self._all_trials("train")
+
+    @property
+    def valid_data(self) -> list[Draw]:
+        """For each session, all its validation trials."""
+        return self._all_trials("valid")
+
+    @property
+    def test_data(self) -> list[Draw]:
+        """For each session, all its test trials; no such attribute unless all files have some."""
+        if "test" not in self._splits_of_all():
+            raise AttributeError("not every data file has a test split, so there is no test_data")
+        return self._all_trials("test")
+
+    def _all_trials(self, split: str) -> list[Draw]:
+        trials = []
+        for tensors, rows, session in zip(
+            self.ready_tensors(), self.all_rows(), self.sessions, strict=True
+        ):
+            chosen = torch.from_numpy(rows[split]).to(tensors.row_device)
+            batch, extras = tensors.batch(chosen, split)
+            if not session.splits[split].has_recon:
+                batch = batch._replace(recon_data=batch.recon_data[:, :0, :0])
+            trials.append((batch, extras))
+        return trials
+
+    @property
+    def train_ds(self) -> list[SessionDataset]:
+        """`train_data` as data sets of torch."""
+        return [SessionDataset(*trials) for trials in self.train_data]
+
+    @property
+    def valid_ds(self) -> list[SessionDataset]:
+        """`valid_data` as data sets of torch."""
+        return [SessionDataset(*trials) for trials in self.valid_data]
+
+    @property
+    def test_ds(self) -> list[SessionDataset]:
+        """`test_data` as data sets of torch."""
+        return [SessionDataset(*trials) for trials in self.test_data]
 
     def split_loader(
         self,
         split: str | Sequence[str],
         batch_size: int | None = None,
         session: int | Sequence[int] | None = None,
-        as_in_file: bool = False,
     ) -> OrderedLoader:
         """Load each trial of a split once, in the order of the file.
 
@@ -376,8 +480,6 @@ class BasicDataModule(pl.LightningDataModule):
             Trials per step, divided among the sessions; by default the data module's.
         session : int or sequence of int, optional
             Only this session or these; by default all.
-        as_in_file : bool
-            Take the split as the file has it, even where it was redrawn (`reshuffle_tv_seed`).
 
         Returns
         -------
@@ -403,24 +505,24 @@ class BasicDataModule(pl.LightningDataModule):
         if not set(numbers) <= set(range(self.n_sessions)):
             raise UserError(f"session={session}; legal are 0 to {self.n_sessions - 1}.")
         total = self.batch_size if batch_size is None else whole("batch_size", batch_size, least=1)
-        rows = self.all_rows(as_in_file)
+        rows = self.all_rows()
         parts = [(s, {n: rows[n][s] for n in numbers if s in rows[n]}) for s in splits]
         return OrderedLoader(self.ready_tensors(), parts, max(1, total // len(numbers)))
 
-    def all_rows(self, as_in_file: bool = False) -> list[dict[str, Indices]]:
-        """Rows of each session's pooled arrays by split, redrawn or as in the file."""
-        self.setup()
-        return self._file_rows if as_in_file else self._rows
+    def all_rows(self) -> list[dict[str, Indices]]:
+        """Return the rows of each session's pooled arrays by split, which may be redrawn."""
+        self._ensure()
+        return self._rows
 
     @property
     def device(self) -> torch.device:
         """Device that batches are on."""
-        self.setup()
+        self._ensure()
         return self._tensors[0].device
 
     def to(self, device: torch.device | str) -> BasicDataModule:
         """Move the data to a device; with a Trainer this happens by itself."""
-        self.setup()
+        self._ensure()
         for tensors in self._tensors:
             tensors.to(torch.device(device))
         return self
@@ -428,12 +530,12 @@ class BasicDataModule(pl.LightningDataModule):
     @property
     def streamed(self) -> list[bool]:
         """For each session, whether its trials are read from the file batch by batch."""
-        self.setup()
+        self._ensure()
         return [isinstance(tensors, StreamedSession) for tensors in self._tensors]
 
     def ready_tensors(self) -> list[SessionTensors | StreamedSession]:
         """Return the sessions' tensors, on the Trainer's device where there is a Trainer."""
-        self.setup()
+        self._ensure()
         if self.trainer is not None:
             if self.trainer.world_size > 1:
                 raise UserError(

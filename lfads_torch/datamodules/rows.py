@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data import SPLITS, SessionData, open_h5
+from ..data import SPLITS, SessionData
 from ..errors import DataError, UserError
 
 Indices = NDArray[np.int64]
@@ -31,45 +31,58 @@ def file_rows(session: SessionData) -> dict[str, Indices]:
     }
 
 
-def redraw_split(
-    session: SessionData,
-    rows: dict[str, Indices],
-    ratio: float | None,
-    seed: Sequence[int],
+def redraw(n_train: int, n_valid: int, seed: int, ratio: float | None) -> tuple[Indices, Indices]:
+    """Draw a split of n_train + n_valid trials anew: the rows of training, and of validation.
+
+    `ratio` is the fraction for validation, or its number of trials where it is whole; None keeps
+    the number. It is the draw of scikit-learn's `train_test_split`, which the existing
+    implementation calls, so that the same seed gives the same split.
+    """
+    n = n_train + n_valid
+    if ratio is None:
+        k = n_valid
+    else:
+        k = int(ratio) if isinstance(ratio, int | np.integer) else math.ceil(ratio * n)
+    if not 0 < k < n:
+        raise UserError(
+            f"reshuffle_tv_ratio={ratio} of {n} trials leaves {n - k} for training and {k} for "
+            "validation; both need at least one."
+        )
+    order = np.random.RandomState(seed).permutation(n)
+    return order[k:], order[:k]
+
+
+def check_pairs(session: SessionData) -> None:
+    """Refuse a session whose arrays cannot follow a redrawn split, naming the key."""
+    remedy = "take both out of the file, or leave reshuffle_tv_seed out."
+    with session.source() as source:
+        for key in (key for key in session.keys if "train_" in key):
+            for split in ("train", "valid"):
+                name, n = key.replace("train_", f"{split}_"), session.splits[split].n_trials
+                if name not in session.keys:
+                    raise UserError(
+                        f"{session.path}: reshuffle_tv_seed joins arrays of train and valid, but "
+                        f"{key!r} has no {name!r}; add it, or leave reshuffle_tv_seed out."
+                    )
+                shape = np.shape(source[name])
+                if shape[:1] != (n,):
+                    raise UserError(
+                        f"{session.path}: {name!r} has shape {shape} for {n} trials, so it cannot "
+                        f"follow a redrawn split (reshuffle_tv_seed); {remedy}"
+                    )
+
+
+def redrawn_rows(
+    session: SessionData, rows: dict[str, Indices], seed: int, ratio: float | None
 ) -> dict[str, Indices]:
-    """Pool train and valid trials and draw the split anew; each keeps the order of the file.
-
-    `ratio` of them go to train, by default the file's fraction.
-    """
-    n_pooled = len(rows["train"]) + len(rows["valid"])
-    n_train = len(rows["train"]) if ratio is None else round(n_pooled * ratio)
-    if not 0 < n_train < n_pooled:
-        raise UserError(
-            f"{session.path}: reshuffle_tv_ratio={ratio} of {n_pooled} trials leaves {n_train} "
-            f"for training and {n_pooled - n_train} for validation; both need at least one."
-        )
-    order = np.random.default_rng(seed).permutation(n_pooled)
-    return rows | {"train": np.sort(order[:n_train]), "valid": np.sort(order[n_train:])}
-
-
-def redrawn_array(key: str, session: SessionData, rows: dict[str, Indices]) -> Any:
-    """Let an attribute key's array follow a redrawn split.
-
-    Arrays without a ``train_`` or ``valid_`` in front stay as they are.
-    """
-    split, _, name = key.partition("_")
-    if split not in ("train", "valid"):
-        return session.arrays[key]
-    pair = [f"train_{name}", f"valid_{name}"]
-    with open_h5(session.path) as file:
-        parts = [np.atleast_1d(file[k][()]) for k in pair if k in session.keys]
-    if [len(part) for part in parts] != [session.splits[s].n_trials for s in ("train", "valid")]:
-        raise UserError(
-            f"{session.path}: attribute key {key!r} does not hold a row for each trial of both "
-            f"train and valid, so it cannot follow a redrawn split; leave out reshuffle_tv_seed "
-            f"or this key."
-        )
-    return np.concatenate(parts)[rows[split]]
+    """Draw the split of a session anew, the same for every session of as many trials."""
+    train, valid = rows["train"], rows["valid"]
+    try:
+        drawn = redraw(len(train), len(valid), seed, ratio)
+    except UserError as error:
+        raise UserError(f"{session.path}: {error}") from error
+    pooled = np.concatenate([train, valid])
+    return rows | {"train": pooled[drawn[0]], "valid": pooled[drawn[1]]}
 
 
 def sv_mask(session: SessionData, rate: float, seed: Sequence[int], n_spared: int) -> Tensor | None:

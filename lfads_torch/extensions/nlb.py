@@ -125,9 +125,8 @@ class NLBEvaluation(Callback):
 
 
 def _attribute(data: Any, key: str, session: int) -> Any:
-    """Return the session's array: the data module holds a list of them where there are several."""
-    value = getattr(data, key, None)
-    return value if value is None or data.n_sessions == 1 else value[session]
+    """Return the session's own array of an attribute key, where there is one."""
+    return data.sessions[session].arrays.get(key)
 
 
 def _infer(

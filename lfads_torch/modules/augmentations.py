@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import Bernoulli
 from torch.nn.functional import pad
 
 from ..arguments import AUGMENTATION_NUMBERS, CD_RATE
@@ -217,6 +218,25 @@ class CoordinatedDropout(nn.Module):
         self.off = cd_rate == 0
         self.cd_pass_rate = fraction("cd_pass_rate", cd_pass_rate)
         self.ic_enc_seq_len = ic_enc_seq_len
+        # For subclasses that keep masks of their own here; this class keeps its in the batch.
+        self.grad_masks: list[Tensor] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A callback may set the rate as a number between epochs.
+        if name == "cd_rate" and isinstance(value, int | float):
+            self.cd_rate.fill_(AUGMENTATION_NUMBERS[CD_RATE].check("cd_rate", value))
+            self.off = self.off and value == 0
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def cd_input_dist(self) -> Bernoulli:
+        """Distribution of the mask of kept entries, 1 with probability 1 - cd_rate."""
+        return Bernoulli(1 - self.cd_rate, validate_args=False)
+
+    def reset(self) -> None:
+        """Forget the masks that a subclass keeps."""
+        self.grad_masks.clear()
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
         """Hide entries from the encoder; leave the mask of the gradient in the batch."""
@@ -240,6 +260,10 @@ class CoordinatedDropout(nn.Module):
         if self.off:
             return recon_loss
         return scaled_gradient(recon_loss, (batch.masks or {})[self.MASK])
+
+
+class CoordinatedDropoutTF2(CoordinatedDropout):
+    """`CoordinatedDropout` under the name that configurations from AutoLFADS for TensorFlow use."""
 
 
 class SampleValidation(nn.Module):
@@ -447,6 +471,26 @@ def _to_target(mask: Tensor, batch: SessionBatch, segment: int) -> Tensor:
     """Extend a mask of what `_scaled` scales to the target, with 1 for all that it lacks."""
     (_, n_bins, n_read), (_, n_all_bins, n_all) = batch.encod_data.shape, batch.recon_data.shape
     return pad(mask, (0, n_all - n_read, segment, n_all_bins - n_bins), value=1.0)
+
+
+def pad_mask(mask: Tensor, data: Tensor, value: float) -> Tensor:
+    """Extend a mask of what the encoders read to all that is reconstructed.
+
+    Parameters
+    ----------
+    mask : Tensor, shape (B, T_e, N_e)
+        Of the first bins and channels.
+    data : Tensor, shape (B, T_r, N_r)
+        What has the shape that is wanted.
+    value : float
+        For the bins and channels that the mask lacks.
+
+    Returns
+    -------
+    Tensor, shape (B, T_r, N_r)
+    """
+    _, n_bins, n_channels = data.shape
+    return pad(mask, (0, n_channels - mask.shape[2], 0, n_bins - mask.shape[1]), value=value)
 
 
 def _moved(batch: SessionBatch, move: Callable[[Tensor, Tensor | None], Tensor]) -> SessionBatch:

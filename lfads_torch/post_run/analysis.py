@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,22 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import (
-    SessionData,
-    StoredArray,
-    Survey,
-    add_to_file,
-    blocks,
-    copy_rest,
-    list_some,
-    new_file,
-    write_rows,
-)
+from ..data import Survey, list_some
 from ..datamodules import BasicDataModule
 from ..errors import UserError, nearest
 from ..model import LFADS
 from ..modules.decoder import Decoding
 from ..tuples import SessionBatch, SessionOutput
+from .writing import OutputFile, RowWriter, computing, output_file
 
 MAX_BYTES = 512 * 2**20
 """Default bound of the memory that sampling takes at a time."""
@@ -109,27 +101,32 @@ def run_posterior_sampling(
     filename: str | Path,
     num_samples: int = 50,
     *,
+    folder: str | Path | None = None,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
     run: str | Path | None = None,
     checkpoint: str | Path | None = None,
 ) -> list[Path]:
-    """Write the posterior means of all trials, one file per session.
+    """Write the posterior means of all trials, one file per session, into the working directory.
 
     A file holds every key of the session's data file and, for each split and each field of
-    `SessionOutput`, ``{split}_{field}`` in the order of the file's trials; ``output_params`` are
-    mean rates (or other means) per bin. Where trials end before the last bin, what follows is NaN,
-    and ``{split}_lengths`` says how many bins each trial has. The file appears under its name only
-    when complete.
+    `SessionOutput`, ``{split}_{field}`` in the order of the file's trials; where the data module
+    redraws the split, both are written in its order. ``output_params`` are mean rates (or other
+    means) per bin. Where trials end before the last bin, what follows is NaN, and
+    ``{split}_lengths`` says how many bins each trial has. The file appears under its name only when
+    complete.
 
     Parameters
     ----------
     model : LFADS
     datamodule : BasicDataModule, str or Path
     filename : str or Path
-        ``name.h5`` stands for ``name_sess0.h5``, ``name_sess1.h5``, ...
+        ``name.h5`` stands for ``name_{data file}.h5``, where the data file's name counts up to its
+        first dot. A folder in it is left out, as in the existing implementation, with a warning.
     num_samples : int
         Posterior samples that are averaged.
+    folder : str or Path, optional
+        Where the files go instead; made where it does not exist.
     seed, max_bytes
         As in `sample_posterior`.
     run, checkpoint : str or Path, optional
@@ -146,34 +143,73 @@ def run_posterior_sampling(
         Where the data do not fit the model, or a file cannot be written.
     """
     data = _as_datamodule(datamodule)
-    draws = Draws(num_samples, seed, max_bytes)
-    paths = _output_paths(filename, data)
+    name = Path(filename)
+    if folder is None and name.parent != Path():
+        warnings.warn(
+            f"posterior means are written into the working directory, not into {name.parent}: of "
+            "filename only the name counts; give folder=... for another place",
+            stacklevel=2,
+        )
+    paths = output_paths(Path(folder or "") / name.name, data)
+    write_posterior_means(
+        model, data, paths, Draws(num_samples, seed, max_bytes), run=run, checkpoint=checkpoint
+    )
+    return paths
+
+
+def output_paths(path: Path, data: BasicDataModule) -> list[Path]:
+    """Name the output file of each session after its data file, up to the first dot of its name."""
+    names = [session.path.name.lstrip(".").partition(".")[0] for session in data.sessions]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        warnings.warn(
+            f"{names.count(name)} data files are named {name} up to the first dot; the numbers of "
+            "their sessions are added to the names of their output files",
+            stacklevel=3,
+        )
+    return [
+        path.with_name(
+            f"{path.stem}_{name}{f'_{number}' if names.count(name) > 1 else ''}"
+            f"{path.suffix or '.h5'}"
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+def write_posterior_means(
+    model: LFADS,
+    data: BasicDataModule,
+    paths: Sequence[Path],
+    draws: Draws,
+    *,
+    run: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+) -> None:
+    """Write the posterior means of all trials, one file per session."""
     for number, model_session in enumerate(match_sessions(model, data)):
-        session = data.sessions[number]
+        rows = data.all_rows()[number]
         attributes = _attributes(model.session_names, data, number, draws, run)
         if not model.hparams["variational"]:
             attributes["num_samples"] = 1
         if checkpoint is not None:
             attributes["checkpoint"] = str(checkpoint)
-        with output_file(paths[number], session) as out:
-            for split in session.splits:
+        with output_file(paths[number], data.sessions[number], rows) as out:
+            for split in rows:
                 arguments = (model, data, number, model_session, split, draws)
                 with computing():
-                    sample_session(*arguments, as_in_file=True, sink=out.rows(split).add)
+                    sample_session(*arguments, sink=out.rows(split).add)
             out.finish(attributes)
-    return paths
 
 
 def run_ensemble_sampling(
     models: Iterable[LFADS],
     datamodule: BasicDataModule,
-    filename: str | Path,
+    paths: Sequence[Path],
     num_samples: int = 50,
     *,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
     run: str | Path | None = None,
-) -> list[Path]:
+) -> None:
     """Write the rates of all trials, averaged over models, one file per session.
 
     A file holds every key of the session's data file and ``{split}_output_params``, the mean over
@@ -182,7 +218,6 @@ def run_ensemble_sampling(
     models means nothing.
     """
     sessions = datamodule.sessions
-    paths = _output_paths(filename, datamodule)
     n_models, names = 0, []
     # All files are open at once and add up on the disk, because models come one after another:
     # memory then holds a single model and one batch, whatever the number of either.
@@ -193,8 +228,8 @@ def run_ensemble_sampling(
             numbers = match_sessions(model, datamodule)
             if not files:
                 names = list(model.session_names)
-                for path, session in zip(paths, sessions, strict=True):
-                    files.append(stack.enter_context(output_file(path, session)))
+                for target in zip(paths, sessions, datamodule.all_rows(), strict=True):
+                    files.append(stack.enter_context(output_file(*target)))
                 sums = {
                     (number, split): files[number].rows(split, ["output_params"])
                     for number, session in enumerate(sessions)
@@ -205,7 +240,7 @@ def run_ensemble_sampling(
             for (number, split), total in sums.items():
                 arguments = (model, datamodule, number, numbers[number], split, draws)
                 with computing():
-                    sample_session(*arguments, as_in_file=True, sink=total.add)
+                    sample_session(*arguments, sink=total.add)
         if not n_models:
             raise UserError("an ensemble needs at least one model")
         for total in sums.values():
@@ -214,15 +249,6 @@ def run_ensemble_sampling(
         for number, file in enumerate(files):
             attributes = _attributes(names, datamodule, number, draws, run)
             file.finish({**attributes, "num_models": n_models})
-    return paths
-
-
-def _output_paths(filename: str | Path, data: BasicDataModule) -> list[Path]:
-    target = Path(filename)
-    return [
-        target.with_name(f"{target.stem}_sess{number}{target.suffix or '.h5'}")
-        for number in range(len(data.sessions))
-    ]
 
 
 def _attributes(
@@ -236,6 +262,7 @@ def _attributes(
     name = data.session_names[number]
     return {
         "session_name": name,
+        "session_number": number,
         "model_session_names": list(model_names) or [name],
         "num_samples": draws.num_samples,
         "sampling_seed": draws.seed,
@@ -328,13 +355,12 @@ def sample_session(
     split: str,
     draws: Draws,
     *,
-    as_in_file: bool = False,
     sink: Sink,
 ) -> None:
     """Infer a split of session `number` of the data, which is `model_session` of the model."""
     share = _trials_at_once(model, draws)
     data.to(model.device)
-    loader = data.split_loader(split, batch_size=share, session=number, as_in_file=as_in_file)
+    loader = data.split_loader(split, batch_size=share, session=number)
     with closing(iter(loader)) as steps:
         batches = (step[number][0] for step in steps)
         _average(model, model_session, batches, draws, sink)
@@ -406,105 +432,3 @@ def _trials_at_once(model: LFADS, draws: Draws) -> int:
 
 
 # ---- files, written as trials are inferred, so that no session has to fit into memory ----------
-
-
-# HDF5 may raise RuntimeError where it cannot write, and torch does where memory is full: `new_file`
-# would report both as a file that cannot be written.
-class _PassedError(Exception):
-    """An error of the model, on its way past what makes errors of writing out of errors."""
-
-    def __init__(self, error: RuntimeError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-class OutputFile:
-    """The output file of one session while it is written."""
-
-    def __init__(self, file: Any, session: SessionData) -> None:
-        self._file, self._session, self._written = file, session, set[str]()
-
-    def rows(self, split: str, fields: Sequence[str] = SessionOutput._fields) -> RowWriter:
-        """Begin with what is inferred of a split's trials."""
-        n_trials = self._session.splits[split].n_trials
-        writer = RowWriter(self._file, split, n_trials, fields)
-        self._written |= {f"{split}_{field}" for field in fields}
-        return writer
-
-    def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Add where trials end, and every other key of the data file."""
-        for split in self._session.splits:
-            for key, array in ended_data(self._session, split).items():
-                if isinstance(array, StoredArray):
-                    write_rows(self._file, key, array)
-                else:
-                    add_to_file(self._file, {key: array})
-                self._written.add(key)
-        copy_rest(self._session.path, self._file, self._written)
-        add_to_file(self._file, {}, attributes)
-
-
-class RowWriter:
-    """Takes what is inferred of a split's trials, in order, and writes it."""
-
-    def __init__(self, file: Any, split: str, n_trials: int, fields: Sequence[str]) -> None:
-        self._file, self._split, self._n_trials, self._fields = file, split, n_trials, fields
-        self._done, self._data = 0, dict[str, Any]()
-
-    def add(self, output: SessionOutput) -> None:
-        """Write some trials' rows; from the second time round, add to what is there."""
-        n = len(output.factors)
-        is_first, start = self._done < self._n_trials, self._done % self._n_trials
-        rows = slice(start, start + n)
-        for field in self._fields:
-            values = getattr(output, field).numpy()
-            if field not in self._data:
-                self._data[field] = self._file.create_dataset(
-                    f"{self._split}_{field}", (self._n_trials, *values.shape[1:]), values.dtype
-                )
-            # Added up in the file, not in memory: a session's outputs may be larger than that.
-            data = self._data[field]
-            data[rows] = values if is_first else data[rows] + values
-        self._done += n
-
-    def divide(self, by: int) -> None:
-        """Divide what was written."""
-        for data in self._data.values():
-            for rows, block in blocks(data):
-                data[rows] = block / by
-
-
-@contextmanager
-def output_file(path: Path, session: SessionData) -> Iterator[OutputFile]:
-    """Write the output file of a session, complete or not at all."""
-    try:
-        with new_file(path) as file:
-            yield OutputFile(file, session)
-    except _PassedError as passed:
-        raise passed.error from passed.error.__cause__
-
-
-@contextmanager
-def computing() -> Iterator[None]:
-    """Mark code within `output_file` whose errors have nothing to do with writing."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise _PassedError(error) from error
-
-
-def ended_data(session: SessionData, split: str) -> dict[str, Any]:
-    """Return the lengths of trials that end before the last bin, and their data with NaN.
-
-    Empty where all trials of a split are whole.
-    """
-    trials = session.splits[split]
-    if trials.lengths is None or (trials.lengths == trials.recon_data.shape[1]).all():
-        return {}
-    arrays: dict[str, Any] = {f"{split}_lengths": trials.lengths}
-    if f"{split}_lengths" in session.keys:
-        # Padding that is no NaN in the data file would pass for data beside rates that are.
-        arrays[f"{split}_encod_data"] = trials.encod_data
-        if trials.has_recon:
-            arrays[f"{split}_recon_data"] = trials.recon_data
-    return arrays

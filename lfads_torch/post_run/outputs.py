@@ -41,6 +41,7 @@ _DIMENSIONS = {
 }
 _TIMES = ("time", "time_read", "time_ext")
 
+_ENSEMBLE = "lfads_output_ensemble"
 _NUMBERED = re.compile(r"_sess(\d+)$")
 
 
@@ -529,16 +530,28 @@ def output_files(place: Path) -> list[Path]:
         return [place]
     stem = "lfads_output" if place.is_dir() else place.stem
     folder = place if place.is_dir() else place.parent
-    numbered = [
-        (int(match[1]), path)
-        for path in folder.glob("*_sess*.h5")
-        if (match := _NUMBERED.search(path.stem)) and path.stem[: match.start()] == stem
-    ]
-    if numbered:  # by number, since sess10 comes before sess2 by name
-        return [path for _, path in sorted(numbered)]
+    # A session's file may have a second name, which is a link, or a copy where no link could be.
+    sessions: dict[Any, tuple[Any, Path]] = {}
+    for path in sorted(folder.glob("*.h5"), key=lambda path: (path.is_symlink(), path.name)):
+        of_ensemble = path.stem.startswith(f"{_ENSEMBLE}_") and stem != _ENSEMBLE
+        if of_ensemble or not path.stem.startswith(f"{stem}_"):
+            continue
+        number = _session_number(path)
+        sessions.setdefault(path.resolve() if number is None else number, (number, path))
+    if sessions:
+        ordered = sorted(sessions.values(), key=lambda pair: (pair[0] is None, pair[0] or 0))
+        return [path for _, path in ordered]
     if place.is_dir():
         raise UserError(
-            f"{place} holds no output file (lfads_output_sess0.h5): train until the end, or run "
+            f"{place} holds no output file (lfads_output*.h5): train until the end, or run "
             f"`lfads sample {place}`"
         )
     raise UserError(f"{place} does not exist; name a run folder or an output file")
+
+
+def _session_number(path: Path) -> int | None:
+    """Return the number of the session that a file says it is of, by its contents or its name."""
+    with open_h5(path) as file:
+        number = file.attrs.get("session_number")
+    match = _NUMBERED.search(path.stem)
+    return int(number) if number is not None else int(match[1]) if match else None

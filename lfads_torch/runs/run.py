@@ -296,7 +296,7 @@ class _Run:
         sample = build({**settings["fn"], "_partial_": True}, "posterior_sampling.fn")
         model.to(pick_device(self.config["trainer"]))
         try:
-            outputs = sample(model, datamodule, **facts)
+            outputs = sample(model=model, datamodule=datamodule, **facts)
         finally:
             model.to("cpu")
         return [Path(output).absolute() for output in outputs or []]

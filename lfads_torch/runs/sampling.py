@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from ..errors import UserError, whole
-from ..folder import CONFIG, RunFolder
+from ..folder import CONFIG, RunFolder, number_outputs
 from .build import build, pick_device
 from .compose import absolute_pattern, no_yaml
 
@@ -32,7 +32,13 @@ def sample_run(
     `config` and `reconstruction` say what a checkpoint of the existing implementation lacks.
     """
     from ..checkpoint import data_settings, find_checkpoint, load_model
-    from ..post_run.analysis import run_ensemble_sampling, run_posterior_sampling
+    from ..post_run.analysis import (
+        MAX_BYTES,
+        Draws,
+        output_paths,
+        run_ensemble_sampling,
+        write_posterior_means,
+    )
 
     if members is not None and not ensemble:
         raise UserError("a number of members says how large an ensemble is; give --ensemble too")
@@ -69,17 +75,21 @@ def sample_run(
     name = f"{stem}_ensemble.h5" if ensemble else f"{stem}.h5"
     where = place if ensemble else folder
     path = Path(output).expanduser().absolute() if output else where / name
+    # One session's file is named as it was asked for; several need the names of their data files.
+    is_exact = datamodule.n_sessions == 1 and (output is not None or data is not None)
+    paths = [path] if is_exact else output_paths(path, datamodule)
     if ensemble:
         # A generator: one member is in memory at a time.
         models = (load_model(one).to(device) for one in chosen if one is not None)
-        files = run_ensemble_sampling(models, datamodule, path, num_samples, run=place)
-        return [Path(one).absolute() for one in files]
-    answers: dict[str, Any] = {"reconstruction": reconstruction} if reconstruction else {}
-    model = load_model(checkpoint, config=config, data=datamodule, **answers).to(device)
-    written = run_posterior_sampling(
-        model, datamodule, path, num_samples, run=folder, checkpoint=checkpoint
-    )
-    return [Path(one).absolute() for one in written]
+        run_ensemble_sampling(models, datamodule, paths, num_samples, run=place)
+    else:
+        answers: dict[str, Any] = {"reconstruction": reconstruction} if reconstruction else {}
+        model = load_model(checkpoint, config=config, data=datamodule, **answers).to(device)
+        draws = Draws(num_samples, seed=0, max_bytes=MAX_BYTES)
+        write_posterior_means(model, datamodule, paths, draws, run=folder, checkpoint=checkpoint)
+    if output is None and data is None:
+        number_outputs(paths, path.stem)
+    return paths
 
 
 def read_config(folder: Path) -> Mapping[str, Any]:

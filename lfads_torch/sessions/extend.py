@@ -137,7 +137,7 @@ def _read_in_averages(
 
 def _batches(model: LFADS, data: BasicDataModule, number: int) -> Iterator[SessionBatch]:
     """Training trials of a session as the encoders see them, in the order of the file."""
-    for step in data.split_loader("train", session=number, as_in_file=True):
+    for step in data.split_loader("train", session=number):
         yield model.infer_aug_stack.process_batch(step[number][0])
 
 

@@ -142,8 +142,10 @@ class TestFigures:
             default_root_dir=tmp_path,
             loggers=[],
             current_epoch=0,
+            sanity_checking=False,
+            state=SimpleNamespace(fn="fit"),
         )
-        RasterPlot(log_every_n_epochs=1).on_train_epoch_end(trainer, OnlySecond())
+        RasterPlot(log_every_n_epochs=1).on_validation_epoch_end(trainer, OnlySecond())
         assert (tmp_path / "figures" / "raster_valid.png").is_file()
 
     @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_train_by_default_makes_a_new_folder_named_after_the_data(
     assert folder.name.endswith("_tiny")
     out = capsys.readouterr().out
     assert f"run folder: {folder}" in out
-    assert f"written: {folder / 'lfads_output_sess0.h5'}" in out
+    assert f"written: {folder / 'lfads_output_tiny.h5'}" in out
 
 
 def test_new_run_folders_never_collide(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_sample_on_new_trials(
     output = tmp_path / "rates.h5"
     arguments = ["sample", str(run), "--data", str(new), "--samples", "2", "--output", str(output)]
     assert cli.main([*arguments, which]) == 0
-    written = tmp_path / "rates_sess0.h5"
+    written = tmp_path / "rates.h5"
     assert f"written: {written}" in capsys.readouterr().out
     with h5py.File(written) as file, h5py.File(new) as source:
         assert file["valid_output_params"].shape == source["valid_recon_data"].shape
@@ -200,7 +200,7 @@ def test_sample_on_new_trials(
 
 
 def test_sample_on_the_runs_own_data_and_from_a_checkpoint(run: Path) -> None:
-    output = run / "lfads_output_sess0.h5"
+    output = run / "lfads_output_tiny.h5"
     before = output.stat().st_mtime_ns
     assert cli.main(["sample", str(run), "--samples", "2"]) == 0
     assert output.stat().st_mtime_ns > before

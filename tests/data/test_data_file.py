@@ -369,7 +369,8 @@ def test_finds_files_sorted_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert schema.find_sessions("*.h5") == top
     assert schema.find_sessions("~/*.h5") == top
     assert schema.find_sessions(tmp_path / "**" / "*.h5") == [*top, tmp_path / "deep" / "d.h5"]
-    assert schema.find_sessions(["b.h5", "*.h5", Path("a.h5")]) == top
+    listed = schema.find_sessions(["b.h5", "*.h5", Path("a.h5")])
+    assert listed == [tmp_path / "b.h5", tmp_path / "a.h5", tmp_path / "c[1].h5"]
     assert schema.find_sessions("c[1].h5") == [tmp_path / "c[1].h5"]
 
 

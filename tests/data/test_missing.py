@@ -666,7 +666,7 @@ KEYS = ("encod", "recon")
 def test_outputs_end_with_their_trials(tmp_path: Path, how: str) -> None:
     data = datamodule(write(tmp_path, ragged(arrays(7, 5), how)))
     model = lfads(data)
-    (path,) = run_posterior_sampling(model, data, tmp_path / "out.h5", num_samples=3)
+    (path,) = run_posterior_sampling(model, data, "out.h5", num_samples=3, folder=tmp_path)
     output = sample_posterior(model, data, num_samples=3)
     with h5py.File(path) as file:
         lengths = file["valid_lengths"][()]

@@ -13,9 +13,10 @@ import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
 
 from lfads_torch.data import DataWarning, write_session
-from lfads_torch.datamodules import BasicDataModule
+from lfads_torch.datamodules import BasicDataModule, attach_tensors, reshuffle_train_valid
 from lfads_torch.errors import DataError, UserError
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "data"
@@ -161,7 +162,8 @@ def test_attribute_keys(make: Make) -> None:
     data = quiet(make(one), attr_keys=["psth", "train_number"])
     assert data.psth.shape == (2, 8, 4) and data.train_number.tolist() == list(range(1, 13))
     both = quiet(make(one, two), attr_keys=["psth"])
-    assert [array.mean() for array in both.psth] == [0, 1]
+    assert both.psth.mean() == 1
+    assert [session.arrays["psth"].mean() for session in both.sessions] == [0, 1]
 
 
 # ---- order -------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_validation_sees_each_trial_once_in_file_order(make: Make) -> None:
 
 def test_predict_gives_every_trial_of_every_split(make: Make) -> None:
     data = quiet(make(session(8, 5, 3), session(8, 5, seed=1)), batch_size=8)
-    loader = data.predict_dataloader()
+    loader = data.split_loader(["train", "valid", "test"])
     assert flat(numbers(loader, 0)) == list(range(1, 17))
     assert flat(numbers(loader, 1)) == list(range(1, 14))
     assert len(loader) == len(list(loader)) == 2 + 2 + 1
@@ -266,41 +268,100 @@ def test_sample_validation_mask_is_drawn_once(make: Make) -> None:
     assert not torch.equal(next(iter(other.split_loader("train")))[0][0].sv_mask, masks[:50])
 
 
-def test_redrawn_split(make: Make) -> None:
-    arrays = session(12, 8, 2)
-    arrays["other"] = np.arange(4)
-    pattern = make(arrays)
-    options: dict[str, Any] = {
-        "batch_keys": ["number"],
-        "attr_keys": ["train_number", "valid_behavior", "other"],
-        "reshuffle_tv_seed": 3,
-    }
-    data = quiet(pattern, **options, reshuffle_tv_ratio=0.7)
-    assert (data.sizes[0].n_train, data.sizes[0].n_valid, data.sizes[0].n_test) == (14, 6, 2)
-    train, valid = (flat(numbers(data.split_loader(s))) for s in ("train", "valid"))
-    assert sorted(train + valid) == list(range(1, 21))
-    assert train != list(range(1, 15)) and train == sorted(train) and valid == sorted(valid)
-    assert (data.train_inds[0] + 1).tolist() == train
-    assert (data.valid_inds[0] + 1).tolist() == valid
-    assert data.train_number.tolist() == train
-    np.testing.assert_allclose(data.valid_behavior[:, 0, 0], np.array(valid) / 10)
-    assert data.other.tolist() == [0, 1, 2, 3]
-    assert next(iter(data.split_loader("valid")))[0][1][0].tolist() == valid
-    assert flat(numbers(data.split_loader("train", as_in_file=True))) == list(range(1, 13))
-    assert flat(numbers(data.split_loader("valid", as_in_file=True))) == list(range(13, 21))
-    assert sorted(flat(numbers(data.train_dataloader()))) == train
+@pytest.mark.parametrize(
+    ("ratio", "n_valid"), [(0.3, 6), (0.31, 7), (5, 5), (None, 8)], ids=["", "up", "number", "kept"]
+)
+def test_redrawn_split_is_that_of_scikit_learn(
+    make: Make, ratio: float | None, n_valid: int
+) -> None:
+    pattern = make(session(12, 8, 2), session(12, 8, seed=1))
+    options = {"batch_keys": ["number"], "reshuffle_tv_seed": 3, "reshuffle_tv_ratio": ratio}
+    data = quiet(pattern, **options)
+    train, valid = train_test_split(np.arange(20), test_size=ratio or 8, random_state=3)
+    assert len(valid) == n_valid
+    assert data.sizes[0][-3:] == (20 - n_valid, n_valid, 2)
+    # Every session draws from the same seed.
+    for s in (0, 1):
+        assert (data.train_inds[s].tolist(), data.valid_inds[s].tolist()) == (
+            train.tolist(),
+            valid.tolist(),
+        )
+        for split, rows in (("train", train), ("valid", valid)):
+            assert flat(numbers(data.split_loader(split), s)) == (rows + 1).tolist()
+    assert next(iter(data.split_loader("valid")))[0][1][0][:2].tolist() == (valid[:2] + 1).tolist()
+    assert set(flat(numbers(data.train_dataloader()))) <= set((train + 1).tolist())
     assert flat(numbers(data.test_dataloader())) == [21, 22]
 
-    same_ratio = quiet(pattern, **options)
-    assert same_ratio.sizes[0].n_train == 12
-    assert flat(numbers(same_ratio.split_loader("train"))) != list(range(1, 13))
+
+def test_a_known_split() -> None:
+    arrays = {f"{s}_x": np.arange(44) + 44 * (s == "valid") for s in ("train", "valid")}
+    drawn = reshuffle_train_valid(arrays | {"other": 1}, seed=3, ratio=0.25)
+    assert sorted(drawn["valid_x"])[:6] == [4, 6, 8, 9, 12, 17] and len(drawn["valid_x"]) == 22
+    assert sorted([*drawn["train_x"], *drawn["valid_x"]]) == list(range(88))
+    assert drawn["other"] == 1
+    with pytest.raises(KeyError, match="train_x has no valid_x"):
+        reshuffle_train_valid({"train_x": np.arange(3)}, 0)
 
 
 def test_redrawn_split_refuses_arrays_that_cannot_follow(make: Make) -> None:
     arrays = session() | {"train_conditions": np.arange(3), "valid_conditions": np.arange(3)}
-    data = BasicDataModule(make(arrays), attr_keys=["train_conditions"], reshuffle_tv_seed=0)
-    with pytest.raises(UserError, match="'train_conditions' does not hold a row for each trial"):
-        data.setup()
+    with pytest.raises(UserError, match=r"'train_conditions' has shape \(3,\) for 12 trials"):
+        quiet(make(arrays), reshuffle_tv_seed=0)
+    with pytest.raises(UserError, match="'train_mine' has no 'valid_mine'"):
+        quiet(make(session() | {"train_mine": np.arange(12)}), reshuffle_tv_seed=0)
+    with pytest.raises(UserError, match="cannot follow a redrawn split; leave out one of the two"):
+        BasicDataModule(make(session()), attr_keys=["train_number"], reshuffle_tv_seed=0)
+
+
+# ---- notebooks and data modules of your own ------------------------------------------------------
+
+
+def test_all_trials_as_attributes(make: Make) -> None:
+    data = quiet(make(session(12, 8, 2), session(6, 4, 3, seed=1)), batch_keys=["number"])
+    for split, sizes in (("train", (12, 6)), ("valid", (8, 4)), ("test", (2, 3))):
+        trials = getattr(data, f"{split}_data")
+        sets = getattr(data, f"{split}_ds")
+        loaders = [data.predict_dataloader()[s][split] for s in (0, 1)]
+        for (batch, extras), own, loader, n in zip(trials, sets, loaders, sizes, strict=True):
+            assert len(batch.recon_data) == len(own) == len(extras[0]) == n
+            one, (number,) = own[1]
+            assert torch.equal(one.encod_data, batch.encod_data[1]) and number == extras[0][1]
+            steps = list(loader)
+            assert torch.equal(torch.cat([b.encod_data for b, _ in steps]), batch.encod_data)
+    assert [len(a) for a in data.valid_data[0][0]] == [8] * 5
+    without = quiet(make(session()))
+    assert not hasattr(without, "test_data") and list(without.predict_dataloader()[0]) == [
+        "train",
+        "valid",
+    ]
+
+
+def test_arrays_take_the_place_of_files(make: Make, tmp_path: Path) -> None:
+    arrays = session(12, 8)
+
+    class Mine(BasicDataModule):
+        n_reads = 0
+
+        def setup(self, stage: str | None = None) -> None:
+            self.n_reads += 1
+            attach_tensors(self, [arrays], extra_keys=self.hparams["batch_keys"])
+
+    from_file = quiet(make(arrays), batch_keys=["number"])
+    data = Mine("nowhere.mat", batch_keys=["number"])
+    for one, other in zip(data.split_loader("valid"), from_file.split_loader("valid"), strict=True):
+        for a, b in zip([*one[0][0], *one[0][1]], [*other[0][0], *other[0][1]], strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+    assert len(data.train_dataloader()) and data.n_reads == 1
+
+    class Foreign:
+        pass
+
+    foreign: Any = Foreign()
+    attach_tensors(foreign, [arrays, arrays], ["number"])
+    assert [len(batch.encod_data) for batch, _ in foreign.valid_data] == [8, 8]
+    assert len(foreign.train_ds[1]) == 12
+    with pytest.raises(DataError, match="valid_encod_data"):
+        attach_tensors(foreign, [{k: v for k, v in arrays.items() if k != "valid_encod_data"}])
 
 
 # ---- refusals and warnings ---------------------------------------------------------------------
@@ -389,7 +450,7 @@ def test_split_or_session_that_is_not_there(make: Make) -> None:
 
 def test_ratio_that_leaves_a_split_empty(make: Make) -> None:
     data = BasicDataModule(make(session(3, 1)), reshuffle_tv_seed=0, reshuffle_tv_ratio=0.99)
-    with pytest.raises(UserError, match="leaves 4 for training and 0 for validation"):
+    with pytest.raises(UserError, match="leaves 0 for training and 4 for validation"):
         data.setup()
 
 

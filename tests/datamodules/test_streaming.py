@@ -139,7 +139,7 @@ def handles(folder: Path) -> list[str]:
     [
         {},
         {"sv_rate": 0.3, "sv_seed": 4, "dm_ic_enc_seq_len": 2},
-        {"reshuffle_tv_seed": 3, "reshuffle_tv_ratio": 0.6, "attr_keys": ["train_number"]},
+        {"reshuffle_tv_seed": 3, "reshuffle_tv_ratio": 0.6},
     ],
     ids=["plain", "sample validation", "redrawn"],
 )
@@ -158,15 +158,12 @@ def test_batches_are_those_of_memory(
         whole._passes = 0
         for _ in range(2):
             assert_same(whole.train_dataloader(), data.train_dataloader())
-        for name in ("val_dataloader", "test_dataloader", "predict_dataloader"):
+        for name in ("val_dataloader", "test_dataloader"):
             assert_same(getattr(whole, name)(), getattr(data, name)())
-        asked = ("train", 7, 1, True)
+        asked = ("train", 7, 1)
         assert_same(whole.split_loader(*asked), data.split_loader(*asked))
         for left, right in zip(whole.train_inds, data.train_inds, strict=True):
             assert left.tolist() == right.tolist()
-        for key in data.attr_keys:
-            for left, right in zip(getattr(whole, key), getattr(data, key), strict=True):
-                assert left.tolist() == right.tolist()
     assert not readers() and not handles(tmp_path)
 
 
@@ -189,7 +186,7 @@ def test_ragged_and_missing_data(tmp_path: Path) -> None:
         assert next(iter(data.train_dataloader()))[0][0].lengths is not None
         data._passes = 0
         assert_same(whole.train_dataloader(), data.train_dataloader())
-        assert_same(whole.predict_dataloader(), data.predict_dataloader())
+        assert_same(*(d.split_loader(["train", "valid", "test"]) for d in (whole, data)))
 
 
 def test_encod_data_of_its_own(tmp_path: Path) -> None:
@@ -197,7 +194,7 @@ def test_encod_data_of_its_own(tmp_path: Path) -> None:
     found["train_encod_data"] = found["train_encod_data"] + 1
     write(tmp_path / "a.h5", found)
     whole, data = (quiet(tmp_path / "a.h5", max_memory_gb=bound) for bound in (1, 0))
-    assert_same(whole.predict_dataloader(), data.predict_dataloader())
+    assert_same(*(d.split_loader(["train", "valid", "test"]) for d in (whole, data)))
 
 
 def test_batches_may_be_written_into(tmp_path: Path) -> None:
@@ -533,8 +530,8 @@ def test_posterior_means_of_a_streamed_session(tmp_path: Path) -> None:
     whole, data = (quiet(path, max_memory_gb=bound) for bound in (1, 0))
     models = [small.lfads(whole) for _ in range(2)]
     tiny = {"max_bytes": 60_000}  # several batches per split
-    [one] = run_posterior_sampling(models[0], whole, tmp_path / "one.h5", 3, **tiny)
-    [two] = run_posterior_sampling(models[0], data, tmp_path / "two.h5", 3, **tiny)
+    [one] = run_posterior_sampling(models[0], whole, "one.h5", 3, **tiny, folder=tmp_path)
+    [two] = run_posterior_sampling(models[0], data, "two.h5", 3, **tiny, folder=tmp_path)
     same_files(one, two)
     [one] = run_ensemble_sampling(models, whole, tmp_path / "e.h5", 3, **tiny)
     [two] = run_ensemble_sampling(models, data, tmp_path / "f.h5", 3, **tiny)
@@ -547,7 +544,7 @@ def test_errors_of_a_model_are_no_errors_of_writing(tmp_path: Path) -> None:
     model = small.lfads(data)
     model.encode = lambda batch: (_ for _ in ()).throw(RuntimeError("out of memory"))  # type: ignore
     with pytest.raises(RuntimeError, match=r"^out of memory$"):
-        run_posterior_sampling(model, data, tmp_path / "out.h5")
+        run_posterior_sampling(model, data, "out.h5", folder=tmp_path)
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lfads_torch.data import write_session
+from lfads_torch.datamodules import BasicDataModule, attach_tensors
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.model import LFADS
 from lfads_torch.modules import priors
@@ -262,10 +263,10 @@ def test_files_hold_everything_in_the_order_of_the_input(tmp_path: Path) -> None
     write_session(tmp_path / "day0.h5", session, {"bin_ms": 20})
     data = datamodule(tmp_path / "day0.h5")
     model = wild(lfads(data, variational=False))
-    out_file = tmp_path / "out" / "lfads_output.h5"
-    paths = run_posterior_sampling(model, data, out_file, run="runs/a", checkpoint="best.ckpt")
-    assert paths == [tmp_path / "out" / "lfads_output_sess0.h5"]
-    assert [path.name for path in paths[0].parent.iterdir()] == ["lfads_output_sess0.h5"]
+    facts = {"run": "runs/a", "checkpoint": "best.ckpt"}
+    paths = run_posterior_sampling(model, data, "lfads_output.h5", folder=tmp_path / "out", **facts)
+    assert paths == [tmp_path / "out" / "lfads_output_day0.h5"]
+    assert [path.name for path in paths[0].parent.iterdir()] == ["lfads_output_day0.h5"]
     found = read(paths[0])
     assert found.keys() == session.keys() | {
         f"{split}_{field}"
@@ -291,15 +292,50 @@ def test_files_hold_everything_in_the_order_of_the_input(tmp_path: Path) -> None
     assert (attributes["run"], attributes["checkpoint"]) == ("runs/a", "best.ckpt")
 
 
-def test_files_keep_the_files_split_where_it_was_redrawn(pattern: str, tmp_path: Path) -> None:
-    redrawn = datamodule(pattern, reshuffle_tv_seed=3)
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_files_follow_a_redrawn_split(pattern: str, tmp_path: Path, in_memory: bool) -> None:
+    gb = 1 if in_memory else 0
+    redrawn = datamodule(pattern, reshuffle_tv_seed=3, reshuffle_tv_ratio=0.4, max_memory_gb=gb)
     model = wild(lfads(redrawn, variational=False))
-    found = [
-        read(run_posterior_sampling(model, data, tmp_path / f"{i}.out")[0])
+    files = [
+        read(run_posterior_sampling(model, data, "o.h5", folder=tmp_path / str(i))[0])
         for i, data in enumerate((redrawn, datamodule(pattern)))
     ]
-    for key in ("train_factors", "valid_output_params", "train_recon_data"):
-        np.testing.assert_array_equal(found[0][key], found[1][key])
+    rows = redrawn.train_inds[0], redrawn.valid_inds[0]
+    for name in ("factors", "recon_data", "encod_data", "output_params"):
+        pooled = np.concatenate([files[1][f"{split}_{name}"] for split in ("train", "valid")])
+        for split, chosen in zip(("train", "valid"), rows, strict=True):
+            np.testing.assert_allclose(files[0][f"{split}_{name}"], pooled[chosen], atol=1e-6)
+    assert files[0].keys() == files[1].keys()
+
+
+def test_files_go_into_the_working_directory_named_after_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("m1.day1.h5", "m1.day2.h5", "m2.h5"):
+        write_session(tmp_path / name, arrays(seed=1))
+    data = datamodule(tmp_path / "m*.h5")
+    model = lfads(data)
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    with (
+        pytest.warns(UserWarning, match="into the working directory, not into deep"),
+        pytest.warns(UserWarning, match="2 data files are named m1 up to the first dot"),
+    ):
+        paths = run_posterior_sampling(model, data, "deep/rates.out", num_samples=1)
+    names = ["rates_m1_0.out", "rates_m1_1.out", "rates_m2.out"]
+    assert [str(path) for path in paths] == names
+    assert sorted(path.name for path in Path().iterdir()) == names
+
+
+def test_sessions_without_a_file_keep_their_arrays(tmp_path: Path) -> None:
+    session = arrays(seed=1) | {"psth": np.ones((2, 3)), "name": "mine"}
+    data = BasicDataModule("nothing.mat")
+    attach_tensors(data, [session])
+    (path,) = run_posterior_sampling(lfads(data), data, "o.h5", num_samples=1, folder=tmp_path)
+    file = read(path)
+    assert path.name == "o_session0.h5" and file.keys() > session.keys()
+    np.testing.assert_array_equal(file["psth"], session["psth"])
 
 
 def test_an_earlier_file_stays_when_sampling_fails(
@@ -308,7 +344,7 @@ def test_an_earlier_file_stays_when_sampling_fails(
     data = datamodule(pattern)
     model = lfads(data)
     (tmp_path / "out").mkdir()
-    path = run_posterior_sampling(model, data, tmp_path / "out" / "o.h5", num_samples=1)[0]
+    path = run_posterior_sampling(model, data, "o.h5", num_samples=1, folder=tmp_path / "out")[0]
     before = path.read_bytes()
 
     def full(*_: Any, **__: Any) -> None:
@@ -316,11 +352,11 @@ def test_an_earlier_file_stays_when_sampling_fails(
 
     monkeypatch.setattr(h5py.File, "create_dataset", full)
     with pytest.raises(DataError, match="the disk is full"):
-        run_posterior_sampling(model, data, tmp_path / "out" / "o.h5", num_samples=1)
+        run_posterior_sampling(model, data, "o.h5", num_samples=1, folder=tmp_path / "out")
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(DataError, match="the disk is full"):
-        run_posterior_sampling(model, data, tmp_path / "out" / "new.h5", num_samples=1)
+        run_posterior_sampling(model, data, "new.h5", num_samples=1, folder=tmp_path / "out")
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -338,7 +374,7 @@ def test_files_are_not_there_before_they_are_complete(
 
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(model, "decode", spy)
-    run_posterior_sampling(model, data, tmp_path / "out" / "o.h5", num_samples=2)
+    run_posterior_sampling(model, data, "o.h5", num_samples=2, folder=tmp_path / "out")
     assert seen
     assert not any(seen)
 
@@ -357,8 +393,8 @@ def test_several_sessions(several: tuple[LFADS, str], tmp_path: Path) -> None:
     model, pattern = several
     outputs = sample_posterior(model, pattern)
     assert [len(outputs[s].factors) for s in outputs] == [5, 6, 7]
-    paths = run_posterior_sampling(model, datamodule(pattern), tmp_path / "out" / "o.h5")
-    assert [path.name for path in paths] == [f"o_sess{s}.h5" for s in range(3)]
+    paths = run_posterior_sampling(model, datamodule(pattern), "o.h5", folder=tmp_path / "out")
+    assert [path.name for path in paths] == [f"o_day{s}.h5" for s in range(3)]
     for session, path in enumerate(paths):
         found = read(path)
         rates = torch.from_numpy(found["valid_output_params"])

@@ -53,7 +53,7 @@ def test_arrays_by_name_in_the_files_order(run: Path, known: dict[str, np.ndarra
 def test_the_fields_are_those_of_the_model(tmp_path: Path) -> None:
     data = small.datamodule(small.write(tmp_path, small.arrays(ext=1, n_test=2)))
     model = small.lfads(data)
-    run_posterior_sampling(model, data, tmp_path / "run" / "lfads_output.h5", 2)
+    run_posterior_sampling(model, data, "lfads_output.h5", 2, folder=tmp_path / "run")
     outputs = load_outputs(tmp_path / "run")
     assert outputs.names == ("day0",)
     assert set(SessionOutput._fields) <= set(outputs.train.names)

@@ -142,7 +142,7 @@ def assert_same_run(first: Path, second: Path) -> None:
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
     assert logged(first) == logged(second)
-    one, other = (arrays(folder / "lfads_output_sess0.h5") for folder in (first, second))
+    one, other = (arrays(folder / "lfads_output_tiny.h5") for folder in (first, second))
     for key, array in one.items():
         np.testing.assert_array_equal(array, other[key], err_msg=key)
 
@@ -152,7 +152,7 @@ def test_a_run_leaves_everything_that_is_promised(whole: RunResult, data: Path) 
     status = RunFolder(folder).status
     assert status["stage"] == "complete"
     assert status["epochs"] == EPOCHS
-    assert status["outputs"] == ["lfads_output_sess0.h5"]
+    assert status["outputs"] == ["lfads_output_tiny.h5"]
     assert whole.best_checkpoint is not None and whole.best_checkpoint.is_file()
     assert whole.last_checkpoint == folder / LAST
     assert list((folder / "tensorboard").glob("events*"))
@@ -277,7 +277,7 @@ def test_scripts_that_change_into_the_run_folder_work_unedited(
         **{f"model.{key}": value for key, value in SMALL["model"].items()},
     }
     run_model(overrides=overrides, config_path="../configs/single.yaml")
-    assert (tmp_path / "lfads_output_sess0.h5").is_file()
+    assert (tmp_path / "lfads_output_tiny.h5").is_file()
 
 
 def test_sampling_alone_takes_the_weights_of_a_checkpoint(

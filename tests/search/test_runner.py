@@ -146,8 +146,8 @@ def test_the_best_model_is_an_ordinary_run(
     status = RunFolder(best).status
     assert status["stage"] == "complete"
     assert "search" not in status
-    assert status["outputs"] == ["lfads_output_sess0.h5"]
-    assert result.outputs == [best / "lfads_output_sess0.h5"]
+    assert status["outputs"] == ["lfads_output_tiny.h5"]
+    assert result.outputs == [best / "lfads_output_tiny.h5"]
     assert result.best_checkpoint == RunFolder(best).checkpoint(best=True)
     assert result.last_checkpoint == RunFolder(best).checkpoint()
     # The same from the folder of the search.
@@ -174,7 +174,7 @@ def test_the_best_model_is_an_ordinary_run(
         if copied.any():
             member = int(copies["parent"][copied][0])
     (path,) = sample_run(best, num_samples=2)
-    assert path == best / "lfads_output_sess0.h5"
+    assert path == best / "lfads_output_tiny.h5"
     assert sample_run(folder, num_samples=2, best=False) == [path]
 
 
@@ -369,7 +369,7 @@ def test_rates_of_an_ensemble_are_the_mean_of_its_members(
     search(data, folder, {**PBT, "model.variational": False, "model.ic_prior": None,
                           "model.co_prior": None})  # fmt: skip
     (path,) = sample_run(folder, num_samples=2, ensemble=True)
-    assert path == folder / "lfads_output_ensemble_sess0.h5"
+    assert path == folder / "lfads_output_ensemble_tiny.h5"
     total, n = 0.0, 0
     for checkpoint in sorted((folder / "members").glob("*.ckpt")):
         (single,) = sample_run(checkpoint_in_run(checkpoint, folder), num_samples=1)

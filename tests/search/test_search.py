@@ -242,14 +242,14 @@ def test_the_command_line_searches_resumes_and_samples(
     assert cli.main(["search", *overrides, "--run-dir", str(folder)]) == 0
     captured = capsys.readouterr()
     assert f"run folder: {folder}" in captured.out
-    assert f"written: {folder / 'best_model/lfads_output_sess0.h5'}" in captured.out
+    assert f"written: {folder / 'best_model/lfads_output_tiny.h5'}" in captured.out
     assert f"written: {folder / 'figures/search_scores.png'}" in captured.out
     assert "members   epoch" in captured.err
     assert "the search ended: trainer.max_epochs=2 is reached" in captured.err
     assert cli.main(["search", "--resume", str(folder), "trainer.max_epochs=3"]) == 0
     assert RunFolder(folder).status["epochs"] == 3
     assert cli.main(["sample", str(folder), "--ensemble", "--samples", "2"]) == 0
-    assert "lfads_output_ensemble_sess0.h5" in capsys.readouterr().out
+    assert "lfads_output_ensemble_tiny.h5" in capsys.readouterr().out
     assert cli.main(["pbt", "--resume", str(folder), "--run-dir", "x"]) == 2
     assert cli.main(["pbt", f"datamodule.datafile_pattern={data}", "search.num_workers=1"]) == 2
     assert "population of one" in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_the_result_is_an_ordinary_run(folder: Path, capsys: pytest.CaptureFixtu
     assert changed
     assert all(name.startswith(("readin.1.", "readout.1.")) for name in changed)
     assert cli.main(["sample", str(moved), "--samples", "1"]) == 0
-    assert "lfads_output_sess2.h5" in capsys.readouterr().out
+    assert "lfads_output_c.h5" in capsys.readouterr().out
 
 
 def test_then_all(folder: Path) -> None:
@@ -314,7 +314,7 @@ def test_merging_a_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     with h5py.File(tmp_path / "x.h5") as file:
         assert set(file) == {"output_params", "split"}
     assert cli.main(["merge", str(folder)]) == 2
-    assert "holds no lfads_output_sess0.h5" in capsys.readouterr().err
+    assert "holds no output file" in capsys.readouterr().err
 
 
 def test_trials_are_not_windows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

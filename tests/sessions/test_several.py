@@ -80,7 +80,7 @@ def test_fitting_some_sessions(data: BasicDataModule, tmp_path: Path) -> None:
     assert all(set(step) == {1} for step in steps)
     assert all(len(step[1][0].encod_data) == 7 for step in steps)  # all it has, of 9 asked for
     assert [set(step) for step in some.val_dataloader()] == [{1}]
-    assert {n for step in some.predict_dataloader() for n in step} == {0, 1, 2}
+    assert {n for step in some.split_loader(["train", "valid"]) for n in step} == {0, 1, 2}
     pair = datamodule(pattern, batch_size=9, fit_sessions=["day2", "day0"])
     assert set(next(iter(pair.train_dataloader()))) == {0, 2}
     model = lfads(some)
