@@ -230,10 +230,10 @@ def log_figure(loggers: Iterable[Any], name: str, fig: Figure, step: int) -> Non
     buffer.seek(0)
     pixels: Any = (imread(buffer)[..., :3] * 255).astype(np.uint8)
     for logger in takers:
-        if hasattr(logger, "log_image"):
-            logger.log_image(key=name, images=[pixels], step=step)
-        else:
+        if hasattr(logger.experiment, "add_image"):
             logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+        else:
+            logger.log_image(key=name, images=[pixels], step=step)
 
 
 def _takes_images(logger: Any) -> bool:
