@@ -20,7 +20,13 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from lfads_torch.checkpoint import find_checkpoint, load_model, newest_checkpoint, read_checkpoint
+from lfads_torch.checkpoint import (
+    data_settings,
+    find_checkpoint,
+    load_model,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from lfads_torch.commands import train
 from lfads_torch.compat.records import Record, load_pickled
 from lfads_torch.compat.training import take_over
@@ -487,6 +493,9 @@ class Spy(pl.Callback):
             if parameter in optimizer.state
         }
         self.smoothed = float(pl_module.valid_recon_smth.smoothed)
+        self.learning_rate = optimizer.param_groups[0]["lr"]
+        self.scheduler = [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs]
+        self.waited = getattr(trainer.early_stopping_callback, "wait_count", None)
         self.best = str(getattr(trainer.checkpoint_callback, "best_model_path", ""))
 
 
@@ -626,7 +635,31 @@ def test_training_on_where_priors_are_idle(tmp_path: Path, spy: Spy, name: str) 
     same_moments(spy.moments, kept)
 
 
-def test_a_scheduler_goes_on(tmp_path: Path) -> None:
+@quiet
+@pytest.mark.filterwarnings("ignore:goes on from")
+def test_scheduler_and_early_stopping_go_on(tmp_path: Path, spy: Spy) -> None:
+    def change(checkpoint: dict[str, Any]) -> None:
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        state = scheduler.state_dict() | {"last_epoch": 4, "num_bad_epochs": 2, "best": 0.5}
+        checkpoint["lr_schedulers"] = [state]
+        checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] = 0.002
+        for key, callback in checkpoint["callbacks"].items():
+            if key.startswith("EarlyStopping"):
+                callback["wait_count"] = 7
+
+    old = variant(tmp_path / "old.ckpt", "poisson", change)
+    sizes = {"encod_data_dim": 20, "encod_seq_len": 25, "recon_seq_len": 30, "ic_enc_dim": 16}
+    sizes |= {"ci_enc_dim": 16, "con_dim": 16, "ic_dim": 16, "gen_dim": 32}
+    changes = {"model": MODEL | sizes | {"lr_scheduler": True}, "trainer.max_epochs": 5}
+    continued(tmp_path / "new", old, "poisson", overrides=changes)
+    assert spy.at == (4, 8)
+    assert spy.learning_rate == 0.002
+    assert spy.scheduler[0]["num_bad_epochs"] == 2
+    assert spy.waited == 7
+
+
+def test_the_last_step_of_a_scheduler_is_made_up_for(tmp_path: Path) -> None:
     """Its state and its learning rate come from the checkpoint, its last step is made up for."""
 
     def change(checkpoint: dict[str, Any]) -> None:
@@ -669,6 +702,19 @@ def train_options(run: str, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
     return parser.parse_args(["--resume", run, *more])
+
+
+def test_data_that_the_checkpoint_itself_names(tmp_path: Path) -> None:
+    data = data_file(tmp_path, "gaussian")
+
+    def change(checkpoint: dict[str, Any]) -> None:
+        named = {"datafile_pattern": str(data), "batch_size": 3, "other": 1}
+        checkpoint["datamodule_hyper_parameters"] = named
+
+    path = variant(tmp_path / "x.ckpt", "gaussian", change)
+    assert data_settings(path) == {"datafile_pattern": str(data), "batch_size": 3}
+    with pytest.raises(ConfigError, match="the data have 26 channels"):
+        load_model(path)
 
 
 # ---- nothing is executed -----------------------------------------------------------------------
@@ -724,6 +770,7 @@ def test_nothing_in_yaml_is_executed(tmp_path: Path, file: str) -> None:
     for tag in ("object/apply:os.system", "object/new:os.system"):
         text = f"gen_dim: !!python/{tag} ['touch {marker}']\nname: !!python/name:os.system ''\n"
         text += "module: !!python/module:antigravity ''\n"
+        text += f"datafile_pattern: !!python/{tag} ['touch {marker}']\n"
         (tmp_path / "run" / file).write_text(text)
         load_model(tmp_path / "run")
         load_model(CHECKPOINTS / "poisson.ckpt", config=tmp_path / "run" / file)
