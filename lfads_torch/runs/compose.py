@@ -277,9 +277,9 @@ def _group_names(folders: Sequence[Path]) -> list[str]:
     return [child.name for folder in folders for child in folder.iterdir() if child.is_dir()]
 
 
-def _register_resolvers(roots: Sequence[Path]) -> None:
+def _register_resolvers(roots: Sequence[Path] = (), *, replace: bool = True) -> None:
     def relpath(path: Any) -> str:
-        return absolute_pattern(str(path), *roots)
+        return absolute_pattern(str(path), *(roots or project_roots(PACKAGED, starts())))
 
     def flat(values: Iterable[Any]) -> list[Any]:
         out: list[Any] = []
@@ -293,7 +293,8 @@ def _register_resolvers(roots: Sequence[Path]) -> None:
         "max": lambda *values: builtins.max(flat(values)),
         "sum": lambda *values: builtins.sum(flat(values)),
     }.items():
-        OmegaConf.register_new_resolver(name, function, replace=True)
+        if replace or not OmegaConf.has_resolver(name):
+            OmegaConf.register_new_resolver(name, function, replace=True)
 
 
 def absolute_pattern(pattern: str, *roots: Path) -> str:
@@ -313,3 +314,7 @@ def _make_patterns_absolute(node: Any, roots: Sequence[Path]) -> None:
             node[key] = [absolute_pattern(str(item), *roots) for item in value]
         elif isinstance(value, dict | list):
             _make_patterns_absolute(value, roots)
+
+
+# For notebooks that compose a configuration with Hydra themselves, and only import this package.
+_register_resolvers(replace=False)
