@@ -123,6 +123,7 @@ def test_a_population_that_was_killed_is_begun_again(lab: Path, elsewhere: Path)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     (folder,) = elsewhere.glob("runs/arm-lab/*/*")
+    time.sleep(10)  # for the workers, which end later than the script that started them
     shutil.rmtree(folder)  # the script refuses a folder that is there
     check_population(run(lab / "scripts" / "run_pbt.py", elsewhere))
 
