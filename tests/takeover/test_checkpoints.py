@@ -209,7 +209,7 @@ def test_scales_of_a_module_list_are_loaded(tmp_path: Path) -> None:
 def test_every_augmentation_comes_back(tmp_path: Path) -> None:
     def change(checkpoint: dict[str, Any]) -> None:
         stack = checkpoint["hyper_parameters"]["train_aug_stack"]
-        dropout = augmentations.CoordinatedDropout(0.25, 0.5, 2)
+        dropout = augmentations.CoordinatedDropoutTF2(0.25, 0.5, 2)
         held_out = augmentations.SampleValidation(0.125, 3, recon_reduce_mean=False)
         plain = []
         for made in (dropout, held_out):  # as plain objects, which they were
@@ -223,7 +223,7 @@ def test_every_augmentation_comes_back(tmp_path: Path) -> None:
 
     model = load_quietly(variant(tmp_path / "x.ckpt", "poisson", change))
     dropout, held_out = model.train_aug_stack.transforms
-    assert type(dropout) is augmentations.CoordinatedDropout
+    assert type(dropout) is augmentations.CoordinatedDropoutTF2
     assert (float(dropout.cd_rate), dropout.cd_pass_rate, dropout.ic_enc_seq_len) == (0.25, 0.5, 2)
     assert (held_out.sv_rate, held_out.ic_enc_seq_len) == (0.125, 3)
     assert held_out.recon_reduce_mean is False
