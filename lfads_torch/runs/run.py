@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import chdir, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..data import DataWarning
 from ..errors import ConfigError, UserError
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from .build import build, build_model, build_trainer, pick_device
@@ -28,23 +30,6 @@ if TYPE_CHECKING:
 
 #: Packages whose versions a run records.
 _PACKAGES = ("torch", "pytorch-lightning", "numpy", "h5py", "hydra-core", "scikit-learn")
-
-#: Arguments of the Trainer of PyTorch Lightning 1 that existing configurations still hold.
-_OLD_TRAINER = (
-    "amp_backend",
-    "auto_select_gpus",
-    "checkpoint_callback",
-    "flush_logs_every_n_steps",
-    "gpus",
-    "move_metrics_to_cpu",
-    "multiple_trainloader_mode",
-    "process_position",
-    "progress_bar_refresh_rate",
-    "replace_sampler_ddp",
-    "track_grad_norm",
-    "weights_save_path",
-    "weights_summary",
-)
 
 
 @dataclass
@@ -136,7 +121,7 @@ def run_model(
         config_path = config_path if is_old else folder / CONFIG
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
-    _drop_old_arguments(config)
+    _check_parts(config)
     check_config(config)
     if do_train:
         is_new = RunFolder(folder).claim(resume=resume or continued, overwrite=overwrite)
@@ -147,7 +132,7 @@ def run_model(
     given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
     # Existing YAML and Lightning's loggers write below the working directory, and scripts of labs
     # change into the run folder themselves.
-    with RunFolder(folder).writing(is_new=is_new), chdir(folder):
+    with RunFolder(folder).writing(is_new=is_new), chdir(folder), _quiet(config):
         run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
         return run.run(do_train, do_posterior_sample)
 
@@ -315,7 +300,7 @@ def _best_of(trainer: pl.Trainer) -> Path | None:
     return Path(path) if Path(path).is_file() else here if here.is_file() else None
 
 
-def _drop_old_arguments(config: dict[str, Any]) -> None:
+def _check_parts(config: dict[str, Any]) -> None:
     trainer = config.get("trainer")
     if not isinstance(trainer, dict):
         raise ConfigError("the configuration has no trainer; compare the packaged single.yaml")
@@ -323,11 +308,28 @@ def _drop_old_arguments(config: dict[str, Any]) -> None:
         if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
             raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
     trainer.setdefault("_target_", "pytorch_lightning.Trainer")
-    for name in [name for name in trainer if name in _OLD_TRAINER]:
-        warnings.warn(
-            f"trainer.{name}={trainer.pop(name)!r} belongs to PyTorch Lightning 1 and is left out",
-            stacklevel=3,
-        )
+
+
+@contextmanager
+def _quiet(config: Mapping[str, Any]) -> Iterator[None]:
+    """Silence all warnings where the configuration says so, but for those of this package."""
+    if not config.get("ignore_warnings"):
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # What was lost or changed in the data, or left out of the configuration, is always said.
+        warnings.filterwarnings("default", module="lfads_torch")
+        warnings.filterwarnings("default", category=DataWarning)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

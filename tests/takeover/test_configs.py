@@ -1,0 +1,139 @@
+"""A lab's configurations as they stand: composed, instantiated, trained for an epoch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from lfads_torch.compat.configs import translate
+from lfads_torch.data import DataWarning
+from lfads_torch.errors import ConfigError
+from lfads_torch.run_model import run_model
+from lfads_torch.runs.compose import compose_config
+
+LAB = Path(__file__).parent / "files" / "lab"
+MODELS = sorted(path.stem for path in (LAB / "configs" / "model").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("lab") / "lab"
+    shutil.copytree(LAB, root)
+    subprocess.run([sys.executable, str(root / "make_data.py")], check=True)
+    return root
+
+
+def overrides(model: str, **more: Any) -> dict[str, Any]:
+    data = "reach_days" if "days" in model else "reach"
+    return {"model": model, "datamodule": data, **more}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_trains_and_is_sampled(
+    model: str, lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    chosen = overrides(model, **{"trainer.max_epochs": 1, "trainer.enable_progress_bar": False})
+    result = run_model(chosen, config_path="../configs/single.yaml", run_dir=tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").glob("lfads_output*.h5")}
+    days = {f"lfads_output_day_{day}.h5" for day in range(3)}
+    assert names == (days if "days" in model else {"lfads_output_reach.h5"})
+    assert len(result.outputs) == len(names)
+    with h5py.File(result.outputs[0]) as file:
+        assert np.isfinite(file["valid_output_params"][()]).all()
+
+
+@pytest.mark.parametrize("primary", ["single", "multi", "pbt"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_configuration_is_composed_and_instantiated(
+    model: str, primary: str, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    config = compose_config(f"../configs/{primary}.yaml", overrides(model))
+    assert config["datamodule"]["datafile_pattern"].startswith(str(lab / "datasets"))
+    net = instantiate(OmegaConf.create(config).model)
+    assert len(net.readin) == (3 if "days" in model else 1)
+    assert config["posterior_sampling"]["fn"]["_partial_"]
+
+
+def test_a_labs_file_wins_over_a_packaged_one_of_the_same_name(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    for group in ("model", "datamodule"):
+        own = lab / "configs" / group / "nlb_mc_maze.yaml"
+        shutil.copy(lab / "configs" / group / "reach.yaml", own)
+    config = compose_config(
+        "../configs/single.yaml", {"model": "nlb_mc_maze", "datamodule": "nlb_mc_maze"}
+    )
+    assert config["model"]["encod_data_dim"] == 14 and config["datamodule"]["batch_size"] == 24
+
+
+def test_a_configuration_that_is_not_there_is_an_error(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    with pytest.raises(ConfigError, match=r"there is no configuration ../configs/singel.yaml.*lab"):
+        compose_config("../configs/singel.yaml")
+    with pytest.raises(ConfigError, match="there is no configuration elsewhere/single.yaml"):
+        compose_config("elsewhere/single.yaml")
+
+
+def test_dropped_arguments_of_the_trainer_are_left_out_with_a_word() -> None:
+    config: dict[str, Any] = {"trainer": {"gpus": 1, "accelerator": None, "max_epochs": None}}
+    with pytest.warns(UserWarning, match="trainer.gpus=1 is left out.*accelerator: gpu, devices"):
+        translate(config)
+    assert config["trainer"] == {"max_epochs": None}
+
+
+def test_the_first_version_wrote_data_paths(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(lab / "datasets" / "reach_days" / f"day_{day}.h5") for day in (2, 0)]
+    node = {"_target_": "lfads_torch.datamodules.BasicDataModule", "data_paths": paths}
+    data = instantiate(OmegaConf.create(node))
+    assert data.session_names == ["day_2", "day_0"]
+
+
+def test_ignored_warnings_are_not_those_about_the_data(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    with h5py.File(lab / "datasets" / "reach.h5") as source:
+        with h5py.File(lab / "datasets" / "silent.h5", "w") as file:
+            for key in source:
+                source.copy(key, file)
+            for key in ("train_encod_data", "train_recon_data"):
+                file[key][:, :, 3] = 0
+    chosen = overrides(
+        "reach",
+        **{
+            "ignore_warnings": True,
+            "datamodule.datafile_pattern": str(lab / "datasets" / "silent.h5"),
+            "trainer.max_epochs": 1,
+            "trainer.enable_progress_bar": False,
+            "trainer.enable_model_summary": False,
+        },
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_model(
+            chosen,
+            config_path="../configs/single.yaml",
+            run_dir=tmp_path / "run",
+            do_posterior_sample=False,
+        )
+    assert any(issubclass(w.category, DataWarning) for w in caught)
+    # Before the run the configuration is read, which nothing silences.
+    assert all("lfads_torch" in w.filename or issubclass(w.category, DataWarning) for w in caught)
