@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -182,7 +183,7 @@ def _run(present: Callable[..., Any]) -> Callable[..., Any]:
         local_dir = arguments.pop("local_dir", None)
         if local_dir is not None:
             arguments["storage_path"] = str(Path(local_dir).expanduser().absolute())
-        if inspect.isroutine(run_or_experiment):
+        if inspect.isroutine(run_or_experiment) or isinstance(run_or_experiment, partial):
             run_or_experiment = as_trial(run_or_experiment)
             # As it was for functions: a new process costs seconds for each start of a trial.
             arguments.setdefault("reuse_actors", True)
@@ -195,7 +196,7 @@ def _run(present: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_parameters(present: Callable[..., Any]) -> Callable[..., Any]:
     def with_parameters(trainable: Any, **parameters: Any) -> Any:
-        if inspect.isroutine(trainable) and _takes_checkpoint(trainable):
+        if not inspect.isclass(trainable) and _takes_checkpoint(trainable):
             trainable = as_trial(trainable)
         function = present(trainable, **parameters)
         if getattr(trainable, "is_trial", False):
@@ -243,7 +244,8 @@ def as_trial(function: Callable[..., Any]) -> Callable[..., Any]:
         # Tune takes numbers for results, and refuses anything else.
         return output if isinstance(output, dict | Number) else None
 
-    trial.__name__ = getattr(function, "__name__", "trial")
+    inner = function.func if isinstance(function, partial) else function
+    trial.__name__ = getattr(inner, "__name__", "trial")
     for name in ("_resources", "__mixins__"):
         if hasattr(function, name):
             setattr(trial, name, getattr(function, name))

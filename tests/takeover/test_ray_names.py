@@ -34,6 +34,9 @@ from ray.tune.integration.pytorch_lightning import TuneReportCallback
 assert TuneReportCallback.__module__.startswith("lfads_torch")
 assert tune.Checkpoint("/x/checkpoint_1")._local_path == "/x/checkpoint_1"
 assert tune.with_parameters(run_model, config_path="x").__name__ == "run_model"
+from functools import partial
+from lfads_torch.compat.ray_names import as_trial
+assert as_trial(partial(run_model, config_path="x")).__name__ == "run_model"
 """
 
 
