@@ -31,6 +31,7 @@ from lfads_torch.data.synthetic import lorenz
 from lfads_torch.demo import read_arrays, score_rates
 from lfads_torch.folder import RunFolder, read_population
 from lfads_torch.metrics import bits_per_spike
+from lfads_torch.post_run.outputs import output_files
 from lfads_torch.run_model import run_model
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search.run import run_search
@@ -87,13 +88,13 @@ def _column(path: Path, name: str) -> list[float]:
 def best_output(run: Path) -> Path:
     """Return the output file of a run, or of the best model of a search."""
     folder = run / "best_model" if (run / "best_model").is_dir() else run
-    return folder / "lfads_output_sess0.h5"
+    return output_files(folder)[0]
 
 
 def ensemble_output(run: Path) -> Path:
     """Average the rates of the final members of a search, unless that is done."""
-    path = run / "lfads_output_ensemble_sess0.h5"
-    return path if path.is_file() else sample_run(run, ensemble=True)[0]
+    written = sorted(run.glob("lfads_output_ensemble*.h5"))
+    return written[0] if written else sample_run(run, ensemble=True)[0]
 
 
 def demo(options: argparse.Namespace) -> str:

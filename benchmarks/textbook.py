@@ -113,7 +113,7 @@ class TextbookLFADS(nn.Module):
         total = sum(scale * 0.5 * (weight**2).sum() for scale, weight in used)
         penalty = total / max(1, sum(weight.numel() for _, weight in used))
         recons_: Any = self.recon
-        return penalty + sum(recon.penalty() for recon in recons_)
+        return penalty + sum(recon.compute_l2() for recon in recons_)
 
     def loss_terms(
         self,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lfads_torch.data import open_h5
 from lfads_torch.errors import UserError
+from lfads_torch.post_run.outputs import output_files
 
 Array = NDArray[Any]
 
@@ -89,11 +90,7 @@ def output_of(run: str | Path) -> Path:
     UserError
         If there is none.
     """
-    place = Path(run).expanduser()
-    path = place / "lfads_output_sess0.h5" if place.is_dir() else place
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; train first, or run `lfads sample {place}`")
-    return path
+    return output_files(Path(run).expanduser())[0]
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:

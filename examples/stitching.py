@@ -28,6 +28,7 @@ from lfads_torch.checkpoint import load_model
 from lfads_torch.commands import quieten
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
+from lfads_torch.post_run.outputs import output_files
 from lfads_torch.run_model import run_model
 from lfads_torch.sessions.add import add_session
 from lfads_torch.sessions.align_files import align_files
@@ -90,7 +91,7 @@ def make_sessions(
 
 def heldout_score(run: Path, number: int) -> float:
     """Bits per spike of a session's held-out channels in the test trials."""
-    path = run / f"lfads_output_sess{number}.h5"
+    path = output_files(run)[number]
     data = read_arrays(path, ("test_encod_data", "test_recon_data", "test_output_params"))
     n_read = data["test_encod_data"].shape[-1]
     return co_bps(data["test_output_params"][..., n_read:], data["test_recon_data"][..., n_read:])
@@ -107,7 +108,7 @@ def across_score(run: Path) -> Array:
     model = load_model(run)
     n_sessions = len(model.session_names)
     keys = ("test_factors", "test_recon_data")
-    data = [read_arrays(run / f"lfads_output_sess{s}.h5", keys) for s in range(n_sessions)]
+    data = [read_arrays(path, keys) for path in output_files(run)]
     scores = np.full((n_sessions, n_sessions), np.nan)
     for read in range(n_sessions):
         factors = torch.from_numpy(data[read]["test_factors"])

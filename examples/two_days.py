@@ -27,6 +27,7 @@ from lfads_torch.commands import quieten
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import fit_linear, gaussian_smooth
+from lfads_torch.post_run.outputs import output_files
 from lfads_torch.post_run.plots import shared_factors
 from lfads_torch.prep.chop import chop_recording, find_segments
 from lfads_torch.prep.merging import covered_bins, merge_chops, merge_file
@@ -111,7 +112,7 @@ def find_onsets(behavior: Array) -> Array:
 def merged(run: Path, session: int) -> dict[str, Array]:
     """Continuous factors, spikes and behaviour of a session, after training."""
     path = merge_file(
-        run / f"lfads_output_sess{session}.h5",
+        output_files(run)[session],
         run / f"lfads_merged_sess{session}.h5",
         only=["encod_data", "behavior", "factors"],
     )

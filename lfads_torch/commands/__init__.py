@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..folder import number_outputs
 from ..progress import Line
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ def print_written(*paths: Path | None) -> None:
 
 def print_result(result: RunResult, *more: Path) -> None:
     """Print a line for each file of a run, and give its output files their second names."""
+    from ..folder import number_outputs
+
     number_outputs(result.outputs)
     print_written(result.best_checkpoint, *result.outputs, *more)
 

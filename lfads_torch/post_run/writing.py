@@ -66,8 +66,7 @@ class OutputFile:
                 else:
                     add_to_file(self._file, {key: array})
                 self._written.add(key)
-        with session.source() as source:
-            self._write_redrawn(source)
+        self._write_redrawn()
         if session.in_file:
             copy_rest(session.path, self._file, self._written)
         else:
@@ -75,20 +74,21 @@ class OutputFile:
             add_to_file(self._file, rest)
         add_to_file(self._file, {}, attributes)
 
-    def _write_redrawn(self, source: Any) -> None:
+    def _write_redrawn(self) -> None:
         """Write every pair of train and valid arrays in the order of a redrawn split."""
         in_order = np.arange(sum(len(self._rows[split]) for split in _PAIR))
         if np.array_equal(np.concatenate([self._rows[split] for split in _PAIR]), in_order):
             return
-        for key in self._session.keys:
-            keys = [key.replace("train_", f"{split}_") for split in _PAIR]
-            if "train_" not in key or self._written.issuperset(keys):
-                continue
-            # One pair at a time is in memory, whatever the size of the file.
-            joined = np.concatenate([np.asarray(source[k][()]) for k in keys])
-            for split, name in zip(_PAIR, keys, strict=True):
-                add_to_file(self._file, {name: joined[self._rows[split]]})
-            self._written |= set(keys)
+        with self._session.source() as source:
+            for key in self._session.keys:
+                keys = [key.replace("train_", f"{split}_") for split in _PAIR]
+                if "train_" not in key or self._written.issuperset(keys):
+                    continue
+                # One pair at a time is in memory, whatever the size of the file.
+                joined = np.concatenate([np.asarray(source[k][()]) for k in keys])
+                for split, name in zip(_PAIR, keys, strict=True):
+                    add_to_file(self._file, {name: joined[self._rows[split]]})
+                self._written |= set(keys)
 
 
 class RowWriter:

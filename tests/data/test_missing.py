@@ -762,7 +762,7 @@ def test_a_ragged_file_through_the_command_line(
     arguments = ["train", "datamodule.datafile_pattern=day.h5", "--run-dir", "run", *SMALL]
     assert cli.main(arguments) == 0
     assert cli.main(["sample", "run", "--samples", "2", "--output", "again.h5"]) == 0
-    for path in ("run/lfads_output_sess0.h5", "again_sess0.h5"):
+    for path in ("run/lfads_output_sess0.h5", "again.h5"):
         with h5py.File(path) as file:
             lengths, rates = file["valid_lengths"][()], file["valid_output_params"][()]
             np.testing.assert_array_equal(lengths, session["valid_lengths"])

@@ -533,8 +533,9 @@ def test_posterior_means_of_a_streamed_session(tmp_path: Path) -> None:
     [one] = run_posterior_sampling(models[0], whole, "one.h5", 3, **tiny, folder=tmp_path)
     [two] = run_posterior_sampling(models[0], data, "two.h5", 3, **tiny, folder=tmp_path)
     same_files(one, two)
-    [one] = run_ensemble_sampling(models, whole, tmp_path / "e.h5", 3, **tiny)
-    [two] = run_ensemble_sampling(models, data, tmp_path / "f.h5", 3, **tiny)
+    one, two = tmp_path / "e.h5", tmp_path / "f.h5"
+    run_ensemble_sampling(models, whole, [one], 3, **tiny)
+    run_ensemble_sampling(models, data, [two], 3, **tiny)
     same_files(one, two)
     assert not readers()
 

@@ -389,11 +389,14 @@ def test_paths_count_from_the_folder_that_holds_configs(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     expected = str(tmp_path / "lab" / "datasets" / "x.h5")
-    monkeypatch.setattr("__main__.__file__", str(tmp_path / "lab" / "scripts" / "run.py"))
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(
+        main, "__file__", str(tmp_path / "lab" / "scripts" / "run.py"), raising=False
+    )
     assert compose_config("../configs/mine.yaml")["a"] == expected
     with starting_from([tmp_path / "lab"]):  # as in a worker of Ray
         assert compose_config("../configs/mine.yaml")["a"] == expected
-    monkeypatch.setattr("__main__.__file__", str(Path(sys.executable).parent / "lfads"))
+    monkeypatch.setattr(main, "__file__", str(Path(sys.executable).parent / "lfads"))
     for config_path in ("../configs/mine.yaml", "mine"):
         with pytest.raises(ConfigError, match=r"there is no .*elsewhere/configs/mine\.yaml"):
             compose_config(config_path)

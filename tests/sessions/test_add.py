@@ -19,6 +19,7 @@ from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import UserError
 from lfads_torch.modules.recons import Gaussian, ZeroInflatedGamma
+from lfads_torch.post_run.outputs import output_files
 from lfads_torch.run_model import run_model
 from lfads_torch.sessions.add import add_session
 from lfads_torch.sessions.extend import extend_model, start_maps
@@ -83,8 +84,8 @@ def test_only_the_new_maps_are_trained(folder: Path) -> None:
             name = f"{group}.2.{rest[2:]}"
         assert torch.equal(value, new[name]), name
     for number, before in ((0, 0), (2, 1)):
-        ours = arrays_of(folder / "plus" / f"lfads_output_sess{number}.h5")
-        theirs = arrays_of(folder / "run" / f"lfads_output_sess{before}.h5")
+        ours = arrays_of(output_files(folder / "plus")[number])
+        theirs = arrays_of(output_files(folder / "run")[before])
         for key in ("valid_output_params", "train_factors", "valid_ic_mean", "train_co_means"):
             np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-4, atol=1e-6)
     for name in FILES:
@@ -117,7 +118,7 @@ def test_then_all(folder: Path) -> None:
     assert {"readin.0.weight", "readin.1.weight", "encoder.ic_linear.weight"} <= changed
     assert not changed & frozen
     assert whole.hparams["lr_init"] == pytest.approx(base.hparams["lr_init"] / 10)
-    assert not (place / "maps" / "lfads_output_sess0.h5").exists()
+    assert not list((place / "maps").glob("lfads_output*.h5"))
     assert added.result.run_dir == place
     # And on from there: what the first run trained is trained, not what the last stage did.
     shutil.copy(folder / "b.h5", folder / "d.h5")
@@ -134,7 +135,7 @@ def test_what_the_maps_start_from(folder: Path) -> None:
 
     def averages(number: int) -> np.ndarray:
         read = []
-        for batch in data.split_loader("train", session=number, as_in_file=True):
+        for batch in data.split_loader("train", session=number):
             read.append(model.readin[number](batch[number][0].encod_data).detach().numpy())
         conditions = arrays_of(folder / f"{'abc'[number]}.h5")["train_cond_idx"]
         return np.stack([np.concatenate(read)[conditions == c].mean(0) for c in range(4)])
