@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from lfads_torch.data import check_file, write_session
+from lfads_torch.post_run.outputs import output_files
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.run_model import run_model
@@ -129,7 +130,7 @@ def test_wrist_decoding_prints_every_score(wrist_run: Path, run_script: Callable
     # The spikes follow the behaviour closely, which two epochs cannot have taught the model.
     assert (scores[:2] > 0.5).all()
     assert len(markdown_rows(text)) == 12
-    with h5py.File(wrist_run / "lfads_output_sess0.h5") as file:
+    with h5py.File(output_files(wrist_run)[0]) as file:
         rates = torch.from_numpy(file["valid_output_params"][()]).double()
         counts = torch.from_numpy(file["valid_recon_data"][()]).double()
     assert f"validation windows: {bits_per_spike(rates.log(), counts):.3f};" in text
@@ -325,7 +326,7 @@ def test_heldout_bps_prints_every_prediction(
     text = run_script("heldout_bps", reach_run, "--markdown")
     _, _, *rows = markdown_rows(text)
     assert [row[0] for row in rows] == ["LFADS", "smoothed spikes", "PSTH of the target"]
-    data = read(reach_run / "lfads_output_sess0.h5")
+    data = read(output_files(reach_run)[0])
     held_out = [
         torch.from_numpy(data[f"valid_{name}"][..., 10:]).double()
         for name in ("output_params", "recon_data")
@@ -364,7 +365,7 @@ def test_a_silent_channel_gets_a_rate(example: Callable[[str], ModuleType]) -> N
 def test_heldout_bps_needs_heldout_channels(
     reach_run: Path, tmp_path: Path, run_script: Callable[..., str]
 ) -> None:
-    data = read(reach_run / "lfads_output_sess0.h5")
+    data = read(output_files(reach_run)[0])
     for split in ("train", "valid"):
         data[f"{split}_encod_data"] = data[f"{split}_recon_data"]
     path = write_session(tmp_path / "all_read.h5", data)
