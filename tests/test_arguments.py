@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,11 @@ def test_the_packaged_space_is_the_default_one() -> None:
     packaged: Any = yaml.safe_load((CONFIGS / "search" / "default.yaml").read_text())["space"]
     ranges = [(name, tuple(entry)) for name, entry in search_ranges().items()]
     # In this order: first values are drawn one after another.
-    assert [(name, astuple(entry)[:6]) for name, entry in parse_space(packaged).items()] == ranges
+    fields = ["min_samp", "max_samp", "start", "sample_fn", "explore_wt", "enforce_limits"]
+    assert ranges == [
+        (name, tuple(getattr(entry, field) for field in fields))
+        for name, entry in parse_space(packaged).items()
+    ]
     searched = {**NUMBERS, **AUGMENTATION_NUMBERS}
     assert set(search_ranges()) == {name for name, entry in searched.items() if entry.search}
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from lfads_torch.data import check_file, write_session
-from lfads_torch.post_run.outputs import output_files
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import bits_per_spike
+from lfads_torch.post_run.outputs import output_files
 from lfads_torch.run_model import run_model
 
 ROOT = Path(__file__).parents[1]
