@@ -12,8 +12,8 @@ reconstructed. All maps act on row vectors, ``y = x W^T + b``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 Params = Mapping[str, Tensor]
 HyperParams = Mapping[str, Any]
+Batch = Mapping[int, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,15 @@ def poisson_nll(x: Tensor, p: Tensor) -> Tensor:
     return torch.exp(log_rate) - x * log_rate + log_factorial(x)
 
 
+def poisson_bits(x: Tensor, p: Tensor) -> Tensor:
+    """Bits per spike that the rates lose to each channel's mean rate in the batch."""
+    mean = x.mean(dim=(0, 1)).expand_as(x)
+    # Without the factorial, which both have; a silent channel's mean rate fits it without loss.
+    null = mean - torch.where(x > 0, x * torch.log(mean), torch.zeros_like(x))
+    log_rate = p[..., 0]
+    return (torch.exp(log_rate) - x * log_rate - null) / (math.log(2) * x.mean())
+
+
 def squared_error(x: Tensor, p: Tensor) -> Tensor:
     """``(x - p)^2``."""
     return (x - p[..., 0]) ** 2
@@ -280,7 +290,14 @@ def zig_nll(x: Tensor, p: Tensor, scale: Tensor, gamma_loc: float) -> Tensor:
     return -torch.where(x > 0, nonzero, torch.log(1 - q))
 
 
-N_PARAMS = {"Poisson": 1, "MSE": 1, "Gaussian": 2, "Gamma": 2, "ZeroInflatedGamma": 3}
+N_PARAMS = {
+    "Poisson": 1,
+    "PoissonBPS": 1,
+    "MSE": 1,
+    "Gaussian": 2,
+    "Gamma": 2,
+    "ZeroInflatedGamma": 3,
+}
 
 
 def recon_loss(x: Tensor, p: Tensor, params: Params, hps: HyperParams, s: int) -> Tensor:
@@ -289,6 +306,7 @@ def recon_loss(x: Tensor, p: Tensor, params: Params, hps: HyperParams, s: int) -
         return zig_nll(x, p, params[f"recon.{s}.scale"], hps["gamma_loc"])
     plain = {
         "Poisson": poisson_nll,
+        "PoissonBPS": poisson_bits,
         "MSE": squared_error,
         "Gaussian": gaussian_nll,
         "Gamma": gamma_nll,
@@ -299,7 +317,7 @@ def recon_loss(x: Tensor, p: Tensor, params: Params, hps: HyperParams, s: int) -
 def recon_mean(p: Tensor, params: Params, hps: HyperParams, s: int) -> Tensor:
     """Mean (B, T_r, N_r) of the observation model of session `s`."""
     kind = hps["reconstruction"]
-    if kind == "Poisson":
+    if kind in ("Poisson", "PoissonBPS"):
         return torch.exp(p[..., 0])
     if kind == "Gamma":
         return torch.exp(p[..., 0]) / torch.exp(p[..., 1])
@@ -337,7 +355,8 @@ def forward(
     """
     sessions = sorted(batch)
     n_trials = [batch[s]["encod_data"].shape[0] for s in sessions]
-    x = torch.cat([readin(batch[s]["encod_data"], params, s) for s in sessions])
+    data = {s: torch.nan_to_num(batch[s]["encod_data"], nan=0.0) for s in sessions}
+    x = torch.cat([readin(data[s], params, s) for s in sessions])
     ext = torch.cat([batch[s]["ext_input"] for s in sessions])
     x = apply_mask(x, noise.drop_data)
 
@@ -370,7 +389,7 @@ def kl_normal(mean: Tensor, std: Tensor, prior_mean: Tensor, prior_logvar: Tenso
     prior_var = torch.exp(prior_logvar)
     ratio = std**2 / prior_var
     kl = 0.5 * (ratio + (mean - prior_mean) ** 2 / prior_var - 1 - torch.log(ratio))
-    return kl.sum(dim=1).mean()
+    return kl.flatten(1).sum(dim=1).mean()
 
 
 def ar_log_density(u: Tensor, logtaus: Tensor, lognvars: Tensor) -> Tensor:
@@ -389,6 +408,33 @@ def kl_sampled_ar(
     u = mean + std * eps
     log_q = normal_log_density(u, mean, std**2).sum(dim=(1, 2))
     return (log_q - ar_log_density(u, logtaus, lognvars)).mean()
+
+
+def student_t_log_density(u: Tensor, loc: Tensor, logscale: Tensor, df: float) -> Tensor:
+    """Log density (B,) of u under Student's t, independent in every dimension and bin."""
+    z = (u - loc) / torch.exp(logscale)
+    norm = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - 0.5 * math.log(df * math.pi)
+    log_p = norm - logscale - 0.5 * (df + 1) * torch.log1p(z**2 / df)
+    return log_p.flatten(1).sum(dim=1)
+
+
+def kl(
+    params: Params, hps: HyperParams, name: str, mean: Tensor, std: Tensor, eps: Tensor | None
+) -> Tensor:
+    """KL to the prior called `name`, whose parameters say its kind; none: 0.
+
+    `eps` is the standard normal sample of the priors whose KL is sampled.
+    """
+    mine = {key.partition(".")[2]: p for key, p in params.items() if key.startswith(f"{name}.")}
+    if "mean" in mine:
+        return kl_normal(mean, std, mine["mean"], mine["logvar"])
+    if not mine or eps is None:
+        return mean.new_zeros(())
+    if "logtaus" in mine:
+        return kl_sampled_ar(mean, std, eps, mine["logtaus"], mine["lognvars"])
+    u = mean + std * eps
+    log_q = normal_log_density(u, mean, std**2).flatten(1).sum(dim=1)
+    return (log_q - student_t_log_density(u, mine["loc"], mine["logscale"], hps["df"])).mean()
 
 
 # ------------------------------------------------------------------ objective
@@ -426,39 +472,52 @@ def ramp(epoch: int, start: int, increase: int) -> float:
     return min(max((epoch + 1 - start) / (increase + 1), 0.0), 1.0)
 
 
+def session_loss(
+    params: Params, hps: HyperParams, batch: Mapping[str, Tensor], p: Tensor, s: int
+) -> Tensor:
+    """Loss of one session: over the observed entries, NaN being missing ones."""
+    data = batch["recon_data"]
+    observed = ~torch.isnan(data)
+    loss = recon_loss(torch.where(observed, data, torch.ones_like(data)), p, params, hps, s)
+    loss = torch.where(observed, loss, torch.zeros_like(loss))
+    return loss.sum() / observed.sum() if hps["recon_reduce_mean"] else loss.sum() / len(loss)
+
+
 def losses(
     params: Params,
     hps: HyperParams,
-    batch: Mapping[int, Mapping[str, Tensor]],
+    batch: Batch,
     outputs: Mapping[int, Mapping[str, Tensor]],
-    ramp_value: float,
+    l2_ramp: float,
     kl_eps: Tensor | None = None,
+    kl_ramp: float | None = None,
 ) -> dict[str, Tensor]:
-    """Terms of the objective, and `total`.
+    """Terms of the objective, and `total`; without `kl_ramp` both ramps are the same.
 
     `kl_eps` (B, T_r, co_dim) is the standard normal sample that the KL of the inferred inputs is
-    taken at; without it that term is left out.
+    taken at; without it that term is left out where it is sampled. ``hps["recon_l2"]``, where
+    given, is a user's penalty, a function of the parameters.
     """
     sessions = sorted(batch)
-    per_session = []
-    for s in sessions:
-        loss = recon_loss(batch[s]["recon_data"], outputs[s]["output_params"], params, hps, s)
-        per_session.append(loss.mean() if hps["recon_reduce_mean"] else loss.sum(dim=(1, 2)).mean())
+    per_session = [
+        session_loss(params, hps, batch[s], outputs[s]["output_params"], s) for s in sessions
+    ]
     recon = torch.stack(per_session).mean()
     l2 = l2_penalty(params, hps, len(sessions))
+    if "recon_l2" in hps:
+        l2 = l2 + hps["recon_l2"](params)
 
-    ic_mean = torch.cat([outputs[s]["ic_mean"] for s in sessions])
-    ic_std = torch.cat([outputs[s]["ic_std"] for s in sessions])
-    ic_kl = kl_normal(ic_mean, ic_std, params["ic_prior.mean"], params["ic_prior.logvar"])
+    def of_all(name: str) -> Tensor:
+        return torch.cat([outputs[s][name] for s in sessions])
+
+    ic_kl = kl(params, hps, "ic_prior", of_all("ic_mean"), of_all("ic_std"), None)
     co_kl = torch.zeros_like(recon)
-    if kl_eps is not None and has_controller(hps):
-        co_means = torch.cat([outputs[s]["co_means"] for s in sessions])
-        co_stds = torch.cat([outputs[s]["co_stds"] for s in sessions])
-        logtaus, lognvars = params["co_prior.logtaus"], params["co_prior.lognvars"]
-        co_kl = kl_sampled_ar(co_means, co_stds, kl_eps, logtaus, lognvars)
+    if has_controller(hps):
+        co_kl = kl(params, hps, "co_prior", of_all("co_means"), of_all("co_stds"), kl_eps)
 
-    kl = hps["kl_ic_scale"] * ic_kl + hps["kl_co_scale"] * co_kl
-    total = hps["loss_scale"] * (recon + ramp_value * l2 + ramp_value * kl)
+    all_kl = hps["kl_ic_scale"] * ic_kl + hps["kl_co_scale"] * co_kl
+    kl_ramp = l2_ramp if kl_ramp is None else kl_ramp
+    total = hps["loss_scale"] * (recon + l2_ramp * l2 + kl_ramp * all_kl)
     return {"recon": recon, "l2": l2, "ic_kl": ic_kl, "co_kl": co_kl, "total": total}
 
 
@@ -478,6 +537,7 @@ def adamw_step(
     state: tuple[Tensor, Tensor],
     step: int,
     hps: HyperParams,
+    lr: float,
     weight_decay: float,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One AdamW update; `state` holds both moments, `step` counts from 1."""
@@ -485,49 +545,143 @@ def adamw_step(
     first = beta1 * state[0] + (1 - beta1) * grad
     second = beta2 * state[1] + (1 - beta2) * grad**2
     first_hat, second_hat = first / (1 - beta1**step), second / (1 - beta2**step)
-    decayed = param * (1 - hps["lr_init"] * weight_decay)
-    update = hps["lr_init"] * first_hat / (torch.sqrt(second_hat) + hps["lr_adam_epsilon"])
+    decayed = param * (1 - lr * weight_decay)
+    update = lr * first_hat / (torch.sqrt(second_hat) + hps["lr_adam_epsilon"])
     return decayed - update, (first, second)
+
+
+@dataclass
+class Training:
+    """A training run: parameters, AdamW's moments by name, and steps taken so far."""
+
+    params: dict[str, Tensor]
+    lr: float
+    moments: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    n_steps: int = 0
+
+    def step(
+        self, grads: Mapping[str, Tensor], hps: HyperParams, weight_decay: float, max_norm: float
+    ) -> None:
+        """Clip the gradients and update the parameters."""
+        self.n_steps += 1
+        for name, grad in clip_gradients(grads, max_norm).items():
+            nothing = (torch.zeros_like(grad), torch.zeros_like(grad))
+            self.params[name], self.moments[name] = adamw_step(
+                self.params[name],
+                grad,
+                self.moments.get(name, nothing),
+                self.n_steps,
+                hps,
+                self.lr,
+                weight_decay,
+            )
 
 
 def train(
     params: Params,
     hps: HyperParams,
-    batch: Mapping[int, Mapping[str, Tensor]],
+    batch: Batch,
     ramp_value: float,
     n_steps: int,
     weight_decay: float,
     max_norm: float = 200.0,
 ) -> dict[str, Tensor]:
-    """Parameters after `n_steps` full-batch steps with posterior means.
-
-    `weight_decay` is what the optimiser gets; in training it is the hyper-parameter times the L2
-    ramp.
-    """
-    params = {name: value.detach().clone() for name, value in params.items()}
-    moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in params.items()}
-    for step in range(1, n_steps + 1):
-        grads = clip_gradients(gradients(params, hps, batch, ramp_value), max_norm)
-        for name, grad in grads.items():
-            params[name], moments[name] = adamw_step(
-                params[name], grad, moments[name], step, hps, weight_decay
-            )
-    return params
+    """Parameters after `n_steps` full-batch steps with posterior means, at constant ramps."""
+    run = Training(dict(params), hps["lr_init"])
+    for _ in range(n_steps):
+        run.step(gradients(run.params, hps, batch, ramp_value), hps, weight_decay, max_norm)
+    return run.params
 
 
 def gradients(
-    params: Params,
-    hps: HyperParams,
-    batch: Mapping[int, Mapping[str, Tensor]],
-    ramp_value: float,
+    params: Params, hps: HyperParams, batch: Batch, ramp_value: float
 ) -> dict[str, Tensor]:
-    """Gradients of `total` for every parameter that it reaches and that is trained.
+    """Gradients of `total` at posterior means for every parameter that it reaches and is trained.
 
     ``bias_hh`` and the IC prior's variance are fixed.
     """
-    fixed = ("bias_hh", "ic_prior.logvar")
-    leaves = {name: p.detach().clone() for name, p in params.items()}
-    trained = {name: p.requires_grad_() for name, p in leaves.items() if not name.endswith(fixed)}
-    total = losses(leaves, hps, batch, forward(leaves, hps, batch), ramp_value)["total"]
-    grads = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
-    return {n: g for n, g in zip(trained, grads, strict=True) if g is not None}
+    trained = {n for n in params if not n.endswith(("bias_hh", "ic_prior.logvar"))}
+    return step_terms(params, hps, batch, trained, NO_NOISE, None, ramp_value, ramp_value)[1]
+
+
+def step_terms(
+    params: Params,
+    hps: HyperParams,
+    batch: Batch,
+    trained: set[str],
+    noise: Noise,
+    kl_eps: Tensor | None,
+    l2_ramp: float,
+    kl_ramp: float,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Terms of the objective, and its gradients for the `trained` parameters that it reaches."""
+    leaves = {
+        name: p.detach().clone().requires_grad_(name in trained) for name, p in params.items()
+    }
+    outputs = forward(leaves, hps, batch, noise)
+    terms = losses(leaves, hps, batch, outputs, l2_ramp, kl_eps, kl_ramp)
+    wanted = [name for name in leaves if name in trained]
+    grads = torch.autograd.grad(
+        terms["total"], [leaves[name] for name in wanted], allow_unused=True
+    )
+    numbers = {name: term.item() for name, term in terms.items()}
+    return numbers, {n: g for n, g in zip(wanted, grads, strict=True) if g is not None}
+
+
+class Plateau:
+    """Learning rate that falls by a factor after more than `patience` epochs without a new best."""
+
+    def __init__(self) -> None:
+        self.best, self.n_bad = math.inf, 0
+
+    def next_rate(self, lr: float, value: float, hps: HyperParams) -> float:
+        """Learning rate of the next epoch, after an epoch that ended with `value`."""
+        self.n_bad = 0 if value < self.best else self.n_bad + 1
+        self.best = min(self.best, value)
+        if self.n_bad <= hps["lr_patience"]:
+            return lr
+        self.n_bad = 0
+        return max(lr * hps["lr_decay"], hps["lr_stop"])
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch gave: terms of each training step and of validation."""
+
+    steps: list[dict[str, float]]
+    valid: dict[str, float]
+    smoothed: float
+    lr: float
+
+
+def fit(
+    run: Training,
+    hps: HyperParams,
+    epochs: Sequence[tuple[Sequence[Batch], Batch]],
+    trained: set[str],
+    draw: Callable[[Batch], tuple[Noise, Tensor | None]],
+    first_epoch: int = 0,
+    max_norm: float = 200.0,
+) -> list[Epoch]:
+    """Train on each epoch's batches, then validate; `draw` gives the noise of a batch."""
+    done: list[Epoch] = []
+    plateau = Plateau()
+    for number, (batches, valid_batch) in enumerate(epochs, first_epoch):
+        l2 = ramp(number, hps["l2_start_epoch"], hps["l2_increase_epoch"])
+        ramps = l2, ramp(number, hps["kl_start_epoch"], hps["kl_increase_epoch"])
+        lr, steps = run.lr, []
+        for batch in batches:
+            numbers, grads = step_terms(run.params, hps, batch, trained, *draw(batch), *ramps)
+            run.step(grads, hps, hps["weight_decay"] * l2, max_norm)
+            steps.append(numbers)
+        noise, kl_eps = draw(valid_batch)
+        outputs = forward(run.params, hps, valid_batch, noise)
+        terms = losses(run.params, hps, valid_batch, outputs, ramps[0], kl_eps, ramps[1])
+        valid = {name: term.item() for name, term in terms.items()}
+        smoothed = valid["recon"]
+        if done:
+            smoothed = 0.3 * done[-1].smoothed + 0.7 * smoothed
+        if hps["lr_scheduler"]:
+            run.lr = plateau.next_rate(run.lr, smoothed, hps)
+        done.append(Epoch(steps, valid, smoothed, lr))
+    return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +18,17 @@ from lfads_torch.tuples import LossTerms
 from tests import oracle
 from tests.golden_utils import (
     GOLDEN_NAMES,
+    FixedPosterior,
     Golden,
     assert_all_close,
     assert_close,
     build_lfads,
     load_arrays,
     load_golden,
+    one_batch,
     session_batches,
+    train_and_compare,
+    two_halves,
 )
 from tests.small import terms_at_means
 
@@ -109,17 +114,30 @@ def test_three_optimiser_steps(golden: Golden, kernel: str) -> None:
     assert_all_close(model.state_dict(), golden.after3, 1e-4, "parameter after three steps")
 
 
+def test_twenty_steps_under_lightning(
+    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, log and parameters are the oracle's, which the file's own three steps bear out.
+
+    Posteriors are sampled with the same noise in every step; ramps, also of the weight decay, go
+    by epoch.
+    """
+    changes = {
+        "dropout_rate": 0.0,
+        "l2_start_epoch": 1,
+        "l2_increase_epoch": 4,
+        "kl_start_epoch": 2,
+        "kl_increase_epoch": 4,
+    }
+    model, hps = build_lfads(golden, **changes), golden.hps | changes
+    trained = {name for name in golden.params if not name.endswith(("bias_hh", "ic_prior.logvar"))}
+    run = oracle.Training(dict(golden.params), hps["lr_init"])
+    batch = session_batches(golden)
+    data = two_halves(batch), one_batch(batch)
+    train_and_compare(tmp_path, model, data, run, hps, trained, monkeypatch)
+
+
 # ------------------------------------------------------------------ training mode
-
-
-class FixedPosterior:
-    """Posterior of the initial condition whose one sample is known beforehand."""
-
-    def __init__(self, mean: Tensor, std: Tensor, eps: Tensor) -> None:
-        self.sample = mean + std * eps
-
-    def rsample(self, shape: tuple[int, ...]) -> Tensor:
-        return self.sample.expand(*shape, *self.sample.shape)
 
 
 class Randomness:
