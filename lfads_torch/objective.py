@@ -100,7 +100,8 @@ def reconstruction(
         loss = stack.process_losses(loss, trials, log_fn, split)
         if not weights.mean:
             means[s] = loss.sum(dim=(1, 2)).mean()
-        elif observed is None:
+        elif observed is None or trials.lengths is None:
+            # Without lengths, selective backprop has divided by the share of observed entries.
             means[s] = loss.mean()
         else:
             means[s] = loss.sum() / torch.count_nonzero(observed).clamp_min(1)

@@ -40,8 +40,6 @@ KINDS |= {"zig_list": "ZeroInflatedGamma"}
 ZIG = {"gamma_loc": 0.1, "scale_init": 1.0, "scale_prior": 1.0, "scale_penalty": 1e-3}
 
 NAMES: list[Any] = sorted(path.stem for path in CHECKPOINTS.glob("*.ckpt"))
-# In batches that do not know of their missing bins, the loss is divided by their share twice.
-NAMES[NAMES.index("sbtt")] = pytest.param("sbtt", marks=pytest.mark.xfail(strict=True))
 
 
 def input_batch(name: str) -> dict[int, SessionBatch]:
