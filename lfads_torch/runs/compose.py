@@ -70,6 +70,9 @@ def compose_config(
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{primary}: {_first_line(error)}") from error
+    finally:
+        # What is composed by hand later counts from its own place.
+        _register_resolvers()
     if not isinstance(plain, dict):
         raise ConfigError(f"{primary} holds no keys")
     translate(plain)

@@ -342,7 +342,7 @@ def test_arguments_of_the_old_trainer_are_left_out_with_a_warning(
     (tmp_path / "configs" / "old.yaml").write_text(
         "defaults: [single, _self_]\ntrainer: {gpus: 0, weights_summary: null, max_epochs: 1}\n"
     )
-    with pytest.warns(UserWarning, match=r"trainer\.gpus=0 belongs to PyTorch Lightning 1"):
+    with pytest.warns(UserWarning, match=r"trainer\.gpus=0 is left out"):
         train(data, tmp_path / "run", config_path=tmp_path / "configs" / "old.yaml")
 
 

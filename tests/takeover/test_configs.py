@@ -135,3 +135,15 @@ def test_ignored_warnings_are_not_those_about_the_data(
     assert any(issubclass(w.category, DataWarning) for w in caught)
     # Before the run the configuration is read, which nothing silences.
     assert all("lfads_torch" in w.filename or issubclass(w.category, DataWarning) for w in caught)
+
+
+def test_paths_of_a_configuration_composed_by_hand_count_from_where_it_is_composed(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)
+    compose_config("../configs/single.yaml", overrides("reach"))
+    other = tmp_path / "other"
+    (other / "configs").mkdir(parents=True)
+    monkeypatch.chdir(other)
+    config = OmegaConf.create({"path": "${relpath:datasets/mine.h5}"})
+    assert config.path == str(other / "datasets" / "mine.h5")
