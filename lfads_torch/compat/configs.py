@@ -54,8 +54,36 @@ DROPPED = {
 }
 
 
+#: What nodes of existing configurations are, by their names: scripts override a key of one also
+#: where the packaged configuration has none of that name.
+NAMED = {
+    "logger": {
+        "csv_logger": "pytorch_lightning.loggers.CSVLogger",
+        "tensorboard_logger": "pytorch_lightning.loggers.TensorBoardLogger",
+        "wandb_logger": "pytorch_lightning.loggers.WandbLogger",
+    },
+    "callbacks": {
+        "early_stopping": "lfads_torch.extensions.tune.EarlyStoppingWithBurnInPeriod",
+        "evaluation_callback": "lfads_torch.extensions.nlb.NLBEvaluation",
+        "learning_rate_monitor": "pytorch_lightning.callbacks.LearningRateMonitor",
+        "model_checkpoint": "pytorch_lightning.callbacks.ModelCheckpoint",
+        "raster_plot": "lfads_torch.callbacks.RasterPlot",
+        "trajectory_plot": "lfads_torch.callbacks.TrajectoryPlot",
+        "tune_report_callback": f"{_RAY_NAMES}.TuneReportCallback",
+        "tune_report_checkpoint_callback": f"{_RAY_NAMES}.TuneReportCheckpointCallback",
+    },
+}
+
+
 def translate(config: dict[Any, Any]) -> None:
     """Put today's words into a composed configuration."""
+    for group, targets in NAMED.items():
+        for name, node in (config.get(group) or {}).items():
+            if isinstance(node, dict) and node and name in targets:
+                node.setdefault("_target_", targets[name])
+                if isinstance(tags := node.get("tags"), dict):
+                    # Places of a list that the configuration does not have.
+                    node["tags"] = list(tags.values())
     _rename(config)
     if isinstance(trainer := config.get("trainer"), dict):
         _leave_out(trainer)

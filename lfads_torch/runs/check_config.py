@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+from ..compat.configs import DROPPED
 from ..errors import ConfigError, did_you_mean
 
 #: Keys that direct the instantiation and are not arguments.
@@ -89,6 +90,13 @@ def arguments_of(target: Any) -> Arguments:
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Check that every ``_target_`` exists and gets legal arguments, and all that it needs."""
+    for group in FREE:
+        for name, node in (config.get(group) or {}).items():
+            if isinstance(node, Mapping) and node and "_target_" not in node:
+                raise ConfigError(
+                    f"{group}.{name} has no _target_, so nothing says what it is; give "
+                    f"{group}.{name}._target_=..."
+                )
     for where, node in nodes(config):
         target = find_target(node["_target_"], where)
         known = arguments_of(target)
@@ -126,6 +134,8 @@ def is_new_key(key: str, config: dict[str, Any], groups: Iterable[str] = ()) -> 
             continue
         is_entry = names[0] in FREE and (depth == 1 or "_target_" not in entries)
         if depth and (is_entry or (depth > 1 and names[:2] in OPEN)):
+            return True
+        if names[0] == "trainer" and name in DROPPED:
             return True
         if "_target_" in entries:
             target = entries["_target_"]

@@ -19,6 +19,7 @@ from lfads_torch.compat.configs import translate
 from lfads_torch.data import DataWarning
 from lfads_torch.errors import ConfigError
 from lfads_torch.run_model import run_model
+from lfads_torch.runs.check_config import check_config
 from lfads_torch.runs.compose import compose_config
 
 LAB = Path(__file__).parent / "files" / "lab"
@@ -147,3 +148,35 @@ def test_paths_of_a_configuration_composed_by_hand_count_from_where_it_is_compos
     monkeypatch.chdir(other)
     config = OmegaConf.create({"path": "${relpath:datasets/mine.h5}"})
     assert config.path == str(other / "datasets" / "mine.h5")
+
+
+@pytest.mark.parametrize("primary", ["single", "multi", "pbt"])
+def test_scripts_without_configurations_override_nodes_by_their_names(
+    primary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"datamodule.datafile_pattern": "reach.h5"}
+    changes = {
+        **data,
+        "logger.wandb_logger.project": "arm",
+        "logger.wandb_logger.tags.1": "reach",
+        "logger.wandb_logger.tags.2": "today",
+        "callbacks.learning_rate_monitor.logging_interval": "step",
+        "callbacks.tune_report_callback.metrics": ["valid/recon_smth"],
+        "ignore_warnings": True,
+        "model.lr_scheduler": False,
+        "trainer.gpus": 1,
+        "model.train_aug_stack.transforms.0.cd_rate": np.float32(0.25),
+    }
+    with pytest.warns(UserWarning, match=r"trainer\.gpus=1 is left out"):
+        config = compose_config(f"../configs/{primary}.yaml", changes)
+    check_config(config)
+    wandb = config["logger"]["wandb_logger"]
+    assert wandb["_target_"].endswith(".WandbLogger") and wandb["tags"] == ["reach", "today"]
+    assert config["model"]["train_aug_stack"]["transforms"][0]["cd_rate"] == 0.25
+    config = compose_config("single.yaml", {**data, "logger.mine.project": "x"})
+    with pytest.raises(ConfigError, match=r"logger\.mine has no _target_"):
+        check_config(config)
+    drawn = {**data, "model.dropout_rate": lambda spec: 0.3}
+    with pytest.raises(ConfigError, match=r"model\.dropout_rate"):
+        check_config(compose_config("single.yaml", drawn))
