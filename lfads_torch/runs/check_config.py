@@ -92,7 +92,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     """Check that every ``_target_`` exists and gets legal arguments, and all that it needs."""
     for group in FREE:
         for name, node in (config.get(group) or {}).items():
-            if isinstance(node, Mapping) and node and "_target_" not in node:
+            if node and not (isinstance(node, Mapping) and "_target_" in node):
                 raise ConfigError(
                     f"{group}.{name} has no _target_, so nothing says what it is; give "
                     f"{group}.{name}._target_=..."

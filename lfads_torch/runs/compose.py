@@ -164,6 +164,11 @@ def _set_values(config: DictConfig, values: Sequence[str], groups: Iterable[str]
         texts.append(f"++{text}" if not prefix and is_new_key(key, plain, groups) else text)
     parsed = OverridesParser.create().parse_overrides(texts)
     ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
+    for override in parsed:
+        # A list takes the place of a single component, with which it cannot be merged.
+        key = override.key_or_group
+        if isinstance(override.value(), list) and OmegaConf.is_dict(OmegaConf.select(config, key)):
+            OmegaConf.update(config, key, None, merge=False)
     ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
 
 

@@ -177,6 +177,17 @@ def test_scripts_without_configurations_override_nodes_by_their_names(
     config = compose_config("single.yaml", {**data, "logger.mine.project": "x"})
     with pytest.raises(ConfigError, match=r"logger\.mine has no _target_"):
         check_config(config)
+    with pytest.raises(ConfigError, match=r"logger\.wandb_logger has no _target_"):
+        check_config(compose_config("single.yaml", {**data, "logger.wandb_logger": 5}))
     drawn = {**data, "model.dropout_rate": lambda spec: 0.3}
     with pytest.raises(ConfigError, match=r"model\.dropout_rate"):
         check_config(compose_config("single.yaml", drawn))
+
+
+def test_a_list_takes_the_place_of_a_single_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recons = [{"_target_": "lfads_torch.modules.recons.MSE"}]
+    changes = {"datamodule.datafile_pattern": "x.h5", "model.reconstruction": recons}
+    assert compose_config("single.yaml", changes)["model"]["reconstruction"] == recons
