@@ -90,11 +90,11 @@ def attach_tensors(
         session_of(arrays, Path(f"session{number}"), extra_keys)
         for number, arrays in enumerate(data_dicts)
     ]
-    own = isinstance(datamodule, BasicDataModule)
-    holder = datamodule if own else BasicDataModule("arrays", batch_size=len(sessions))
+    is_basic = isinstance(datamodule, BasicDataModule)
+    holder = datamodule if is_basic else BasicDataModule("arrays", batch_size=len(sessions))
     holder.batch_keys = tuple(extra_keys)
     holder.hold(sessions)
-    if own:
+    if is_basic:
         return
     for name in ("train_data", "valid_data", "test_data", "train_ds", "valid_ds", "test_ds"):
         if hasattr(holder, name):
