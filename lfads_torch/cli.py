@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except UserError as error:
-        print(f"lfads {options.command}: {error}", file=sys.stderr)
+        for text in (*getattr(error, "__notes__", ()), f"lfads {options.command}: {error}"):
+            print(text, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         how = getattr(options, "resume_with", None)

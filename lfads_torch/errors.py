@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,6 +27,21 @@ class ConfigError(UserError):
 
 class DivergedError(UserError):
     """Training reached a loss that is NaN or infinite."""
+
+
+@contextmanager
+def explained(warnings: Iterable[str], notes: Iterable[str] = ()) -> Iterator[None]:
+    """Add what was noticed meanwhile to an error that passes: it often is the cause.
+
+    Tracebacks show it below the error, the command line prints it first.
+    """
+    try:
+        yield
+    except UserError as error:
+        for text in (*notes, *map("warning: {}".format, warnings)):
+            if text.removeprefix("warning: ") not in str(error):
+                error.add_note(text)
+        raise
 
 
 def number(

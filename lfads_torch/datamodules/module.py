@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -217,21 +217,21 @@ class BasicDataModule(pl.LightningDataModule):
         self._check_batch_size(len(paths))
         held = plan_memory(paths, self.batch_keys, self.sv_rate, bound)
         self.hold(
-            [
+            (
                 read_session(path, self.batch_keys, self.attr_keys, in_memory=in_memory)
                 for path, in_memory in zip(paths, held, strict=True)
-            ],
+            ),
             held,
         )
         for key in self.attr_keys:
             setattr(self, key, self._sessions[-1].arrays[key])
 
-    def hold(self, sessions: list[SessionData], in_memory: Sequence[bool] = ()) -> None:
+    def hold(self, given: Iterable[SessionData], in_memory: Sequence[bool] = ()) -> None:
         """Take sessions as the data: check that they fit together, and draw their splits.
 
         Parameters
         ----------
-        sessions : list of SessionData
+        given : iterable of SessionData
         in_memory : sequence of bool, optional
             For each session, whether its arrays are held; by default all are.
 
@@ -239,6 +239,12 @@ class BasicDataModule(pl.LightningDataModule):
         ------
         DataError, UserError
         """
+        sessions = []
+        for session in given:
+            sessions.append(session)
+            # At once: what is noticed of one file may explain an error about it or the next.
+            for text in filter(None, [*warnings_for(session), slow_reads(session)]):
+                warnings.warn(text, DataWarning, stacklevel=3)
         self._check_batch_size(len(sessions))
         check_together(sessions)
         encod_len = sessions[0].pooled["encod_data"].shape[1]
@@ -261,13 +267,6 @@ class BasicDataModule(pl.LightningDataModule):
             for number, (session, is_held) in enumerate(zip(sessions, held, strict=True))
         ]
         self._sessions = sessions
-        for message in [
-            text
-            for session in sessions
-            for text in (*warnings_for(session), slow_reads(session))
-            if text
-        ]:
-            warnings.warn(message, DataWarning, stacklevel=3)
 
     def _check_batch_size(self, n_sessions: int) -> None:
         if n_sessions > self.batch_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,6 @@ class Counted:
     windows: Windows
     fine: int = 1
     continuous: bool = False
-    warnings: list[str] = field(default_factory=list)
 
     def blocks(self, units: Array | None = None, *, fine: bool = False) -> Blocks:
         """Yield the number of a first window, and counts: windows x bins x units.
@@ -159,10 +158,9 @@ def count(
             last = ordered[-1] if len(ordered) else last
         store.put(unit, counts.reshape(1, -1))
     progress("counting spikes, unit", spikes.n_units, spikes.n_units)
-    counted = Counted(store, windows, fine)
     if unsorted:
         units = sorted(set(unsorted))
-        counted.warnings.append(
+        recording.warnings.append(
             f"the spike times of {len(units)} units do not ascend (units {list_some(units)}, "
             "counted from 0); they were sorted. Are several recordings joined whose clocks differ?"
         )
@@ -172,11 +170,11 @@ def count(
             if drop_duplicates
             else "they count as spikes; --drop-duplicates leaves them out"
         )
-        counted.warnings.append(
+        recording.warnings.append(
             f"{sum(repeated.values())} spikes of {len(repeated)} units have the very time of the "
             f"spike before them (units {list_some(list(repeated))}, counted from 0): {done}"
         )
-    return counted
+    return Counted(store, windows, fine)
 
 
 def _count_bins(

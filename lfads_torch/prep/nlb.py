@@ -23,7 +23,7 @@ import numpy as np
 from ..data.find import absolute_pattern, check_output, list_some, make_folder
 from ..data.nlb_files import NLB_FILES, dandi_download
 from ..data.validate import SPLITS
-from ..errors import DataError, UserError, one_of
+from ..errors import DataError, UserError, explained, one_of
 from .binning import TOLERANCE_S, Array, Floats, Indices, bin_windows, first_bin, rebin
 from .counting import Progress, count, silent
 from .options import PrepOptions
@@ -148,19 +148,19 @@ def prepare_nlb(
     path = Path(absolute_pattern(output or f"datasets/{name}-{int(bin_ms):02d}ms-val.h5"))
     train, test = _find_files(name, files)
     check_output(train.path, path, overwrite)
-    session = NLBSession(recipe, train, bin_ms / 1000)
-    warnings = [*train.warnings, *session.warnings, *_unlike(name, session)]
     notes = [f"{name} of the Neural Latents Benchmark, bins of {bin_ms:g} ms: {train.path.name}"]
-    make_folder(path)
-    counted = count(train, session.windows, path.parent, progress=progress)
     with ExitStack() as stores:
+        stores.enter_context(explained(train.warnings))
+        session = NLBSession(recipe, train, bin_ms / 1000)
+        train.warnings += _unlike(name, session)
+        make_folder(path)
+        counted = count(train, session.windows, path.parent, progress=progress)
         stores.callback(counted.store.close)
-        warnings += counted.warnings
         _, largest = sum_units(counted, session.labels == 0, pairs=False)
         tested = None
         if test is not None:
-            tested, more = _contents_for_testing(session, test, path.parent, progress)
-            warnings += more
+            tested = _contents_for_testing(session, test, path.parent, progress)
+            train.warnings += test.warnings
         if tested is not None:
             stores.callback(tested.counted.store.close)
         per_window = session.per_window(progress)
@@ -173,7 +173,7 @@ def prepare_nlb(
             progress,
             attrs={"nlb": name},
             notes=notes,
-            warnings=warnings,
+            warnings=train.warnings,
             extra=session.averages(progress),
             test=tested,
         )
@@ -240,7 +240,6 @@ class NLBSession:
     def __init__(self, recipe: Recipe, recording: Recording, bin_s: float) -> None:
         self.recipe, self.recording, self.bin_s = recipe, recording, bin_s
         self.bin_ms = round(bin_s * 1000)
-        self.warnings: list[str] = []
         self._check_columns()
         heldout = unit_flags(recording, "heldout")
         self.units = np.concatenate([np.flatnonzero(~heldout), np.flatnonzero(heldout)])
@@ -259,7 +258,7 @@ class NLBSession:
                 shift[of_split] = _jitter_bins(produced[of_split], window_ms, self.bin_ms)
         known = np.isfinite(event[rows])
         if missing := int((~known).sum()):
-            self.warnings.append(
+            recording.warnings.append(
                 f"{missing} of {len(rows)} trials have no {recipe.event!r}; they are left out"
             )
         rows = rows[known]
@@ -267,7 +266,7 @@ class NLBSession:
         # The grid begins a window up to a bin late, which may carry it past what was observed.
         inside = in_recording(recording, self.windows, slack_s=bin_s)
         if not inside.all():
-            self.warnings.append(
+            recording.warnings.append(
                 f"the windows of {int((~inside).sum())} trials were not observed to their end "
                 f"(trials {list_some(rows[~inside].tolist())}, counted from 0); they are left out"
             )
@@ -376,30 +375,31 @@ class NLBSession:
 
 def _contents_for_testing(
     session: NLBSession, recording: Recording, folder: Path, progress: Progress
-) -> tuple[Contents | None, list[str]]:
+) -> Contents | None:
     """Count the trials for testing, of which only the units that are read are known.
 
-    Return None for them where they cannot be cut like the others, and warnings.
+    Return None, and warn, where they cannot be cut like the others.
     """
     recipe = session.recipe
     if recipe.event not in recording.trials:
-        return None, [f"{recording.path.name} has no {recipe.event!r}; it is left out"]
+        recording.warnings.append(f"{recording.path.name} has no {recipe.event!r}; it is left out")
+        return None
     event = recording.event_times(recipe.event)
     chosen = (labels_from_column(recording.trials["split"]) == 2) & np.isfinite(event)
     rows = np.flatnonzero(chosen)
     units = np.flatnonzero(~unit_flags(recording, "heldout"))
     if len(units) != session.n_read_units or not len(rows):
-        return None, [
+        recording.warnings.append(
             f"{recording.path.name} has {len(units)} units to read and {len(rows)} trials for "
             f"testing, the other file {session.n_read_units} units; it is left out"
-        ]
+        )
+        return None
     windows = session.cut(event[rows], rows, forward=False)
     counted = count(recording, windows, folder, progress=progress)
     _, largest = sum_units(counted, np.zeros(len(rows), dtype=bool), pairs=False)
     labels = np.full(len(rows), 2)
     kept = {"trial": rows, "window_start": windows.starts}
-    contents = Contents(counted, labels, units, len(units), largest, {}, kept)
-    return contents, counted.warnings
+    return Contents(counted, labels, units, len(units), largest, {}, kept)
 
 
 def _decimated(series: Series, end_s: float, bin_ms: int) -> Floats:

@@ -28,8 +28,6 @@ class Plan:
     labels: Labels
     per_window: dict[str, Array] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
@@ -55,17 +53,20 @@ def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Pl
 
 def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     align = parse_align(options.align) if isinstance(options.align, str) else options.align
-    windows, warnings = trial_windows(recording, align, bin_s, options.forward_ms)
+    windows = trial_windows(recording, align, bin_s, options.forward_ms)
     chosen = select_rows(recording.trials, options.select, "trials")
     if chosen is not None:
+        recording.notes.append(
+            f"trials: {int(chosen.sum())} of {len(chosen)} by {list_some(options.select)}"
+        )
         windows = windows.keep(chosen[windows.trials])
         if not len(windows.trials):
             raise UserError(f"No trial is left of those that {list_some(options.select)} selects.")
     lengths = None
     if options.until is not None:
-        windows, lengths = _ending(recording, windows, options.until, warnings)
+        windows, lengths = _ending(recording, windows, options.until)
     rows = windows.trials
-    plan = Plan(windows, np.zeros(len(rows), np.int64), warnings=warnings)
+    plan = Plan(windows, np.zeros(len(rows), np.int64))
     plan.per_window = {"trial": rows, "window_start": windows.starts}
     if lengths is not None:
         plan.per_window["lengths"] = lengths
@@ -78,18 +79,16 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     if options.conditions:
         conditions, strata = conditions_of(columns, options.conditions, rows)
         plan.per_window["cond_idx"] = strata
-        plan.notes.append(f"conditions: {len(conditions)} by {', '.join(options.conditions)}")
+        recording.notes.append(f"conditions: {len(conditions)} by {', '.join(options.conditions)}")
         plan.attrs["conditions"] = json.dumps(conditions)
-    plan.labels = _labels(recording, options, windows, strata, plan.notes)
-    plan.warnings += leaks(windows, plan.labels)
+    plan.labels = _labels(recording, options, windows, strata)
+    recording.warnings += leaks(windows, plan.labels)
     if (plan.labels == UNUSED).any():
-        plan.notes.append(f"{int((plan.labels == UNUSED).sum())} trials are in no split")
+        recording.notes.append(f"{int((plan.labels == UNUSED).sum())} trials are in no split")
     return plan
 
 
-def _ending(
-    recording: Recording, windows: Windows, until: str, warnings: list[str]
-) -> tuple[Windows, Indices]:
+def _ending(recording: Recording, windows: Windows, until: str) -> tuple[Windows, Indices]:
     """Return the windows with a whole bin before an event, and how many each has."""
     ends = recording.event_times(until)[windows.trials]
     # Decimal times are not exact in binary: an event on the edge of a bin must not cost that bin.
@@ -101,7 +100,7 @@ def _ending(
             "beginning (--align)."
         )
     if left_out := int((~chosen).sum()):
-        warnings.append(
+        recording.warnings.append(
             f"{left_out} trials have no {until!r}, or no whole bin before it (trials "
             f"{list_some(windows.trials[~chosen].tolist())}, counted from 0); they are left out"
         )
@@ -113,7 +112,6 @@ def _labels(
     options: PrepOptions,
     windows: Windows,
     strata: Labels | None,
-    notes: list[str],
 ) -> Labels:
     how = options.split
     if how is None:
@@ -139,16 +137,16 @@ def _labels(
         shared = overlapping(windows, labels)
         labels[shared] = UNUSED
         if shared.any():
-            notes.append(
+            recording.notes.append(
                 f"{int(shared.sum())} trials at the borders of blocks are in no split: their "
                 "windows overlap one of another split"
             )
     else:
         column = find(recording.trials, how, "column of the trials")
         labels = labels_from_column(column, how)[windows.trials]
-        notes.append(f"split: column {how!r} of the file")
+        recording.notes.append(f"split: column {how!r} of the file")
         return labels
-    notes.append(f"split: {how}, seed {options.seed}")
+    recording.notes.append(f"split: {how}, seed {options.seed}")
     return labels
 
 
@@ -186,7 +184,7 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     series += [key for key in ("behavior", "ext_input") if getattr(options, key)]
     plan = Plan(windows, labels, {"chop_start": first, "window_start": starts})
     plan.attrs = chops.attributes(series) | {"chop_first_s": start}
-    plan.notes.append(f"split: blocks of {chops.block} bins, seed {options.seed}")
+    recording.notes.append(f"split: blocks of {chops.block} bins, seed {options.seed}")
     return plan
 
 

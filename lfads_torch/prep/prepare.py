@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data.find import absolute_pattern, check_output, make_folder
-from ..errors import UserError, number
+from ..errors import UserError, explained, number
 from .counting import Progress, count, silent
 from .options import PrepOptions
 from .plan import implausible_rates, plan_windows
@@ -77,7 +77,15 @@ def prepare(
     path = Path(absolute_pattern(output))
     check_output(Path(absolute_pattern(source)), path, overwrite)
     recording = open_recording(source, options)
+    with explained(recording.warnings, recording.notes):
+        return _prepare(recording, path, options, progress)
+
+
+def _prepare(
+    recording: Recording, path: Path, options: PrepOptions, progress: Progress
+) -> Prepared:
     bin_s = _bin_width(recording, options)
+    recording.warnings += implausible_rates(recording)
     plan = plan_windows(recording, options, bin_s)
     carried = (
         ("behavior", options.behavior, options.lag_ms),
@@ -88,7 +96,6 @@ def prepare(
         for key, names, lag_ms in carried
         if names
     }
-    warnings = [*recording.warnings, *implausible_rates(recording), *plan.warnings]
     fine = _divisions(recording, options, bin_s)
     flags = heldout_flags(recording, options)
     make_folder(path)  # before the counts, which take minutes: it may fail
@@ -102,8 +109,7 @@ def prepare(
     )
     with closing(counted.store):
         sums, largest = sum_units(counted, plan.labels == 0, options.max_correlation is not None)
-        kept, dropped, chosen = choose_units(recording, options, sums, bin_s / fine)
-        warnings += counted.warnings + dropped
+        kept = choose_units(recording, options, sums, bin_s / fine)
         # Drawn among the units that remain, so that a fraction is a fraction of these.
         if flags is None and options.hold_out:
             flags = np.zeros(recording.n_units, dtype=bool)
@@ -121,8 +127,8 @@ def prepare(
             options,
             progress,
             attrs=plan.attrs,
-            notes=[*recording.notes, *plan.notes, *chosen],
-            warnings=warnings,
+            notes=recording.notes,
+            warnings=recording.warnings,
         )
 
 

@@ -135,8 +135,8 @@ def _compare(column: Array, sign: str, text: str, rule: str) -> Flags:
 
 def trial_windows(
     recording: Recording, align: Align | None, bin_s: float, forward_ms: float = 0.0
-) -> tuple[Windows, list[str]]:
-    """Return windows around an event of each trial, and warnings of what was left out.
+) -> Windows:
+    """Return windows around an event of each trial; the recording's warnings say what is left out.
 
     Without `align`, trials are taken whole, where they are of one length. In binned recordings a
     window begins with the first bin that begins at or after its start. `forward_ms` after the
@@ -155,9 +155,8 @@ def trial_windows(
     event = recording.event_times(align.event)
     starts = event + align.start_ms / 1000
     rows = np.flatnonzero(np.isfinite(event))
-    warnings = []
     if missing := len(event) - len(rows):
-        warnings.append(
+        recording.warnings.append(
             f"{missing} of {len(event)} trials have no {align.event!r} (NaN); they are left out"
         )
     windows = Windows(starts[rows], rows, n_read, n_bins, bin_s)
@@ -172,11 +171,11 @@ def trial_windows(
             f"s: {span}. Are times in another unit (--time-unit), or relative to the trial?"
         )
     if outside := int((~inside).sum()):
-        warnings.append(
+        recording.warnings.append(
             f"the windows of {outside} of {len(event)} trials lie outside the recording (trials "
             f"{list_some(windows.trials[~inside].tolist())}, counted from 0); they are left out"
         )
-    return windows.keep(inside), warnings
+    return windows.keep(inside)
 
 
 def snap_to_bins(recording: Recording, windows: Windows) -> None:

@@ -119,14 +119,15 @@ def sum_units(counted: Counted, training: Flags, pairs: bool) -> tuple[UnitSums,
 
 def choose_units(
     recording: Recording, options: PrepOptions, sums: UnitSums, bin_s: float
-) -> tuple[Indices, list[str], list[str]]:
-    """Return the units to keep, warnings, and notes on those that were dropped."""
+) -> Indices:
+    """Return the units to keep; the recording notes which were dropped."""
     keep = np.ones(recording.n_units, dtype=bool)
-    notes, warnings = [], []
     chosen = select_rows(recording.units, options.units, "units")
     if chosen is not None:
         keep &= chosen
-        notes.append(f"units: {int(keep.sum())} of {len(keep)} by {list_some(options.units)}")
+        recording.notes.append(
+            f"units: {int(keep.sum())} of {len(keep)} by {list_some(options.units)}"
+        )
     rates = sums.mean() / bin_s
     for name, values, least in (
         ("--min-rate", rates, options.min_rate),
@@ -135,23 +136,23 @@ def choose_units(
         if least > 0:
             low = keep & (values < least)
             keep &= ~low
-            notes.append(f"units: {int(low.sum())} dropped by {name} {least:g}")
+            recording.notes.append(f"units: {int(low.sum())} dropped by {name} {least:g}")
     if options.max_correlation is not None:
         chosen_units = np.flatnonzero(keep)
         pairs = sums.correlations()[np.ix_(chosen_units, chosen_units)]
         twins = chosen_units[copies(pairs, options.max_correlation)]
         keep[twins] = False
-        notes.append(
+        recording.notes.append(
             f"units: {len(twins)} dropped by --max-correlation {options.max_correlation:g}"
             + (f" ({list_some(twins.tolist())}, counted from 0)" if len(twins) else "")
         )
     mute = np.flatnonzero(keep & (sums.total == 0)).tolist()
     if mute:
-        warnings.append(
+        recording.warnings.append(
             f"{len(mute)} units have no spike in any window that trains (units {list_some(mute)}, "
             "counted from 0); --min-rate 0.1 drops them and those that fire less than that"
         )
-    return np.flatnonzero(keep), warnings, notes
+    return np.flatnonzero(keep)
 
 
 def heldout_flags(recording: Recording, options: PrepOptions) -> Flags | None:

@@ -198,3 +198,39 @@ def test_a_missing_benchmark_file_names_the_command(
     for command in commands:
         assert command in str(caught.value)
     assert str(tmp_path / "datasets") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "cause", "error"),
+    [
+        # The windows of all trials but the last begin before the first spike; one cannot be split.
+        (
+            ["--align", "go_time:-58500:300"],
+            "the windows of 29 of 30 trials lie outside",
+            "1 trial",
+        ),
+        (
+            ["--align", "go_time:-200:300", "--select", "target=2,7", "--until", "late"],
+            "trials: 10 of 30 by target=2,7",
+            "--until late",
+        ),
+        (["--align", "rare:-200:300"], "29 of 30 trials have no 'rare' (NaN)", "1 trial"),
+    ],
+)
+def test_what_was_noticed_stands_before_the_error(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    cause: str,
+    error: str,
+) -> None:
+    session(tmp_path, trials_late=np.full(30, -5.0), trials_rare=np.r_[9.0, [np.nan] * 29])
+    assert cli.main(["prep", "s.npz", "--bin-ms", "10", *options]) == 2
+    text = capsys.readouterr().err
+    assert 0 <= text.find(cause) < text.find(f"lfads prep: {error}")
+    # An error that repeats the warnings, as with --strict, needs them once.
+    assert (
+        cli.main(["prep", "s.npz", "--bin-ms", "10", "--strict", "--align", "go_time:-1500:300"])
+        == 2
+    )
+    assert capsys.readouterr().err.count("lie outside") == 1

@@ -554,3 +554,16 @@ def test_two_days_of_the_wrist_recording() -> None:
     assert [step[i][0].recon_data.shape for i in (0, 1)] == [(128, 30, 100)] * 2
     assert step[1][1][0].shape == (128, 30, 4)
     assert sum(len(step[0][0].recon_data) for step in data.val_dataloader()) == 377
+
+
+def test_an_error_comes_after_the_warnings_of_the_files_before_it(tmp_path: Path) -> None:
+    silent = session()
+    for key in ("train_recon_data", "train_encod_data"):
+        silent[key][..., 1] = 0
+    write_session(tmp_path / "day0.h5", silent)
+    write_session(tmp_path / "day1.h5", session(bins=(5, 7)))  # other bins: they do not fit
+    with (
+        pytest.warns(DataWarning, match=r"day0\.h5: 1 of 4 channels are silent"),
+        pytest.raises(DataError, match="day1"),
+    ):
+        BasicDataModule(str(tmp_path / "*.h5"), batch_size=8).setup()
