@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "LFADS": "model",
+    "LFADSEstimator": "estimator",
     "BasicDataModule": "datamodules",
     "SessionBatch": "tuples",
     "SessionOutput": "tuples",

@@ -32,7 +32,7 @@ LAYERS = [
     "compat.ray_names",
     "run_model",
     "search sessions",
-    "extensions testing demo",
+    "extensions testing demo estimator",
     "commands",
     "cli",
 ]

@@ -42,6 +42,7 @@ def sample_posterior(
     num_samples: int = 50,
     split: str = "valid",
     *,
+    session: str | None = None,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
 ) -> Any:
@@ -58,6 +59,8 @@ def sample_posterior(
     num_samples : int
         Posterior samples; a model that is not variational has one.
     split : {"train", "valid", "test"}
+    session : str, optional
+        Which session of the model an array is of; a model of one session needs none.
     seed : int
         Seed of the samples; the global generators are left alone.
     max_bytes : int
@@ -80,7 +83,7 @@ def sample_posterior(
         raise UserError(f"num_samples is {num_samples}; legal are whole numbers >= 1")
     draws = Draws(num_samples, seed, max_bytes)
     if isinstance(data, (np.ndarray, Tensor)):
-        return _sample_array(model, data, draws)
+        return _sample_array(model, data, draws, session)
     datamodule = _as_datamodule(data)
     numbers = match_sessions(model, datamodule)
     # Refuses a split that no session has; one that only some have is sampled for these.
@@ -302,15 +305,22 @@ def _as_datamodule(data: Any) -> BasicDataModule:
     return data if hasattr(data, "split_loader") else BasicDataModule(data)
 
 
-def _sample_array(model: LFADS, data: Any, draws: Draws) -> SessionOutput:
+def _sample_array(model: LFADS, data: Any, draws: Draws, session: str | None) -> SessionOutput:
     encod = torch.as_tensor(np.asarray(data), dtype=torch.float32, device=model.device)
-    n_read = getattr(model.readin[0], "in_features", model.hparams["encod_data_dim"])
+    number = 0
+    if len(model.readin) != 1:
+        if session not in model.session_names:
+            raise UserError(
+                f"an array of session {session!r}, for a model of {len(model.readin)} sessions; "
+                f"legal as session=... are {list_some(model.session_names)}"
+            )
+        number = model.session_names.index(session)
+    n_read = getattr(model.readin[number], "in_features", model.hparams["encod_data_dim"])
     legal = (model.hparams["encod_seq_len"], n_read)
-    if len(model.readin) != 1 or encod.ndim != 3 or tuple(encod.shape[1:]) != legal:
+    if encod.ndim != 3 or tuple(encod.shape[1:]) != legal:
         raise UserError(
-            f"data is an array of shape {tuple(encod.shape)}; this model of {len(model.readin)} "
-            f"session(s) takes (trials, {legal[0]}, {legal[1]}) of a single session; give a "
-            "data module or a path otherwise"
+            f"data is an array of shape {tuple(encod.shape)}; the model takes (trials, {legal[0]}, "
+            f"{legal[1]})"
         )
     if model.hparams["ext_input_dim"]:
         raise UserError("the model has external inputs, which an array lacks; give a data file")
@@ -330,7 +340,7 @@ def _sample_array(model: LFADS, data: Any, draws: Draws) -> SessionOutput:
     window = (encod.shape[1], encod.shape[2])
     rows = torch.arange(len(encod), device=encod.device).split(_trials_at_once(model, draws))
     batches = (SessionBatch.from_rows(read, some, window) for some in rows)
-    return _joined(partial(_average, model, 0, batches, draws))
+    return _joined(partial(_average, model, number, batches, draws))
 
 
 def _lengths(encod: Tensor, n_bins: int) -> Tensor | None:

@@ -1,0 +1,404 @@
+"""LFADS in the manner of scikit-learn: arrays in, factors and rates out, no files and no YAML."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from .checkpoint import find_checkpoint, load_model, read_checkpoint
+from .data import SPLITS, write_session
+from .errors import UserError, number, unknown, whole
+from .files import replacing
+from .metrics import BitsPerSpikeSums
+from .post_run.analysis import sample_posterior
+from .prep.splits import draw_splits
+from .prep.units import choose_heldout
+from .run_model import run_model
+from .search.run import run_search
+
+if TYPE_CHECKING:
+    from .tuples import SessionOutput
+
+Array = NDArray[Any]
+
+_SIZES = ("gen_dim", "fac_dim", "ic_dim", "co_dim")
+_DIMENSIONS = (
+    ("trial", "trials", "epoch"),
+    ("time", "bin", "bins"),
+    ("channel", "channels", "unit", "units", "neuron", "neurons"),
+)
+_ONLY = "session"  # name of the only session
+_KEY = "estimator"  # of a saved estimator in its checkpoint
+_LEAST_RATE = 1e-9  # spikes per bin; the logarithm of 0 would make one spike cost everything
+
+
+class LFADSEstimator(TransformerMixin, BaseEstimator):
+    """LFADS as an estimator of scikit-learn, for arrays of spike counts.
+
+    Sizes that are None are those of the packaged configuration. Behind the estimator stands an
+    ordinary run: every key of the configuration can be set with `overrides`, and the commands of
+    ``lfads`` work on ``folder/run``.
+
+    Parameters
+    ----------
+    gen_dim, fac_dim, ic_dim, co_dim : int, optional
+        Sizes of the generator, the factors, the initial conditions and the inferred inputs
+        (``co_dim=0``: an autonomous generator).
+    max_epochs : int
+        Most epochs; training stops earlier where the validation loss no longer improves.
+    batch_size : int
+        Trials per step.
+    valid : float
+        Fraction of the trials that validates and chooses the best epoch.
+    held_out : int, float or sequence of int
+        Channels that are predicted but not read: their number, a fraction (drawn by
+        `random_state`), or their indices.
+    search : bool
+        Train a population (AutoLFADS) and keep its best model.
+    num_samples : int
+        Samples of the posterior that `transform` and `predict` average.
+    bin_ms : float, optional
+        Bin width in ms, for figures and reports.
+    folder : str or Path, optional
+        Where data and run are kept; by default a temporary folder that goes with the estimator.
+    overrides : mapping, optional
+        Further keys of the configuration, dotted: ``{"model.kl_co_scale": 1e-5}``.
+    random_state : int
+        Seed of the split, the initial weights, the training and the samples.
+    verbose : bool
+        Show the progress of the training.
+
+    Attributes
+    ----------
+    model_ : LFADS
+        The trained model, of its best epoch.
+    checkpoint_ : Path
+        Its file, an ordinary checkpoint.
+    result_ : RunResult
+        Run folder, checkpoints and last logged numbers.
+    held_out_ : dict of str to ndarray of int
+        Held-out channels of each session.
+    n_features_in_ : int or dict of str to int
+        Channels.
+    n_bins_ : int
+        Bins of the longest trial.
+
+    Examples
+    --------
+    >>> from lfads_torch import LFADSEstimator
+    >>> lfads = LFADSEstimator(fac_dim=8).fit(spikes)  # doctest: +SKIP
+    >>> rates, factors = lfads.predict(spikes), lfads.transform(spikes)  # doctest: +SKIP
+    >>> lfads.score(new_spikes)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        *,
+        gen_dim: int | None = None,
+        fac_dim: int | None = None,
+        ic_dim: int | None = None,
+        co_dim: int | None = None,
+        max_epochs: int = 1000,
+        batch_size: int = 64,
+        valid: float = 0.2,
+        held_out: int | float | Sequence[int] = 0,
+        search: bool = False,
+        num_samples: int = 50,
+        bin_ms: float | None = None,
+        folder: str | Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.gen_dim = gen_dim
+        self.fac_dim = fac_dim
+        self.ic_dim = ic_dim
+        self.co_dim = co_dim
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.valid = valid
+        self.held_out = held_out
+        self.search = search
+        self.num_samples = num_samples
+        self.bin_ms = bin_ms
+        self.folder = folder
+        self.overrides = overrides
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None, *, resume: bool = False) -> LFADSEstimator:
+        """Train on spike counts.
+
+        Parameters
+        ----------
+        X : array of shape (trials, bins, channels), sequence of arrays (bins, channels), or dict
+            Spikes per bin, NaN where something is missing. Trials of different lengths come as a
+            sequence, several sessions as a dict of either, by name. An xarray.DataArray may have
+            its dimensions ``trial``, ``time`` and ``channel`` in any order.
+        y : None
+            Ignored.
+        resume : bool
+            Go on with the run in `folder`, which was interrupted or is to have more epochs.
+
+        Returns
+        -------
+        LFADSEstimator
+            Itself.
+
+        Raises
+        ------
+        UserError
+            For data and settings that do not fit.
+        DivergedError
+            If the loss turns NaN or infinite.
+        """
+        if resume and self.folder is None:
+            raise UserError("resume=True goes on with the run in `folder`; give its folder")
+        sessions = _sessions(X)
+        held_out = {name: self._choose(data.shape[2]) for name, data in sessions.items()}
+        n_bins = max(data.shape[1] for data in sessions.values())
+        place = self._place()
+        if not resume and (place / "run").exists():
+            raise UserError(
+                f"{place} holds a run already; go on with it by fit(..., resume=True), or give "
+                "another folder"
+            )
+        files = {name: place / "data" / f"{name}.h5" for name in sessions}
+        if not resume:  # a run goes on with the trials that it was begun with
+            for name, data in sessions.items():
+                self._write(files[name], _padded(data, n_bins), held_out[name])
+        train: Any = run_search if self.search else run_model
+        extra: Any = {"resume": resume}
+        if not self.search:
+            config = "multi.yaml" if len(sessions) > 1 else "single.yaml"
+            extra |= {"config_path": config, "do_posterior_sample": False}
+        overrides = {"trainer.max_epochs": whole("max_epochs", self.max_epochs, least=1)}
+        if not resume:
+            overrides |= self._overrides(list(files.values()))
+        self.result_ = train(overrides, run_dir=place / "run", **extra)
+        channels = {name: data.shape[2] for name, data in sessions.items()}
+        return self._set(self.result_.run_dir, channels, held_out)
+
+    def transform(self, X: Any) -> Any:
+        """Infer factors.
+
+        Parameters
+        ----------
+        X : as in `fit`
+            Trials of at most `n_bins_` bins.
+
+        Returns
+        -------
+        ndarray of shape (trials, bins, factors), list of arrays (bins, factors), or dict
+            Posterior means, in the form of `X`.
+        """
+        return self._infer(X, lambda name, output: output.factors)
+
+    def predict(self, X: Any) -> Any:
+        """Infer rates, in expected spikes per bin.
+
+        Parameters
+        ----------
+        X : as in `fit`
+            Trials of at most `n_bins_` bins. Held-out channels of it are not read.
+
+        Returns
+        -------
+        ndarray of shape (trials, bins, channels), list of arrays (bins, channels), or dict
+            Posterior means, for all channels in the order of `X`, and in its form.
+        """
+
+        def rates(name: str, output: SessionOutput) -> Any:
+            return output.output_params[..., np.argsort(self._order[name])]
+
+        return self._infer(X, rates)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Return bits per spike over the mean rate of each channel, of all sessions together.
+
+        Where channels are held out, only these count (co-smoothing).
+        """
+        sums = BitsPerSpikeSums()
+        rates = _sessions(self.predict(X))
+        for name, counts in _sessions(X).items():
+            held = self.held_out_[name]
+            channels = held if len(held) else slice(None)
+            log_rates = torch.as_tensor(rates[name][..., channels]).clamp(min=_LEAST_RATE).log()
+            sums.update(log_rates, torch.as_tensor(counts[..., channels]), key=name)
+        return float(sums.compute())
+
+    def save(self, path: str | Path) -> Path:
+        """Save the trained estimator as one file, which is a checkpoint of the model, too."""
+        check_is_fitted(self)
+        target = Path(path).expanduser()
+        settings = {name: getattr(self, name) for name in self.get_params() if name != "folder"}
+        held_out = {name: held.tolist() for name, held in self.held_out_.items()}
+        channels = {name: len(order) for name, order in self._order.items()}
+        checkpoint = read_checkpoint(self.checkpoint_)
+        checkpoint[_KEY] = {"settings": settings, "held_out": held_out, "channels": channels}
+        with replacing(target) as file:
+            torch.save(checkpoint, file)
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> LFADSEstimator:
+        """Load an estimator that `save` wrote."""
+        file = Path(path).expanduser()
+        content = read_checkpoint(file).get(_KEY)
+        if content is None:
+            raise UserError(f"{file} was not saved by LFADSEstimator; load_model reads it")
+        estimator = cls(**content["settings"])
+        estimator._set(file, content["channels"], content["held_out"])
+        return estimator
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array, tags.input_tags.three_d_array = False, True
+        tags.input_tags.allow_nan = True
+        return tags
+
+    # ---- arrays to a run, and back -------------------------------------------------------------
+
+    def _place(self) -> Path:
+        if self.folder is not None:
+            return Path(self.folder).expanduser().absolute()
+        # It is removed with the estimator, or with the next fit.
+        self._temporary = tempfile.TemporaryDirectory(prefix="lfads_")
+        return Path(self._temporary.name)
+
+    def _choose(self, n_channels: int) -> NDArray[np.int64]:
+        """Return the held-out channels, in ascending order."""
+        how = self.held_out
+        if isinstance(how, int | float):
+            return np.flatnonzero(choose_heldout(n_channels, how, self.random_state))
+        held = np.unique(np.asarray(how, dtype=np.int64))
+        if len(held) >= n_channels or (len(held) and not 0 <= held[0] <= held[-1] < n_channels):
+            raise UserError(
+                f"held_out is {list(how)}; legal are some of the channels 0 to {n_channels - 1}"
+            )
+        return held
+
+    def _write(self, path: Path, data: Array, held: NDArray[np.int64]) -> None:
+        seed = whole("random_state", self.random_state, least=0)
+        labels = draw_splits(len(data), valid_fraction=self.valid, seed=seed)
+        # LFADS reads the first channels of what it reconstructs, so held-out ones come last.
+        recon = data[..., _order(data.shape[2], held)]
+        arrays = {}
+        for label, split in enumerate(SPLITS[:2]):
+            arrays[f"{split}_recon_data"] = recon[labels == label]
+            arrays[f"{split}_encod_data"] = recon[labels == label, :, : data.shape[2] - len(held)]
+        width = {} if self.bin_ms is None else {"bin_ms": number("bin_ms", self.bin_ms, above=0)}
+        write_session(path, arrays, width)
+
+    def _overrides(self, files: Sequence[Path]) -> dict[str, Any]:
+        sizes = {f"model.{name}": getattr(self, name) for name in _SIZES}
+        return {
+            "datamodule.datafile_pattern": [str(file) for file in files],
+            "datamodule.batch_size": self.batch_size,
+            "seed": self.random_state,
+            "trainer.enable_progress_bar": self.verbose,
+            "ignore_warnings": not self.verbose,
+            **{name: size for name, size in sizes.items() if size is not None},
+            **(self.overrides or {}),
+        }
+
+    def _set(
+        self, source: Path, channels: Mapping[str, int], held_out: Mapping[str, Iterable[int]]
+    ) -> LFADSEstimator:
+        """Take over a trained model: from a run folder, or from a checkpoint."""
+        self.model_ = load_model(source)
+        # `load_model` has refused a place without one.
+        self.checkpoint_ = find_checkpoint(source, best=True) or source
+        self._order = {name: _order(n, held_out[name]) for name, n in channels.items()}
+        self.held_out_ = {name: np.asarray(list(held), np.int64) for name, held in held_out.items()}
+        self.n_bins_ = int(self.model_.hparams["encod_seq_len"])
+        self.n_features_in_ = channels[_ONLY] if list(channels) == [_ONLY] else dict(channels)
+        return self
+
+    def _infer(self, X: Any, choose: Callable[[str, SessionOutput], torch.Tensor]) -> Any:
+        """Sample the posterior of trials, and return what `choose` takes of it in the form of X."""
+        check_is_fitted(self)
+        result = {}
+        for name, data in _sessions(X).items():
+            if name not in self._order:
+                raise unknown("The estimator", f"session {name!r}", self._order)
+            order, n_channels = self._order[name], data.shape[2]
+            if n_channels != len(order):
+                raise UserError(f"X has {n_channels} channels; the model has {len(order)} ({name})")
+            n_read = n_channels - len(self.held_out_[name])
+            read = _padded(data, self.n_bins_)[..., order[:n_read]]
+            output = sample_posterior(
+                self.model_, read, self.num_samples, session=name, seed=self.random_state
+            )
+            result[name] = choose(name, output).numpy()[:, : data.shape[1]]
+        return _like(X, result)
+
+
+def _order(n_channels: int, held_out: Iterable[int]) -> NDArray[np.int64]:
+    """Return all channels, those that are read first."""
+    held = np.asarray(list(held_out), np.int64)
+    return np.concatenate([np.setdiff1d(np.arange(n_channels), held), held])
+
+
+def _sessions(X: Any) -> dict[str, Array]:
+    """Return trials x bins x channels by session; bins past a trial's end are NaN."""
+    if isinstance(X, Mapping):
+        if not X:
+            raise UserError("X is an empty dict; give at least one session")
+        return {str(name): _trials(data, f"X[{name!r}]") for name, data in X.items()}
+    return {_ONLY: _trials(X, "X")}
+
+
+def _trials(data: Any, name: str) -> Array:
+    if hasattr(data, "dims") and hasattr(data, "transpose"):  # xarray.DataArray
+        axes = [next((dim for dim in data.dims if dim in names), None) for names in _DIMENSIONS]
+        if len(data.dims) != 3 or None in axes:
+            legal = ", ".join(names[0] for names in _DIMENSIONS)
+            raise UserError(f"{name} has dimensions {tuple(data.dims)}; legal are {legal}")
+        data = data.transpose(*axes)
+    if isinstance(data, Sequence) and not isinstance(data, str):
+        trials = [np.asarray(trial) for trial in data]
+        wrong = [trial.shape for trial in trials if trial.ndim != 2]
+        if wrong or len({trial.shape[1] for trial in trials}) != 1:
+            shapes = wrong or sorted({trial.shape for trial in trials})
+            raise UserError(
+                f"{name} is a list of trials of shapes {shapes[:3]}; legal are arrays (bins, "
+                "channels) of as many channels"
+            )
+        longest = max(len(trial) for trial in trials)
+        data = np.concatenate([_padded(trial[None], longest) for trial in trials])
+    array = np.asarray(data)
+    if array.ndim != 3 or array.dtype.kind not in "buif" or not array.size:
+        raise UserError(
+            f"{name} has shape {array.shape} and type {array.dtype}; legal are numbers, trials x "
+            "bins x channels, or a list of trials (bins, channels)"
+        )
+    return array.astype(np.float32)
+
+
+def _padded(data: Array, n_bins: int) -> Array:
+    """Return trials of `n_bins` bins, NaN past their end."""
+    missing = n_bins - data.shape[1]
+    if missing < 0:
+        raise UserError(f"X has {data.shape[1]} bins; the model was trained on {n_bins}")
+    if not missing:
+        return data
+    return np.pad(data.astype(np.float32), ((0, 0), (0, missing), (0, 0)), constant_values=np.nan)
+
+
+def _like(X: Any, result: Mapping[str, Array]) -> Any:
+    """Give results the form of X: dict of sessions, list of trials, or array."""
+    if isinstance(X, Mapping):
+        return {name: _like(data, {_ONLY: result[str(name)]}) for name, data in X.items()}
+    only = result[_ONLY]
+    if isinstance(X, Sequence):
+        return [trial[: len(given)] for trial, given in zip(only, X, strict=True)]
+    return only
