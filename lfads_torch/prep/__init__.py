@@ -5,12 +5,12 @@ NumPy and h5py only, no torch.
 
 from .binning import bin_spikes, bin_windows
 from .chop import chop_recording
+from .listing import describe_recording
 from .merging import merge_chops, merge_file
 from .nlb import prepare_nlb
 from .options import PrepOptions
 from .prepare import prepare
 from .sources import SourceOptions, open_recording
-from .sources.listing import describe_recording
 from .write import Prepared
 
 __all__ = [

@@ -143,10 +143,17 @@ def trial_windows(
     window is predicted but not read.
     """
     if not recording.n_trials:
+        tables = [f"{name} ({rows} rows)" for name, rows in recording.tables.items()]
+        choice = (
+            f"It has other tables, {list_some(tables, 20)}: choose one with --trials, such as "
+            f"--trials {next(iter(recording.tables))}"
+            if tables
+            else "Name a table of trials with --trials (a group of the file, or a CSV file with a "
+            "column of event times)"
+        )
         raise UserError(
-            f"{recording.path.name} has no trials. Cut it into overlapping windows with --chop-ms "
-            "and --overlap-ms, or name a table of trials with --trials (a group of the file, or "
-            "a CSV file with a column of event times)."
+            f"{recording.path.name} has no trials. {choice}; or cut it into overlapping windows "
+            "with --chop-ms and --overlap-ms."
         )
     align = align or _whole_trials(recording)
     bin_ms = bin_s * 1000

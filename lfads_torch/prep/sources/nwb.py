@@ -6,7 +6,8 @@ voltages opens as fast as one without. `pynwb` is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,95 +16,218 @@ import numpy as np
 
 from ...data.find import list_some
 from ...data.stored import StoredArray, flat
-from ...errors import DataError
+from ...data.validate import show_shape
+from ...errors import DataError, UserError
 from ..binning import Array
+from .contents import Member, describe_array, describe_values
 from .hdf5 import DataSet, open_for_reading
 from .layout import as_text, split_by_index
 from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table, find
 
-_PLACES = ("processing", "acquisition", "stimulus", "analysis")
-# Columns of the units with several values per unit, which an index column splits by its ends; see
-# DynamicTable and VectorIndex in https://nwb-schema.readthedocs.io/en/latest/format.html
+# Groups without data of a recording: who and what was recorded, and the definitions of NWB's types.
+_ABOUT = ("general", "specifications")
+# Several values per row, which an index column splits by its ends; see DynamicTable and VectorIndex
+# in https://nwb-schema.readthedocs.io/en/latest/format.html
 _RAGGED_UNITS = ("spike_times", "obs_intervals", "waveforms", "waveform_mean", "waveform_sd")
+# Lists of moments: of NWB, and of the extension ndx-events.
+_EVENTS = ("AnnotationSeries", "Events", "LabeledEvents", "TTLs", "IntervalSeries")
 
 
 def read_nwb(path: Path, options: SourceOptions) -> Recording:
     """Open an NWB file as a recording.
 
-    `options.spikes` may name a time series of binned spikes, `options.trials` another table of
-    intervals.
+    `options.spikes` may name a table of units or a time series of binned spikes, `options.trials` a
+    table of intervals or a list of events.
     """
     file = open_for_reading(path)
-    series = _series(file)
-    notes: list[str] = []
-    warnings: list[str] = []
-    spikes: SpikeTimes | BinnedSpikes
-    units: Table = {}
-    observed = None
-    if options.spikes and options.spikes not in ("units", "spike_times"):
-        source = find(series, options.spikes, "time series")
-        if source.times is not None:
-            raise DataError(
-                f"{path.name}: {options.spikes!r} has a time for each sample; binned spikes need a "
-                "starting time and a rate."
-            )
-        axes = tuple("unit" if axis == "channel" else axis for axis in source.axes)
-        spikes = BinnedSpikes(source.data, axes, 1 / source.rate, source.start)
-        notes.append(f"binned spikes: {options.spikes!r}")
-    else:
-        node = file.get("units")
-        if node is None or "spike_times" not in node or "spike_times_index" not in node:
-            raise DataError(
-                f"{path.name} has no units with spike times. Where spikes are binned, name their "
-                f"time series with --spikes; it has: {list_some(list(series), 20) or 'none'}."
-            )
-        times = flat(StoredArray(DataSet(node["spike_times"])))
-        spikes = SpikeTimes(split_by_index(times, node["spike_times_index"][()]), options.clock())
-        units = _table(node)
-        observed = _observed(node, warnings)
-        notes.append("spike times: the table of units")
-    return Recording(
+    held = survey(file)
+    recording = Recording(
         path,
         f"NWB {_text(file.attrs.get('nwb_version', ''))}".strip(),
-        spikes,
-        units=units,
-        trials=_trials(file, options),
-        series=series,
-        observed=observed,
+        SpikeTimes([]),
+        series=held.series,
         clock=options.clock(),
-        notes=notes,
-        warnings=warnings,
+        tables={name: len(_moments(node)) for name, node in held.tables.items() if _is_timed(node)},
     )
+    source = _spikes_source(path, held, options)
+    if isinstance(source, Series):
+        recording.spikes = _binned(source, f"{path.name}: {options.spikes!r}")
+        recording.notes.append(f"binned spikes: {options.spikes!r}")
+    else:
+        node = held.tables[source]
+        times = flat(StoredArray(DataSet(node["spike_times"])))
+        units = split_by_index(times, node["spike_times_index"][()])
+        recording.spikes = SpikeTimes(units, options.clock())
+        recording.units = _table(node)
+        recording.observed = _observed(node, recording.warnings)
+        recording.notes.append(
+            "spike times: the table of units" + f" {source!r}" * (source != "units")
+        )
+    if options.trials or "trials" in recording.tables:
+        timed = {name: held.tables[name] for name in recording.tables}
+        name = find({n: n for n in timed}, options.trials or "trials", "table of intervals")
+        recording.trials = _table(timed[name])
+        del recording.tables[name]
+    return recording
+
+
+@dataclass
+class Survey:
+    """What an NWB file holds, by its path with dots; nothing large is read for it."""
+
+    tables: dict[str, Any] = field(default_factory=dict)  # groups; also lists of events
+    series: dict[str, Series] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)  # why
+    arrays: dict[str, Any] = field(default_factory=dict)  # of no table and no series
+
+    @property
+    def units(self) -> list[str]:
+        """Names of the tables of units that hold spike times."""
+        return [
+            name
+            for name, node in self.tables.items()
+            if "spike_times" in node and "spike_times_index" in node
+        ]
+
+
+def survey(file: h5py.File) -> Survey:
+    """Find all tables, time series and other arrays, wherever they are."""
+    held = Survey()
+    for path, node in _walk(file, held.unreadable):
+        name = path.removeprefix("intervals.")
+        kind = _text(node.attrs.get("neurodata_type", ""))
+        if (
+            "colnames" in node.attrs
+            or isinstance(node.get("id"), h5py.Dataset)
+            or (
+                isinstance(node.get("timestamps"), h5py.Dataset)
+                and (kind in _EVENTS or "data" not in node)
+            )
+        ):
+            held.tables[name] = node
+        elif "data" in node or "external_file" in node:
+            try:
+                held.series[name] = _series(node)
+            except DataError as err:
+                held.unreadable[name] = f"{kind or 'time series'}: {err}"
+        elif path.split(".")[0] not in _ABOUT:
+            arrays = ((k, v) for k, v in node.items() if isinstance(v, h5py.Dataset))
+            held.arrays |= {f"{name}.{key}": data for key, data in arrays}
+    return held
+
+
+def _spikes_source(path: Path, held: Survey, options: SourceOptions) -> str | Series:
+    """Return the name of the table of units, or the time series of binned spikes."""
+    units = held.units
+    names = [f"{name} ({len(held.tables[name]['spike_times_index'])} units)" for name in units]
+    if options.spikes:
+        only = units[0] if len(units) == 1 else ""
+        if only and options.spikes in ("units", "spike_times"):
+            return only
+        sources: dict[str, Any] = {name: name for name in units} | held.series
+        source: str | Series = find(sources, options.spikes, "table of units or time series")
+        return source
+    if len(units) == 1:
+        return units[0]
+    if units:
+        raise UserError(
+            f"{path.name} has {len(units)} tables of units: {list_some(names, 20)}. Choose one "
+            f"with --spikes, such as --spikes {units[-1]}."
+        )
+    silent = [name for name, node in held.tables.items() if "units" in _text(node.name).lower()]
+    raise DataError(
+        f"{path.name} has no units with spike times"
+        + (f" ({list_some(silent)} has none)" if silent else "")
+        + ". Where spikes are binned, name their time series with --spikes; it has: "
+        f"{list_some(list(held.series), 20) or 'none'}."
+    )
+
+
+def _binned(source: Series, what: str) -> BinnedSpikes:
+    """Take a time series in equal steps as binned spikes."""
+    start, rate = source.start, source.rate
+    if source.times is not None:
+        seconds = source.seconds(0, source.n_samples)
+        steps = np.diff(seconds)
+        step = float(np.median(steps)) if len(steps) else 0.0
+        if not step > 0 or np.abs(steps - step).max() > 0.01 * step:
+            raise DataError(
+                f"{what} has a time for each sample, in steps of "
+                + (f"{steps.min():g} to {steps.max():g} s" if len(steps) else "unknown length")
+                + "; binned spikes come in equal steps."
+            )
+        # The difference of two decimal times has rounding digits, which a bin must not have.
+        start, rate = float(seconds[0]), 1 / float(f"{step:.7g}")
+    axes = tuple("unit" if axis == "channel" else axis for axis in source.axes)
+    array = source.data
+    if axes == ("time",):
+        raise DataError(f"{what} is one series; binned spikes are bins x units.")
+    return BinnedSpikes(array, axes, 1 / rate, start)
 
 
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def _moments(node: Any) -> Any:
+    """Return the times of a table's rows."""
+    names = ("start_time", "timestamp", "timestamps")
+    return next((node[name] for name in names if isinstance(node.get(name), h5py.Dataset)), ())
+
+
+def _is_timed(node: Any) -> bool:
+    """Return whether rows of a table have times, so that windows can be cut around them."""
+    return len(_moments(node)) > 0
+
+
 def _table(node: Any) -> Table:
-    """Read the columns of a DynamicTable that hold one number or text per row."""
+    """Read the columns of a table, or of a list of events, that hold one value per row."""
+    if "timestamps" in node and "id" not in node:
+        return _events(node)
+    return {name: column for name, column in _columns(node) if not isinstance(column, str)}
+
+
+def _columns(node: Any) -> Iterator[tuple[str, Array | str]]:
+    """Yield the columns of a DynamicTable; text says why one has not a value for each row."""
     n_rows = len(node["id"]) if "id" in node else None
-    columns: Table = {}
     for name, data in node.items():
-        indexed = f"{name}_index" in node or name.endswith("_index")
-        if not isinstance(data, h5py.Dataset) or indexed or name in _RAGGED_UNITS:
+        if not isinstance(data, h5py.Dataset) or name.endswith("_index"):
             continue
-        if data.ndim != 1 or (n_rows is not None and len(data) != n_rows):
-            continue
-        if h5py.check_ref_dtype(data.dtype) is None and not data.dtype.names:
-            columns[name] = as_text(data[()])
-    return columns
+        if f"{name}_index" in node or name in _RAGGED_UNITS:
+            yield name, f"several values per row ({len(data)} in all)"
+        elif data.ndim != 1:
+            yield name, f"{show_shape(data.shape[1:])} values per row"
+        elif n_rows is not None and len(data) != n_rows:
+            yield name, f"{len(data)} values for {n_rows} rows"
+        elif h5py.check_ref_dtype(data.dtype) is not None or data.dtype.names:
+            yield name, "references to other data"
+        else:
+            try:
+                yield name, as_text(data[()])
+            except (OSError, RuntimeError) as err:
+                yield name, f"damaged ({err})"
 
 
-def _trials(file: h5py.File, options: SourceOptions) -> Table:
-    tables = {
-        name: node
-        for name, node in file.get("intervals", {}).items()
-        if isinstance(node, h5py.Group)
-    }
-    if options.trials:
-        return _table(find(tables, options.trials, "table of intervals"))
-    return _table(tables["trials"]) if "trials" in tables else {}
+def _events(node: Any) -> Table:
+    """Read a list of events: their times, with labels; the intervals of an IntervalSeries."""
+    times = np.asarray(node["timestamps"][()])
+    data = node.get("data")
+    if not isinstance(data, h5py.Dataset) or data.shape != times.shape:
+        return {"timestamps": times}
+    values = as_text(data[()])
+    if _text(node.attrs.get("neurodata_type", "")) == "IntervalSeries":
+        # Positive where an interval begins and negative where it ends; the number is its kind.
+        begins, ends = values > 0, values < 0
+        if begins.sum() == ends.sum():
+            kind = np.abs(values[begins])
+            return {"start_time": times[begins], "stop_time": times[ends], "kind": kind}
+    labels = data.attrs.get("labels")
+    if labels is not None and values.dtype.kind in "ui" and values.max(initial=0) < len(labels):
+        values = as_text(np.asarray(labels))[values]
+    return {"timestamps": times, "label": values}
 
 
 def _observed(units: Any, warnings: list[str]) -> Array | None:
@@ -133,42 +257,96 @@ def _observed(units: Any, warnings: list[str]) -> Array | None:
     return np.array(joined)
 
 
-def _series(file: h5py.File) -> dict[str, Series]:
-    """Describe every TimeSeries, by its path with dots."""
-    series: dict[str, Series] = {}
-    places = ((place, file[place]) for place in _PLACES if place in file)
-    for name, node in (inner for path, place in places for inner in _groups(place, path)):
-        data = node.get("data")
-        if not isinstance(data, h5py.Dataset) or data.dtype.kind not in "buif":
-            continue
-        if not 1 <= data.ndim <= 2:
-            continue
-        # A TimeSeries has a time for each sample, or a starting time with a rate. Stored values are
-        # what the device gave: times `conversion`, plus `offset`, they are in `unit`.
-        timing: dict[str, Any]
-        if isinstance(node.get("timestamps"), h5py.Dataset):
-            timing = {"times": flat(StoredArray(DataSet(node["timestamps"])))}
-        elif isinstance(begin := node.get("starting_time"), h5py.Dataset):
-            timing = {"start": float(begin[()]), "rate": float(begin.attrs.get("rate", 1.0))}
-        else:
-            continue
-        series[name] = Series(
-            StoredArray(DataSet(data)),
-            ("time", "channel")[: data.ndim],
-            scale=float(data.attrs.get("conversion", 1.0)),
-            offset=float(data.attrs.get("offset", 0.0)),
-            unit=_text(data.attrs.get("unit", "")),
-            **timing,
-        )
-    return series
+# ---- time series ---------------------------------------------------------------------------------
 
 
-def _groups(group: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield all groups below a group with their paths, through links too."""
+def _series(node: Any) -> Series:
+    """Describe a TimeSeries, or raise an error that says why it is none that can be used."""
+    data = node.get("data")
+    if not isinstance(data, h5py.Dataset) or data.size == 0:
+        raise DataError("it holds no values itself (images in other files)")
+    if data.dtype.kind not in "buif":
+        raise DataError(f"it holds {data.dtype}, not numbers")
+    if not 1 <= data.ndim <= 2:
+        raise DataError(f"{show_shape(data.shape)}: images; extract signals from them first")
+    # A TimeSeries has a time for each sample, or a starting time with a rate. Stored values are
+    # what the device gave: times `conversion`, plus `offset`, they are in `unit`.
+    timing: dict[str, Any]
+    if isinstance(times := node.get("timestamps"), h5py.Dataset):
+        if times.size != len(data):
+            raise DataError(f"{times.size} times for {len(data)} samples")
+        timing = {"times": flat(StoredArray(DataSet(times)))}
+    elif isinstance(begin := node.get("starting_time"), h5py.Dataset):
+        timing = {"start": float(begin[()]), "rate": float(begin.attrs.get("rate", 1.0))}
+    else:
+        raise DataError("it has neither timestamps nor a starting_time with a rate")
+    return Series(
+        StoredArray(DataSet(data)),
+        ("time", "channel")[: data.ndim],
+        scale=float(data.attrs.get("conversion", 1.0)),
+        offset=float(data.attrs.get("offset", 0.0)),
+        unit=_text(data.attrs.get("unit", "")),
+        **timing,
+    )
+
+
+def _walk(group: Any, damaged: dict[str, str], path: str = "", above: Any = ()) -> Iterator[Any]:
+    """Yield the paths of all groups below a group, with the groups, through links too."""
     # `visititems` of h5py follows neither soft nor external links, by which NWB shares an array or
     # keeps raw data in a second file: https://docs.h5py.org/en/stable/high/group.html
     for name in group:
-        node = group.get(name)
-        if isinstance(node, h5py.Group):
-            yield f"{path}.{name}", node
-            yield from _groups(node, f"{path}.{name}")
+        full = f"{path}.{name}" if path else name
+        try:
+            node = group[name]
+        except (KeyError, OSError, RuntimeError) as err:
+            link = group.get(name, getlink=True)
+            target = getattr(link, "filename", "") or getattr(link, "path", "")
+            damaged[full] = f"a link to {target}, which is not there" if target else f"{err}"
+            continue
+        if isinstance(node, h5py.Group) and node not in above and full != "specifications":
+            yield full, node
+            yield from _walk(node, damaged, full, (*above, node))
+
+
+# ---- for people ----------------------------------------------------------------------------------
+
+
+def nwb_contents(path: Path) -> list[Member]:
+    """Describe everything in an NWB file, for `lfads prep FILE --list` and for errors."""
+    file = open_for_reading(path)
+    held = survey(file)
+    members: list[Member] = []
+    for name, node in held.tables.items():
+        columns: Mapping[str, Any] = (
+            dict(_columns(node)) if "id" in node or "colnames" in node.attrs else _events(node)
+        )
+        moments, hint = _moments(node), ""
+        n_rows = len(node["id"]) if "id" in node else len(moments)
+        what = "events" if "timestamps" in node else "table"
+        if name in held.units:
+            n_rows, what, hint = len(node["spike_times_index"]), "units", f"--spikes {name}"
+        elif "spike_times" in node or name == "units":
+            what, hint = "units", "no spike_times with their index: not usable as spikes"
+        elif name == "invalid_times":
+            what = "intervals"
+        elif len(moments):
+            what, hint = "intervals" if "start_time" in node else what, f"--trials {name}"
+        members.append(Member(name, what, f"{n_rows} rows", hint=hint))
+        for key, column in columns.items():
+            if isinstance(column, str):
+                members.append(Member(f"{name}.{key}", "column", "", column))
+            else:
+                values = describe_values(column)
+                members.append(Member(f"{name}.{key}", "column", str(column.dtype), values))
+    for name, series in held.series.items():
+        kind = _text(file[name.replace(".", "/")].attrs.get("neurodata_type", "TimeSeries"))
+        first = series.seconds(0, 1)[0]
+        last = series.seconds(series.n_samples - 1, series.n_samples)[0]
+        rate = f"{series.rate:g} samples/s" if series.times is None else "with times"
+        size = f"{series.n_samples} x {series.n_channels}"
+        text = f"{rate}, {first:.6g} to {last:.6g} s {series.unit}".rstrip()
+        hint = "--behavior" if series.n_channels <= 20 else "--behavior or --spikes"
+        members.append(Member(name, kind, size, text, f"{hint} {name}"))
+    members += [describe_array(name, data) for name, data in held.arrays.items()]
+    members += [Member(name, "not readable", "", why) for name, why in held.unreadable.items()]
+    return members

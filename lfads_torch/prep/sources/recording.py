@@ -223,6 +223,7 @@ class Recording:
     observed: Floats | None = None  # first and last second of each stretch that was recorded
     clock: Clock = field(default_factory=Clock)  # of times in `trials`
     starts: Floats | None = None  # of each trial in seconds, where times in `trials` count from it
+    tables: dict[str, int] = field(default_factory=dict)  # rows of others than `trials`, by name
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _span: tuple[float, float] | None = None

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...data.find import list_some
-from ...data.validate import show_shape
-from ..binning import Array
-from .recording import BinnedSpikes, Recording, Series, SpikeTimes
-
-_EXAMPLES = 6
+from ..data.validate import show_shape
+from .binning import Array
+from .sources.contents import describe_values
+from .sources.recording import BinnedSpikes, Recording, Series, SpikeTimes
 
 
 def describe_recording(recording: Recording) -> str:
@@ -51,22 +49,7 @@ def _spikes(recording: Recording, duration: float) -> list[str]:
 
 
 def _table(table: dict[str, Array]) -> list[str]:
-    return _columns([[name, str(c.dtype), _values(c)] for name, c in table.items()])
-
-
-def _values(column: Array) -> str:
-    if column.dtype.kind in "SUO":
-        words, counts = np.unique(column.astype(str), return_counts=True)
-        shown = [f"{w} ({n})" for w, n in zip(words[:_EXAMPLES], counts, strict=False)]
-        return ", ".join(shown) + (f" and {len(words) - _EXAMPLES} more" * (len(words) > _EXAMPLES))
-    known = column[np.isfinite(column)] if column.dtype.kind == "f" else column
-    missing = f"; {len(column) - len(known)} missing" if len(known) < len(column) else ""
-    if not len(known):
-        return f"no values{missing}"
-    values = np.unique(known)
-    if len(values) <= _EXAMPLES:
-        return list_some([f"{v:g}" if column.dtype.kind == "f" else v for v in values]) + missing
-    return f"{known.min():g} to {known.max():g}{missing}"
+    return _columns([[name, str(c.dtype), describe_values(c)] for name, c in table.items()])
 
 
 def _series(series: Series) -> list[str]:
