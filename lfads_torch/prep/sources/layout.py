@@ -419,10 +419,8 @@ def _bin_width(
 class _Runs:
     """Reader of one unit's spikes: runs of a shared temporary file, or arrays in memory."""
 
-    dtype = np.dtype(np.float64)
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
+    def __init__(self, file: Any, dtype: np.dtype[Any]) -> None:
+        self.file, self.dtype = file, dtype
         self.runs: list[tuple[int, int] | Array] = []  # in the file: first spike and how many
 
     @property
@@ -430,7 +428,7 @@ class _Runs:
         return (sum(len(r) if isinstance(r, np.ndarray) else r[1] for r in self.runs),)
 
     def read(self, rows: slice) -> Array:
-        pieces, before = [np.empty(0)], 0
+        size, pieces, before = self.dtype.itemsize, [np.empty(0, self.dtype)], 0
         for run in self.runs:
             length = len(run) if isinstance(run, np.ndarray) else run[1]
             a, b = max(rows.start - before, 0), min(rows.stop - before, length)
@@ -438,8 +436,8 @@ class _Runs:
                 if isinstance(run, np.ndarray):
                     pieces.append(run[a:b])
                 else:
-                    self.file.seek(8 * (run[0] + a))
-                    pieces.append(np.frombuffer(self.file.read(8 * (b - a)), dtype=np.float64))
+                    self.file.seek(size * (run[0] + a))
+                    pieces.append(np.frombuffer(self.file.read(size * (b - a)), self.dtype))
             before += length
         return np.concatenate(pieces)
 
@@ -456,15 +454,16 @@ def group_by_unit(pairs: Iterable[tuple[Array, Array]]) -> tuple[list[AnyArray],
     written, kept = 0, 0
     for owner, times in pairs:
         order = np.argsort(owner, kind="stable")
-        owner, times = owner[order], times[order].astype(np.float64)
+        # The type stays as it is stored: it says how exact the times are.
+        owner, times = owner[order], times[order]
         kept += len(times)
         edges = np.flatnonzero(np.concatenate([[True], owner[1:] != owner[:-1]]))
         for a, b in zip(edges, [*edges[1:], len(owner)], strict=True):
             label = owner[a].item()
-            runs = units.setdefault(label, _Runs(file)).runs
+            runs = units.setdefault(label, _Runs(file, times.dtype)).runs
             runs.append(times[a:b].copy() if kept <= _IN_MEMORY else (written + int(a), int(b - a)))
         if kept > _IN_MEMORY:
-            file.seek(8 * written)
+            file.seek(times.itemsize * written)
             file.write(times.tobytes())
             written += len(times)
     labels = sorted(units)

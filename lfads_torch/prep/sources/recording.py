@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...data.find import list_some
 from ...data.stored import StoredArray, along, blocks
 from ...errors import DataError, UserError, nearest, number
-from ..binning import TOLERANCE_S, Array, Floats, time_tolerance
+from ..binning import Array, Floats, time_tolerance
 
 AnyArray = NDArray[Any] | StoredArray
 """An array in memory or in its file."""
@@ -44,9 +44,11 @@ class Clock:
 
     def tolerance(self, latest: float, stored: np.dtype[Any]) -> float:
         """Return the seconds by which a time may lie below an edge and still count as on it."""
+        # Times since 1970 are so large that float64 rounds off more than 1 ns.
+        least = time_tolerance(latest)
         if self.sampling_hz or stored.kind != "f":
-            return TOLERANCE_S
-        return max(TOLERANCE_S, self.scale * time_tolerance(latest / self.scale, stored))
+            return least
+        return max(least, self.scale * time_tolerance(latest / self.scale, stored))
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class SpikeTimes:
 
     units: Sequence[AnyArray]
     clock: Clock = field(default_factory=Clock)
+    tolerance: float | None = None  # in seconds; None: what the type of the times resolves
 
     @property
     def n_units(self) -> int:
@@ -108,7 +111,8 @@ class SpikeTimes:
             if not np.isfinite([low, high]).all():
                 bad = int((~np.isfinite(times)).sum())
                 raise DataError(f"unit {unit}: {bad} spike times are NaN or infinite; drop them.")
-            yield times, self.clock.tolerance(max(-low, high), array.dtype)
+            slack = self.clock.tolerance(max(-low, high), array.dtype)
+            yield times, slack if self.tolerance is None else max(slack, self.tolerance)
 
 
 @dataclass
