@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from ..data.find import list_some
 from ..errors import DataError, UserError
-from .binning import MOST_PER_BIN, Array, bin_windows, is_sorted, rebin
+from .binning import MOST_PER_BIN, Array, Flags, Floats, bin_windows, is_sorted, rebin
 from .sources.recording import BinnedSpikes, Recording
+from .stretches import inside
 from .trials import Windows, neighbours, whole_bins
 
 Blocks = Iterator[tuple[int, Array]]
@@ -132,7 +134,9 @@ def count(
         return _count_bins(spikes, windows, folder, fine, progress)
     shape = (len(windows.starts), windows.n_bins * fine)
     n_bins = shape[0] * shape[1]
-    store = CountStore(n_bins, spikes.n_units, np.dtype(np.uint16), True, folder)
+    missing = _missing(recording, windows, shape[1])
+    dtype = np.dtype(np.float32 if missing else np.uint16)  # integers have no NaN
+    store = CountStore(n_bins, spikes.n_units, dtype, True, folder)
     unsorted: list[int] = []
     repeated: dict[int, int] = {}
     for unit in range(spikes.n_units):
@@ -156,7 +160,10 @@ def count(
                 out=counts,
             )
             last = ordered[-1] if len(ordered) else last
-        store.put(unit, counts.reshape(1, -1))
+        known = counts.astype(dtype, copy=False)
+        if unit in missing:
+            known[missing[unit]()] = np.nan
+        store.put(unit, known.reshape(1, -1))
     progress("counting spikes, unit", spikes.n_units, spikes.n_units)
     if unsorted:
         units = sorted(set(unsorted))
@@ -175,6 +182,21 @@ def count(
             f"spike before them (units {list_some(list(repeated))}, counted from 0): {done}"
         )
     return Counted(store, windows, fine)
+
+
+def _missing(recording: Recording, windows: Windows, n_bins: int) -> dict[int, Callable[[], Flags]]:
+    """Return, by unit, what says in which bins of which windows a unit was not recorded."""
+    result: dict[int, Callable[[], Flags]] = {}
+    width = windows.n_bins * windows.bin_s / n_bins
+    for unit, pieces in enumerate(recording.unit_observed or ()):
+        if not inside(pieces, windows.starts, windows.stops).all():
+            result[unit] = partial(_outside, pieces, windows.starts, n_bins, width)
+    return result
+
+
+def _outside(pieces: Floats, starts: Floats, n_bins: int, width: float) -> Flags:
+    edges = starts[:, None] + np.arange(n_bins) * width
+    return ~inside(pieces, edges, edges + width)
 
 
 def _count_bins(

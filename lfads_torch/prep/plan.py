@@ -158,6 +158,17 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     if options.forward_ms:
         raise UserError("--chop-ms leaves no time to predict; it does not go with --forward-ms.")
     start, observed = _observed_bins(recording, bin_s)
+    for name, pieces in recording.invalid.items():
+        edges = (np.clip(pieces - start, 0, len(observed) * bin_s)) / bin_s
+        low = np.floor(edges[:, 0] + 1e-6).astype(int)
+        high = np.ceil(edges[:, 1] - 1e-6).astype(int)
+        before = int(observed.sum())
+        for a, b in zip(low, high, strict=True):
+            observed[a:b] = False
+        recording.warnings.append(
+            f"{(before - int(observed.sum())) * bin_s:g} s of {before * bin_s:g} s are not valid "
+            f"by {name!r}; they are in no window"
+        )
     block_ms = options.block_ms
     window = whole_bins(options.chop_ms or 0.0, bin_ms, "A window (--chop-ms)")
     chops = plan_chops(

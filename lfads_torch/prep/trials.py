@@ -14,6 +14,7 @@ from ..data.find import list_some
 from ..errors import DataError, UserError
 from .binning import Array, Flags, Floats, Indices, first_bin
 from .sources.recording import BinnedSpikes, Recording, SpikeTimes, find, numeric_columns
+from .stretches import inside, touching
 
 _CLOSE = 1e-6  # of a bin: by this much a width may miss a whole number of bins
 
@@ -35,6 +36,11 @@ class Windows:
     n_read: int
     n_bins: int  # with those after the window that are only predicted
     bin_s: float
+
+    @property
+    def stops(self) -> Floats:
+        """Right edge of each window's last bin, seconds."""
+        return np.asarray(self.starts + self.n_bins * self.bin_s)
 
     def keep(self, chosen: Flags) -> Windows:
         """Return the chosen windows."""
@@ -168,8 +174,8 @@ def trial_windows(
         )
     windows = Windows(starts[rows], rows, n_read, n_bins, bin_s)
     snap_to_bins(recording, windows)
-    inside = in_recording(recording, windows)
-    if not inside.any():
+    recorded, marked = in_recording(recording, windows), in_invalid(recording, windows)
+    if not recorded.any():
         first, last = recording.span()
         events = event[rows]
         span = f"the events at {events.min():g} to {events.max():g} s" if len(rows) else "no trial"
@@ -177,12 +183,21 @@ def trial_windows(
             f"No window around {align.event!r} lies in the recording, from {first:g} to {last:g} "
             f"s: {span}. Are times in another unit (--time-unit), or relative to the trial?"
         )
-    if outside := int((~inside).sum()):
+    if outside := int((~recorded).sum()):
         recording.warnings.append(
             f"the windows of {outside} of {len(event)} trials lie outside the recording (trials "
-            f"{list_some(windows.trials[~inside].tolist())}, counted from 0); they are left out"
+            f"{list_some(windows.trials[~recorded].tolist())}, counted from 0); they are left out"
         )
-    return windows.keep(inside)
+    if marked.any():
+        where = ", ".join(map(repr, recording.invalid))
+        recording.warnings.append(
+            f"the windows of {int(marked.sum())} of {len(event)} trials touch times that the file "
+            f"marks as not valid by {where} (trials {list_some(windows.trials[marked].tolist())}, "
+            "counted from 0); they are left out"
+        )
+        if not (recorded & ~marked).any():
+            raise DataError(f"No window is left: all touch what {where} marks as not valid.")
+    return windows.keep(recorded & ~marked)
 
 
 def snap_to_bins(recording: Recording, windows: Windows) -> None:
@@ -197,7 +212,7 @@ def snap_to_bins(recording: Recording, windows: Windows) -> None:
 
 def in_recording(recording: Recording, windows: Windows, slack_s: float = 1e-6) -> Any:
     """Return which windows were recorded whole, or stick out by at most `slack_s`."""
-    starts, stops = windows.starts, windows.starts + windows.n_bins * windows.bin_s
+    starts, stops = windows.starts, windows.stops
     spikes = recording.spikes
     if recording.observed is None and isinstance(spikes, SpikeTimes):
         # The file does not say when recording began and ended, only when spikes did. No gap of
@@ -207,10 +222,16 @@ def in_recording(recording: Recording, windows: Windows, slack_s: float = 1e-6) 
         slack_s = 10 * (last - first) / total
         return (starts >= first - slack_s) & (stops <= last + slack_s)
     observed = recording.observed
-    stretches: Any = np.array([recording.span()]) if observed is None else observed
-    place = np.searchsorted(stretches[:, 0], starts + slack_s, side="right") - 1
-    known = place >= 0
-    return known & (stops <= stretches[place.clip(0), 1] + slack_s)
+    pieces: Any = np.array([recording.span()]) if observed is None else observed
+    return inside(pieces, starts, stops, slack_s)
+
+
+def in_invalid(recording: Recording, windows: Windows) -> Any:
+    """Return which windows share time with stretches that the file marks as not valid."""
+    marked = np.zeros(len(windows.starts), dtype=bool)
+    for pieces in recording.invalid.values():
+        marked |= touching(pieces, windows.starts, windows.stops)
+    return marked
 
 
 def _whole_trials(recording: Recording) -> Align:

@@ -26,6 +26,7 @@ class UnitSums:
 
     def __init__(self, n_units: int, n_blocks: int, *, pairs: bool) -> None:
         self.n_bins, self.pairs = 0, pairs
+        self.known = np.zeros(n_units)  # bins that are not missing
         self.total = np.zeros(n_units)
         self.present = np.zeros((n_blocks, n_units), dtype=bool)
         self.products = np.zeros((n_units, n_units) if pairs else (0, 0))
@@ -37,6 +38,8 @@ class UnitSums:
         self.total += sums
         self.present[block] |= sums != 0
         self.n_bins += len(values)
+        is_float = counts.dtype.kind == "f"
+        self.known += (~np.isnan(counts)).sum(axis=0) if is_float else len(counts)
         if self.pairs:
             # Products of float32 are several times faster, and exact up to 2^24 within a block; the
             # sum over blocks is kept in float64.
@@ -45,8 +48,8 @@ class UnitSums:
             self.products += few.T @ few
 
     def mean(self) -> Floats:
-        """Return the mean per bin."""
-        return np.asarray(self.total / max(1, self.n_bins))
+        """Return the mean per bin that is not missing."""
+        return np.asarray(self.total / np.maximum(1, self.known))
 
     def presence(self) -> Floats:
         """Return the fraction of the blocks in which each unit was active."""
@@ -54,7 +57,7 @@ class UnitSums:
 
     def correlations(self) -> Floats:
         """Return Pearson's r between all units over bins; 0 for units that never vary."""
-        mean = self.mean()
+        mean = self.total / max(1, self.n_bins)
         covariance = self.products / max(1, self.n_bins) - np.outer(mean, mean)
         # Rounding can leave a silent unit a variance just below 0.
         spread = np.sqrt(np.maximum(covariance.diagonal(), 0))
@@ -127,6 +130,12 @@ def choose_units(
         keep &= chosen
         recording.notes.append(
             f"units: {int(keep.sum())} of {len(keep)} by {list_some(options.units)}"
+        )
+    if never := np.flatnonzero(keep & (sums.known == 0)).tolist():
+        keep[never] = False
+        recording.warnings.append(
+            f"{len(never)} units were not observed in any window that trains (units "
+            f"{list_some(never)}, counted from 0); they are left out"
         )
     rates = sums.mean() / bin_s
     for name, values, least in (

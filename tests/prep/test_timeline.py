@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import pynwb
 import pytest
 
 from lfads_torch.data import read_session
+from lfads_torch.errors import DataError
 from lfads_torch.prep import prepare
 from lfads_torch.prep.counting import bin_windows
 from lfads_torch.prep.sources.recording import Clock
@@ -88,3 +93,113 @@ def test_a_stored_time_is_in_its_bin_in_every_layout(
                 bins = k // step - round(start * 1000)
                 expected = np.bincount(bins[(bins >= 0) & (bins < 1000)], minlength=1000)
                 np.testing.assert_array_equal(window[:, unit], expected)
+
+
+# ---- what was not recorded, or is not valid ------------------------------------------------------
+
+START = 1 + 2.0 * np.arange(60)
+
+
+def spikes(n_units: int = 8, length: float = 130.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    return [np.sort(rng.uniform(0, length, round((3 + u / 4) * length))) for u in range(n_units)]
+
+
+def nwb(path: Path, units: list[dict[str, Any]], invalid: Sequence[Sequence[float]] = ()) -> Path:
+    file = pynwb.NWBFile("x", "id", datetime(2024, 1, 1, tzinfo=UTC))
+    for unit in units:
+        file.add_unit(**unit)
+    for start in START:
+        file.add_trial(start_time=start, stop_time=start + 2)
+    for start, stop in invalid:
+        file.add_invalid_time_interval(start_time=start, stop_time=stop, tags=["x"])
+    with pynwb.NWBHDF5IO(path, "w") as io:
+        io.write(file)
+    return path
+
+
+def npz(path: Path, lists: Sequence[np.ndarray], **more: Any) -> Path:
+    ends = np.cumsum([len(t) for t in lists])
+    arrays = {"spike_times": np.concatenate(lists), "spike_times_index": ends}
+    np.savez(path, **{"trials_start_time": START, **arrays, **more})
+    return path
+
+
+def histogram(times: np.ndarray, start: float, n_bins: int, bin_s: float) -> np.ndarray:
+    bins = np.floor((times - start) / bin_s).astype(int)
+    return np.bincount(bins[(bins >= 0) & (bins < n_bins)], minlength=n_bins)
+
+
+def windows_of(path: Path) -> dict[float, np.ndarray]:
+    """Counts by the start of the window."""
+    return {
+        round(float(start), 6): window
+        for split in read_session(path, ["window_start"]).splits.values()
+        for window, start in zip(split.recon_data, split.extras["window_start"], strict=True)
+    }
+
+
+def check(path: Path, lists: Sequence[np.ndarray], starts: Sequence[float], bin_s: float) -> None:
+    """The file has windows of these starts alone, with the spikes that are in them."""
+    windows = windows_of(path)
+    assert sorted(windows) == sorted(round(float(s), 6) for s in starts)
+    for start, window in windows.items():
+        for unit, times in enumerate(lists):
+            expected = histogram(times, start, len(window), bin_s)
+            np.testing.assert_array_equal(window[:, unit], expected)
+
+
+def test_what_nwb_marks_as_invalid_is_left_out(tmp_path: Path) -> None:
+    lists = [t[(t < 40) | (t > 60)] for t in spikes()]
+    source = nwb(tmp_path / "s.nwb", [{"spike_times": t} for t in lists], [(40.0, 60.0)])
+    options = {"bin_ms": 20, "align": "start_time:0:1000"}
+    done = prepare(source, tmp_path / "o.h5", **options)
+    left = [s for s in START if s + 1 <= 40 or s >= 60]
+    assert len(left) == 50
+    check(tmp_path / "o.h5", lists, left, 0.02)
+    assert any("10 of 60 trials" in t and "invalid_times" in t for t in done.warnings)
+    done = prepare(source, tmp_path / "c.h5", bin_ms=20, chop_ms=1000)
+    assert any("invalid_times" in text for text in done.warnings)
+    assert not any(39 < start < 60 for start in windows_of(tmp_path / "c.h5"))
+    everything = nwb(tmp_path / "e.nwb", [{"spike_times": t} for t in lists], [(0.0, np.inf)])
+    with pytest.raises(DataError, match=r"No window is left.*invalid_times"):
+        prepare(everything, tmp_path / "x.h5", **options)
+
+
+@pytest.mark.parametrize("is_table", [True, False])
+def test_artifacts_in_any_order_overlapping_and_without_end(tmp_path: Path, is_table: bool) -> None:
+    rows = np.array([[90, 95], [20.5, 20.7], [50, 50], [20.6, 24], [99, 94], [110, np.nan]])
+    table = {"artifacts.start": rows[:, 0], "artifacts.stop": rows[:, 1]}
+    source = npz(tmp_path / "s.npz", spikes(), **(table if is_table else {"artifacts": rows}))
+    done = prepare(source, tmp_path / "o.h5", bin_ms=20, align="start_time:0:1000")
+    marked = [(20.5, 24), (90, 99), (110, 1e9)]
+    left = [s for s in START if not any(s < b and s + 1 > a for a, b in marked)]
+    check(tmp_path / "o.h5", spikes(), left, 0.02)
+    assert any("before they begin" in text for text in done.warnings)
+    assert any("no length" in text for text in done.warnings)
+
+
+def test_a_unit_that_was_not_observed_is_missing_not_silent(tmp_path: Path) -> None:
+    lists = spikes()
+    seen = [[(0.0, 130.0)]] * 5 + [[(0.0, 50.5)], [(90.0, 130.0), (0.0, 30.0)], [(127.0, 128.0)]]
+    lists = [
+        np.concatenate([t[(t >= a) & (t <= b)] for a, b in sorted(rows)])
+        for t, rows in zip(lists, seen, strict=True)
+    ]
+    units = [{"spike_times": t, "obs_intervals": r} for t, r in zip(lists, seen, strict=True)]
+    source = nwb(tmp_path / "s.nwb", units)
+    done = prepare(source, tmp_path / "o.h5", bin_ms=20, align="start_time:0:1000", min_rate=1.5)
+    assert any("missing (NaN), not 0" in text for text in done.warnings)
+    assert any("1 units were not observed" in text for text in done.warnings)
+    assert done.n_units == 7  # the rate of a unit is that of the time in which it was observed
+    windows = windows_of(tmp_path / "o.h5")
+    assert len(windows) == 60
+    for start, window in windows.items():
+        edges = start + 0.02 * np.arange(50)
+        for unit in range(7):
+            known = np.any(
+                [(edges > a - 1e-6) & (edges + 0.02 < b + 1e-6) for a, b in seen[unit]], axis=0
+            )
+            np.testing.assert_array_equal(np.isnan(window[:, unit]), ~known)
+            expected = histogram(lists[unit], start, 50, 0.02)
+            np.testing.assert_array_equal(window[known, unit], expected[known])

@@ -28,6 +28,7 @@ from .recording import (
     Table,
     find,
 )
+from .timeline import INVALID, OBSERVED, add_invalid, observe_units
 
 TIMES = ("time", "times", "timestamps", "t", "bin_times")
 """Names of an array that holds the times of samples or bins."""
@@ -111,6 +112,7 @@ def recording_from_tree(
     recording.units = _table(rest, _UNITS, spikes.n_units)
     if len(names):
         recording.units = {"name": names, **recording.units}
+    _add_stretches(recording, rest)
     prefixes = (options.trials,) if options.trials else _TRIALS
     recording.trials = _table(rest, prefixes, None, recording.warnings)
     if options.trials and not recording.trials:
@@ -195,6 +197,21 @@ def _add_trials(recording: Recording, spikes: BinnedSpikes, rest: Tree) -> None:
             axes = ("trial", "time", "channel")[: len(node.shape)]
             recording.series[key] = Series(node, axes, rate=1 / spikes.bin_s, at_edges=True)
     recording.trials = columns
+
+
+def _add_stretches(recording: Recording, rest: Tree) -> None:
+    """Add what the file says was recorded, or is not valid, by the names that say so."""
+    for key, node in rest.items():
+        name = _last(key)
+        if name in INVALID and not isinstance(node, Ragged):
+            add_invalid(recording, key, node[:])
+        elif name in OBSERVED:
+            rows = node.rows if isinstance(node, Ragged) else [node]
+            observe_units(recording, [row[:] for row in rows], key)
+    groups = {key.rpartition(".")[0] for key in rest}
+    for name in dict.fromkeys([*INVALID, *(g for g in sorted(groups) if _last(g) in INVALID)]):
+        if table := _table(rest, (name,), None):
+            add_invalid(recording, name, table)
 
 
 def _series(tree: Tree, spikes: SpikeTimes | BinnedSpikes, clock: Clock) -> dict[str, Series]:

@@ -23,6 +23,7 @@ from .contents import Member, describe_array, describe_values
 from .hdf5 import DataSet, open_for_reading
 from .layout import as_text, split_by_index
 from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table, find
+from .timeline import INVALID, add_invalid, observe_units
 
 # Groups without data of a recording: who and what was recorded, and the definitions of NWB's types.
 _ABOUT = ("general", "specifications")
@@ -59,7 +60,7 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         units = split_by_index(times, node["spike_times_index"][()])
         recording.spikes = SpikeTimes(units, options.clock())
         recording.units = _table(node)
-        recording.observed = _observed(node, recording.warnings)
+        _observe(recording, node)
         recording.notes.append(
             "spike times: the table of units" + f" {source!r}" * (source != "units")
         )
@@ -68,6 +69,9 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         name = find({n: n for n in timed}, options.trials or "trials", "table of intervals")
         recording.trials = _table(timed[name])
         del recording.tables[name]
+    for name in recording.tables:
+        if name.rpartition(".")[2].lower() in INVALID:
+            add_invalid(recording, name, _table(held.tables[name]))
     return recording
 
 
@@ -230,31 +234,14 @@ def _events(node: Any) -> Table:
     return {"timestamps": times, "label": values}
 
 
-def _observed(units: Any, warnings: list[str]) -> Array | None:
-    """Return the stretches in which units were recorded, all together where units differ."""
+def _observe(recording: Recording, units: Any) -> None:
+    """Add the stretches in which units were recorded (`obs_intervals`)."""
     if "obs_intervals" not in units or "obs_intervals_index" not in units:
-        return None
-    intervals = np.asarray(units["obs_intervals"][()], dtype=np.float64).reshape(-1, 2)
+        return
+    intervals = np.asarray(units["obs_intervals"][()]).reshape(-1, 2)
     ends = units["obs_intervals_index"][()].astype(np.int64)
-    per_unit = [intervals[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=False)]
-    per_unit = [rows for rows in per_unit if len(rows)]
-    if not per_unit:
-        return None
-    if any(not np.array_equal(rows, per_unit[0]) for rows in per_unit):
-        warnings.append(
-            "units were observed for different times (obs_intervals); where a unit was not "
-            "observed its counts are 0. Drop such units with --min-presence."
-        )
-    # All units together: one that was lost early must not cost the trials of the others.
-    order = np.concatenate(per_unit)
-    order = order[np.argsort(order[:, 0], kind="stable")]
-    joined: list[list[float]] = []
-    for start, stop in order.tolist():
-        if joined and start <= joined[-1][1]:
-            joined[-1][1] = max(joined[-1][1], stop)
-        else:
-            joined.append([start, stop])
-    return np.array(joined)
+    rows = [intervals[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=False)]
+    observe_units(recording, rows, "obs_intervals")
 
 
 # ---- time series ---------------------------------------------------------------------------------

@@ -224,7 +224,9 @@ class Recording:
     units: Table = field(default_factory=dict)
     trials: Table = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
-    observed: Floats | None = None  # first and last second of each stretch that was recorded
+    observed: Floats | None = None  # stretches that were recorded
+    unit_observed: list[Floats] | None = None  # of each unit, where they differ
+    invalid: dict[str, Floats] = field(default_factory=dict)  # stretches to leave out, by table
     clock: Clock = field(default_factory=Clock)  # of times in `trials`
     starts: Floats | None = None  # of each trial in seconds, where times in `trials` count from it
     tables: dict[str, int] = field(default_factory=dict)  # rows of others than `trials`, by name
