@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lfads_torch.commands import quieten
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.demo import read_arrays, score_rates
@@ -224,7 +223,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> str:
     """Run what the command line asks for; return the table."""
     options: Any = parse(arguments)
-    quieten()
     return demo(options) if options.kind == "demo" else wrist(options)
 
 

@@ -25,7 +25,6 @@ from example_tools import Array, format_table, read_arrays, run_script, small_mo
 from heldout_bps import co_bps
 
 from lfads_torch.checkpoint import load_model
-from lfads_torch.commands import quieten
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.post_run.outputs import output_files
@@ -135,7 +134,6 @@ def main() -> None:
     add("--quick", action="store_true", help="tiny networks, few epochs: does it run?")
     add("--markdown", action="store_true", help="print Markdown tables")
     options = parser.parse_args()
-    quieten()
 
     data = read_arrays(Path(options.source), ("spikes", "target"))
     n_trials, n_ms, n_units = data["spikes"].shape

@@ -23,7 +23,6 @@ import numpy as np
 from continuous_decoding import TEST, TRAIN, Decoding, decode, r2
 from example_tools import Array, format_table, read_arrays, run_script, small_model
 
-from lfads_torch.commands import quieten
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.metrics import fit_linear, gaussian_smooth
@@ -158,7 +157,6 @@ def main() -> None:
     add("--quick", action="store_true", help="tiny networks, few epochs: does it run?")
     add("--markdown", action="store_true", help="print a Markdown table")
     options = parser.parse_args()
-    quieten()
     if not 0 < options.train <= 0.8:
         raise UserError(f"--train is {options.train}; legal are fractions up to 0.8")
 

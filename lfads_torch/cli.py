@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TextIO
+from typing import Any, NoReturn, TextIO
 
-from . import __version__
-from .commands import COMMANDS
-from .errors import UserError
+from . import progress
+from .commands import COMMANDS, with_data
+from .errors import UserError, did_you_mean, nearest
 
 #: What shells report for a process that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130
@@ -21,23 +21,32 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command."""
     parser = build_parser()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        parser.error(f"there is no command {command!r}; {did_you_mean(command, COMMANDS)}")
     # Not `parse_args`: overrides may also stand after an option, where argparse gives up.
-    options, rest = parser.parse_known_args(arguments)
-    takes_overrides = getattr(options, "takes_overrides", False)
-    if rest and (not takes_overrides or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # overrides after an option
-        options.overrides += rest
+    options, rest = parser.parse_known_args(words)
     if options.command is None:
         parser.print_help()
         return 0
+    takes_overrides = hasattr(options, "overrides")
+    strange = [text for text in rest if text.startswith("-") or not takes_overrides]
+    if strange:
+        _refuse(options.parser, strange)
     warnings.showwarning = _show_warning
+    progress.Line.is_silent = options.quiet
     # A user's own components are in the working directory. It comes last on the path, so that a
     # file there, such as random.py, hides no installed module.
     sys.path.append(str(Path.cwd()))
     try:
-        return int(options.run(options))
+        if takes_overrides:
+            options.overrides = with_data(options.overrides + rest)
+        with progress.quiet_libraries(options.verbose):
+            return int(options.run(options))
     except UserError as error:
+        if options.verbose:
+            raise
         for text in (*getattr(error, "__notes__", ()), f"lfads {options.command}: {error}"):
             print(text, file=sys.stderr)
         return 2
@@ -56,12 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  lfads demo                                       see what LFADS does, in minutes\n"
         "  lfads check my_data.h5                           is my file fit for training?\n"
-        "  lfads train datamodule.datafile_pattern=my_data.h5\n"
+        "  lfads train my_data.h5\n"
         "  lfads sample runs/my_run --samples 100\n"
         "\n`lfads COMMAND --help` says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"lfads-torch {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="versions, commit and kernels")
+    _add_loudness(parser, default=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f"lfads_torch.commands.{name.replace('-', '_')}")
@@ -73,10 +83,35 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(
-            run=module.run, takes_overrides=getattr(module, "TAKES_OVERRIDES", False)
-        )
+        _add_loudness(command, default=argparse.SUPPRESS)
+        command.set_defaults(run=module.run, parser=command)
     return parser
+
+
+def _add_loudness(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Add ``-q`` and ``-v``, which may stand before and after the command."""
+    add = parser.add_mutually_exclusive_group().add_argument
+    options: Any = {"action": "store_true", "default": default}
+    add("-q", "--quiet", help="no progress and no warnings", **options)
+    add("-v", "--verbose", help="what libraries say, and tracebacks", **options)
+
+
+def _refuse(parser: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
+    """Name arguments that a command does not have, and what is spelt alike."""
+    legal = [name for action in parser._actions for name in action.option_strings]
+    near = [name for word in words for name in nearest(word.partition("=")[0], legal, most=1)]
+    hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    parser.error(f"there is no {', '.join(words)}{hint}")
+
+
+class _Version(argparse.Action):
+    """Print what computes here; torch is imported for it, so not before it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
+        from .runs.run import describe_install
+
+        print(describe_install())
+        parser.exit()
 
 
 def _show_warning(
@@ -87,7 +122,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"warning: {message}", file=file or sys.stderr)
+    if not progress.Line.is_silent:
+        print(f"warning: {message}", file=file or sys.stderr)
 
 
 if __name__ == "__main__":

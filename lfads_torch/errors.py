@@ -44,6 +44,10 @@ def explained(warnings: Iterable[str], notes: Iterable[str] = ()) -> Iterator[No
         raise
 
 
+class DataWarning(UserWarning):
+    """Something legal in the data that deserves a second look."""
+
+
 def number(
     name: str,
     value: Any,

@@ -1,12 +1,23 @@
-"""One line of progress: rewritten in place on a terminal, a plain line now and then elsewhere."""
+"""What is shown while something runs: one line of progress, and who else may speak."""
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
+
+from .errors import DataWarning
+
+# Of Lightning: devices that it has not found, services that it sells. By the names of the modules
+# that speak, because the loggers above them are set anew when Lightning is imported.
+_CHATTER = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero")
+_LIBRARIES = r"(pytorch_lightning|lightning_fabric|torch|torchmetrics)\b"
 
 
 class Line:
@@ -16,6 +27,9 @@ class Line:
     elsewhere, of which None writes none; `stream` is standard error by default, looked up when
     something is written.
     """
+
+    is_silent = False
+    """Show nothing, for all lines of the process (``-q``)."""
 
     def __init__(
         self,
@@ -42,7 +56,7 @@ class Line:
     @property
     def is_due(self) -> bool:
         """Whether enough time has passed since the last update."""
-        interval = self._interval
+        interval = None if self.is_silent else self._interval
         return interval is not None and time.monotonic() - self._shown >= interval
 
     def start(self) -> None:
@@ -52,7 +66,7 @@ class Line:
 
     def show(self, text: str, *, final: bool = False) -> None:
         """Show a text if an update is due; a final one is always shown, and stays."""
-        if not (final or self.is_due):
+        if self.is_silent or not (final or self.is_due):
             return
         self._shown = time.monotonic()
         # Logs of a cluster are no terminals: a carriage return would make one endless line of them.
@@ -68,7 +82,8 @@ class Line:
     def say(self, text: str) -> None:
         """Print a text that stays, above the line."""
         self.clear()
-        print(text, file=self.out, flush=True)
+        if not self.is_silent:
+            print(text, file=self.out, flush=True)
 
     def keep(self) -> None:
         """Leave the line where it is; what follows begins on a line of its own."""
@@ -81,6 +96,30 @@ class Line:
         if self._is_open:
             print("\r\x1b[K", end="", file=self.out, flush=True)
             self._is_open = False
+
+
+@contextmanager
+def quiet_libraries(verbose: bool = False) -> Iterator[None]:
+    """Leave out what Lightning and torch say of themselves, unless `verbose`.
+
+    Warnings of this package stay: they name the key or the file to change.
+    """
+    if verbose:
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in _CHATTER]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=_LIBRARIES)
+        # A warning on data counts as Lightning's where Lightning reads them.
+        warnings.filterwarnings("default", category=DataWarning)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def clock(seconds: float) -> str:

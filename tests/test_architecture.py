@@ -42,6 +42,7 @@ NEIGHBOURS = {
     ("files", "errors"),
     ("folder", "errors"),
     ("folder", "files"),
+    ("progress", "errors"),
     ("progress", "files"),
     ("search", "search"),
     ("modules", "data"),

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 
+from ..kernels.c_library import why_not
 from ..progress import Line, clock
 
 _RECENT = 20
@@ -59,6 +60,8 @@ class EpochProgressBar(ProgressBar):
         self._began = time.monotonic()
         self._ends.clear()
         self._ends.append(self._began)
+        if self._enabled and trainer.is_global_zero:
+            self._line.say(_describe(trainer, pl_module))
         self._line.start()
 
     def on_train_batch_end(
@@ -116,6 +119,19 @@ class EpochProgressBar(ProgressBar):
     def _total(trainer: pl.Trainer) -> int | None:
         epochs = trainer.max_epochs
         return epochs if epochs is not None and epochs > 0 else None
+
+
+def _describe(trainer: pl.Trainer, model: pl.LightningModule) -> str:
+    """Say in one line what is trained, and on what."""
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = getattr(getattr(trainer, "datamodule", None), "sizes", [])
+    trials = [f"{s.n_train} trials x {s.recon_len} bins x {s.recon_dim} channels" for s in sizes]
+    if len(trials) > 1:
+        trials = [f"{len(sizes)} sessions, {sum(s.n_train for s in sizes)} trials"]
+    device = str(trainer.strategy.root_device)
+    reason = why_not() if device == "cpu" else ""
+    kernels = f"kernels in torch: {reason}" if reason else "kernels in C" if device == "cpu" else ""
+    return ", ".join(filter(None, [*trials, f"{n_parameters:,} parameters", device, kernels]))
 
 
 def _values(trainer: pl.Trainer) -> list[str]:

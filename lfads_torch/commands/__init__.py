@@ -2,18 +2,21 @@
 
 A command is a module with ``SUMMARY`` (a line), ``TEXT`` (what it does), ``EXAMPLES`` (command
 lines), ``add_arguments(parser)`` and ``run(options) -> exit status``; optionally
-``TAKES_OVERRIDES`` for ``KEY=VALUE`` of the configuration in `options.overrides`, also after
+an argument ``overrides`` takes ``KEY=VALUE`` of the configuration and data files, also after
 options. `run` imports what is heavy, and sets ``options.resume_with`` once an interrupted command
-can be gone on with. To add a command: write its file and name it in `COMMANDS`.
+can be gone on with. Every command has ``-q`` and ``-v``. To add a command: write its file and name
+it in `COMMANDS`.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +36,7 @@ COMMANDS = (
     "evaluate",
     "report",
     "compare",
+    "configs",
     "nlb-submit",
     "check",
     "repack",
@@ -58,7 +62,6 @@ def start_run(options: argparse.Namespace, name: str, command: str = "train") ->
     given = getattr(options, "resume", None) or options.run_dir or new_run_folder(name)
     folder = Path(given).expanduser().absolute()
     options.resume_with = f"lfads {command} --resume {folder}"
-    quieten()
     # Flushed, the folder stands in a batch job's log while the run goes on.
     print(f"run folder: {folder}", flush=True)
     return folder
@@ -86,13 +89,50 @@ def print_result(result: RunResult, *more: Path) -> None:
 
     number_outputs(result.outputs)
     print_written(result.best_checkpoint, *result.outputs, *more)
+    folder, here = result.run_dir, Path.cwd()
+    short = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    print(f"next: lfads report {shlex.quote(str(short))}")
+
+
+def with_data(overrides: Sequence[str]) -> list[str]:
+    """Return overrides in which data files that stand alone became the data module's."""
+    # A file may have "=" in its name, and a pattern may be left to us by the shell.
+    files = [text for text in overrides if Path(text).exists() or not re.search(r"=|^~\w", text)]
+    rest = [text for text in overrides if text not in files]
+    if not files:
+        return rest
+    for file in files:
+        if not Path(file).exists() and not glob(file):
+            raise UserError(
+                f"{file} does not exist; what follows the command is a data file, GROUP=NAME or "
+                "KEY=VALUE"
+            )
+    if any(text.lstrip("+").startswith("datamodule.datafile_pattern=") for text in rest):
+        raise UserError(f"{files[0]} and datamodule.datafile_pattern both name data; give one")
+    from ..runs.compose import literal
+
+    pattern = literal(files if len(files) > 1 else files[0])
+    return [f"datamodule.datafile_pattern={pattern}", *rest]
+
+
+def print_config(
+    options: argparse.Namespace, config: str, groups: Mapping[str, str] | None = None
+) -> int:
+    """Print the configuration that a command would run with, as YAML."""
+    from ..folder import CONFIG
+    from ..runs.compose import compose_config, config_text
+
+    place = Path(options.resume) / CONFIG if options.resume else options.config or config
+    print(config_text(compose_config(place, options.overrides, groups=groups)), end="")
+    return 0
 
 
 def data_name(overrides: Sequence[str]) -> str:
     """Name the data that overrides choose, for a run folder."""
     given = dict(text.split("=", 1) for text in overrides if "=" in text)
     chosen = given.get("datamodule", "default")
-    pattern = given.get("datamodule.datafile_pattern", "").strip("'\"")
+    # Of several files, the first.
+    pattern = given.get("datamodule.datafile_pattern", "").strip("[]").split(",")[0].strip("'\"")
     stem = Path(pattern).stem.replace("*", "").strip("_-. ") if pattern else ""
     # "default" says nothing of the data, the file's name does.
     return stem if chosen == "default" and stem else chosen
@@ -106,16 +146,3 @@ def terminal_line(refresh_s: float = 0.0) -> Iterator[Line]:
         yield line
     finally:
         line.clear()
-
-
-def quieten() -> None:
-    """Leave out what Lightning says about devices it has not found and services it sells."""
-    # Here and not above: `lfads --help` must not wait seconds for Lightning.
-    import logging
-
-    import pytorch_lightning  # noqa: F401 - it sets its own level when it is imported
-
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # Our own warnings stay: they name the key or the file to change.
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")

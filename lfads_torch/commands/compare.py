@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import quieten, terminal_line
+from . import terminal_line
 from .report import add_data_arguments, wanted_of
 
 SUMMARY = "write one HTML page with several runs beside each other"
@@ -28,7 +28,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads compare --help``."""
     from ..post_run.report import compare_runs
 
-    quieten()
     with terminal_line() as line:
         report = compare_runs(
             options.run_folders,

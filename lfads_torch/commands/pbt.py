@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import check_resume, data_name, print_result, start_run
+from . import check_resume, data_name, print_config, print_result, start_run
 
 SUMMARY = "train a population of models (AutoLFADS) and keep the best"
 TEXT = """\
@@ -13,13 +13,12 @@ with hyper-parameters moved a little (AutoLFADS). What follows the command chang
 configuration, as for lfads train; search.KEY=VALUE changes the search itself. A search that
 was interrupted at any moment goes on with --resume and loses at most the current epoch."""
 EXAMPLES = """\
-  lfads pbt datamodule.datafile_pattern=my_data.h5
+  lfads pbt my_data.h5
   lfads pbt model=nlb_mc_maze datamodule=nlb_mc_maze search.num_workers=12
-  lfads pbt datamodule.datafile_pattern=my_data.h5 search.space.lr_init.max_samp=1e-2
-  lfads pbt datamodule.datafile_pattern=my_data.h5 --backend ray
+  lfads pbt my_data.h5 search.space.lr_init.max_samp=1e-2
+  lfads pbt my_data.h5 --backend ray
   lfads pbt --resume runs/my_search
   lfads sample runs/my_search --ensemble"""
-TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_search_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     """Add the options that every search has."""
     add = parser.add_argument
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the configuration")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="FILE|KEY=VALUE",
+        help="data files, changes of the configuration",
+    )
     add("--config", metavar="NAME|PATH", help=f"primary configuration ({config})")
     add("--run-dir", metavar="DIR", help="run folder (runs/<time>_<datamodule>_<command>)")
     add("--resume", metavar="RUN", help="go on with the search in this folder")
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
+    add("--cfg", action="store_true", help="print the configuration and stop")
     add(
         "--backend",
         choices=("local", "ray"),
@@ -49,6 +54,9 @@ def run(options: argparse.Namespace) -> int:
 
 def search(options: argparse.Namespace, command: str, method: str) -> int:
     """Run a search of a kind."""
+    if options.cfg:
+        groups = None if options.resume else {"search": method}
+        return print_config(options, f"../configs/{command}.yaml", groups)
     # Before the import, so that a wrong option is refused before torch is loaded.
     check_resume(options, "search")
     from ..search.run import run_search
@@ -62,6 +70,7 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
         resume=bool(options.resume),
         overwrite=options.overwrite,
         backend=options.backend,
+        verbose=options.verbose,
     )
     figures = sorted((folder / "figures").glob("*.png"))
     print_result(result, *figures)

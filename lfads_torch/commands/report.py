@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from . import print_written, quieten, terminal_line
+from . import print_written, terminal_line
 
 if TYPE_CHECKING:
     from ..post_run.report import Wanted
@@ -64,7 +64,6 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads report --help``."""
     from ..post_run.report import report_run
 
-    quieten()
     with terminal_line() as line:
         report = report_run(
             options.run_folder,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import print_written, quieten
+from . import print_written
 
 SUMMARY = "average posterior samples of a trained model"
 TEXT = """\
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="FILE", help="other trials of the same channels (the run's own data)")
     add("--samples", type=int, default=50, metavar="N", help="posterior samples (%(default)s)")
     add("--output", metavar="FILE", help="output file (RUN/lfads_output.h5; RUN/<data>_output.h5)")
+    add("--overwrite", action="store_true", help="replace the output file that is there")
     add("--ensemble", action="store_true", help="mean rates of the final members of a search")
     add("--members", type=int, metavar="N", help="only the N best of them (all)")
     add("--config", metavar="FILE", help="YAML of the model, or of the run, of an old checkpoint")
@@ -47,12 +48,12 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads sample --help``."""
     from ..runs.sampling import sample_run
 
-    quieten()
     paths = sample_run(
         options.run_folder,
         data=options.data,
         num_samples=options.samples,
         output=options.output,
+        overwrite=options.overwrite,
         best=not options.last,
         ensemble=options.ensemble,
         members=options.members,

@@ -12,11 +12,10 @@ Train many models at once, each with hyper-parameters drawn at random, and keep 
 A member stops when it has not improved for long (search.stop_after); with search=halving
 all but the best are stopped early (successive halving). Everything else is as for lfads pbt."""
 EXAMPLES = """\
-  lfads search datamodule.datafile_pattern=my_data.h5
+  lfads search my_data.h5
   lfads search model=nlb_mc_maze datamodule=nlb_mc_maze search.num_samples=20
-  lfads search search=halving datamodule.datafile_pattern=my_data.h5
+  lfads search search=halving my_data.h5
   lfads search --resume runs/my_search"""
-TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,32 +6,37 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from . import check_resume, data_name, print_result, start_run
+from . import check_resume, data_name, print_config, print_result, start_run
 
 SUMMARY = "train a model and average its posterior samples"
 TEXT = """\
-Train a model. What follows the command changes the configuration: GROUP=NAME chooses a
-file of a group (model, datamodule, callbacks), KEY=VALUE sets a key. A folder configs/
+Train a model. What follows the command is data files and changes of the configuration: GROUP=NAME
+chooses a file of a group (lfads configs lists them), KEY=VALUE sets a key. A folder configs/
 in the working directory layers over the packaged one."""
 EXAMPLES = """\
-  lfads train datamodule.datafile_pattern=my_data.h5
+  lfads train my_data.h5
   lfads train model=nlb_mc_maze datamodule=nlb_mc_maze trainer.max_epochs=500
-  lfads train --config multi datamodule.datafile_pattern='sessions/*.h5'
-  lfads train datamodule.datafile_pattern=my_data.h5 model.gen_dim=200
+  lfads train --config multi sessions/*.h5
+  lfads train my_data.h5 model.gen_dim=200
   lfads train --resume runs/my_run
   lfads train --resume runs/my_run trainer.max_epochs=2000
   lfads train --resume old_run --config configs/single.yaml trainer.max_epochs=2000"""
-TAKES_OVERRIDES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the configuration")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="FILE|KEY=VALUE",
+        help="data files, changes of the configuration",
+    )
     add("--config", metavar="single|multi|PATH", help="primary configuration (single)")
     add("--run-dir", metavar="DIR", help="run folder (runs/<time>_<datamodule>)")
     add("--resume", metavar="RUN", help="go on with the run in this folder")
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
+    add("--cfg", action="store_true", help="print the configuration and stop")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
                 "leaves it; name the configuration it was trained with: --config "
                 "configs/single.yaml model=... datamodule=..."
             )
+    if options.cfg:
+        return print_config(options, "../configs/single.yaml")
     # Imported here, so that a wrong option is refused before torch is loaded.
     from ..run_model import run_model
 
@@ -56,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
         run_dir=folder,
         resume=bool(options.resume),
         overwrite=options.overwrite,
+        verbose=options.verbose,
     )
     print_result(result)
     return 0

@@ -26,8 +26,8 @@ Further keys are the user's own: ``{split}_<name>`` with a row per trial can tra
 batches, all are carried into the output file. The attribute ``bin_ms`` gives the bin width.
 """
 
+from ..errors import DataWarning
 from .describe import (
-    DataWarning,
     FileReport,
     ReportRow,
     check_file,

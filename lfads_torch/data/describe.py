@@ -33,10 +33,6 @@ _TEXT_WIDTH = 100
 _DATA_NAMES = ("encod_data", "recon_data")
 
 
-class DataWarning(UserWarning):
-    """Something legal in the data that deserves a second look."""
-
-
 def warnings_for(session: SessionData) -> list[str]:
     """List what is legal in a session's data but deserves a second look.
 

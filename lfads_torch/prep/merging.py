@@ -17,11 +17,10 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..data.describe import DataWarning
 from ..data.find import absolute_pattern, list_some, open_h5, write_session
 from ..data.read import read_attrs
 from ..data.validate import SPLITS, list_keys, suggest
-from ..errors import DataError, UserError
+from ..errors import DataError, DataWarning, UserError
 from .binning import Array
 
 START_KEY = "chop_start"

@@ -86,9 +86,14 @@ def draw_seed(config: dict[str, Any]) -> None:
         config["seed"] = secrets.randbelow(2**32)  # what NumPy's and Lightning's generators take
 
 
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return a plain configuration, as `compose_config` returns it, as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
 def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a plain configuration, as `compose_config` returns it, as YAML."""
-    write_whole(path, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+    """Write a plain configuration as YAML."""
+    write_whole(path, config_text(config))
 
 
 def locate_config(config_path: str | Path, *places: Path) -> Path:
@@ -138,7 +143,7 @@ def _folders(primary: Path, roots: Sequence[Path]) -> list[Path]:
 
 def _compose(primary: Path, folders: Sequence[Path], choices: Sequence[str]) -> DictConfig:
     """Compose the options of groups that are chosen."""
-    extra = ",".join(_literal(f"file://{folder.as_posix()}") for folder in folders[1:])
+    extra = ",".join(literal(f"file://{folder.as_posix()}") for folder in folders[1:])
     every = [f"hydra.searchpath=[{extra}]", *choices] if extra else list(choices)
     # Hydra is one for a process and refuses to begin twice, and a caller may use it, too.
     GlobalHydra.instance().clear()
@@ -227,10 +232,11 @@ def _as_text(overrides: Overrides) -> Iterator[str]:
         if isinstance(value, Mapping) and value:
             yield from (f"{key}.{rest}" for rest in _as_text(value))
         else:
-            yield f"{key}={_literal(value)}"
+            yield f"{key}={literal(value)}"
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
+    """Write a value so that Hydra reads it from an override."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -238,11 +244,11 @@ def _literal(value: Any) -> str:
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_literal(item)}" for key, item in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_literal(item) for item in value) + "]"
+        return "[" + ",".join(literal(item) for item in value) + "]"
     if hasattr(value, "item"):
-        return _literal(value.item())
+        return literal(value.item())
     # a backslash escapes only where it stands before a quote, so paths of Windows stay as they are
     return (
         "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), f"{value}") + "'"
@@ -258,6 +264,19 @@ def _split(text: str) -> tuple[str, str, str]:
 
 def _options(group: str, folders: Iterable[Path]) -> set[str]:
     return {file.stem for folder in folders for file in (folder / group).glob("*.yaml")}
+
+
+def option_files(start: str | Path | None = None) -> dict[str, dict[str, Path]]:
+    """Return the file of each option by group; the primary configurations are the group ""."""
+    roots = [Path(start)] if start else starts()
+    own = [folder for root in roots if (folder := root / CONFIGS).is_dir() and folder != PACKAGED]
+    files: dict[str, dict[str, Path]] = {"": {}}
+    # The first folders win, so they come last.
+    for folder in [PACKAGED, *reversed(own)]:
+        for file in sorted(folder.rglob("*.yaml")):
+            group = file.parent.relative_to(folder).as_posix()
+            files.setdefault("" if group == "." else group, {})[file.stem] = file
+    return files
 
 
 def _is_choice(text: str, folders: Sequence[Path]) -> bool:

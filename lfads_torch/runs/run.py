@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,9 +20,10 @@ from .. import __version__
 from ..data import DataWarning
 from ..errors import ConfigError, UserError
 from ..folder import CONFIG, LAST, RunFolder, Stage
+from ..progress import quiet_libraries
 from .build import build, build_model, build_trainer, pick_device
 from .check_config import arguments_of, check_config, find_target
-from .compose import Overrides, compose_config, draw_seed, write_config
+from .compose import PACKAGE, Overrides, compose_config, draw_seed, write_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -65,6 +67,7 @@ def run_model(
     run_dir: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    verbose: bool = False,
 ) -> RunResult:
     """Train a model and average its posterior samples.
 
@@ -94,6 +97,8 @@ def run_model(
         A run of the existing implementation holds none: there `config_path` and `overrides` count.
     overwrite : bool, default=False
         Delete the run that `run_dir` holds.
+    verbose : bool, default=False
+        Show what Lightning and torch say of themselves.
 
     Returns
     -------
@@ -132,7 +137,12 @@ def run_model(
     given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
     # Existing YAML and Lightning's loggers write below the working directory, and scripts of labs
     # change into the run folder themselves.
-    with RunFolder(folder).writing(is_new=is_new), chdir(folder), _quiet(config):
+    with (
+        RunFolder(folder).writing(is_new=is_new),
+        chdir(folder),
+        quiet_libraries(verbose),
+        _quiet(config),
+    ):
         run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
         return run.run(do_train, do_posterior_sample)
 
@@ -336,6 +346,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """Describe what computes: versions, system and device, without names of hosts or users."""
     import torch
 
+    from ..kernels.c_library import why_not
+
     packages = {}
     for name in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -348,4 +360,27 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(torch.device(device)) if on_gpu else device,
         "packages": packages,
+        "commit": commit(),
+        "kernels": f"torch ({reason})" if (reason := why_not()) else "C",
     }
+
+
+def commit() -> str | None:
+    """Return the commit of a checkout, with ``-dirty`` where files differ; None elsewhere."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=10"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+def describe_install() -> str:
+    """Say in a few lines which versions compute, and whether the kernels are in C."""
+    facts = environment()
+    which = f" (commit {facts['commit']})" if facts["commit"] else ""
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return (
+        f"lfads-torch {__version__}{which}\nkernels in {facts['kernels']}\n"
+        f"Python {facts['python']}, {packages}"
+    )

@@ -21,6 +21,7 @@ def sample_run(
     data: str | Path | None = None,
     num_samples: int = 50,
     output: str | Path | None = None,
+    overwrite: bool = False,
     best: bool = True,
     ensemble: bool = False,
     members: int | None = None,
@@ -78,6 +79,10 @@ def sample_run(
     # One session's file is named as it was asked for; several need the names of their data files.
     is_exact = datamodule.n_sessions == 1 and (output is not None or data is not None)
     paths = [path] if is_exact else output_paths(path, datamodule)
+    # The outputs of the run itself are drawn anew; a file that was named is somebody's result.
+    existing = [file for file in paths if file.exists()]
+    if existing and output is not None and not overwrite:
+        raise UserError(f"{existing[0]} exists already; name another --output, or add --overwrite")
     if ensemble:
         # A generator: one member is in memory at a time.
         models = (load_model(one).to(device) for one in chosen if one is not None)

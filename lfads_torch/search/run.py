@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import UserError, one_of
 from ..folder import CONFIG, RunFolder
+from ..progress import quiet_libraries
 from ..run_model import RunResult
 from ..runs.compose import Overrides, compose_config, draw_seed
 from .local import search_locally
@@ -24,6 +25,7 @@ def run_search(
     resume: bool = False,
     overwrite: bool = False,
     backend: str | None = None,
+    verbose: bool = False,
 ) -> RunResult:
     """Search for hyper-parameters with many models, and keep the best one.
 
@@ -46,6 +48,8 @@ def run_search(
         Delete the run that `run_dir` holds.
     backend : {"local", "ray"}, optional
         One process, or Ray Tune; by default one process.
+    verbose : bool, default=False
+        Show what Lightning and torch say of themselves.
 
     Returns
     -------
@@ -74,7 +78,7 @@ def run_search(
     draw_seed(config)
     settings = check_search(config)
     is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)
-    with RunFolder(folder).writing(is_new=is_new):
+    with RunFolder(folder).writing(is_new=is_new), quiet_libraries(verbose):
         if backend == "ray":
             from .ray import run_ray_search
 

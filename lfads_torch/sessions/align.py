@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.describe import DataWarning
 from ..data.find import list_some
 from ..data.smoothing import gaussian_smooth
-from ..errors import DataError, UserError, number, one_of, whole
+from ..errors import DataError, DataWarning, UserError, number, one_of, whole
 
 FloatArray = NDArray[np.float64]
 

@@ -28,7 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_quality, "RAMPS", SMALL)
-    monkeypatch.setattr(search_quality, "quieten", lambda: None)
 
 
 def table(text: str) -> dict[str, list[str]]:

@@ -278,7 +278,9 @@ class TestEpochProgressBar:
         out = io.StringIO()
         bar = EpochProgressBar(line_every_s=0, stream=out)
         fit(LFADS.from_data(data, **SIZES), data, [bar], tmp_path, enable_progress_bar=True)
-        lines = out.getvalue().splitlines()
+        header, *lines = out.getvalue().splitlines()
+        assert header.startswith("12 trials x 8 bins x 6 channels, ")
+        assert " parameters, cpu, kernels in " in header
         assert [line.split(" | ")[0] for line in lines] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
         for line in lines:
             assert " | loss " in line
@@ -290,7 +292,7 @@ class TestEpochProgressBar:
         out = io.StringIO()
         bar = EpochProgressBar(stream=out)
         fit(LFADS.from_data(data, **SIZES), data, [bar], tmp_path, enable_progress_bar=True)
-        assert len(out.getvalue().splitlines()) == 1
+        assert len(out.getvalue().splitlines()) == 2
 
     def test_one_bar_on_a_terminal(self, data, tmp_path):
         out = Terminal()
@@ -300,7 +302,7 @@ class TestEpochProgressBar:
         )
         assert trainer.progress_bar_callback is bar
         shown = out.getvalue().split("\r")
-        assert out.getvalue().count("\n") == 1
+        assert out.getvalue().count("\n") == 2
         assert "epoch 3/3" in shown[-1]
         assert "loss" in shown[-1]
         assert any("step 2/3" in text for text in shown)

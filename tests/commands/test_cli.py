@@ -10,11 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import yaml
 
 from lfads_torch import __version__, cli
 from lfads_torch.commands import COMMANDS, new_run_folder
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
+from lfads_torch.progress import Line
 
 SMALL = [
     *(f"model.{name}=6" for name in ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")),
@@ -81,7 +83,10 @@ def test_help_names_every_command_and_no_command_gives_help(
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--version"])
-    assert capsys.readouterr().out.strip() == f"lfads-torch {__version__}"
+    first, kernels, packages = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"lfads-torch {__version__}")
+    assert kernels.startswith("kernels in ")
+    assert "torch " in packages
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -153,7 +158,68 @@ def test_overrides_may_stand_on_both_sides_of_options(
     with pytest.raises(SystemExit) as exit_:
         cli.main(["train", "--runn-dir", "r"])
     assert exit_.value.code == 2
-    assert "unrecognized arguments" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("usage: lfads train")
+    assert "there is no --runn-dir; did you mean --run-dir?" in error
+
+
+def test_a_misspelt_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["-q", "trian"])
+    assert exit_.value.code == 2
+    assert "there is no command 'trian'; did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["my data.h5", "a=b [1].h5", "größe$x'.h5"])
+def test_a_data_file_stands_for_itself(
+    data: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_bytes(data.read_bytes())
+    assert cli.main(["train", name, "model.gen_dim=7", "--cfg"]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["datamodule"]["datafile_pattern"] == str(Path(name).absolute())
+    assert config["model"]["gen_dim"] == 7
+    assert not Path("runs").exists()
+
+
+def test_data_files_named_wrongly(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "nothing.h5"]) == 2
+    assert "nothing.h5 does not exist" in capsys.readouterr().err
+    assert cli.main(["train", str(data), f"datamodule.datafile_pattern={data}"]) == 2
+    assert "both name data" in capsys.readouterr().err
+
+
+def test_configs_lists_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    own = Path("configs/model/ours.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("# Our model. It has more.\n_target_: x\n")
+    assert cli.main(["configs"]) == 0
+    listed = capsys.readouterr().out
+    for group in ("--config NAME", "model=NAME", "search=NAME"):
+        assert group in listed
+    assert re.search(r"ours +Our model\n", listed)
+    assert cli.main(["configs", "modle"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+
+
+def test_quiet_shows_results_alone(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert cli.main(["train", str(data), "--run-dir", "r", "-q", *SMALL]) == 0
+    finally:
+        Line.is_silent = False
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    assert "next: lfads report r" in shown.out
+
+
+def test_a_named_output_is_never_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.h5").write_text("mine")
+    arguments = ["sample", str(run), "--samples", "1", "--output", "mine.h5"]
+    assert cli.main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert Path("mine.h5").read_text() == "mine"
+    assert cli.main([*arguments, "--overwrite"]) == 0
+    assert h5py.is_hdf5("mine.h5")
 
 
 def test_an_occupied_folder_is_refused_with_advice(
