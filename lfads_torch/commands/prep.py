@@ -105,11 +105,11 @@ def run(options: argparse.Namespace) -> int:
             + (" (--nlb takes several)" if options.files else "")
         )
     elif options.list:
-        from ..prep import SourceOptions, describe_recording, open_recording
+        from ..prep import SourceOptions, describe_file
 
         names = set(SourceOptions.__dataclass_fields__)
         reading = SourceOptions(**{k: v for k, v in given.items() if k in names})
-        print(describe_recording(open_recording(options.files[0], reading)))
+        print(describe_file(options.files[0], reading))
         return 0
     else:
         from ..prep.prepare import prepare

@@ -5,7 +5,7 @@ NumPy and h5py only, no torch.
 
 from .binning import bin_spikes, bin_windows
 from .chop import chop_recording
-from .listing import describe_recording
+from .listing import describe_file
 from .merging import merge_chops, merge_file
 from .nlb import prepare_nlb
 from .options import PrepOptions
@@ -20,7 +20,7 @@ __all__ = [
     "bin_spikes",
     "bin_windows",
     "chop_recording",
-    "describe_recording",
+    "describe_file",
     "merge_chops",
     "merge_file",
     "open_recording",

@@ -1,34 +1,142 @@
-"""What a recording holds, for people: `lfads prep FILE --list`."""
+"""What a recording holds, for people: `lfads prep FILE --list`, and the command to go on with."""
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
+from ..data.find import absolute_pattern
 from ..data.validate import show_shape
+from ..errors import UserError
 from .binning import Array
-from .sources.contents import describe_values
-from .sources.recording import BinnedSpikes, Recording, Series, SpikeTimes
+from .options import PrepOptions
+from .plan import plan_windows
+from .sources import open_recording
+from .sources.contents import Member, contents, describe_values
+from .sources.nwb import is_nwb, nwb_contents
+from .sources.recording import (
+    BinnedSpikes,
+    Recording,
+    Series,
+    SourceOptions,
+    SpikeTimes,
+    numeric_columns,
+)
+
+_READINGS = 12  # readings of a file that are tried, where it is unclear which one is meant
+_SHOWN = 3  # commands
+
+# How columns and series are called that mean something, the likeliest first.
+_EVENT = re.compile(r"(move|go|cue|on|onset|event|time|times|timestamps?)(_|$)", re.I)
+_CONDITION = re.compile(r"cond|target|dir|type|stim|orient|angle|side|choice|cue|image", re.I)
+_NO_CONDITION = re.compile(r"split|success|correct|reward|outcome|(^|_)id$|block|name", re.I)
+_BEHAVIOR = re.compile(r"vel|speed|hand|finger|cursor|pos|kin|force|emg|eye|behav|wheel|run", re.I)
+_NO_BEHAVIOR = re.compile(r"lfp|raw|electric|volt|fluor|roi|df_?f|neuropil|spike|count|rate", re.I)
 
 
-def describe_recording(recording: Recording) -> str:
-    """Describe a recording in several lines, the last of which is a command that prepares it."""
-    first, last = recording.span()
-    lines = [f"{recording.path.name}  ({recording.kind}), {last - first:.6g} s from {first:.6g} s"]
-    lines += [f"  {note}" for note in recording.notes]
+def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = None) -> str:
+    """Describe all that a file holds, also what is unclear or cannot be read, and what to type.
+
+    Raises
+    ------
+    UserError
+        Where the file cannot be opened at all.
+    """
+    options = options or SourceOptions()
+    problem: UserError | None = None
+    recording = None
+    try:
+        recording = open_recording(path, options)
+    except UserError as error:
+        problem = error
+    file = Path(absolute_pattern(path))
+    try:
+        members = file_contents(file) if file.is_file() else []
+    except UserError:
+        members = []
+    if recording is None and not members:
+        raise problem or UserError(f"{path} holds nothing.")
+    lines = describe_recording(recording, members) if recording else [file.name]
+    shown = _hide(members, recording)
+    if shown:
+        lines += ["", "Also in the file:" if recording else "The file holds:"]
+        lines += _columns([list(member) for member in shown])
+    if problem:
+        lines += ["", f"Not clear yet: {problem}", *getattr(problem, "__notes__", ())]
+    commands = _commands(path, options, recording, members)
+    if commands:
+        lines += ["", "To prepare it, " + ("one of:" if len(commands) > 1 else "for example:")]
+        lines += [f"  {command}" for command in commands]
+    else:
+        lines += ["", "No command is known that prepares it as it is; docs/data.md says how."]
+    return "\n".join(lines)
+
+
+def file_contents(path: Path) -> list[Member]:
+    """Describe everything in a file, as it is stored."""
+    return nwb_contents(path) if is_nwb(path) else contents(path)
+
+
+def describe_recording(recording: Recording, members: list[Member] | None = None) -> list[str]:
+    """Describe in lines what a recording was taken to hold: spikes, units, trials and series."""
+    title = f"{recording.path.name}  ({recording.kind})"
+    try:
+        first, last = recording.span()
+        title += f", {last - first:.6g} s from {first:.6g} s"
+    except UserError as error:
+        first, last = 0.0, 0.0
+        recording.warnings.append(str(error))
+    lines = [title, *(f"  {note}" for note in recording.notes)]
     lines += ["", f"Units: {recording.n_units}", *_spikes(recording, last - first)]
     lines += _table(recording.units)
     if recording.trials:
         lines += ["", f"Trials: {recording.n_trials}", *_table(recording.trials)]
-    else:
+    tables = [f"{name} ({rows} rows)" for name, rows in recording.tables.items()]
+    if tables:
+        lines += ["", f"{'Other tables' if recording.trials else 'Tables'} that --trials takes:"]
+        lines += [f"  {table}" for table in tables]
+    elif not recording.trials:
         lines += ["", "Trials: none (chop the recording, or name a table with --trials)"]
     if recording.series:
+        kinds = {member.name: member.what for member in members or []}
         lines += ["", "Time series:"]
-        lines += _columns([[name, *_series(series)] for name, series in recording.series.items()])
+        lines += _columns(
+            [
+                [name, *_series(series), kinds.get(name, "").replace("array", "")]
+                for name, series in recording.series.items()
+            ]
+        )
     if recording.observed is not None:
         total = float(np.diff(recording.observed, axis=1).sum())
         lines += ["", f"Observed: {total:.6g} s in {len(recording.observed)} stretches"]
-    lines += [f"warning: {text}" for text in recording.warnings]
-    return "\n".join([*lines, "", "To prepare it, for example:", f"  {_suggestion(recording)}"])
+    if recording.warnings:
+        lines += ["", *(f"warning: {text}" for text in recording.warnings)]
+    return lines
+
+
+def _hide(members: list[Member], recording: Recording | None) -> list[Member]:
+    """Leave out what the lines of the recording show already, by name and values."""
+    if recording is None:
+        return members
+    columns = {
+        (name, describe_values(column))
+        for table in (recording.units, recording.trials)
+        for name, column in table.items()
+    }
+    return [
+        member
+        for member in members
+        if member.name not in recording.series
+        and not any(member.name.endswith(n) and member.values == v for n, v in columns)
+    ]
 
 
 def _spikes(recording: Recording, duration: float) -> list[str]:
@@ -36,16 +144,23 @@ def _spikes(recording: Recording, duration: float) -> list[str]:
     if isinstance(spikes, BinnedSpikes):
         shape = show_shape(spikes.array.shape)
         return [f"  binned: {shape} {spikes.array.dtype}, bins of {spikes.bin_s * 1000:g} ms"]
-    counts = np.array([spikes.count(unit) for unit in range(spikes.n_units)])
-    if not len(counts) or duration <= 0:
+    rates = _rates(recording, duration)
+    if not len(rates) or duration <= 0:
         return ["  no spikes"]
-    rates = counts / duration
-    text = (
-        f"  {counts.sum()} spikes; {rates.min():.3g} to {rates.max():.3g} spikes/s, median "
-        f"{np.median(rates):.3g}"
-    )
-    quiet = int((counts == 0).sum())
-    return [text + (f"; {quiet} units without spikes" if quiet else "")]
+    total = sum(spikes.count(unit) for unit in range(spikes.n_units))
+    quiet = int((rates == 0).sum())
+    return [
+        f"  {total} spikes; {rates.min():.3g} to {rates.max():.3g} spikes/s, median "
+        f"{np.median(rates):.3g}" + (f"; {quiet} units without spikes" if quiet else "")
+    ]
+
+
+def _rates(recording: Recording, duration: float) -> Array:
+    spikes = recording.spikes
+    if not isinstance(spikes, SpikeTimes):
+        return np.empty(0)
+    counts = [spikes.count(unit) for unit in range(spikes.n_units)]
+    return np.array(counts) / max(duration, 1e-9)
 
 
 def _table(table: dict[str, Array]) -> list[str]:
@@ -55,29 +170,172 @@ def _table(table: dict[str, Array]) -> list[str]:
 def _series(series: Series) -> list[str]:
     shape = f"{series.n_samples} x {series.n_channels}"
     rate = f"{series.rate:g} samples/s" if series.times is None else "with times"
-    return [shape, rate, series.unit]
+    first = float(series.seconds(0, 1)[0])
+    last = float(series.seconds(series.n_samples - 1, series.n_samples)[0])
+    return [shape, rate, f"{first:.6g} to {last:.6g} s", series.unit]
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
     if not rows:
         return []
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # A cell that is far longer than the others must not push these away.
+    widths = [min(40, max(map(len, column))) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
 
 
-def _suggestion(recording: Recording) -> str:
-    words = [f"lfads prep {recording.path.name} -o {recording.path.stem}_lfads.h5"]
-    if isinstance(recording.spikes, SpikeTimes):
-        words.append("--bin-ms 10")
-    times = [name for name in recording.trials if name.endswith("_time")]
-    whole = isinstance(recording.spikes, BinnedSpikes) and "trial" in recording.spikes.axes
-    if not recording.trials:
-        words.append("--chop-ms 1000 --overlap-ms 200")
-    elif not whole:
-        event = next((t for t in times if t not in ("start_time", "stop_time")), None)
-        event = event or (times[0] if times else "EVENT")
-        words.append(f"--align {event}:-250:450")
-    return " ".join(words)
+# ---- the command to go on with -------------------------------------------------------------------
+
+
+def _commands(
+    file: str | os.PathLike[str],
+    given: SourceOptions,
+    recording: Recording | None,
+    members: list[Member],
+) -> list[str]:
+    """Return commands that prepare a file; each was planned, so that it runs."""
+    readings: list[dict[str, Any]] = [{}]
+    if recording is None:
+        readings = list(itertools.islice(_readings(given, members), _READINGS))
+    elif not recording.trials and recording.tables:
+        tables = [name for name in recording.tables if name != "invalid_times"]
+        readings = [*({"trials": name} for name in tables), {}]
+    commands: list[tuple[SourceOptions, dict[str, Any]]] = []
+    for reading in readings:
+        options = replace(given, **reading)
+        try:
+            opened = recording if recording and not reading else open_recording(file, options)
+            command = _planned(opened, options)
+        except UserError:
+            continue
+        if command and len(commands) < _SHOWN:
+            commands.append(command)
+    return [_words(file, *command, number) for number, command in enumerate(commands, 1)]
+
+
+def _readings(given: SourceOptions, members: list[Member]) -> Iterator[dict[str, Any]]:
+    """Yield options that may make an unclear file clear, the likeliest first."""
+    likely = [m for m in members if m.what in ("units", "cells", "lists", "array", "column")]
+    likely += [m for m in members if "Series" in m.what and not _BEHAVIOR.search(m.name)]
+    for axes in ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial"):
+        if given.axes is None:
+            yield {"axes": axes}
+    if given.spikes is None:
+        yield from ({"spikes": member.name} for member in likely)
+
+
+def _planned(
+    recording: Recording, given: SourceOptions
+) -> tuple[SourceOptions, dict[str, Any]] | None:
+    """Return options whose windows could be planned; of several the first without a warning."""
+    source = {field.name: getattr(given, field.name) for field in fields(given)}
+    source = {name: value for name, value in source.items() if name in _SOURCE}
+    fallback = None
+    for bin_ms in _bin_widths(recording):
+        for window in _windows(recording, bin_ms):
+            chosen = window | _carried(recording, is_chopped="chop_ms" in window)
+            for changes in (chosen, {k: v for k, v in chosen.items() if k != "conditions"}):
+                options = PrepOptions(**source, bin_ms=bin_ms, **changes)
+                attempt = replace(recording, notes=[], warnings=[])
+                try:
+                    plan_windows(attempt, options, bin_ms / 1000)
+                except UserError:
+                    continue
+                planned = given, {"bin_ms": bin_ms} | changes
+                if not attempt.warnings:
+                    return planned
+                fallback = fallback or planned
+    return fallback
+
+
+_SOURCE = tuple(field.name for field in fields(SourceOptions))
+
+
+def _bin_widths(recording: Recording) -> list[float]:
+    """Return bin widths in ms, the most sensible first."""
+    spikes = recording.spikes
+    if isinstance(spikes, BinnedSpikes):
+        width = float(f"{spikes.bin_s * 1000:.12g}")
+        factors = [k for k in (1, 2, 4, 5, 10, 20) if 5 <= k * width <= 20] or [1]
+        return [float(f"{k * width:.12g}") for k in reversed(factors)]
+    first, last = recording.span()
+    rates = _rates(recording, last - first)
+    rate = float(np.median(rates[rates > 0])) if (rates > 0).any() else 0.0
+    # Some tenth of a spike per bin: finer bins cost time and say no more.
+    return [5.0 if rate >= 20 else 10.0 if rate >= 8 else 20.0]
+
+
+def _windows(recording: Recording, bin_ms: float) -> Iterator[dict[str, Any]]:
+    """Yield windows in whole bins: around events of the trials, whole trials, or chopped."""
+    spikes = recording.spikes
+    if recording.trials and isinstance(spikes, BinnedSpikes) and "trial" in spikes.axes:
+        yield {}
+    for event in _events(recording):
+        spans = [(-250, 450), (-100, 400), (0, 300)]
+        if "start" in event:
+            spans = [(0, length) for length in (1000, 500, 250)]
+        for start, stop in spans:
+            begin, end = round(start / bin_ms) * bin_ms, max(2, stop // bin_ms) * bin_ms
+            yield {"align": f"{event}:{begin:g}:{end:g}"}
+    for length, overlap in ((1000, 200), (500, 100), (200, 0)):
+        bins = [max(1, length // bin_ms), overlap // bin_ms]
+        yield {"chop_ms": bins[0] * bin_ms, "overlap_ms": bins[1] * bin_ms}
+
+
+def _events(recording: Recording) -> list[str]:
+    """Return columns of the trials that are times within the recording, the likeliest first."""
+    names = []
+    first, last = recording.span()
+    for name in numeric_columns(recording.trials):
+        if recording.trials[name].dtype.kind == "b":
+            continue
+        times = recording.event_times(name)
+        inside = (times >= first) & (times <= last)
+        is_event = bool(_EVENT.search(name)) or name in ("start", "onset")
+        if is_event and "stop" not in name and "end" not in name and inside.mean() > 0.5:
+            names.append(name)
+    return sorted(names, key=lambda name: ("start" in name, recording.starts is not None))
+
+
+def _carried(recording: Recording, *, is_chopped: bool) -> dict[str, Any]:
+    """Return a condition and a behaviour that the recording holds."""
+    chosen: dict[str, Any] = {}
+    behavior = [
+        name
+        for name, series in recording.series.items()
+        if _BEHAVIOR.search(name) and not _NO_BEHAVIOR.search(name) and series.n_channels <= 20
+    ]
+    if behavior:
+        chosen["behavior"] = [min(behavior, key=lambda name: "vel" not in name.lower())]
+    conditions = []
+    for name, column in recording.trials.items():
+        values = np.unique(column)
+        few = 2 <= len(values) <= min(50, recording.n_trials / 2)
+        if few and column.dtype.kind != "b" and not _NO_CONDITION.search(name):
+            conditions.append(name)
+    ranked = [n for n in conditions if _CONDITION.search(n)]
+    ranked += [n for n in conditions if recording.trials[n].dtype.kind == "U"]
+    if ranked and not is_chopped:
+        chosen["conditions"] = ranked[:1]
+    return chosen
+
+
+def _words(
+    file: str | os.PathLike[str], given: SourceOptions, changes: dict[str, Any], number: int
+) -> str:
+    """Write a command, which replaces no file; of several, `number` gives each its output."""
+    stem = f"{Path(file).stem}_{changes['bin_ms']:g}ms"
+    numbered = (f"{stem}_{i}.h5" for i in itertools.count(2))
+    names = itertools.chain([f"{stem}.h5"], numbered)
+    free = (name for name in names if not Path(name).exists())
+    words = ["lfads", "prep", str(file), "-o", next(itertools.islice(free, number - 1, None))]
+    source = {
+        f.name: v for f in fields(SourceOptions) if (v := getattr(given, f.name)) != f.default
+    }
+    for name, value in (source | changes).items():
+        text = ",".join(value) if isinstance(value, list) else value
+        shown = f"{text:g}" if isinstance(text, float) else str(text)
+        words += [f"--{name.replace('_', '-')}", shown]
+    return shlex.join(words)

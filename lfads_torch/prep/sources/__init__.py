@@ -18,7 +18,7 @@ from ...errors import DataError
 from .csv import read_csv, read_table
 from .hdf5 import read_hdf5, read_mat
 from .npz import read_npz
-from .nwb import read_nwb
+from .nwb import is_nwb, read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
 
 __all__ = [
@@ -78,7 +78,7 @@ def open_recording(path: str | os.PathLike[str], options: SourceOptions | None =
     if suffix in _READERS:
         recording = _READERS[suffix](file, options)
     elif suffix in _HDF5 or h5py.is_hdf5(file):
-        recording = read_nwb(file, options) if _says_nwb(file) else read_hdf5(file, options)
+        recording = read_nwb(file, options) if is_nwb(file) else read_hdf5(file, options)
     else:
         raise DataError(
             f"{file.name}: unknown format {suffix!r}; legal are {list_some([*_HDF5, *_READERS])}."
@@ -86,11 +86,3 @@ def open_recording(path: str | os.PathLike[str], options: SourceOptions | None =
     if table is not None:
         recording.trials = table
     return recording
-
-
-def _says_nwb(file: Path) -> bool:
-    if file.suffix.lower() == ".nwb" or not h5py.is_hdf5(file):
-        return file.suffix.lower() == ".nwb"
-    with h5py.File(file, "r", locking="best-effort") as opened:
-        attrs = opened.attrs
-        return "nwb_version" in attrs or "NWBFile" in str(attrs.get("neurodata_type"))

@@ -169,6 +169,15 @@ def _binned(source: Series, what: str) -> BinnedSpikes:
     return BinnedSpikes(array, axes, 1 / rate, start)
 
 
+def is_nwb(path: Path) -> bool:
+    """Return whether a file is NWB, by its ending or its contents."""
+    if path.suffix.lower() == ".nwb" or not h5py.is_hdf5(path):
+        return path.suffix.lower() == ".nwb"
+    with h5py.File(path, "r", locking="best-effort") as opened:
+        attrs = opened.attrs
+        return "nwb_version" in attrs or "NWBFile" in _text(attrs.get("neurodata_type", ""))
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 

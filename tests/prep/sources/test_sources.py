@@ -12,7 +12,7 @@ import pytest
 from scipy.io import savemat
 
 from lfads_torch.errors import DataError, UserError
-from lfads_torch.prep import SourceOptions, describe_recording, open_recording
+from lfads_torch.prep import SourceOptions, describe_file, open_recording
 from lfads_torch.prep.sources import BinnedSpikes, Recording, SpikeTimes
 from tests.prep.nwb_files import write_nwb
 
@@ -220,7 +220,7 @@ def test_every_format_holds_the_same_session(tmp_path: Path, write: Callable[[Pa
         assert (hand.n_samples, hand.n_channels) == (3000, 2)
         np.testing.assert_allclose(hand.read(10, 20), HAND[10:20])
         assert recording.units["quality"].tolist() == ["a", "b", "a"]
-    text = describe_recording(recording)
+    text = describe_file(path, options)
     assert "Units: 3" in text
     assert "go_time" in text
     assert "lfads prep" in text
