@@ -200,8 +200,7 @@ def _commands(
     if recording is None:
         readings = list(itertools.islice(_readings(given, members), _READINGS))
     elif not recording.trials and recording.tables:
-        tables = [name for name in recording.tables if name != "invalid_times"]
-        readings = [*({"trials": name} for name in tables), {}]
+        readings = [*({"trials": name} for name in recording.tables), {}]
     commands: list[tuple[SourceOptions, dict[str, Any]]] = []
     for reading in readings:
         options = replace(given, **reading)

@@ -69,9 +69,9 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         name = find({n: n for n in timed}, options.trials or "trials", "table of intervals")
         recording.trials = _table(timed[name])
         del recording.tables[name]
-    for name in recording.tables:
-        if name.rpartition(".")[2].lower() in INVALID:
-            add_invalid(recording, name, _table(held.tables[name]))
+    for name in [n for n in recording.tables if n.rpartition(".")[2].lower() in INVALID]:
+        add_invalid(recording, name, _table(held.tables[name]))
+        del recording.tables[name]
     return recording
 
 
