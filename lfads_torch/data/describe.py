@@ -135,7 +135,7 @@ def check_file(path: str | os.PathLike[str], max_bytes: float | None = None) -> 
     """
     report = FileReport(Path(absolute_pattern(path)))
     try:
-        with open_h5(report.path) as file:
+        with open_h5(report.path, is_data_file=True) as file:
             _fill(report, file, default_bound() if max_bytes is None else max_bytes)
     except DataError as err:
         report.errors.append(str(err))

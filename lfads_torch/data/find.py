@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import shlex
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 # What a file that is not HDF5 turns out to be, by its first bytes.
 _SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the real file with `git lfs pull`",
-    b"MATLAB 5.0": "a MATLAB file older than v7.3: read it with scipy.io.loadmat",
+    b"MATLAB 5.0": "a MATLAB file older than v7.3",
     b"\x93NUMPY": "a NumPy .npy file",
     b"PK\x03\x04": "a zip archive, perhaps a NumPy .npz file",
     b"\x1f\x8b": "a gzip archive: unpack it first",
@@ -102,14 +103,20 @@ def list_some(items: Sequence[Any], most: int = 12) -> str:
 
 
 @contextmanager
-def open_h5(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file for reading; whatever goes wrong meanwhile is a `DataError`."""
+def open_h5(path: Path, *, is_data_file: bool = False) -> Iterator[h5py.File]:
+    """Open an HDF5 file for reading; whatever goes wrong meanwhile is a `DataError`.
+
+    Where a data file is expected, the error for a file of another kind says how to make one.
+    """
     try:
         # Best effort: shared and read-only file systems often cannot lock.
         with h5py.File(path, "r", locking="best-effort") as file:
             yield file
     except (OSError, RuntimeError) as err:
-        raise DataError(_why_unreadable(path, err)) from err
+        why = _why_unreadable(path, err)
+        # What only has to be fetched, unpacked or copied again is no recording in another format.
+        other = "not an HDF5 file" in why and "git lfs" not in why and "unpack" not in why
+        raise DataError(f"{why} {how_to_prepare(path)}" * (is_data_file and other) or why) from err
 
 
 def _why_unreadable(path: Path, err: Exception) -> str:
@@ -137,6 +144,14 @@ def _why_unreadable(path: Path, err: Exception) -> str:
     if "lock" in str(err):
         return f"{path} is being written by another program: close it there. ({err})"
     return f"{path} cannot be read; it seems damaged or cut short. (HDF5 says: {err})"
+
+
+def how_to_prepare(path: str | os.PathLike[str]) -> str:
+    """Say what to type where a file may be a recording."""
+    return (
+        f"If it is a recording, `lfads prep {shlex.quote(os.fspath(path))} --list` shows what it "
+        "holds and how to make a data file of it."
+    )
 
 
 def write_session(

@@ -171,7 +171,7 @@ def read_session(
     """
     path = Path(absolute_pattern(path))
     batch_keys, attr_keys = tuple(batch_keys), tuple(attr_keys)
-    with open_h5(path) as file:
+    with open_h5(path, is_data_file=True) as file:
         key = _key_of(path)
         session = _read(file, path, batch_keys, attr_keys, in_memory)
         _IN_USE[key] = session

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from ..errors import nearest
-from .find import list_some
+from .find import how_to_prepare, list_some
 from .missing import length_faults
 
 SPLITS = ("train", "valid", "test")
@@ -72,7 +72,7 @@ def find_problems(
         One sentence for each fault, empty when the file is in order.
     """
     keys = list_keys(file)
-    problems = _missing(keys)
+    problems = _missing(keys, file.filename)
     # Shapes of sound arrays only, so that no fault is reported a second time as a contradiction.
     shapes: dict[str, tuple[int, ...]] = {}
     for key in ARRAY_KEYS:
@@ -104,14 +104,15 @@ def suggest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def _missing(keys: Sequence[str]) -> list[str]:
+def _missing(keys: Sequence[str], path: str) -> list[str]:
     others = [key for key in keys if key not in SCHEMA_KEYS]
     missing = [key for key in REQUIRED_KEYS if key not in keys]
     # A file of another kind gets one message in place of four.
     if len(missing) == len(REQUIRED_KEYS) and not nearest(missing[0], others):
         return [
             f"none of the required keys is there ({', '.join(missing)}), each an array of "
-            f"n_samples x n_timesteps x n_channels; the file has {list_some(keys) or 'no keys'}."
+            f"n_samples x n_timesteps x n_channels; the file has {list_some(keys) or 'no keys'}. "
+            + how_to_prepare(path)
         ]
     return [
         f"required key {key!r} is missing{suggest(key, others)} The file has {list_some(keys)}."

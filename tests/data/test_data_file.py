@@ -308,7 +308,7 @@ def test_faulty_request_is_named(tmp_path: Path, keys: dict[str, Any], parts: li
         (b"", "is empty (0 bytes)"),
         (b"time,unit\n" * 99, "is not an HDF5 file."),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"MATLAB 5.0 MAT-file" + bytes(200), "scipy.io.loadmat"),
+        (b"MATLAB 5.0 MAT-file" + bytes(200), "`lfads prep "),
         (b"PK\x03\x04" + bytes(200), ".npz"),
     ],
 )
@@ -571,6 +571,7 @@ def test_report_of_a_file_with_other_keys(tmp_path: Path) -> None:
     report = schema.check_file(write(tmp_path, {"spikes": spikes(5, 6, 7)}))
     assert len(report.errors) == 1
     assert "none of the required keys" in report.errors[0] and "spikes" in report.errors[0]
+    assert f"`lfads prep {report.path} --list`" in report.errors[0]
     assert report.rows[0].mean_rate is not None
 
 
