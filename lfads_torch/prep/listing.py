@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .sources.recording import (
     Series,
     SourceOptions,
     SpikeTimes,
+    UnknownNameError,
     numeric_columns,
 )
 
@@ -78,6 +80,20 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
     else:
         lines += ["", "No command is known that prepares it as it is; docs/data.md says how."]
     return "\n".join(lines)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Add what a file holds under a name to the error that a recording has no such name."""
+    try:
+        yield
+    except UnknownNameError as error:
+        file, tail = Path(absolute_pattern(path)), error.name.lower().rpartition(".")[2]
+        with suppress(UserError):
+            for member in file_contents(file) if file.is_file() else []:
+                if member.name.lower().rpartition(".")[2] == tail:
+                    error.add_note("in the file: " + "  ".join(filter(None, member)))
+        raise
 
 
 def file_contents(path: Path) -> list[Member]:
@@ -179,7 +195,7 @@ def _columns(rows: list[list[str]]) -> list[str]:
     if not rows:
         return []
     # A cell that is far longer than the others must not push these away.
-    widths = [min(40, max(map(len, column))) for column in zip(*rows, strict=True)]
+    widths = [min(60, max(map(len, column))) for column in zip(*rows, strict=True)]
     return [
         "  " + "  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -187,6 +203,10 @@ def _columns(rows: list[list[str]]) -> list[str]:
 
 
 # ---- the command to go on with -------------------------------------------------------------------
+
+
+# Options that read a file, and those that make a data file of it.
+_Planned = tuple[SourceOptions, dict[str, Any]]
 
 
 def _commands(
@@ -199,35 +219,46 @@ def _commands(
     readings: list[dict[str, Any]] = [{}]
     if recording is None:
         readings = list(itertools.islice(_readings(given, members), _READINGS))
-    elif not recording.trials and recording.tables:
-        readings = [*({"trials": name} for name in recording.tables), {}]
-    commands: list[tuple[SourceOptions, dict[str, Any]]] = []
+    commands: list[_Planned] = []
     for reading in readings:
         options = replace(given, **reading)
-        try:
+        with suppress(UserError):
             opened = recording if recording and not reading else open_recording(file, options)
-            command = _planned(opened, options)
-        except UserError:
-            continue
-        if command and len(commands) < _SHOWN:
-            commands.append(command)
-    return [_words(file, *command, number) for number, command in enumerate(commands, 1)]
+            planned = _of_tables(file, opened, options)
+            commands += planned[:1] if reading else planned
+        if len(commands) >= _SHOWN:
+            break
+    return [_words(file, *command, number) for number, command in enumerate(commands[:_SHOWN], 1)]
+
+
+def _of_tables(
+    file: str | os.PathLike[str], recording: Recording, options: SourceOptions
+) -> list[_Planned]:
+    """Return what can be planned with the trials that are chosen, or else with each table."""
+    commands = []
+    # A table of two rows may be notes; trials are more.
+    tables = sorted(recording.tables.items(), key=lambda item: -min(item[1], 10))
+    for name, _ in tables if not recording.trials else ():
+        named = replace(options, trials=name)
+        with suppress(UserError):
+            planned = _planned(open_recording(file, named), named)
+            commands += [planned] if planned and "chop_ms" not in planned[1] else []
+    planned = _planned(recording, options)
+    return commands[: _SHOWN - 1] + ([planned] if planned else [])
 
 
 def _readings(given: SourceOptions, members: list[Member]) -> Iterator[dict[str, Any]]:
     """Yield options that may make an unclear file clear, the likeliest first."""
-    likely = [m for m in members if m.what in ("units", "cells", "lists", "array", "column")]
-    likely += [m for m in members if "Series" in m.what and not _BEHAVIOR.search(m.name)]
-    for axes in ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial"):
-        if given.axes is None:
-            yield {"axes": axes}
-    if given.spikes is None:
-        yield from ({"spikes": member.name} for member in likely)
+    axes = ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial")
+    yield from ({"axes": order} for order in axes if given.axes is None)
+    for kind in ("units", "cells", "lists", "RoiResponseSeries", "TimeSeries", "array", "column"):
+        of_kind = [member.name for member in members if member.what == kind]
+        # Behaviour could be taken for spikes, too, but is not meant.
+        names = [name for name in of_kind if kind == "units" or not _BEHAVIOR.search(name)]
+        yield from ({"spikes": name} for name in names if given.spikes is None)
 
 
-def _planned(
-    recording: Recording, given: SourceOptions
-) -> tuple[SourceOptions, dict[str, Any]] | None:
+def _planned(recording: Recording, given: SourceOptions) -> _Planned | None:
     """Return options whose windows could be planned; of several the first without a warning."""
     source = {field.name: getattr(given, field.name) for field in fields(given)}
     source = {name: value for name, value in source.items() if name in _SOURCE}

@@ -19,6 +19,7 @@ import numpy as np
 from ..data.find import absolute_pattern, check_output, make_folder
 from ..errors import UserError, explained, number
 from .counting import Progress, count, silent
+from .listing import naming
 from .options import PrepOptions
 from .plan import implausible_rates, plan_windows
 from .series import Sampler
@@ -76,8 +77,9 @@ def prepare(
     options = replace(options or PrepOptions(), **changes)
     path = Path(absolute_pattern(output))
     check_output(Path(absolute_pattern(source)), path, overwrite)
-    recording = open_recording(source, options)
-    with explained(recording.warnings, recording.notes):
+    with naming(source):
+        recording = open_recording(source, options)
+    with naming(source), explained(recording.warnings, recording.notes):
         return _prepare(recording, path, options, progress)
 
 

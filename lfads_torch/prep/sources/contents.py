@@ -71,10 +71,14 @@ def describe_array(name: str, data: Any, shape: Any = None) -> Member:
     """
     shape, dtype = data.shape if shape is None else shape, data.dtype
     size = f"{show_shape(shape)} {dtype}"
-    if shape is None or dtype.kind not in "buifSU" or np.prod(shape) > _SMALL:
+    if h5py.check_string_dtype(dtype):
+        size = f"{show_shape(shape)} text"
+    elif dtype.kind not in "buifSU":
+        return Member(name, "array", size)
+    if shape is None or np.prod(shape) > _SMALL:
         return Member(name, "array", size)
     try:
-        return Member(name, "array", size, describe_values(data[()]))
+        return Member(name, "array", size, describe_values(as_text(np.atleast_1d(data[()]))))
     except (OSError, RuntimeError) as err:
         return Member(name, "damaged", size, str(err))
 

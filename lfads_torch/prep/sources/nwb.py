@@ -48,7 +48,7 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         SpikeTimes([]),
         series=held.series,
         clock=options.clock(),
-        tables={name: len(_moments(node)) for name, node in held.tables.items() if _is_timed(node)},
+        tables={name: n for name, node in held.tables.items() if (n := _n_timed(node))},
     )
     source = _spikes_source(path, held, options)
     if isinstance(source, Series):
@@ -191,9 +191,11 @@ def _moments(node: Any) -> Any:
     return next((node[name] for name in names if isinstance(node.get(name), h5py.Dataset)), ())
 
 
-def _is_timed(node: Any) -> bool:
-    """Return whether rows of a table have times, so that windows can be cut around them."""
-    return len(_moments(node)) > 0
+def _n_timed(node: Any) -> int:
+    """Count the rows of a table that have times, around which windows can be cut."""
+    moments = _moments(node)
+    is_list = len(moments) and "timestamps" in node and "id" not in node
+    return len(next(iter(_events(node).values()))) if is_list else len(moments)
 
 
 def _table(node: Any) -> Table:
@@ -292,10 +294,12 @@ def _walk(group: Any, damaged: dict[str, str], path: str = "", above: Any = ()) 
     # keeps raw data in a second file: https://docs.h5py.org/en/stable/high/group.html
     for name in group:
         full = f"{path}.{name}" if path else name
+        link = group.get(name, getlink=True)
+        if isinstance(link, h5py.SoftLink) and link.path.startswith("/general/"):
+            continue  # such as the device of a series: met where it is
         try:
             node = group[name]
         except (KeyError, OSError, RuntimeError) as err:
-            link = group.get(name, getlink=True)
             target = getattr(link, "filename", "") or getattr(link, "path", "")
             damaged[full] = f"a link to {target}, which is not there" if target else f"{err}"
             continue
@@ -317,8 +321,8 @@ def nwb_contents(path: Path) -> list[Member]:
             dict(_columns(node)) if "id" in node or "colnames" in node.attrs else _events(node)
         )
         moments, hint = _moments(node), ""
-        n_rows = len(node["id"]) if "id" in node else len(moments)
-        what = "events" if "timestamps" in node else "table"
+        n_rows = len(node["id"]) if "id" in node else _n_timed(node)
+        what = "events" if "timestamps" in node or "timestamp" in node else "table"
         if name in held.units:
             n_rows, what, hint = len(node["spike_times_index"]), "units", f"--spikes {name}"
         elif "spike_times" in node or name == "units":

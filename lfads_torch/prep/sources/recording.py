@@ -291,6 +291,14 @@ def numeric_columns(table: Mapping[str, Array]) -> list[str]:
     return [name for name, column in table.items() if column.dtype.kind in "buif"]
 
 
+class UnknownNameError(UserError):
+    """A name that a recording does not have; the file may hold it all the same, as it is stored."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 def find(items: Mapping[str, Any], name: str, what: str) -> Any:
     """Look an item up by its name, or by the end of its path where only one ends so."""
     if name in items:
@@ -303,4 +311,4 @@ def find(items: Mapping[str, Any], name: str, what: str) -> Any:
     near = " or ".join(map(repr, nearest(name, items, most=2)))
     hint = f"; did you mean {near}?" if near else "."
     has = f"Legal are {list_some(list(items), 20)}." if items else f"The file has no {what}."
-    raise UserError(f"There is no {what} {name!r}{hint} {has}")
+    raise UnknownNameError(f"There is no {what} {name!r}{hint} {has}", name)
