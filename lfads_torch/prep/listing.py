@@ -263,17 +263,21 @@ def _planned(recording: Recording, given: SourceOptions) -> _Planned | None:
     source = {field.name: getattr(given, field.name) for field in fields(given)}
     source = {name: value for name, value in source.items() if name in _SOURCE}
     fallback = None
+    spikes = recording.spikes
     for bin_ms in _bin_widths(recording):
+        # Where it is that of the recording it need not be given, which may have many digits.
+        is_given = isinstance(spikes, SpikeTimes) or bin_ms != spikes.bin_s * 1000
+        width: dict[str, Any] = {"bin_ms": bin_ms} if is_given else {}
         for window in _windows(recording, bin_ms):
             chosen = window | _carried(recording, is_chopped="chop_ms" in window)
             for changes in (chosen, {k: v for k, v in chosen.items() if k != "conditions"}):
-                options = PrepOptions(**source, bin_ms=bin_ms, **changes)
+                options = PrepOptions(**source, **width, **changes)
                 attempt = replace(recording, notes=[], warnings=[])
                 try:
                     plan_windows(attempt, options, bin_ms / 1000)
                 except UserError:
                     continue
-                planned = given, {"bin_ms": bin_ms} | changes
+                planned = given, width | changes
                 if not attempt.warnings:
                     return planned
                 fallback = fallback or planned
@@ -287,9 +291,9 @@ def _bin_widths(recording: Recording) -> list[float]:
     """Return bin widths in ms, the most sensible first."""
     spikes = recording.spikes
     if isinstance(spikes, BinnedSpikes):
-        width = float(f"{spikes.bin_s * 1000:.12g}")
+        width = spikes.bin_s * 1000
         factors = [k for k in (1, 2, 4, 5, 10, 20) if 5 <= k * width <= 20] or [1]
-        return [float(f"{k * width:.12g}") for k in reversed(factors)]
+        return [width if k == 1 else float(f"{k * width:.12g}") for k in reversed(factors)]
     first, last = recording.span()
     rates = _rates(recording, last - first)
     rate = float(np.median(rates[rates > 0])) if (rates > 0).any() else 0.0
@@ -308,7 +312,7 @@ def _windows(recording: Recording, bin_ms: float) -> Iterator[dict[str, Any]]:
             spans = [(0, length) for length in (1000, 500, 250)]
         for start, stop in spans:
             begin, end = round(start / bin_ms) * bin_ms, max(2, stop // bin_ms) * bin_ms
-            yield {"align": f"{event}:{begin:g}:{end:g}"}
+            yield {"align": f"{event}:{begin:.10g}:{end:.10g}"}
     for length, overlap in ((1000, 200), (500, 100), (200, 0)):
         bins = [max(1, length // bin_ms), overlap // bin_ms]
         yield {"chop_ms": bins[0] * bin_ms, "overlap_ms": bins[1] * bin_ms}
@@ -356,7 +360,7 @@ def _words(
     file: str | os.PathLike[str], given: SourceOptions, changes: dict[str, Any], number: int
 ) -> str:
     """Write a command, which replaces no file; of several, `number` gives each its output."""
-    stem = f"{Path(file).stem}_{changes['bin_ms']:g}ms"
+    stem = f"{Path(file).stem}_" + (f"{changes['bin_ms']:g}ms" if "bin_ms" in changes else "lfads")
     numbered = (f"{stem}_{i}.h5" for i in itertools.count(2))
     names = itertools.chain([f"{stem}.h5"], numbered)
     free = (name for name in names if not Path(name).exists())
@@ -366,6 +370,6 @@ def _words(
     }
     for name, value in (source | changes).items():
         text = ",".join(value) if isinstance(value, list) else value
-        shown = f"{text:g}" if isinstance(text, float) else str(text)
+        shown = f"{text:.10g}" if isinstance(text, float) else str(text)
         words += [f"--{name.replace('_', '-')}", shown]
     return shlex.join(words)

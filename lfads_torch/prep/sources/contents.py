@@ -19,7 +19,7 @@ from ...data.find import list_some
 from ...data.validate import show_shape
 from ...errors import DataError
 from ..binning import Array
-from .hdf5 import open_for_reading
+from .hdf5 import is_matlab, open_for_reading
 from .layout import as_text
 from .npz import Member as ArchiveMember
 from .npz import damaged
@@ -114,7 +114,7 @@ def _cells(name: str, size: Sequence[int], shapes: list[Any], kinds: list[str]) 
 
 
 def _hdf5(file: h5py.File) -> Iterator[Member]:
-    matlab = any("MATLAB_class" in node.attrs for node in file.values())
+    matlab = is_matlab(file)
     yield from (m for key in file if not key.startswith("#") for m in _node(file, key, key, matlab))
 
 

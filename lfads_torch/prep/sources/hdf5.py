@@ -74,19 +74,26 @@ def read_hdf5(path: Path, options: SourceOptions) -> Recording:
     axes stand in reverse order, and cell arrays are lists of references.
     """
     file = open_for_reading(path)
-    matlab = any("MATLAB_class" in node.attrs for node in file.values())
+    matlab = is_matlab(file)
     tree: Tree = {}
     for key in file:
         if not key.startswith("#"):  # where MATLAB keeps what its cells refer to
-            _visit(file, file[key], key, matlab, tree)
+            _visit(file, file.get(key), key, matlab, tree)
     kind = "MATLAB file (v7.3)" if matlab else "HDF5 file"
     return recording_from_tree(path, kind, tree, options, file.attrs)
 
 
+def is_matlab(file: h5py.File) -> bool:
+    """Return whether MATLAB wrote an HDF5 file."""
+    return any(node is not None and "MATLAB_class" in node.attrs for node in file.values())
+
+
 def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> None:
+    if node is None:  # a link to what is not there
+        return
     if isinstance(node, h5py.Group):
         for name in node:
-            _visit(file, node[name], f"{key}.{name}", matlab, tree)
+            _visit(file, node.get(name), f"{key}.{name}", matlab, tree)
         return
     if node.shape is None or "MATLAB_empty" in node.attrs:
         tree[key] = np.empty(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,29 +13,50 @@ from typing import Any
 import numpy as np
 
 from ...data.stored import StoredArray
-from ...errors import DataError
+from ...errors import DataError, explained
 from ..binning import Array
 from .layout import Node, Ragged, Tree, recording_from_tree
 from .recording import Recording, SourceOptions
 
 _SMALL = 1 << 24  # bytes; smaller arrays are simply read
-_FAULTS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, pickle.UnpicklingError)
+_FAULTS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    SyntaxError,  # as TokenError from a header that is damaged, which is Python's text
+)
 
 
 def read_npz(path: Path, options: SourceOptions) -> Recording:
     """Open a NumPy archive as a recording; its object arrays may hold arrays of numbers only."""
     try:
         archive = zipfile.ZipFile(path)
-        tree: Tree = {}
-        for info in archive.infolist():
+    except _FAULTS as err:
+        raise DataError(damaged(path, err)) from err
+    tree: Tree = {}
+    unread: dict[str, Exception] = {}
+    for info in archive.infolist():
+        key = info.filename.removesuffix(".npy").replace("/", ".")
+        try:
             if info.filename.endswith(".npy"):
-                key = info.filename.removesuffix(".npy").replace("/", ".")
                 member = Member(archive, info.filename)
                 small = member.dtype.hasobject or info.file_size <= _SMALL or not member.shape
                 tree[key] = _node(member.whole()) if small else StoredArray(member)
-    except _FAULTS as err:
-        raise DataError(damaged(path, err)) from err
-    return recording_from_tree(path, "NumPy archive", tree, options, {})
+        except _FAULTS as err:
+            unread[key] = err
+    if unread and not tree:
+        first = next(iter(unread.values()))
+        raise DataError(damaged(path, first)) from first
+    # What is not needed may be unreadable: settings that were pickled, an array that was damaged.
+    notes = [f"not read: {key} ({type(err).__name__}: {err})" for key, err in unread.items()]
+    with explained((), notes):
+        recording = recording_from_tree(path, "NumPy archive", tree, options, {})
+    recording.notes += notes
+    return recording
 
 
 def _node(array: Array) -> Node:
