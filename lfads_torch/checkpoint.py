@@ -19,8 +19,9 @@ from torch import Tensor
 from .compat.checkpoints import arguments_from, data_named, untrained
 from .compat.records import load_pickled
 from .compat.training import beside, matching_weights
+from .consent import Trust, trust_of
 from .errors import ConfigError, UserError
-from .folder import RunFolder
+from .folder import CONFIG, RunFolder
 from .model import LFADS
 from .modules.spec import from_spec
 
@@ -44,6 +45,7 @@ def load_model(
     best: bool = True,
     config: str | Path | Mapping[str, Any] | None = None,
     data: Any = None,
+    trust: bool | Trust = False,
     **arguments: Any,
 ) -> LFADS:
     """Load a trained model, ready for inference on the CPU.
@@ -64,6 +66,9 @@ def load_model(
         existing implementation lacks.
     data : str, Path or BasicDataModule, optional
         Data of such a checkpoint: they say how many channels are reconstructed.
+    trust : bool, default=False
+        Import also classes from outside this package and `torch.nn` that the checkpoint names. Not
+        needed where your program has imported them already, nor in the folder of a run of yours.
     **arguments
         Constructor arguments of `LFADS` that replace those of the checkpoint, or that it lacks.
         The `reconstruction` of a checkpoint of the existing implementation may be a name, such as
@@ -77,8 +82,8 @@ def load_model(
     Raises
     ------
     UserError
-        Where there is no checkpoint, it is damaged, of another shape than `arguments` say, or
-        does not say enough to build the model.
+        Where there is no checkpoint, it is damaged, of another shape than `arguments` say,
+        does not say enough to build the model, or needs a class that may not be imported.
     """
     place = Path(path).expanduser()
     if not place.exists():
@@ -94,6 +99,7 @@ def load_model(
     if unknown:
         raise ConfigError(f"{sorted(unknown)[0]!r} is no argument of LFADS")
     weights = _weights(checkpoint, file)
+    trust = trust_of(RunFolder.around(file).path / CONFIG, trust)
     description = checkpoint.get("lfads")
     if description and (config is not None or isinstance(arguments.get("reconstruction"), str)):
         raise ConfigError(
@@ -102,9 +108,9 @@ def load_model(
         )
     try:
         if description:
-            values = {**_described(checkpoint, description), **arguments}
+            values = {**_described(checkpoint, description, trust, arguments), **arguments}
         else:
-            values = arguments_from(checkpoint, weights, arguments, file, config, data)
+            values = arguments_from(checkpoint, weights, arguments, file, config, data, trust)
         model = LFADS(**values)
     except UserError as error:
         raise type(error)(f"{file}: {error}") from error
@@ -211,8 +217,14 @@ def _weights(checkpoint: Any, path: Path) -> dict[str, Tensor]:
     }
 
 
-def _described(checkpoint: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
-    """Read constructor arguments from a checkpoint of this project."""
+def _described(
+    checkpoint: Mapping[str, Any],
+    description: Mapping[str, Any],
+    trust: Trust,
+    given: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Read constructor arguments from a checkpoint of this project, but for those given."""
     known = inspect.signature(LFADS).parameters
     numbers = {k: v for k, v in checkpoint["hyper_parameters"].items() if k in known}
-    return {**numbers, **{name: from_spec(spec) for name, spec in description["parts"].items()}}
+    parts = {k: spec for k, spec in description["parts"].items() if k not in given}
+    return {**numbers, **{name: from_spec(spec, trust) for name, spec in parts.items()}}

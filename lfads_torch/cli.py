@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO
 
 from . import progress
 from .commands import COMMANDS, with_data
+from .consent import look_in
 from .errors import UserError, did_you_mean, nearest
 
 #: What shells report for a process that Ctrl-C ended: 128 + SIGINT.
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress.Line.is_silent = options.quiet
     # A user's own components are in the working directory. It comes last on the path, so that a
     # file there, such as random.py, hides no installed module.
-    sys.path.append(str(Path.cwd()))
+    look_in(str(Path.cwd()))
     try:
         if takes_overrides:
             options.overrides = with_data(options.overrides + rest)
@@ -127,4 +128,7 @@ def _show_warning(
 
 
 if __name__ == "__main__":
+    # `python -m` puts the working directory first on the path, before the libraries. See `look_in`.
+    if sys.path[:1] == [str(Path.cwd())]:
+        del sys.path[0]
     sys.exit(main())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call, vmap
 
+from .consent import EVERYTHING
 from .errors import ConfigError
 from .modules.augmentations import AugmentationStack, as_batch, with_observed
 from .modules.priors import kl_over_bins
@@ -286,7 +287,7 @@ def _check_description(component: Any) -> None:
             f"{type(component).__name__} does not keep {', '.join(missing)}; keep each constructor "
             "argument as an attribute of the same name, a plain number, string or list of these"
         )
-    again = from_spec(spec)
+    again = from_spec(spec, EVERYTHING)
     if to_spec(again) != spec or _shapes(again) != _shapes(component):
         raise ConfigError(
             f"{type(component).__name__} is another one when built from {spec}; keep each "

@@ -18,7 +18,7 @@ MODULES = {
 # From the ground up. A module imports only from lines above its own, and from its own room. A name
 # stands for the module and all below it; the longest match decides.
 LAYERS = [
-    "errors seeds tuples files progress folder utils compat",
+    "errors seeds tuples files progress folder consent utils compat",
     "arguments kernels data search.space search.rules search.settings search.history",
     "modules metrics datamodules prep sessions.align sessions.align_files compat.populations",
     "network compat.training",
@@ -44,6 +44,7 @@ NEIGHBOURS = {
     ("folder", "files"),
     ("progress", "errors"),
     ("progress", "files"),
+    ("consent", "errors"),
     ("search", "search"),
     ("modules", "data"),
     ("prep", "data"),

@@ -192,7 +192,7 @@ def test_a_models_own_parts_that_are_gone(tmp_path: Path, monkeypatch: pytest.Mo
     _, path = trained(tmp_path, ic_prior=Ridge(0.25))
     monkeypatch.delattr(sys.modules[__name__], "Ridge")
     with pytest.raises(ConfigError, match=r"last\.ckpt: .*Ridge, which cannot be imported"):
-        load_model(path)
+        load_model(path, trust=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")

@@ -76,6 +76,15 @@ def check_resume(options: argparse.Namespace, kind: str) -> None:
         )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add the option that consents to a stranger's code."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run also code outside this package that the run or checkpoint names",
+    )
+
+
 def print_written(*paths: Path | None) -> None:
     """Print a line for each file that was written; None stands for one that there is not."""
     for path in paths:
@@ -119,10 +128,14 @@ def print_config(
     options: argparse.Namespace, config: str, groups: Mapping[str, str] | None = None
 ) -> int:
     """Print the configuration that a command would run with, as YAML."""
+    from ..consent import trust_of
     from ..folder import CONFIG
-    from ..runs.compose import compose_config, config_text
+    from ..runs.compose import compose_config, config_text, read_config
 
-    place = Path(options.resume) / CONFIG if options.resume else options.config or config
+    place = options.config or config
+    if options.resume:
+        place = Path(options.resume).expanduser() / CONFIG
+        read_config(place.parent, trust_of(place, options.trust))
     print(config_text(compose_config(place, options.overrides, groups=groups)), end="")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import print_result, start_run
+from . import add_trust, print_result, start_run
 
 SUMMARY = "add a session to a trained model"
 TEXT = """\
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", nargs="+", metavar="FILE", help="files of the other sessions (the run's own)")
     add("--last", action="store_true", help="begin from the last checkpoint, not the best")
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         overrides=options.overrides,
         best=not options.last,
         overwrite=options.overwrite,
+        trust=options.trust,
     )
     width = max(map(len, added.losses))
     print("\nreconstruction loss on validation trials, before and after")

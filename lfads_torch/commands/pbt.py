@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import check_resume, data_name, print_config, print_result, start_run
+from . import add_trust, check_resume, data_name, print_config, print_result, start_run
 
 SUMMARY = "train a population of models (AutoLFADS) and keep the best"
 TEXT = """\
@@ -40,6 +40,7 @@ def add_search_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     add("--resume", metavar="RUN", help="go on with the search in this folder")
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
     add("--cfg", action="store_true", help="print the configuration and stop")
+    add_trust(parser)
     add(
         "--backend",
         choices=("local", "ray"),
@@ -71,6 +72,7 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
         overwrite=options.overwrite,
         backend=options.backend,
         verbose=options.verbose,
+        trust=options.trust,
     )
     figures = sorted((folder / "figures").glob("*.png"))
     print_result(result, *figures)

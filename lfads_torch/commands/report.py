@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from . import print_written, terminal_line
+from . import add_trust, print_written, terminal_line
 
 if TYPE_CHECKING:
     from ..post_run.report import Wanted
@@ -44,6 +44,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     event.add_argument("--event-ms", type=float, metavar="MS", help="the same time in all trials")
     add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
     add("--quick", action="store_true", help="without baselines and fixed points")
+    add_trust(parser)
 
 
 def wanted_of(options: argparse.Namespace) -> Wanted:
@@ -57,6 +58,7 @@ def wanted_of(options: argparse.Namespace) -> Wanted:
         event_ms=options.event_ms,
         bin_ms=options.bin_ms,
         quick=options.quick,
+        trust=options.trust,
     )
 
 

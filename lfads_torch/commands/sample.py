@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import print_written
+from . import add_trust, print_written
 
 SUMMARY = "average posterior samples of a trained model"
 TEXT = """\
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that of an old checkpoint: poisson, mse, gaussian, gamma, "
         "'ZeroInflatedGamma(gamma_loc=0.1, ...)'",
     )
+    add_trust(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="best checkpoint (default)")
     which.add_argument("--last", action="store_true", help="last checkpoint")
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
         members=options.members,
         config=options.config,
         reconstruction=options.reconstruction,
+        trust=options.trust,
     )
     print_written(*paths)
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
-from . import check_resume, data_name, print_config, print_result, start_run
+from . import add_trust, check_resume, data_name, print_config, print_result, start_run
 
 SUMMARY = "train a model and average its posterior samples"
 TEXT = """\
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", metavar="RUN", help="go on with the run in this folder")
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
     add("--cfg", action="store_true", help="print the configuration and stop")
+    add_trust(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
         resume=bool(options.resume),
         overwrite=options.overwrite,
         verbose=options.verbose,
+        trust=options.trust,
     )
     print_result(result)
     return 0

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..consent import EVERYTHING, NOTHING, Trust
 from ..data import find_sessions, open_h5
 from ..datamodules import BasicDataModule
 from ..errors import ConfigError, UserError, did_you_mean
@@ -53,6 +54,7 @@ def arguments_from(
     path: Path,
     config: str | Path | Mapping[str, Any] | None = None,
     data: Any = None,
+    trust: Trust = NOTHING,
 ) -> dict[str, Any]:
     """Return the constructor's arguments, with those that are given."""
     answer = config if isinstance(config, Mapping) or config is None else read_configuration(config)
@@ -74,22 +76,24 @@ def arguments_from(
             # Nothing is compared with this prior, whatever was configured.
             values[name] = priors.Null()
         elif name not in given:
-            values[name] = _prior(name, size, weights, _first(nodes, name))
+            values[name] = _prior(name, size, weights, _first(nodes, name), trust)
     for name in ("train_aug_stack", "infer_aug_stack"):
         if name not in given:
-            values[name] = _stack(name, _first(nodes, name))
+            values[name] = _stack(name, _first(nodes, name), trust)
     if "readout" not in given:
-        values["readout"] = _layers("readout", weights, nodes)
+        values["readout"] = _layers("readout", weights, nodes, trust)
     if "readin" not in given:
         n_sessions = len(given.get("readout", values.get("readout", ())))
-        values["readin"] = _layers("readin", weights, nodes, n_sessions)
+        values["readin"] = _layers("readin", weights, nodes, trust, n_sessions)
     widths = [int(v.shape[0]) for k, v in weights.items() if _is_layer("readout", k)]
     reads = [int(v.shape[1]) for k, v in weights.items() if _is_layer("readin", k)]
     if not any(name.startswith("readin.") for name in weights) and "readin" not in given:
         reads = [values["encod_data_dim"]]
     question = _Question(widths, reads or [0], _data_files(path, data, known, len(widths)))
     recon = given.get("reconstruction", _first(nodes, "reconstruction"))
-    values["reconstruction"] = _reconstruction(recon, weights, question)
+    # What the caller gives is the caller's own.
+    of_recon = EVERYTHING if "reconstruction" in given else trust
+    values["reconstruction"] = _reconstruction(recon, weights, question, of_recon)
     return {**values, **given, "reconstruction": values["reconstruction"]}
 
 
@@ -242,7 +246,11 @@ def _is_layer(group: str, name: str) -> bool:
 
 
 def _layers(
-    group: str, weights: Weights, nodes: Sequence[Mapping[str, Any]], n_sessions: int = 0
+    group: str,
+    weights: Weights,
+    nodes: Sequence[Mapping[str, Any]],
+    trust: Trust,
+    n_sessions: int = 0,
 ) -> nn.ModuleList | None:
     """Return the linear maps of a group, with an identity for a session that has no weights."""
     names = [name for name in weights if name.startswith(f"{group}.")]
@@ -255,7 +263,7 @@ def _layers(
                 f"load_model(..., {group}=...), or the model's YAML: load_model(..., config=FILE) "
                 "or lfads sample --config FILE"
             )
-        built = from_spec(node)
+        built = from_spec(node, trust)
         return nn.ModuleList(built) if isinstance(built, list) else built
     n = max([n_sessions, *(int(name.split(".")[1]) + 1 for name in names)])
     layers = nn.ModuleList()
@@ -273,7 +281,7 @@ def _layers(
 # ---- priors and augmentations --------------------------------------------------------------------
 
 
-def _prior(group: str, size: int, weights: Weights, node: Any) -> Any:
+def _prior(group: str, size: int, weights: Weights, node: Any, trust: Trust) -> Any:
     """Return a prior by the names of its parameters, else by the configuration."""
     names = {k.removeprefix(f"{group}.") for k in weights if k.startswith(f"{group}.")}
     answers = (
@@ -281,7 +289,7 @@ def _prior(group: str, size: int, weights: Weights, node: Any) -> Any:
         "lfads sample --config FILE"
     )
     if isinstance(node, Mapping) and not str(node.get("_target_")).startswith("lfads_torch."):
-        return from_spec(node)
+        return from_spec(node, trust)
     if isinstance(node, Record) and not node.is_known:
         raise ConfigError(f"{group} is {node.target}, which is not of this package; {answers}")
     if not names:
@@ -306,10 +314,10 @@ def _prior(group: str, size: int, weights: Weights, node: Any) -> Any:
     )
 
 
-def _stack(name: str, node: Any) -> Any:
+def _stack(name: str, node: Any, trust: Trust) -> Any:
     """Build an augmentation stack from its record, or from a configuration."""
     if isinstance(node, Mapping):
-        return from_spec(node)
+        return from_spec(node, trust)
     if not isinstance(node, Record):
         return None
     orders = [node.attributes.get(f"{kind}_transforms") or [] for kind in ("batch", "loss")]
@@ -443,7 +451,7 @@ def _holds_counts(path: Path) -> bool:
     return bool(np.all((observed >= 0) & (observed == np.floor(observed))))
 
 
-def _reconstruction(node: Any, weights: Weights, question: _Question) -> Any:
+def _reconstruction(node: Any, weights: Weights, question: _Question, trust: Trust) -> Any:
     """Return what is given or configured, else what the read-outs' widths say, else ask."""
     if isinstance(node, str):
         node = _from_text(node)
@@ -452,7 +460,7 @@ def _reconstruction(node: Any, weights: Weights, question: _Question) -> Any:
         if node is None:
             raise ConfigError(f"the reconstruction is not of this package; say it: {HOW_TO_ANSWER}")
     if node is not None:
-        return _configured(node, question)
+        return _configured(node, question, trust)
     if any(re.fullmatch(r"recon\.\d+\.scale", name) for name in weights):
         raise question.ask("the checkpoint has a ZeroInflatedGamma without its numbers", [3])
     if question.legal() != [1]:
@@ -471,33 +479,33 @@ def _reconstruction(node: Any, weights: Weights, question: _Question) -> Any:
     return recons.Poisson()
 
 
-def _configured(node: Any, question: _Question) -> Any:
+def _configured(node: Any, question: _Question, trust: Trust) -> Any:
     """Build a reconstruction, or a list of one per session, from a configuration or argument."""
     if isinstance(node, nn.Module):
         return node
     if isinstance(node, Mapping):
         target = str(node.get("_target_", "")).rpartition(".")[2]
         if target == "MultisessionReconstruction":
-            return _configured(node.get("recon"), question)
+            return _configured(node.get("recon"), question, trust)
         if target == "ModuleList":
-            return _configured(list(node.get("modules") or ()), question)
-        return _one(node, 0, question)
+            return _configured(list(node.get("modules") or ()), question, trust)
+        return _one(node, 0, question, trust)
     if isinstance(node, (list, tuple)):
         if len(node) == 1:
-            return _configured(node[0], question)
+            return _configured(node[0], question, trust)
         built = [
-            _one(item, i, question) if isinstance(item, Mapping) else item
+            _one(item, i, question, trust) if isinstance(item, Mapping) else item
             for i, item in enumerate(node)
         ]
         return nn.ModuleList(built) if all(isinstance(b, nn.Module) for b in built) else built
     return node
 
 
-def _one(spec: Mapping[str, Any], session: int, question: _Question) -> Any:
+def _one(spec: Mapping[str, Any], session: int, question: _Question, trust: Trust) -> Any:
     target = str(spec.get("_target_", ""))
     cls = _reconstructions().get(target.rpartition(".")[2])
     if cls is None or not target.startswith("lfads_torch."):
-        return from_spec(spec)
+        return from_spec(spec, trust)
     if question.widths and cls.n_params not in question.legal():
         raise question.ask(f"{cls.__name__} has {cls.n_params} parameter(s) per channel")
     if cls is not recons.ZeroInflatedGamma:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..consent import NOTHING, Trust, is_augmentation
 from ..errors import ConfigError
 
 _MISSING = object()
@@ -56,24 +57,30 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         items = [_plain(v) for v in value]
         return _MISSING if any(v is _MISSING for v in items) else items
-    if isinstance(value, nn.Module) or _is_augmentation(type(value)):
+    if isinstance(value, nn.Module) or is_augmentation(type(value)):
         return to_spec(value)
     return _MISSING
 
 
-def _is_augmentation(cls: type) -> bool:
-    return hasattr(cls, "process_batch") or hasattr(cls, "process_losses")
+def targets_of(spec: Any) -> set[str]:
+    """Return the classes that a description names."""
+    if isinstance(spec, Mapping):
+        own = {str(spec["_target_"])} if "_target_" in spec else set()
+        return own.union(*map(targets_of, spec.values()))
+    return set().union(*map(targets_of, spec)) if isinstance(spec, list) else set()
 
 
-def from_spec(spec: Any) -> Any:
-    """Build a module from its description; raise `ConfigError` where that is not possible."""
-    # Only classes that are modules or augmentations are built: a description that names another
-    # function, such as os.system, must not run it.
+def from_spec(spec: Any, trust: Trust = NOTHING) -> Any:
+    """Build a module from its description; raise where that is not possible, or not allowed.
+
+    Nothing is imported before its class is one that `trust` covers.
+    """
     if isinstance(spec, list):
-        return [from_spec(s) for s in spec]
+        return [from_spec(s, trust) for s in spec]
     if not (isinstance(spec, Mapping) and "_target_" in spec):
         return spec
     target = str(spec["_target_"])
+    trust.admit(target)
     module_name, _, name = target.rpartition(".")
     try:
         cls = getattr(import_module(module_name), name)
@@ -82,11 +89,11 @@ def from_spec(spec: Any) -> Any:
             f"the checkpoint needs {target}, which cannot be imported here ({error}); put the file "
             "that defines it on PYTHONPATH, or install its package"
         ) from error
-    if not (isinstance(cls, type) and (issubclass(cls, nn.Module) or _is_augmentation(cls))):
+    if not (isinstance(cls, type) and (issubclass(cls, nn.Module) or is_augmentation(cls))):
         raise ConfigError(
             f"the checkpoint names {target}, which is neither a torch.nn.Module nor an augmentation"
         )
-    arguments = {key: from_spec(value) for key, value in spec.items() if key != "_target_"}
+    arguments = {key: from_spec(value, trust) for key, value in spec.items() if key != "_target_"}
     try:
         # What is drawn here is overwritten by the checkpoint; the caller's stream stays as it is.
         with torch.random.fork_rng(devices=[]):

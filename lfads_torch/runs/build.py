@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from ..consent import LOAD_MODEL
 from ..errors import ConfigError, UserError
 from ..folder import CHECKPOINTS
 from .check_config import find_target
@@ -54,8 +55,10 @@ def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
         raise ConfigError(f"{where}: {' '.join(lines)}") from error
 
 
-def build_model(node: Mapping[str, Any], datamodule: Any) -> Any:
+def build_model(node: Mapping[str, Any], datamodule: Any, *, trusts_all: bool = False) -> Any:
     """Instantiate the model; sizes that are null or absent are read from the data."""
+    if trusts_all and node["_target_"] == LOAD_MODEL:
+        return build({**node, "trust": True}, "model")
     unknown = [name for name in FROM_DATA if node.get(name) is None]
     if unknown and hasattr(find_target(node["_target_"], "model"), "from_data"):
         given = {name: value for name, value in node.items() if value is not None}

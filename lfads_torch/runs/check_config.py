@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from ..compat.configs import DROPPED
+from ..consent import is_known_part, open_places
 from ..errors import ConfigError, did_you_mean
 
 #: Keys that direct the instantiation and are not arguments.
@@ -39,6 +40,8 @@ class Arguments(NamedTuple):
 
 def find_target(path: str, where: str) -> Any:
     """Import what a ``_target_`` names; `where` is the key of its node, for the message."""
+    if not is_known_part(str(path)):
+        open_places()
     names = str(path).split(".")
     for n_names in range(len(names), 0, -1):
         holder, rest = ".".join(names[:n_names]), names[n_names:]

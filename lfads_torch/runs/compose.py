@@ -8,10 +8,11 @@ from __future__ import annotations
 import builtins
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
-from os.path import abspath
+from os.path import abspath, exists
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..compat.configs import translate
-from ..errors import ConfigError, did_you_mean
+from ..consent import NOTHING, Trust, sign
+from ..errors import ConfigError, UserError, did_you_mean
 from ..files import write_whole
+from ..folder import CONFIG
 from .check_config import is_new_key
 from .places import starts
 
@@ -88,12 +91,50 @@ def draw_seed(config: dict[str, Any]) -> None:
 
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a plain configuration, as `compose_config` returns it, as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(dict(config))))
 
 
-def write_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Write a plain configuration as YAML."""
-    write_whole(path, config_text(config))
+def write_config(path: Path, config: Mapping[str, Any], parts: Iterable[str] = ()) -> None:
+    """Write a plain configuration as signed YAML.
+
+    `parts` are classes of the model's parts, which the configuration may not name.
+    """
+    write_whole(path, sign(config_text(config), config, parts))
+
+
+def read_config(
+    folder: Path, trust: Trust = NOTHING, parts: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Read the configuration of a run as plain dicts, or the nodes of some dotted keys.
+
+    Raise where it is damaged, or asks for what `trust` does not cover.
+    """
+    path = folder / CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = OmegaConf.create(text)
+        plain = OmegaConf.to_container(config)
+    except yaml.YAMLError as error:
+        raise UserError(no_yaml(path, error)) from error
+    except (OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no configuration: {_first_line(error)}") from error
+    if not isinstance(plain, dict) or not isinstance(config, DictConfig):
+        raise UserError(f"{path} holds no keys")
+    if "@package" in text:  # Hydra would put what follows under other keys than are checked here
+        raise UserError(f"{path} holds a directive of Hydra, @package, which no run writes there")
+    asked = {str(key): value for key, value in plain.items()}
+    if parts is not None:
+        asked = {key: _at(plain, key) for key in parts if _at(plain, key) is not None}
+    chosen = list(asked)
+    with warnings.catch_warnings():  # what is left out is said when the run begins
+        warnings.simplefilter("ignore")
+        translate(asked)
+    trust.check(asked, path)
+    values = {key: OmegaConf.select(config, key) for key in chosen}
+    return {
+        key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        for key, value in values.items()
+    }
 
 
 def locate_config(config_path: str | Path, *places: Path) -> Path:
@@ -205,6 +246,23 @@ def _with_groups(
     absent = [name for name in groups if name not in config]
     texts = [f"+{text}" if names[text] in absent else text for text in choices]
     return texts + [f"+{name}={groups[name]}" for name in absent if name not in names.values()]
+
+
+def _at(node: Any, key: str) -> Any:
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node
+
+
+def _escaped(node: Any) -> Any:
+    """Write each text so that OmegaConf reads it as it is, also where it looks like a reference."""
+    if isinstance(node, Mapping):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_escaped(value) for value in node]
+    if isinstance(node, str):
+        return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", node)
+    return node
 
 
 def no_yaml(path: Path, error: yaml.YAMLError) -> str:
@@ -330,7 +388,8 @@ def absolute_pattern(pattern: str, *roots: Path) -> str:
     if path.is_absolute():
         return str(path)
     places = [abspath(root / path) for root in roots]
-    return next((place for place in places if glob(place)), places[0])
+    # A path that exists is taken literally, whatever characters it holds.
+    return next((place for place in places if exists(place) or glob(place)), places[0])
 
 
 def _make_patterns_absolute(node: Any, roots: Sequence[Path]) -> None:

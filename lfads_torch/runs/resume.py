@@ -119,6 +119,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         write_whole(Path(path), buffer.getvalue())
 
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint that is no longer among the best."""
+        # Which one that is a checkpoint says, perhaps a stranger's: Lightning's own check, that it
+        # is below the folder, takes dots for a name, and it would delete a folder as well.
+        file = Path(path)
+        if file.suffix == ".ckpt" and ".." not in file.parts and file.is_file():
+            file.unlink()
+
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint without executing anything in it, in the form of this Lightning."""
         # Lightning would do the same, and advise a command that executes what the file holds.

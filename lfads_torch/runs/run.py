@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..consent import Trust, trust_of
 from ..data import DataWarning
 from ..errors import ConfigError, UserError
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from ..progress import quiet_libraries
 from .build import build, build_model, build_trainer, pick_device
 from .check_config import arguments_of, check_config, find_target
-from .compose import PACKAGE, Overrides, compose_config, draw_seed, write_config
+from .compose import PACKAGE, Overrides, compose_config, draw_seed, read_config, write_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -68,6 +69,7 @@ def run_model(
     resume: bool = False,
     overwrite: bool = False,
     verbose: bool = False,
+    trust: bool | Trust = False,
 ) -> RunResult:
     """Train a model and average its posterior samples.
 
@@ -99,6 +101,9 @@ def run_model(
         Delete the run that `run_dir` holds.
     verbose : bool, default=False
         Show what Lightning and torch say of themselves.
+    trust : bool, default=False
+        Of a run that somebody else made, resume also one whose configuration names code outside
+        this package, or places outside its folder.
 
     Returns
     -------
@@ -124,6 +129,9 @@ def run_model(
                 f"{folder} holds a search; go on with it: lfads pbt --resume {folder}"
             )
         config_path = config_path if is_old else folder / CONFIG
+        trust = trust_of(folder / CONFIG, trust)
+        if not is_old:
+            read_config(folder, trust)
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
     _check_parts(config)
@@ -143,7 +151,14 @@ def run_model(
         quiet_libraries(verbose),
         _quiet(config),
     ):
-        run = _Run(config, folder, given, goes_on=resume or continued, overwrite=overwrite)
+        run = _Run(
+            config,
+            folder,
+            given,
+            goes_on=resume or continued,
+            overwrite=overwrite,
+            trusts_all=trust is True or (isinstance(trust, Trust) and trust.everything),
+        )
         return run.run(do_train, do_posterior_sample)
 
 
@@ -158,12 +173,14 @@ class _Run:
         *,
         goes_on: bool,
         overwrite: bool,
+        trusts_all: bool,
     ) -> None:
         self.config = config
         self.folder = folder
         self.given = given
         self.goes_on = goes_on
         self.overwrite = overwrite
+        self.trusts_all = trusts_all
         self.seed = int(config.get("seed") or 0)
 
     def run(self, do_train: bool, do_posterior_sample: bool) -> RunResult:
@@ -174,7 +191,7 @@ class _Run:
         pl.seed_everything(self.seed, workers=True, verbose=False)
         datamodule = build(self.config["datamodule"], "datamodule")
         datamodule.setup("fit")
-        model = build_model(self.config["model"], datamodule)
+        model = build_model(self.config["model"], datamodule, trusts_all=self.trusts_all)
         model.check_data(datamodule)
         status = RunFolder(self.folder).status if self.goes_on or not do_train else {}
         metrics: dict[str, float] = {}
@@ -232,7 +249,7 @@ class _Run:
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "environment": environment(pick_device(self.config["trainer"])),
         }
-        write_config(self.folder / CONFIG, self.config)
+        write_config(self.folder / CONFIG, self.config, _parts_of(model))
         self._write_status("training", facts)
         try:
             self._fit(trainer, model, datamodule, checkpoint)
@@ -295,6 +312,14 @@ class _Run:
         finally:
             model.to("cpu")
         return [Path(output).absolute() for output in outputs or []]
+
+
+def _parts_of(model: Any) -> set[str]:
+    """Return the classes that a checkpoint of the model will name."""
+    from ..modules.spec import targets_of, to_spec
+
+    parts = model.parts() if hasattr(model, "parts") else {}
+    return targets_of([to_spec(part) for part in parts.values()])
 
 
 def _relative(path: Path, folder: Path) -> str:

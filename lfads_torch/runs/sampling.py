@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
+from ..consent import Trust, trust_of
 from ..errors import UserError, whole
 from ..folder import CONFIG, RunFolder, number_outputs
 from .build import build, pick_device
-from .compose import absolute_pattern, no_yaml
+from .compose import absolute_pattern, read_config
 
 
 def sample_run(
@@ -27,10 +25,12 @@ def sample_run(
     members: int | None = None,
     config: str | Path | None = None,
     reconstruction: str | None = None,
+    trust: bool | Trust = False,
 ) -> list[Path]:
     """Average posterior samples of a trained model, or of the final members of a search.
 
     `config` and `reconstruction` say what a checkpoint of the existing implementation lacks.
+    `trust` consents to code outside this package that the run or its checkpoint names.
     """
     from ..checkpoint import data_settings, find_checkpoint, load_model
     from ..post_run.analysis import (
@@ -56,7 +56,10 @@ def sample_run(
     checkpoint = chosen[0]
     if checkpoint is None:
         raise UserError(f"{place} holds no checkpoint; name a run folder or a .ckpt file")
-    of_run = read_config(folder) if (folder / CONFIG).is_file() else {}
+    trust = trust_of(folder / CONFIG, trust)
+    # Nothing else of the run is built, so nothing else of it needs consent.
+    parts = ("datamodule", "trainer.accelerator")
+    of_run = read_config(folder, trust, parts) if (folder / CONFIG).is_file() else {}
     settings = dict(of_run.get("datamodule") or data_settings(checkpoint))
     # New trials need not have the keys that scores and figures read, and they keep their splits.
     if data is not None:
@@ -69,9 +72,10 @@ def sample_run(
             f"{folder} does not say what its data were, or they are gone; give --data FILE"
         )
     settings.setdefault("_target_", "lfads_torch.datamodules.BasicDataModule")
+    trust.check({"datamodule": settings}, checkpoint)  # also what only a checkpoint says
     datamodule = build(settings, "datamodule")
     datamodule.setup("fit")
-    device = pick_device(of_run.get("trainer") or {})
+    device = pick_device({"accelerator": of_run.get("trainer.accelerator", "auto")})
     stem = "lfads_output" if data is None else f"{_stem(data)}_output"
     name = f"{stem}_ensemble.h5" if ensemble else f"{stem}.h5"
     where = place if ensemble else folder
@@ -85,27 +89,18 @@ def sample_run(
         raise UserError(f"{existing[0]} exists already; name another --output, or add --overwrite")
     if ensemble:
         # A generator: one member is in memory at a time.
-        models = (load_model(one).to(device) for one in chosen if one is not None)
+        models = (load_model(one, trust=trust).to(device) for one in chosen if one is not None)
         run_ensemble_sampling(models, datamodule, paths, num_samples, run=place)
     else:
         answers: dict[str, Any] = {"reconstruction": reconstruction} if reconstruction else {}
-        model = load_model(checkpoint, config=config, data=datamodule, **answers).to(device)
+        model = load_model(checkpoint, config=config, data=datamodule, trust=trust, **answers).to(
+            device
+        )
         draws = Draws(num_samples, seed=0, max_bytes=MAX_BYTES)
         write_posterior_means(model, datamodule, paths, draws, run=folder, checkpoint=checkpoint)
     if output is None and data is None:
         number_outputs(paths, path.stem)
     return paths
-
-
-def read_config(folder: Path) -> Mapping[str, Any]:
-    """Read the configuration of a run as plain dicts, or raise where it is damaged."""
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    except yaml.YAMLError as error:
-        raise UserError(no_yaml(folder / CONFIG, error)) from error
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / CONFIG} holds no keys")
-    return {str(key): value for key, value in config.items()}
 
 
 def _stem(data: str | Path) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..consent import Trust, trust_of
 from ..errors import UserError, one_of
 from ..folder import CONFIG, RunFolder
 from ..progress import quiet_libraries
 from ..run_model import RunResult
-from ..runs.compose import Overrides, compose_config, draw_seed
+from ..runs.compose import Overrides, compose_config, draw_seed, read_config
 from .local import search_locally
 from .members import check_search
 from .state import check_is_search
@@ -26,6 +27,7 @@ def run_search(
     overwrite: bool = False,
     backend: str | None = None,
     verbose: bool = False,
+    trust: bool | Trust = False,
 ) -> RunResult:
     """Search for hyper-parameters with many models, and keep the best one.
 
@@ -50,6 +52,9 @@ def run_search(
         One process, or Ray Tune; by default one process.
     verbose : bool, default=False
         Show what Lightning and torch say of themselves.
+    trust : bool, default=False
+        Resume also a search of somebody else whose configuration names code outside this package,
+        or places outside its folder.
 
     Returns
     -------
@@ -67,6 +72,7 @@ def run_search(
     if resume:
         check_is_search(folder)
         config_path = folder / CONFIG
+        read_config(folder, trust_of(folder / CONFIG, trust))
         recorded = str(RunFolder(folder).status.get("backend", "local"))
         if backend not in (None, recorded):
             raise UserError(f"{folder} was begun with --backend {recorded}; go on with the same")

@@ -11,16 +11,17 @@ import pytorch_lightning as pl
 import torch
 
 from ..checkpoint import load_model, read_checkpoint
+from ..consent import Trust, trust_of
 from ..data import find_sessions
 from ..datamodules import BasicDataModule
 from ..errors import UserError, whole
 from ..folder import CONFIG, RunFolder
 from ..model import LFADS
+from ..modules.spec import targets_of, to_spec
 from ..run_model import RunResult, run_model
 from ..runs.build import build, pick_device
-from ..runs.compose import absolute_pattern, write_config
+from ..runs.compose import absolute_pattern, read_config, write_config
 from ..runs.resume import AtomicCheckpointIO
-from ..runs.sampling import read_config
 from .extend import SESSION_GROUPS, extend_model, start_maps
 
 START = "start"
@@ -58,13 +59,15 @@ def add_session(
     overrides: Sequence[str] = (),
     best: bool = True,
     overwrite: bool = False,
+    trust: bool | Trust = False,
 ) -> AddedSession:
     """Add a session to a trained model.
 
     The model is extended by a read-in, a read-out and an observation model for the new session.
     Only these are trained, on the new session's trials: everything else, and so what the model
     says of the other sessions, stays as it is to the last bit. With `all_epochs`, all that the
-    run trained is then trained further on all sessions, at a tenth of its learning rate.
+    run trained is then trained further on all sessions, at a tenth of its learning rate. `trust`
+    consents to code outside this package that the run names.
     """
     whole("epochs (--epochs)", epochs, least=1)
     whole("all_epochs (--then-all)", all_epochs, least=0)
@@ -79,7 +82,8 @@ def add_session(
         raise UserError(
             f"{target} already holds a run; delete it (--overwrite; overwrite=True) or name another"
         )
-    config, model = dict(read_config(folder)), load_model(checkpoint)
+    trust = trust_of(folder / CONFIG, trust)
+    config, model = read_config(folder, trust), load_model(checkpoint, trust=trust)
     paths, name = _files(model, config, data, Path(new))
     settings = {**config["datamodule"], "datafile_pattern": [str(path) for path in paths]}
     everything = build({**settings, "fit_sessions": None}, "datamodule")
@@ -103,14 +107,14 @@ def add_session(
         do_posterior_sample=not all_epochs,
     )
     if all_epochs:
-        trained = load_model(first)
+        trained = load_model(first, trust=trust)
         for key, parameter in trained.named_parameters():
             parameter.requires_grad_(key not in frozen)
         changes = {"datamodule": {**settings, "fit_sessions": None}}
         changes["model"] = {"lr_init": float(model.hparams["lr_init"]) / 10}
         text = _prepare(target, trained, config, changes, all_epochs, frozen)
         result = run_model(overrides, config_path=text, run_dir=target, overwrite=overwrite)
-    after = _losses(load_model(target), everything, config)
+    after = _losses(load_model(target, trust=trust), everything, config)
     return AddedSession(result, name, {key: (before[key], after[key]) for key in before})
 
 
@@ -193,7 +197,8 @@ def _prepare(
     trainer = {**config.get("trainer", {}), "max_epochs": epochs}
     start_config = {**config, **changes, "model": start, "trainer": trainer}
     path = folder / START / CONFIG
-    write_config(path, start_config)
+    parts = [to_spec(part) for part in model.parts().values()]
+    write_config(path, start_config, targets_of(parts))
     return path
 
 

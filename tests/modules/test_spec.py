@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lfads_torch.errors import ConfigError
+from lfads_torch.consent import EVERYTHING
+from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.modules import augmentations, priors, readin_readout, recons
 from lfads_torch.modules.spec import from_spec, to_spec
 from lfads_torch.tuples import SessionBatch
@@ -165,8 +167,11 @@ def test_building_leaves_the_random_numbers_alone() -> None:
     ],
 )
 def test_functions_and_other_classes_are_refused(target: str) -> None:
-    with pytest.raises(ConfigError, match=r"neither a torch\.nn\.Module nor an augmentation"):
+    with pytest.raises(UserError, match=rf"needs {re.escape(target)}\. Nothing of it was imported"):
         from_spec({"_target_": target, "command": "exit 1"})
+    # Consent is to import it, not to call what is no part of a model.
+    with pytest.raises(ConfigError, match=r"neither a torch\.nn\.Module nor an augmentation"):
+        from_spec({"_target_": target, "command": "exit 1"}, EVERYTHING)
 
 
 @pytest.mark.parametrize(
@@ -174,11 +179,11 @@ def test_functions_and_other_classes_are_refused(target: str) -> None:
 )
 def test_targets_that_cannot_be_imported(target: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot be imported here.*PYTHONPATH"):
-        from_spec({"_target_": target})
+        from_spec({"_target_": target}, EVERYTHING)
 
 
 def test_refusal_reaches_nested_parts() -> None:
     spec = to_spec(STACK)
     spec["transforms"][1] = {"_target_": "os.system", "command": "exit 1"}
-    with pytest.raises(ConfigError, match=r"os\.system"):
+    with pytest.raises(UserError, match=r"os\.system"):
         from_spec(spec)

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from ...consent import trust_of
 from ...errors import UserError
 from ...folder import BEST_MODEL, CONFIG, METRICS, POPULATION, RunFolder, read_population
 from ..evaluation import evaluate_run
@@ -37,6 +38,8 @@ class Wanted:
     bin_ms: float | None = None
     # Leave out what takes long: baselines and fixed points
     quick: bool = False
+    # Consent to code outside this package that a checkpoint names
+    trust: bool = False
 
 
 @dataclass
@@ -71,7 +74,7 @@ class RunRecord:
         from ...checkpoint import load_model
 
         try:
-            return load_model(self.place)
+            return load_model(self.place, trust=trust_of(self.place / CONFIG, self.wanted.trust))
         except UserError as error:
             self.absent.append(f"The model cannot be loaded: {error}.")
             return None
