@@ -33,14 +33,23 @@ from .sources.recording import (
     numeric_columns,
 )
 
+_AXES = ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial")
 _READINGS = 12  # readings of a file that are tried, where it is unclear which one is meant
 _SHOWN = 3  # commands
 
 # How columns and series are called that mean something, the likeliest first.
 _EVENT = re.compile(r"(move|go|cue|on|onset|event|time|times|timestamps?)(_|$)", re.I)
-_CONDITION = re.compile(r"cond|target|dir|type|stim|orient|angle|side|choice|cue|image", re.I)
+_CONDITION = re.compile(
+    r"(?<!se)cond|target|dir|type|stim|orient|angle|side|choice|cue|image", re.I
+)
 _NO_CONDITION = re.compile(r"split|success|correct|reward|outcome|(^|_)id$|block|name", re.I)
 _BEHAVIOR = re.compile(r"vel|speed|hand|finger|cursor|pos|kin|force|emg|eye|behav|wheel|run", re.I)
+_SPIKES = re.compile(r"spike|spk|unit|neuron|cell|clu|count|raster|binned|roi|dff", re.I)
+_NO_SPIKES = re.compile(
+    rf"{_CONDITION.pattern}|{_NO_CONDITION.pattern}|{_BEHAVIOR.pattern}|trial|event|(^|[._])go|inds?$"
+    r"|label|time|truth|mask|lfp|raw",
+    re.I,
+)
 _NO_BEHAVIOR = re.compile(r"lfp|raw|electric|volt|fluor|roi|df_?f|neuropil|spike|count|rate", re.I)
 
 
@@ -53,30 +62,29 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
         Where the file cannot be opened at all.
     """
     options = options or SourceOptions()
-    problem: UserError | None = None
-    recording = None
+    file, members = Path(absolute_pattern(path)), list[Member]()
+    with suppress(UserError):
+        members = file_contents(file) if file.is_file() else []
+    recording, problem = None, UserError("")
+    planned: list[_Planned] = []
     try:
         recording = open_recording(path, options)
+        lines = describe_recording(recording, members)
+        planned = _of_tables(path, recording, options)
     except UserError as error:
+        if recording is None and not members:
+            raise
+        lines = lines if recording else [file.name]
         problem = error
-    file = Path(absolute_pattern(path))
-    try:
-        members = file_contents(file) if file.is_file() else []
-    except UserError:
-        members = []
-    if recording is None and not members:
-        raise problem or UserError(f"{path} holds nothing.")
-    lines = describe_recording(recording, members) if recording else [file.name]
-    shown = _hide(members, recording)
-    if shown:
+        planned = _of_readings(path, options, error, members)
+    if shown := _hide(members, recording):
         lines += ["", "Also in the file:" if recording else "The file holds:"]
         lines += _columns([list(member) for member in shown])
-    if problem:
+    if str(problem):
         lines += ["", f"Not clear yet: {problem}", *getattr(problem, "__notes__", ())]
-    commands = _commands(path, options, recording, members)
-    if commands:
-        lines += ["", "To prepare it, " + ("one of:" if len(commands) > 1 else "for example:")]
-        lines += [f"  {command}" for command in commands]
+    if planned:
+        lines += ["", "To prepare it, " + ("one of:" if len(planned) > 1 else "for example:")]
+        lines += [f"  {_words(path, *one, number)}" for number, one in enumerate(planned, 1)]
     else:
         lines += ["", "No command is known that prepares it as it is; docs/data.md says how."]
     return "\n".join(lines)
@@ -209,26 +217,29 @@ def _columns(rows: list[list[str]]) -> list[str]:
 _Planned = tuple[SourceOptions, dict[str, Any]]
 
 
-def _commands(
-    file: str | os.PathLike[str],
-    given: SourceOptions,
-    recording: Recording | None,
-    members: list[Member],
-) -> list[str]:
-    """Return commands that prepare a file; each was planned, so that it runs."""
-    readings: list[dict[str, Any]] = [{}]
-    if recording is None:
-        readings = list(itertools.islice(_readings(given, members), _READINGS))
+def _of_readings(
+    file: str | os.PathLike[str], given: SourceOptions, problem: UserError, members: list[Member]
+) -> list[_Planned]:
+    """Return what can be planned with the options that an error names."""
     commands: list[_Planned] = []
-    for reading in readings:
-        options = replace(given, **reading)
+    for reading in itertools.islice(_readings(given, problem, members), _READINGS):
         with suppress(UserError):
-            opened = recording if recording and not reading else open_recording(file, options)
-            planned = _of_tables(file, opened, options)
-            commands += planned[:1] if reading else planned
-        if len(commands) >= _SHOWN:
+            options = replace(given, **reading)
+            recording = open_recording(file, options)
+            if _are_moments(recording):
+                commands += _of_tables(file, recording, options)[:1]
+        if len(commands) == _SHOWN:
             break
-    return [_words(file, *command, number) for number, command in enumerate(commands[:_SHOWN], 1)]
+    return commands
+
+
+def _are_moments(recording: Recording) -> bool:
+    """Return whether spikes may be such: numbers of trials or conditions are whole, seconds not."""
+    spikes = recording.spikes
+    if not isinstance(spikes, SpikeTimes) or recording.clock.scale != 1:
+        return True
+    first = next((times for u in range(spikes.n_units) for times, _ in spikes.blocks(u)), None)
+    return first is None or bool((first != np.round(first)).any())
 
 
 def _of_tables(
@@ -242,45 +253,83 @@ def _of_tables(
         named = replace(options, trials=name)
         with suppress(UserError):
             planned = _planned(open_recording(file, named), named)
-            commands += [planned] if planned and "chop_ms" not in planned[1] else []
-    planned = _planned(recording, options)
-    return commands[: _SHOWN - 1] + ([planned] if planned else [])
+            commands += [planned] if "chop_ms" not in planned[1] else []
+    try:
+        return [*commands[: _SHOWN - 1], _planned(recording, options)]
+    except UserError:
+        if not commands:
+            raise
+        return commands[:_SHOWN]
 
 
-def _readings(given: SourceOptions, members: list[Member]) -> Iterator[dict[str, Any]]:
-    """Yield options that may make an unclear file clear, the likeliest first."""
-    axes = ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial")
-    yield from ({"axes": order} for order in axes if given.axes is None)
+def _readings(
+    given: SourceOptions, problem: UserError, members: list[Member]
+) -> Iterator[dict[str, Any]]:
+    """Yield options that may make an unclear file clear: those that the error names."""
+    text = str(problem)
+    free = {f.name for f in fields(SourceOptions) if getattr(given, f.name) == f.default}
+    named = {name.replace("-", "_") for name in re.findall(r"--([a-z][a-z-]+)", text)} & free
+    for option, word in re.findall(r"--([a-z][a-z-]+) ([^\s;]+)", text):
+        name, value = option.replace("-", "_"), word.strip(".,:)'`")
+        if name in free and not value.isupper():
+            with suppress(ValueError):
+                yield {name: float(value) if name in ("input_bin_ms", "sampling_hz") else value}
+    if "time_unit" in named:
+        yield from ({"time_unit": unit} for unit in ("ms", "us"))
+        yield {"time_unit": "samples", "sampling_hz": 30000.0}
+    width: dict[str, Any] = {"input_bin_ms": 1.0} if "input_bin_ms" in named else {}
+    if width:
+        yield width
+    if "axes" in named or width:
+        yield from (width | {"axes": order} for order in _AXES)
+    if "spikes" in named:
+        yield from ({"spikes": name} for name in _likely_spikes(members))
+
+
+def _likely_spikes(members: list[Member]) -> Iterator[str]:
+    """Yield names of what may hold spikes: not behaviour, conditions, events and the like."""
     for kind in ("units", "cells", "lists", "RoiResponseSeries", "TimeSeries", "array", "column"):
-        of_kind = [member.name for member in members if member.what == kind]
-        # Behaviour could be taken for spikes, too, but is not meant.
-        names = [name for name in of_kind if kind == "units" or not _BEHAVIOR.search(name)]
-        yield from ({"spikes": name} for name in names if given.spikes is None)
+        for member in members:
+            is_table = " x " in member.size
+            if member.what == kind and (
+                kind == "units"
+                or _SPIKES.search(member.name)
+                or (is_table and not _NO_SPIKES.search(member.name))
+            ):
+                yield member.name
 
 
-def _planned(recording: Recording, given: SourceOptions) -> _Planned | None:
-    """Return options whose windows could be planned; of several the first without a warning."""
+def _planned(recording: Recording, given: SourceOptions) -> _Planned:
+    """Return options whose windows could be planned; of several the first without a warning.
+
+    Raise the first error where none can.
+    """
     source = {field.name: getattr(given, field.name) for field in fields(given)}
     source = {name: value for name, value in source.items() if name in _SOURCE}
-    fallback = None
+    fallback, problem = None, None
     spikes = recording.spikes
     for bin_ms in _bin_widths(recording):
         # Where it is that of the recording it need not be given, which may have many digits.
         is_given = isinstance(spikes, SpikeTimes) or bin_ms != spikes.bin_s * 1000
         width: dict[str, Any] = {"bin_ms": bin_ms} if is_given else {}
         for window in _windows(recording, bin_ms):
+            if "chop_ms" in window and fallback:
+                return fallback
             chosen = window | _carried(recording, is_chopped="chop_ms" in window)
             for changes in (chosen, {k: v for k, v in chosen.items() if k != "conditions"}):
                 options = PrepOptions(**source, **width, **changes)
                 attempt = replace(recording, notes=[], warnings=[])
                 try:
                     plan_windows(attempt, options, bin_ms / 1000)
-                except UserError:
+                except UserError as error:
+                    problem = problem or error
                     continue
                 planned = given, width | changes
                 if not attempt.warnings:
                     return planned
                 fallback = fallback or planned
+    if fallback is None:
+        raise problem or UserError("No window fits into the recording.")
     return fallback
 
 
