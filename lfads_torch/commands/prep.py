@@ -85,6 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--spike-units", metavar="NAME", help="what holds the unit of each spike")
     add("--axes", metavar="AXIS,AXIS", help="axes of binned spikes: of time, unit, trial")
     add("--input-bin-ms", type=float, metavar="MS", help="bin width of binned spikes")
+    add("--spike-times", choices=("auto", "absolute", "relative"), help="to the trial's start?")
+    add("--spike-trials", metavar="NAME", help="what holds the trial of each spike")
     add("--trials", metavar="NAME|CSV", help="table of trials, in the file or beside it")
     add("--time-unit", choices=("s", "ms", "us", "samples"), help="unit of times (s)")
     add("--sampling-hz", type=float, metavar="HZ", help="move times to samples of this rate")

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.find import list_some
 from ..errors import DataError, UserError
-from .binning import MOST_PER_BIN, Array, Flags, Floats, bin_windows, is_sorted, rebin
+from .binning import MOST_PER_BIN, Array, Flags, Floats, bin_windows, rebin
 from .sources.recording import BinnedSpikes, Recording
 from .stretches import inside
 from .trials import Windows, neighbours, whole_bins
@@ -137,16 +137,13 @@ def count(
     missing = _missing(recording, windows, shape[1])
     dtype = np.dtype(np.float32 if missing else np.uint16)  # integers have no NaN
     store = CountStore(n_bins, spikes.n_units, dtype, True, folder)
-    unsorted: list[int] = []
+    falls = spikes.scan.n_falls
     repeated: dict[int, int] = {}
     for unit in range(spikes.n_units):
         progress("counting spikes, unit", unit, spikes.n_units)
-        counts, last = np.zeros(shape, dtype=np.uint16), -np.inf
+        counts = np.zeros(shape, dtype=np.uint16)
         for times, tolerance in spikes.blocks(unit):
-            ascending = is_sorted(times) and not (len(times) and times[0] < last)
-            if not ascending:
-                unsorted.append(unit)
-            ordered = times if ascending else np.sort(times)
+            ordered = np.sort(times) if falls[unit] else times
             again = ordered[1:] == ordered[:-1]
             if again.any():
                 repeated[unit] = repeated.get(unit, 0) + int(again.sum())
@@ -159,18 +156,11 @@ def count(
                 tolerance=tolerance,
                 out=counts,
             )
-            last = ordered[-1] if len(ordered) else last
         known = counts.astype(dtype, copy=False)
         if unit in missing:
             known[missing[unit]()] = np.nan
         store.put(unit, known.reshape(1, -1))
     progress("counting spikes, unit", spikes.n_units, spikes.n_units)
-    if unsorted:
-        units = sorted(set(unsorted))
-        recording.warnings.append(
-            f"the spike times of {len(units)} units do not ascend (units {list_some(units)}, "
-            "counted from 0); they were sorted. Are several recordings joined whose clocks differ?"
-        )
     if repeated:
         done = (
             "they were left out"

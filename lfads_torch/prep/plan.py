@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.find import list_some
 from ..data.validate import SPLITS
-from ..errors import UserError
+from ..errors import DataError, UserError
 from .binning import Array, Flags, Indices, first_bin
 from .chop import find_segments, plan_chops
 from .merging import leaking_windows
@@ -32,6 +32,8 @@ class Plan:
 
 def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     """Cut windows around events, or chop the recording, and split them."""
+    if recording.refusals:
+        raise DataError(f"{recording.path.name}: " + "\n  ".join(recording.refusals))
     if options.chop_ms is not None:
         if options.until is not None:
             raise UserError(

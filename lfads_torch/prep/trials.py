@@ -161,6 +161,8 @@ def trial_windows(
             f"{recording.path.name} has no trials. {choice}; or cut it into overlapping windows "
             "with --chop-ms and --overlap-ms."
         )
+    if recording.unplaced:
+        raise DataError(f"{recording.path.name}: {recording.unplaced}")
     align = align or _whole_trials(recording)
     bin_ms = bin_s * 1000
     n_read = whole_bins(align.stop_ms - align.start_ms, bin_ms, "A window")
@@ -181,8 +183,9 @@ def trial_windows(
         span = f"the events at {events.min():g} to {events.max():g} s" if len(rows) else "no trial"
         raise DataError(
             f"No window around {align.event!r} lies in the recording, from {first:g} to {last:g} "
-            f"s: {span}. Are times in another unit (--time-unit), or relative to the trial?"
+            f"s: {span}. {_HINT}"
         )
+    _check_clock(recording, windows, event, align.event)
     if outside := int((~recorded).sum()):
         recording.warnings.append(
             f"the windows of {outside} of {len(event)} trials lie outside the recording (trials "
@@ -198,6 +201,52 @@ def trial_windows(
         if not (recorded & ~marked).any():
             raise DataError(f"No window is left: all touch what {where} marks as not valid.")
     return windows.keep(recorded & ~marked)
+
+
+_HINT = (
+    "Are times in another unit (--time-unit), or do they count from the start of each trial? Then "
+    "name the array with the trial of each spike: --spike-times relative --spike-trials NAME."
+)
+
+
+def _check_clock(recording: Recording, windows: Windows, event: Floats, name: str) -> None:
+    """Refuse events that cannot lie on the clock of the recording, by where they lie."""
+    if recording.starts is not None or recording.is_one_clock or len(windows.trials) < 4:
+        return
+    times, n = event[windows.trials], len(windows.trials)
+    length, spacing = windows.n_bins * windows.bin_s, np.ptp(times) / (n - 1)
+    first, last = recording.span()
+    # Windows of most of the recording are nearly the same wherever its trials are.
+    if length > 10 * spacing and min(length, np.ptp(times)) < 0.5 * (last - first):
+        raise DataError(
+            f"The {n} times {name!r} lie from {times.min():g} to {times.max():g} s, so that the "
+            f"windows of {length:g} s are nearly the same stretch of time; the spikes lie from "
+            f"{first:g} to {last:g} s. Times seem to count from the start of each trial. Name the "
+            "array with the trial of each spike: --spike-times relative --spike-trials NAME. If "
+            "only the events count from it, add the trial's start to them; if all lie on one "
+            "clock, say --spike-times absolute."
+        )
+    beyond = (times < first) | (times > last)
+    if recording.observed is None and beyond.mean() > 0.5:
+        raise DataError(
+            f"The spikes lie from {first:g} to {last:g} s, and {name!r} of {int(beyond.sum())} of "
+            f"{n} trials outside: it is at {times.min():g} to {times.max():g} s. {_HINT} If both "
+            "lie on one clock all the same, say --spike-times absolute."
+        )
+    block = np.cumsum(np.concatenate([[False], np.diff(times) < 0]))
+    order = np.argsort(times, kind="stable")
+    close = np.diff(times[order]) < length * (1 - 1e-6)
+    across = close & (np.diff(block[order]) != 0)
+    # A table that is sorted by condition falls back, too, but no two trials are at one time.
+    if 0 < block[-1] < 10 and across.sum() > 2 and across.sum() > 0.9 * close.sum():
+        fall = int(np.flatnonzero(np.diff(times) < 0)[0])
+        raise DataError(
+            f"{name!r} falls back by {times[fall] - times[fall + 1]:g} s after trial "
+            f"{windows.trials[fall]} (counted from 0), and {int(across.sum())} windows then share "
+            f"time with windows before; the spikes lie on one clock from {first:g} to {last:g} s. "
+            "Were several recordings joined? Bring events to the clock of the spikes. If all lie "
+            "on one clock, say --spike-times absolute."
+        )
 
 
 def snap_to_bins(recording: Recording, windows: Windows) -> None:

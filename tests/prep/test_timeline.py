@@ -11,10 +11,11 @@ import h5py
 import numpy as np
 import pynwb
 import pytest
+from scipy.io import savemat
 
 from lfads_torch.data import read_session
-from lfads_torch.errors import DataError
-from lfads_torch.prep import prepare
+from lfads_torch.errors import DataError, UserError
+from lfads_torch.prep import describe_file, prepare
 from lfads_torch.prep.counting import bin_windows
 from lfads_torch.prep.sources.recording import Clock
 from lfads_torch.prep.sources.timeline import lay_out_trials, trials_of_cells
@@ -203,3 +204,177 @@ def test_a_unit_that_was_not_observed_is_missing_not_silent(tmp_path: Path) -> N
             np.testing.assert_array_equal(np.isnan(window[:, unit]), ~known)
             expected = histogram(lists[unit], start, 50, 0.02)
             np.testing.assert_array_equal(window[known, unit], expected[known])
+
+
+# ---- times that count from the start of the trial ------------------------------------------------
+
+
+def relative(n_trials: int = 60, n_units: int = 12) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Times of each unit since the start of the trial, not in order, and the trial of each."""
+    rng = np.random.default_rng(1)
+    times = [rng.uniform(0, 5, 400) for _ in range(n_units)]
+    return times, [np.sort(rng.integers(0, n_trials, 400)) for _ in range(n_units)]
+
+
+def check_trials(path: Path, times: list[np.ndarray], rows: list[np.ndarray], begin: float) -> None:
+    data = read_session(path, ["trial"]).splits.values()
+    assert sum(split.n_trials for split in data) == 60
+    for split in data:
+        for window, trial in zip(split.recon_data, split.extras["trial"], strict=True):
+            for unit, (t, row) in enumerate(zip(times, rows, strict=True)):
+                expected = histogram(t[row == trial], begin, len(window), 0.01)
+                np.testing.assert_array_equal(window[:, unit], expected)
+
+
+@pytest.mark.parametrize("layout", ["mat", "labels", "ids", "start times", "csv"])
+def test_spikes_with_the_trial_of_each_are_read_per_trial(tmp_path: Path, layout: str) -> None:
+    times, rows = relative()
+    align, more, begin = "go:-500:500", {}, 2.0
+    path = tmp_path / ("s.mat" if layout == "mat" else "s.csv" if layout == "csv" else "s.npz")
+    order = np.random.default_rng(0).permutation(sum(map(len, times)))
+    unit = np.repeat(np.arange(12), 400)[order]
+    spikes, trial = np.concatenate(times)[order], np.concatenate(rows)[order]
+    go = np.full(60, 2.5)
+    if layout == "mat":
+        clusters = np.zeros((1, 12), dtype=[("trialtm", object), ("trial", object)])
+        for u in range(12):
+            clusters[0, u]["trialtm"], clusters[0, u]["trial"] = times[u][:, None], rows[u] + 1.0
+        savemat(path, {"obj": {"clu": clusters, "ev": {"go": go[:, None]}}})
+        more = {"spikes": "obj.clu.trialtm", "trials": "obj.ev"}
+    elif layout == "csv":
+        lines = [f"{t!r},{u},{k}" for t, u, k in zip(spikes.tolist(), unit, trial, strict=True)]
+        path.write_text("\n".join(["time,unit,trial", *lines]))
+        (tmp_path / "t.csv").write_text("\n".join(["trial,go", *(f"{k},2.5" for k in range(60))]))
+        more = {"trials": str(tmp_path / "t.csv")}
+    else:
+        arrays = {"spike_times": spikes, "spike_clusters": unit, "trials_go": go}
+        arrays["which"] = trial
+        more = {"spike_trials": "which"}
+        if layout == "ids":
+            arrays |= {"which": trial * 3 + 100, "trials_trial_id": np.arange(60) * 3 + 100}
+        if layout == "start times":  # of the trials on the clock of the recording, and one event
+            starts = 7 + 6.25 * np.arange(60)
+            arrays |= {"trials_start_time": starts, "trials_go": starts + 2.5}
+        np.savez(path, **arrays)
+    done = prepare(path, tmp_path / "o.h5", bin_ms=10, align=align, **more)
+    assert any("count from the start of their trial" in text for text in done.notes)
+    check_trials(tmp_path / "o.h5", times, rows, begin)
+
+
+def test_without_the_trial_of_each_spike_relative_times_are_refused(tmp_path: Path) -> None:
+    times, rows = relative()
+    ordered = [t[np.lexsort([t, row])] for t, row in zip(times, rows, strict=True)]
+    go = {"trials_start_time": None, "trials_go": np.full(60, 2.5)}
+    later = {"trials_go": 2.5 + 6 * np.arange(60), "trials_start_time": None}
+    jitter = {"trials_start_time": None, "trials_go": np.random.default_rng(0).uniform(2, 3, 60)}
+    options = {"bin_ms": 10, "align": "go:-500:500"}
+    for lists, trials, message in (
+        (times, go, r"from 2.5 to 2.5 s.*from 0.00.* to 4.99"),
+        ([np.sort(t) for t in times], jitter, "nearly the same stretch"),
+        ([np.sort(t) for t in times], later, r"spikes lie from 0.0.* to 4.99.*2.5 to 356.5 s"),
+        (ordered, later, r"12 of 12 units fall back up to 57 times.*--spike-trials"),
+    ):
+        arrays = {k: v for k, v in trials.items() if v is not None}
+        ends = np.cumsum([len(t) for t in lists])
+        np.savez(
+            tmp_path / "s.npz",
+            spike_times=np.concatenate(lists),
+            spike_times_index=ends,
+            **arrays,
+        )
+        with pytest.raises(UserError, match=message):
+            prepare(tmp_path / "s.npz", tmp_path / "o.h5", **options)
+    with pytest.raises(UserError, match="fall back up to 57 times"):
+        prepare(tmp_path / "s.npz", tmp_path / "o.h5", bin_ms=10, chop_ms=500)
+    assert "fall back up to 57 times" in describe_file(tmp_path / "s.npz")
+
+
+def test_the_trial_of_each_spike_may_be_extra_information(tmp_path: Path) -> None:
+    lists = spikes()
+    trial = {"spike_trials": np.concatenate([np.floor(t / 2) for t in lists])}
+    source = npz(tmp_path / "s.npz", lists, **trial)
+    prepare(source, tmp_path / "o.h5", bin_ms=20, align="start_time:0:1000")
+    check(tmp_path / "o.h5", lists, START, 0.02)
+
+
+# ---- a clock that was reset ----------------------------------------------------------------------
+
+
+def reset(lists: list[np.ndarray], at: float = 65.0) -> list[np.ndarray]:
+    return [np.r_[t[t < at], t[t >= at] - at] for t in lists]
+
+
+@pytest.mark.parametrize("layout", ["nwb", "labels"])
+def test_a_clock_that_was_reset_splits_the_recording(tmp_path: Path, layout: str) -> None:
+    lists = spikes()
+    if layout == "nwb":
+        source = nwb(tmp_path / "s.nwb", [{"spike_times": t} for t in reset(lists)])
+    else:
+        owner = np.repeat(np.arange(8), [len(t) for t in lists])
+        order = np.argsort(np.concatenate(lists), kind="stable")
+        source = tmp_path / "s.npz"
+        np.savez(
+            source,
+            spike_times=np.concatenate(reset(lists))[order],
+            spike_clusters=owner[order],
+            trials_start_time=START,
+        )
+    done = prepare(source, tmp_path / "o.h5", bin_ms=20, align="start_time:0:1000")
+    assert any("8 of 8 units fall back once" in text for text in done.warnings)
+    check(tmp_path / "o.h5", lists, [s for s in START if s + 1 < 65], 0.02)
+
+
+def test_trials_whose_times_fall_back_too_belong_to_their_block(tmp_path: Path) -> None:
+    lists = [np.sort(np.r_[t, [64.9, 65.03]]) for t in spikes()]
+    lists.append(np.array([1.5, 2.5, 100.5]))  # cannot be attributed, and is left out
+    starts = np.where(START < 65, START, START - 65)
+    source = npz(tmp_path / "s.npz", reset(lists), trials_start_time=starts)
+    done = prepare(source, tmp_path / "o.h5", bin_ms=20, align="start_time:0:1000")
+    assert done.n_units == 8 or any("too few spikes" in text for text in done.warnings)
+    for split in read_session(tmp_path / "o.h5", ["trial"]).splits.values():
+        for window, trial in zip(split.recon_data, split.extras["trial"], strict=True):
+            for unit in range(8):
+                expected = histogram(lists[unit], START[trial], 50, 0.02)
+                np.testing.assert_array_equal(window[:, unit], expected)
+    done = prepare(source, tmp_path / "c.h5", bin_ms=20, chop_ms=1000)
+    counts = [w[:, 0].sum() for w in windows_of(tmp_path / "c.h5").values()]
+    assert abs(sum(counts) - len(lists[0])) < 10  # but for the ends of the blocks
+
+
+def test_resets_that_cannot_be_resolved_are_refused(tmp_path: Path) -> None:
+    lists, options = spikes(), {"bin_ms": 20, "align": "start_time:0:1000"}
+    half = reset(lists)[:4] + lists[4:]
+    with pytest.raises(UserError, match=r"4 of 8 units.*units 4, 5, 6, 7"):
+        prepare(npz(tmp_path / "a.npz", half), tmp_path / "o.h5", **options)
+    early = {"trials_start_time": START / 2}
+    with pytest.raises(UserError, match="does not say to which of the 2 blocks"):
+        prepare(npz(tmp_path / "b.npz", reset(lists), **early), tmp_path / "o.h5", **options)
+    with pytest.raises(UserError, match="also says when"):
+        source = npz(tmp_path / "c.npz", reset(lists), invalid_times=np.array([[3.0, 5.0]]))
+        prepare(source, tmp_path / "o.h5", **options)
+    again = {"trials_start_time": np.where(START < 65, START, START - 64.3)}
+    with pytest.raises(UserError, match="'start_time' falls back by"):
+        prepare(npz(tmp_path / "d.npz", lists, **again), tmp_path / "o.h5", **options)
+    prepare(
+        npz(tmp_path / "e.npz", lists, **again),
+        tmp_path / "o.h5",
+        **options,
+        spike_times="absolute",
+    )
+
+
+def test_a_few_spikes_out_of_order_are_no_reset(tmp_path: Path) -> None:
+    lists = spikes()
+    mixed = [t.copy() for t in lists]
+    for times in mixed:
+        times[[10, 11]] = times[[11, 10]]
+        times[[50, 300]] = times[[300, 50]]
+    done = prepare(
+        npz(tmp_path / "s.npz", mixed), tmp_path / "o.h5", bin_ms=20, align="start_time:0:1000"
+    )
+    assert any("do not ascend" in text for text in done.warnings)
+    check(tmp_path / "o.h5", lists, START, 0.02)
+    by_condition = {"trials_start_time": np.r_[START[::2], START[1::2]]}
+    source = npz(tmp_path / "t.npz", lists, **by_condition)
+    prepare(source, tmp_path / "p.h5", bin_ms=20, align="start_time:0:1000")
+    check(tmp_path / "p.h5", lists, START, 0.02)

@@ -20,6 +20,7 @@ from .hdf5 import read_hdf5, read_mat
 from .npz import read_npz
 from .nwb import is_nwb, read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
+from .timeline import settle
 
 __all__ = [
     "BinnedSpikes",
@@ -85,4 +86,5 @@ def open_recording(path: str | os.PathLike[str], options: SourceOptions | None =
         )
     if table is not None:
         recording.trials = table
+    settle(recording, options)
     return recording

@@ -16,6 +16,7 @@ from ...errors import DataError, UserError
 from ..binning import Array
 from .layout import TIMES, group_by_unit
 from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table
+from .timeline import TRIAL_OF_SPIKE
 
 _ROWS = 1 << 19  # rows that are parsed at once
 _TIME = ("spike_time", "spike_times", *TIMES)
@@ -38,10 +39,15 @@ def read_csv(path: Path, options: SourceOptions) -> Recording:
         spikes = _spikes(path, delimiter, (time, unit), numeric)
         units, names = group_by_unit(spikes)
         notes = [f"spike times: columns {header[time]!r} and {header[unit]!r}"]
+        times = SpikeTimes(units, options.clock())
+        names_of = (options.spike_trials.lower(),) if options.spike_trials else TRIAL_OF_SPIKE
+        if (trial := _column(lower, names_of)) is not None:
+            times.trials, _ = group_by_unit(_spikes(path, delimiter, (trial, unit), numeric))
+            notes.append(f"trial of each spike: column {header[trial]!r}")
         return Recording(
             path,
             "CSV file",
-            SpikeTimes(units, options.clock()),
+            times,
             units={"name": names},
             clock=options.clock(),
             notes=notes,

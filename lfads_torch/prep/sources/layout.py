@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from .recording import (
     Table,
     find,
 )
-from .timeline import INVALID, OBSERVED, add_invalid, observe_units
+from .timeline import INVALID, OBSERVED, TRIAL_OF_SPIKE, add_invalid, observe_units
 
 TIMES = ("time", "times", "timestamps", "t", "bin_times")
 """Names of an array that holds the times of samples or bins."""
@@ -260,6 +261,8 @@ def _attrs(node: AnyArray) -> Mapping[str, Any]:
 
 # Spikes with the keys they were read from, the units' names (may be empty) and notes.
 _Spikes = tuple[SpikeTimes | BinnedSpikes, set[str], Array, list[str]]
+# Splits a list by unit, and names the units (may be empty).
+_Split = Callable[[AnyArray], tuple[list[AnyArray], Array]]
 
 
 def _spikes_key(source: _Source) -> str:
@@ -300,6 +303,7 @@ def _spikes_key(source: _Source) -> str:
 def _find_spikes(source: _Source, name: str) -> _Spikes:
     """Describe an array as spikes, or raise an error where axes, bins or units are unclear."""
     node, clock, notes = source.tree[name], source.options.clock(), [f"spike times: {name!r}"]
+    nameless = np.empty(0, dtype=str)
     if isinstance(node, Ragged):
         long = [i for i, row in enumerate(node.rows) if not is_vector(row)]
         if long:
@@ -309,12 +313,16 @@ def _find_spikes(source: _Source, name: str) -> _Spikes:
                 "Binned trials of one length go into one array of trials x bins x units."
             )
         times = SpikeTimes([flat(row) for row in node.rows], clock)
-        return times, {name}, np.array(node.names, dtype=str), notes
+        used = {name} | _add_spike_trials(source, name, times, notes, lambda a: ([a], nameless))
+        return times, used, np.array(node.names, dtype=str), notes
     if node.dtype.kind not in "buif":
         raise UserError(f"{source.file}: {name!r} holds {node.dtype}, not numbers (--spikes).")
     if is_vector(node) and not source.options.axes:
-        units, used, names = _listed(source, name)
-        return SpikeTimes(units, clock), used, names, notes
+        split, used = _splitter(source, name)
+        units, names = split(source.vectors[name])
+        times = SpikeTimes(units, clock)
+        used |= _add_spike_trials(source, name, times, notes, split)
+        return times, used, names, notes
     axes, time_name = _axes(source, name, node)
     bin_s, start, notes = _bin_width(source, name, node, time_name)
     given = "by --axes" if source.options.axes else "if not, say so with --axes"
@@ -322,14 +330,48 @@ def _find_spikes(source: _Source, name: str) -> _Spikes:
         0, f"binned spikes: {name!r}, {show_shape(node.shape)}, as {' x '.join(axes)} ({given})"
     )
     spikes = BinnedSpikes(node, axes, bin_s, start)
-    return spikes, {name, time_name or name}, np.empty(0, dtype=str), notes
+    return spikes, {name, time_name or name}, nameless, notes
 
 
-def _listed(source: _Source, name: str) -> tuple[list[AnyArray], set[str], Array]:
-    """Split one list of all spikes by an index, or by a second list with the unit of each."""
-    vectors, times, nameless = source.vectors, source.vectors[name], np.empty(0, dtype=str)
+def _add_spike_trials(
+    source: _Source, name: str, spikes: SpikeTimes, notes: list[str], split: _Split
+) -> set[str]:
+    """Add the trial of each spike, where an array of the size of the spikes says it."""
+    stem = name.rpartition(".")[0]
+    keys = [f"{stem}.{k}" if stem else k for k in TRIAL_OF_SPIKE]
+    keys += [f"{name}_{k}" for k in ("trial", "trials", "trial_id")]
+    if source.options.spike_trials:
+        keys = [source.key(source.options.spike_trials)]
+    sizes = [(spikes.count(unit),) for unit in range(spikes.n_units)]
+    n_spikes = sum(n for (n,) in sizes)
+    for key in keys:
+        other, trials = source.tree.get(key), list[AnyArray]()
+        if isinstance(other, Ragged):
+            trials = [flat(row) for row in other.rows]
+        elif key in source.vectors and source.vectors[key].shape == (n_spikes,):
+            trials = split(source.vectors[key])[0]
+        if trials and [row.shape for row in trials] == sizes:
+            spikes.trials = trials
+            notes.append(f"trial of each spike: {key!r}")
+            return {key}
+        if source.options.spike_trials:
+            raise DataError(
+                f"{source.file}: {key!r} (--spike-trials) has other sizes than {name!r}; it needs "
+                f"one entry for each of the {n_spikes} spikes."
+            )
+    return set()
+
+
+def _splitter(source: _Source, name: str) -> tuple[_Split, set[str]]:
+    """Return what splits a list of all spikes by unit, and the keys that it takes for it.
+
+    An index gives the ends of the units, or a second list the unit of each spike.
+    """
+    vectors, times = source.vectors, source.vectors[name]
+    nameless = np.empty(0, dtype=str)
     if (index := vectors.get(f"{name}_index")) is not None:
-        return split_by_index(times, index[:]), {name, f"{name}_index"}, nameless
+        ends = index[:]
+        return lambda array: (split_by_index(array, ends), nameless), {name, f"{name}_index"}
     if source.options.spike_units:
         keys = [source.key(source.options.spike_units)]
     else:
@@ -339,15 +381,17 @@ def _listed(source: _Source, name: str) -> tuple[list[AnyArray], set[str], Array
         if (owner := vectors.get(key)) is None:
             continue
         if owner.shape == times.shape:
-            pairs = ((unit, times[rows]) for rows, unit in blocks(owner))
-            units, names = group_by_unit(pairs)
-            return units, {name, key}, names
+            return partial(_group, owner), {name, key}
         if source.options.spike_units:
             raise DataError(
                 f"{source.file}: {key!r} has {owner.shape[0]} entries, {name!r} has "
                 f"{times.shape[0]} spikes; legal is one unit for each spike."
             )
-    return [times], {name}, nameless
+    return lambda array: ([array], nameless), {name}
+
+
+def _group(owner: AnyArray, array: AnyArray) -> tuple[list[AnyArray], Array]:
+    return group_by_unit((unit, array[rows]) for rows, unit in blocks(owner))
 
 
 def split_by_index(times: AnyArray, ends: Array) -> list[AnyArray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ...data.find import list_some
 from ...data.stored import StoredArray, along, blocks
 from ...errors import DataError, UserError, nearest, number
-from ..binning import Array, Floats, time_tolerance
+from ..binning import Array, Floats, Indices, is_sorted, time_tolerance
 
 AnyArray = NDArray[Any] | StoredArray
 """An array in memory or in its file."""
@@ -25,6 +26,7 @@ UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
 # Spike times that are converted at once: 32 MB of float64.
 _BLOCK = 1 << 22
+_MOST_FALLS = 1 << 12  # places of a unit that are kept; in any order half of the spikes are
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class SourceOptions:
     trials: str | None = None  # table of trials in the file, or a CSV file with one
     time_unit: str = "s"  # of spikes, trials and series: "s", "ms", "us" or "samples"
     sampling_hz: float | None = None  # of "samples"; else times are moved to the nearest sample
+    spike_times: str | None = None  # "absolute" or "relative" to the start of the trial
+    spike_trials: str | None = None  # array with the trial of each spike
 
     def clock(self) -> Clock:
         """Return how times become seconds, or raise `UserError` for an unknown unit."""
@@ -81,12 +85,23 @@ class SourceOptions:
 
 
 @dataclass
+class Scan:
+    """Where the spikes of each unit lie (seconds), and where their times fall back."""
+
+    low: Floats  # first and last spike; of a unit without spikes inf and -inf
+    high: Floats
+    n_falls: Indices
+    falls: dict[int, Indices]  # places of the spikes before a fall; of a unit the first ones
+
+
+@dataclass
 class SpikeTimes:
     """Spike times by unit, one-dimensional arrays in the file's unit of time."""
 
     units: Sequence[AnyArray]
     clock: Clock = field(default_factory=Clock)
     tolerance: float | None = None  # in seconds; None: what the type of the times resolves
+    trials: Sequence[AnyArray] | None = None  # by unit, the trial of each spike
 
     @property
     def n_units(self) -> int:
@@ -97,15 +112,43 @@ class SpikeTimes:
         """Count a unit's spikes."""
         return self.units[unit].shape[0]
 
-    def blocks(self, unit: int) -> Iterator[tuple[Floats, float]]:
-        """Read a unit's spikes, block after block: seconds as stored, and their tolerance."""
-        array = self.units[unit]
-        for _, block in blocks(array, _BLOCK):
+    @cached_property
+    def scan(self) -> Scan:
+        """Read all spikes once for where they lie; times that are not finite do not count."""
+        n = self.n_units
+        scan = Scan(np.full(n, np.inf), np.full(n, -np.inf), np.zeros(n, dtype=np.int64), {})
+        for unit in range(n):
+            places, last = [], -np.inf
+            for rows, block in self._stored(unit):
+                ends = block[[0, -1]]
+                if block[0] < last:
+                    places.append(np.array([rows.start - 1]))
+                if not is_sorted(block):
+                    finite = block[np.isfinite(block)]
+                    ends = np.stack([finite.min(), finite.max()]) if len(finite) else ends[:0]
+                    places.append(np.flatnonzero(block[1:] < block[:-1]) + rows.start)
+                last = block[-1]
+                for low, high in self.clock.seconds(ends).reshape(-1, 2):
+                    scan.low[unit] = min(scan.low[unit], low)
+                    scan.high[unit] = max(scan.high[unit], high)
+            if places:
+                scan.n_falls[unit] = sum(map(len, places))
+                scan.falls[unit] = np.concatenate(places)[:_MOST_FALLS]
+        return scan
+
+    def _stored(self, unit: int) -> Iterator[tuple[slice, Array]]:
+        for rows, block in blocks(self.units[unit], _BLOCK):
             if block.dtype.kind not in "uif":
                 raise DataError(
                     f"Spike times must be numbers; unit {unit} has type {block.dtype}. Name the "
                     "array that holds them with --spikes."
                 )
+            yield rows, block
+
+    def blocks(self, unit: int) -> Iterator[tuple[Floats, float]]:
+        """Read a unit's spikes, block after block: seconds as stored, and their tolerance."""
+        array = self.units[unit]
+        for _, block in self._stored(unit):
             times = self.clock.seconds(block)
             low, high = float(times.min()), float(times.max())
             if not np.isfinite([low, high]).all():
@@ -229,10 +272,13 @@ class Recording:
     invalid: dict[str, Floats] = field(default_factory=dict)  # stretches to leave out, by table
     clock: Clock = field(default_factory=Clock)  # of times in `trials`
     starts: Floats | None = None  # of each trial in seconds, where times in `trials` count from it
+    onsets: Floats | None = None  # the same in the time of the file, where it was laid out anew
+    is_one_clock: bool = False  # the user says so of spikes and events
+    refusals: list[str] = field(default_factory=list)  # why nothing right can be made of it
+    unplaced: str = ""  # why no window can be cut around trials
     tables: dict[str, int] = field(default_factory=dict)  # rows of others than `trials`, by name
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    _span: tuple[float, float] | None = None
 
     @property
     def n_units(self) -> int:
@@ -254,7 +300,15 @@ class Recording:
             )
         # `starts` and what was derived from them are in seconds already.
         times = self.clock.seconds(column)
-        return times if self.starts is None else times + self.starts
+        if self.starts is None:
+            return times
+        if self.onsets is not None and self.observed is not None:
+            # Some columns may count from the trial's start, others be on the clock of the file.
+            since, ends = times - self.onsets, self.observed - self.starts[:, None]
+            low, high = ends.min(), ends.max()
+            inside = [int(((t >= low) & (t <= high)).sum()) for t in (times, since)]
+            times = since if inside[1] > inside[0] else times
+        return times + self.starts
 
     def span(self) -> tuple[float, float]:
         """Return first and last moment of the recording in seconds, as far as the file says.
@@ -267,15 +321,10 @@ class Recording:
         if isinstance(self.spikes, BinnedSpikes):
             start = self.spikes.start
             return start, start + self.spikes.n_bins * self.spikes.bin_s
-        # All spikes are read for it, and several checks need it.
-        if self._span is None:
-            spikes = self.spikes
-            blocks_of_all = (t for unit in range(self.n_units) for t, _ in spikes.blocks(unit))
-            ends = [(float(times.min()), float(times.max())) for times in blocks_of_all]
-            if not ends:
-                raise DataError(f"{self.path}: none of the {self.n_units} units has a spike.")
-            self._span = min(low for low, _ in ends), max(high for _, high in ends)
-        return self._span
+        low, high = self.spikes.scan.low.min(initial=np.inf), self.spikes.scan.high
+        if not np.isfinite(low):
+            raise DataError(f"{self.path}: none of the {self.n_units} units has a spike.")
+        return float(low), float(high.max())
 
 
 def unit_flags(recording: Recording, name: str) -> Array:
