@@ -7,6 +7,7 @@ import glob
 import os
 import shlex
 import uuid
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..errors import DataError, UserError, nearest
+from ..errors import DataError, DataWarning, UserError, nearest
 from .nlb_files import how_to_make
 
 # Bytes of a chunk. Short trials share one: HDF5 keeps an entry in an index for each chunk, which
@@ -111,12 +112,44 @@ def open_h5(path: Path, *, is_data_file: bool = False) -> Iterator[h5py.File]:
     try:
         # Best effort: shared and read-only file systems often cannot lock.
         with h5py.File(path, "r", locking="best-effort") as file:
+            if is_data_file:
+                warn_of_other_files(file)
             yield file
     except (OSError, RuntimeError) as err:
         why = _why_unreadable(path, err)
         # What only has to be fetched, unpacked or copied again is no recording in another format.
         other = "not an HDF5 file" in why and "git lfs" not in why and "unpack" not in why
         raise DataError(f"{why} {how_to_prepare(path)}" * (is_data_file and other) or why) from err
+
+
+def warn_of_other_files(file: h5py.File) -> None:
+    """Warn of data sets whose numbers are in other files of this machine, and name these."""
+    # Labs join files so. But a stranger's file may point to any file, whose numbers then go into
+    # outputs that are passed on.
+    others: dict[str, list[str]] = {}
+
+    def look(key: str, node: Any) -> None:
+        if isinstance(node, h5py.Dataset):
+            sources = [s.file_name for s in node.virtual_sources()] if node.is_virtual else []
+            for name in {*sources, *(name for name, _, _ in node.external or ())} - {"."}:
+                others.setdefault(str(name), []).append(key)
+
+    for name in file:
+        link = file.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            others.setdefault(link.filename, []).append(name)
+        elif isinstance(node := file.get(name), h5py.Group):
+            node.visititems(lambda path, item, name=name: look(f"{name}/{path}", item))
+        else:
+            look(name, node)
+    if others:
+        named = "; ".join(f"{list_some(keys, 3)} from {other}" for other, keys in others.items())
+        warnings.warn(
+            f"{file.filename} takes numbers from other files: {named}. Outputs and copies hold "
+            "them",
+            DataWarning,
+            stacklevel=4,
+        )
 
 
 def _why_unreadable(path: Path, err: Exception) -> str:

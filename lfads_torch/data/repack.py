@@ -9,7 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .find import absolute_pattern, check_output, new_file, open_h5, trial_chunks
+from .find import (
+    absolute_pattern,
+    check_output,
+    new_file,
+    open_h5,
+    trial_chunks,
+    warn_of_other_files,
+)
 from .validate import list_keys
 
 _BLOCK_BYTES = 1 << 26
@@ -30,6 +37,7 @@ def repack(
     old_path, new_path = Path(absolute_pattern(source)), Path(absolute_pattern(output))
     check_output(old_path, new_path, overwrite)
     with open_h5(old_path) as old, new_file(new_path) as new:
+        warn_of_other_files(old)
         for key in list_keys(old):
             _copy(old, new, key, compress)
         for name in list(old):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import SPLITS, bin_width_ms, open_h5
+from ..data.find import warn_of_other_files
 from ..errors import DataError, UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -291,6 +292,7 @@ class SessionOutputs:
         self.path = path
         # Keys and shapes alone, and the file is closed again: many runs can be kept at hand.
         with open_h5(path) as file:
+            warn_of_other_files(file)
             self.attrs: dict[str, Any] = dict(file.attrs)
             shapes = {k: v.shape for k, v in file.items() if isinstance(v, h5py.Dataset)}
             known = [file.attrs, *(file[k].attrs for k in shapes if k.endswith("_recon_data"))]

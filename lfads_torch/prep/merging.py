@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..data.find import absolute_pattern, list_some, open_h5, write_session
+from ..data.find import absolute_pattern, list_some, open_h5, warn_of_other_files, write_session
 from ..data.read import read_attrs
 from ..data.validate import SPLITS, list_keys, suggest
 from ..errors import DataError, DataWarning, UserError
@@ -162,6 +162,7 @@ def merge_file(
     if target == source:
         raise UserError(f"the merged file would overwrite {source}; name another output")
     with open_h5(source) as file:
+        warn_of_other_files(file)
         starts, window, n_bins = _places(file, source, positions, overlap)
         attrs = read_attrs(file)
         names = _series(file, source, starts, only, list(attrs.get("chop_series", ())))

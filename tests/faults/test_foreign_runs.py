@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -17,9 +18,10 @@ from torch import nn
 
 from lfads_torch import cli, load_model, run_model
 from lfads_torch.consent import is_known_part
-from lfads_torch.data import write_session
-from lfads_torch.errors import UserError
+from lfads_torch.data import check_file, write_session
+from lfads_torch.errors import DataWarning, UserError
 from lfads_torch.modules.priors import MultivariateNormal
+from lfads_torch.post_run.report import Wanted, report_run
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.sessions.add import add_session
 
@@ -332,6 +334,48 @@ def test_the_best_of_a_stranger_deletes_no_file(place: Path) -> None:
     torch.save(state, path)
     resume(place / "run")
     assert precious.exists()
+
+
+# ---- data files and pages ------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["external link", "virtual", "external storage"])
+def test_other_files_of_the_machine_are_named(kind: str, place: Path) -> None:
+    secret = place / "secret.h5"
+    shutil.copy(_data(place), secret)
+    file = Path(shutil.copy(_data(place), place / "data.h5"))
+    with h5py.File(file, "r+") as data:
+        shape, dtype = data["valid_encod_data"].shape, data["valid_encod_data"].dtype
+        del data["valid_encod_data"]
+        if kind == "external link":
+            data["valid_encod_data"] = h5py.ExternalLink(str(secret), "/valid_encod_data")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(shape, dtype)
+            layout[:] = h5py.VirtualSource(str(secret), "valid_encod_data", shape, dtype)
+            data.create_virtual_dataset("valid_encod_data", layout)
+        else:
+            raw = secret.with_suffix(".raw")
+            raw.write_bytes(bytes(int(np.prod(shape)) * dtype.itemsize))
+            data.create_dataset("valid_encod_data", shape, dtype, external=[(str(raw), 0, 10**6)])
+    for read in (lambda: sample(place / "run", data=file), lambda: check_file(file)):
+        with pytest.warns(DataWarning, match="valid_encod_data from .*secret"):
+            read()
+
+
+def test_text_of_a_stranger_is_text_on_a_page(place: Path) -> None:
+    script = "<script>alert(1)</script>"
+    run = place / "run"
+    tampered(run, "posterior_sampling.note", script)
+    (run / "status.json").write_text(
+        (run / "status.json").read_text().replace('"version"', f'"{script}": 1, "version"')
+    )
+    log = run / "csv_logs" / "metrics.csv"
+    log.write_text(log.read_text().replace("train/loss", f"train/{script}"))
+    run = run.rename(place / "<img src=x onerror=alert(1)>")
+    page = report_run(run, wanted=Wanted(quick=True)).path.read_text(encoding="utf-8")
+    assert "<script" not in page and "<img src=x" not in page
+    assert "&lt;script&gt;alert(1)" in page and "&lt;img src=x" in page
 
 
 # ---- consent -------------------------------------------------------------------------------------
