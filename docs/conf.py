@@ -22,8 +22,12 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext"]
 
-# Code is executed by tests/docs, where it counts as tested, not while the site is built.
-nb_execution_mode = "off"
+# The notebooks are executed when the site is built; what has not changed since is kept. The code
+# of the other pages is executed by tests/docs.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_execution_timeout = 600
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 

@@ -28,6 +28,7 @@ from .modules.recons import Poisson, recon_for_channels
 from .modules.spec import to_spec
 from .network import PARTS, Network, as_list, is_list
 from .objective import Weights, augment, count_batch, evaluate, total
+from .progress import html_table
 from .tuples import Batch, BatchResult, SessionBatch, SessionOutput, last_bins, sessions_of
 
 
@@ -253,6 +254,21 @@ class LFADS(Network, pl.LightningModule):
         return model
 
     # ---- tunable numbers, ramps and weights ------------------------------------------------------
+
+    def _repr_html_(self) -> str:
+        hp = self.hparams
+        return html_table(
+            "LFADS",
+            {
+                "sessions": len(self.readin),
+                "bins read, reconstructed": f"{hp['encod_seq_len']}, {hp['recon_seq_len']}",
+                "generator, factors": f"{hp['gen_dim']}, {hp['fac_dim']}",
+                "initial conditions, inferred inputs": f"{hp['ic_dim']}, {hp['co_dim']}",
+                "reconstruction": type(self.recon[0]).__name__,
+                "parameters": f"{sum(p.numel() for p in self.parameters()):,}",
+                "device": self.device,
+            },
+        )
 
     def tunables(self) -> dict[str, Tensor]:
         """Return every number that a search may change, by its path below ``model.``."""

@@ -1,4 +1,4 @@
-"""What is shown while something runs: one line of progress, and who else may speak."""
+"""What people see of objects and of what runs: tables, one line of progress, who may speak."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from html import escape
 from typing import TextIO
 
 from .errors import DataWarning
@@ -120,6 +121,17 @@ def quiet_libraries(verbose: bool = False) -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def html_table(title: str, facts: Mapping[str, object]) -> str:
+    """Return a small table for notebooks; facts that are None are left out."""
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{escape(name)}</th>"
+        f"<td style='text-align:left'>{escape(str(fact))}</td></tr>"
+        for name, fact in facts.items()
+        if fact is not None
+    )
+    return f"<table><caption><b>{escape(title)}</b></caption>{rows}</table>"
 
 
 def clock(seconds: float) -> str:

@@ -22,6 +22,7 @@ from ..data import (
 )
 from ..data.memory import default_bound
 from ..errors import UserError, whole
+from ..progress import html_table
 from .batches import (
     Draw,
     PackedMask,
@@ -314,6 +315,15 @@ class BasicDataModule(pl.LightningDataModule):
     def n_sessions(self) -> int:
         """Number of sessions."""
         return len(self.sessions)
+
+    def _repr_html_(self) -> str:
+        # To look at an object must not read its files.
+        sizes = zip(self.session_names, self.sizes, strict=True) if self._sessions else ()
+        facts = {
+            name: f"{s.n_train} + {s.n_valid} trials x {s.recon_len} bins x {s.recon_dim} channels"
+            for name, s in sizes
+        }
+        return html_table("Data", {"files": ", ".join(self.datafile_patterns), **facts})
 
     @property
     def session_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..data import SPLITS, bin_width_ms, open_h5
 from ..data.find import warn_of_other_files
 from ..errors import DataError, UserError, did_you_mean
+from ..progress import html_table
 
 if TYPE_CHECKING:
     import pandas
@@ -158,6 +159,15 @@ class Trials:
     def __repr__(self) -> str:
         where = " and ".join(self._splits)
         return f"<{self.n_trials} {where} trials of {self.session.name}: {', '.join(self.names)}>"
+
+    def _repr_html_(self) -> str:
+        # Shapes alone: to look at an object must not read all of its file.
+        split, shapes = self._splits[0], {}
+        for name in self.names:
+            shape = self.session._shapes[f"{split}_{name}"]
+            shapes[name] = " x ".join(map(str, (self.n_trials, *shape[1:])))
+        where = " and ".join(self._splits)
+        return html_table(f"{self.n_trials} {where} trials of {self.session.name}", shapes)
 
     def to_xarray(self) -> xarray.Dataset:
         """Return all numeric arrays as one dataset.

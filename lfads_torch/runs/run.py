@@ -21,7 +21,7 @@ from ..consent import Trust, trust_of
 from ..data import DataWarning
 from ..errors import ConfigError, UserError
 from ..folder import CONFIG, LAST, RunFolder, Stage
-from ..progress import quiet_libraries
+from ..progress import html_table, quiet_libraries
 from .build import build, build_model, build_trainer, pick_device
 from .check_config import arguments_of, check_config, find_target
 from .compose import PACKAGE, Overrides, compose_config, draw_seed, read_config, write_config
@@ -56,6 +56,18 @@ class RunResult:
     last_checkpoint: Path | None = None
     outputs: list[Path] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        loss = self.metrics.get("valid/recon_smth")
+        return html_table(
+            "Run",
+            {
+                "folder": self.run_dir,
+                "best checkpoint": self.best_checkpoint and self.best_checkpoint.name,
+                "smoothed validation loss": loss and f"{loss:.5g}",
+                "outputs": ", ".join(path.name for path in self.outputs) or None,
+            },
+        )
 
 
 def run_model(

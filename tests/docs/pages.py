@@ -85,7 +85,8 @@ def blocks(page: str) -> list[Block]:
     text = PAGES[page].read_text(encoding="utf-8")
     page_blocks = []
     for match in _BLOCK.finditer(text):
-        if match["language"].startswith("{"):
+        language = "python" if match["language"] == "{code-cell}" else match["language"]
+        if language.startswith("{"):
             continue
         notes: dict[str, list[str]] = {}
         for kind, what in _NOTE.findall(match["notes"]):
@@ -94,7 +95,7 @@ def blocks(page: str) -> list[Block]:
             Block(
                 page,
                 text.count("\n", 0, match.start("language")) + 1,
-                match["language"],
+                language,
                 match["text"],
                 next(iter(notes.get("not run", [])), None),
                 *(tuple(notes.get(kind, ())) for kind in ("in tests", "prints", "fails")),

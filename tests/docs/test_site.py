@@ -27,7 +27,18 @@ sys.exit(main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    options = ["-W", "--keep-going", "-q", "-b", "html", "-d", str(folder / "doctrees")]
+    # `test_code` executes the notebooks with less training, `make docs` as they are.
+    options = [
+        "-D",
+        "nb_execution_mode=off",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        "-d",
+        str(folder / "doctrees"),
+    ]
     done = subprocess.run(
         [sys.executable, "-c", NO_NETWORK, *options, "docs", str(folder / "html")],
         cwd=ROOT,

@@ -116,12 +116,13 @@ def discriminants(
 ) -> Discriminants | None:
     """Project trials on the discriminants of their conditions, each fitted without the trial.
 
-    Return None where fewer than two conditions have two trials, or nothing varies.
+    Conditions of less than three trials are left out: without one of two, a single trial has no
+    spread. Return None where fewer than two are left, or nothing varies.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import StratifiedKFold
 
-    members = [group.trials for group in groups if len(group.trials) > 1]
+    members = [group.trials for group in groups if len(group.trials) > 2]
     if len(members) < 2:
         return None
     trials = np.concatenate(members)
