@@ -395,8 +395,9 @@ def as_frame(columns: Columns) -> Any:
         import pandas as pd
     except ImportError as error:
         raise UserError(
-            "a data frame needs pandas, which is not installed: pip install 'lfads-torch[tune]'. "
-            "Without it, lfads_torch.folder reads the same as NumPy arrays."
+            "a data frame needs pandas, which is not installed: pip install "
+            "'lfads-torch[analysis]'. Without it, lfads_torch.folder reads the "
+            "same as NumPy arrays."
         ) from error
     return pd.DataFrame(columns)
 

@@ -37,6 +37,7 @@ COMMANDS = (
     "report",
     "compare",
     "configs",
+    "completion",
     "nlb-submit",
     "check",
     "repack",

@@ -153,6 +153,13 @@ def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:
             settings = {**_of_trial(), **settings}
             if settings.get("tags"):
                 settings["tags"] = [tag for tag in settings["tags"] if tag is not None]
+        if target.endswith(".TensorBoardLogger") and not _has_tensorboard():
+            warnings.warn(
+                f"logger.{name} is left out: TensorBoard is not installed; the run's numbers are "
+                "in csv_logs. pip install 'lfads-torch[tensorboard]'",
+                stacklevel=2,
+            )
+            continue
         # Existing YAML names Lightning's logger, which would delete the rows of a resumed run.
         if target.endswith(".CSVLogger"):
             settings["_target_"] = "lfads_torch.runs.resume.RunCSVLogger"
@@ -160,6 +167,10 @@ def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:
             settings["purge_step"] = step  # a kill may have left more than the checkpoint has
         loggers.append(build(settings, f"logger.{name}"))
     return loggers
+
+
+def _has_tensorboard() -> bool:
+    return any(find_spec(name) is not None for name in ("tensorboard", "tensorboardX"))
 
 
 def why_no_wandb() -> str | None:

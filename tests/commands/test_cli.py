@@ -202,6 +202,16 @@ def test_configs_lists_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) ->
     assert "did you mean" in capsys.readouterr().err
 
 
+def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "nlb-submit" in script
+    assert "--chop-ms" in script
+    # The shell itself reads it without complaint.
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
 def test_quiet_shows_results_alone(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     try:
         assert cli.main(["train", str(data), "--run-dir", "r", "-q", *SMALL]) == 0

@@ -350,6 +350,16 @@ def test_did_you_mean_lists_legal_names_where_none_is_near() -> None:
     assert did_you_mean("zzz", []) == ""
 
 
+def test_without_tensorboard_a_run_goes_on_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose_config(overrides=["datamodule.datafile_pattern=x.h5"])
+    for name in ("tensorboard", "tensorboardX"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.warns(UserWarning, match=r"tensorboard is left out: .*csv_logs") as record:
+        loggers = _loggers(config, 0)
+    assert [type(logger).__name__ for logger in loggers] == ["RunCSVLogger"]
+    assert len(record) == 1
+
+
 def test_without_wandb_or_a_login_a_run_goes_on_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
