@@ -286,7 +286,10 @@ def _readings(
     if "axes" in named or width:
         yield from (width | {"axes": order} for order in _AXES)
     if "spikes" in named:
-        yield from ({"spikes": name} for name in _likely_spikes(members))
+        likely = list(_likely_spikes(members))
+        yield from ({"spikes": name} for name in likely)
+        orders = _AXES[:2] if "axes" in free else ()
+        yield from ({"spikes": name, "axes": order} for name in likely for order in orders)
 
 
 def _likely_spikes(members: list[Member]) -> Iterator[str]:
@@ -355,8 +358,7 @@ def _bin_widths(recording: Recording) -> list[float]:
 
 def _windows(recording: Recording, bin_ms: float) -> Iterator[dict[str, Any]]:
     """Yield windows in whole bins: around events of the trials, whole trials, or chopped."""
-    spikes = recording.spikes
-    if recording.trials and isinstance(spikes, BinnedSpikes) and "trial" in spikes.axes:
+    if recording.extents is not None:
         yield {}
     for event in _events(recording):
         spans = [(-250, 450), (-100, 400), (0, 300)]

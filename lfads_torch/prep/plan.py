@@ -11,7 +11,7 @@ import numpy as np
 from ..data.find import list_some
 from ..data.validate import SPLITS
 from ..errors import DataError, UserError
-from .binning import Array, Flags, Indices, first_bin
+from .binning import Array, Flags, Floats, Indices, first_bin
 from .chop import find_segments, plan_chops
 from .merging import leaking_windows
 from .options import PrepOptions
@@ -55,7 +55,8 @@ def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Pl
 
 def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     align = parse_align(options.align) if isinstance(options.align, str) else options.align
-    windows = trial_windows(recording, align, bin_s, options.forward_ms)
+    ends = _ends(recording, options)
+    windows = trial_windows(recording, align, bin_s, options.forward_ms, ends)
     chosen = select_rows(recording.trials, options.select, "trials")
     if chosen is not None:
         recording.notes.append(
@@ -65,8 +66,8 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
         if not len(windows.trials):
             raise UserError(f"No trial is left of those that {list_some(options.select)} selects.")
     lengths = None
-    if options.until is not None:
-        windows, lengths = _ending(recording, windows, options.until)
+    if ends is not None:
+        windows, lengths = _ending(recording, windows, ends, options.until)
     rows = windows.trials
     plan = Plan(windows, np.zeros(len(rows), np.int64))
     plan.per_window = {"trial": rows, "window_start": windows.starts}
@@ -90,11 +91,22 @@ def _trials(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     return plan
 
 
-def _ending(recording: Recording, windows: Windows, until: str) -> tuple[Windows, Indices]:
-    """Return the windows with a whole bin before an event, and how many each has."""
-    ends = recording.event_times(until)[windows.trials]
+def _ends(recording: Recording, options: PrepOptions) -> Floats | None:
+    """Return when trials end, in seconds, where that may be within their windows."""
+    if options.until is not None:
+        return recording.event_times(options.until) if recording.n_trials else None
+    if options.align is not None or recording.starts is None or recording.extents is None:
+        return None
+    ends = recording.extents[:, 1]
+    return ends if np.ptp(ends - recording.starts) > 1e-6 else None
+
+
+def _ending(
+    recording: Recording, windows: Windows, ends: Floats, until: str | None
+) -> tuple[Windows, Indices]:
+    """Return the windows with a whole bin before their end, and how many each has."""
     # Decimal times are not exact in binary: an event on the edge of a bin must not cost that bin.
-    lengths = np.floor((ends - windows.starts) / windows.bin_s + 1e-6)
+    lengths = np.floor((ends[windows.trials] - windows.starts) / windows.bin_s + 1e-6)
     chosen = lengths >= 1
     if not chosen.any():
         raise UserError(
@@ -102,11 +114,19 @@ def _ending(recording: Recording, windows: Windows, until: str) -> tuple[Windows
             "beginning (--align)."
         )
     if left_out := int((~chosen).sum()):
+        what = "are shorter than a bin" if until is None else f"have no {until!r}, or no whole bin"
+        what += "" if until is None else " before it"
         recording.warnings.append(
-            f"{left_out} trials have no {until!r}, or no whole bin before it (trials "
+            f"{left_out} trials {what} (trials "
             f"{list_some(windows.trials[~chosen].tolist())}, counted from 0); they are left out"
         )
-    return windows.keep(chosen), lengths[chosen].clip(max=windows.n_bins).astype(np.int64)
+    lengths = lengths[chosen].clip(max=windows.n_bins).astype(np.int64)
+    if until is None:
+        recording.notes.append(
+            f"trials end after {lengths.min()} to {lengths.max()} bins: the rest of their window "
+            "is missing (`lengths`)"
+        )
+    return windows.keep(chosen), lengths
 
 
 def _labels(

@@ -140,13 +140,18 @@ def _compare(column: Array, sign: str, text: str, rule: str) -> Flags:
 
 
 def trial_windows(
-    recording: Recording, align: Align | None, bin_s: float, forward_ms: float = 0.0
+    recording: Recording,
+    align: Align | None,
+    bin_s: float,
+    forward_ms: float = 0.0,
+    ends: Floats | None = None,
 ) -> Windows:
     """Return windows around an event of each trial; the recording's warnings say what is left out.
 
-    Without `align`, trials are taken whole, where they are of one length. In binned recordings a
+    Without `align`, trials that are stored one by one are taken whole. In binned recordings a
     window begins with the first bin that begins at or after its start. `forward_ms` after the
-    window is predicted but not read.
+    window is predicted but not read. Trials that end (`ends`, seconds; NaN where unknown) within
+    their window need not have been recorded after that.
     """
     if not recording.n_trials:
         tables = [f"{name} ({rows} rows)" for name, rows in recording.tables.items()]
@@ -163,7 +168,7 @@ def trial_windows(
         )
     if recording.unplaced:
         raise DataError(f"{recording.path.name}: {recording.unplaced}")
-    align = align or _whole_trials(recording)
+    align = align or _whole_trials(recording, bin_s)
     bin_ms = bin_s * 1000
     n_read = whole_bins(align.stop_ms - align.start_ms, bin_ms, "A window")
     n_bins = n_read + whole_bins(forward_ms, bin_ms, "Forward prediction")
@@ -176,7 +181,8 @@ def trial_windows(
         )
     windows = Windows(starts[rows], rows, n_read, n_bins, bin_s)
     snap_to_bins(recording, windows)
-    recorded, marked = in_recording(recording, windows), in_invalid(recording, windows)
+    recorded = in_recording(recording, windows, ends=None if ends is None else ends[rows])
+    marked = in_invalid(recording, windows)
     if not recorded.any():
         first, last = recording.span()
         events = event[rows]
@@ -259,10 +265,20 @@ def snap_to_bins(recording: Recording, windows: Windows) -> None:
         windows.starts = np.asarray(spikes.start + first * spikes.bin_s, dtype=np.float64)
 
 
-def in_recording(recording: Recording, windows: Windows, slack_s: float = 1e-6) -> Any:
-    """Return which windows were recorded whole, or stick out by at most `slack_s`."""
+def in_recording(
+    recording: Recording, windows: Windows, slack_s: float = 1e-6, ends: Floats | None = None
+) -> Any:
+    """Return which windows were recorded whole, or stick out by at most `slack_s`.
+
+    Of windows that end before (`ends`), only what is before that.
+    """
     starts, stops = windows.starts, windows.stops
     spikes = recording.spikes
+    if ends is not None:
+        if isinstance(spikes, BinnedSpikes):  # all bins are read, also those that are not used
+            last = spikes.start + spikes.n_bins * spikes.bin_s
+            ends = np.where(stops > last + slack_s, np.nan, ends)
+        stops = np.fmin(stops, ends)
     if recording.observed is None and isinstance(spikes, SpikeTimes):
         # The file does not say when recording began and ended, only when spikes did. No gap of
         # ten mean intervals between spikes of all units stands at an end by chance.
@@ -283,11 +299,21 @@ def in_invalid(recording: Recording, windows: Windows) -> Any:
     return marked
 
 
-def _whole_trials(recording: Recording) -> Align:
-    spikes = recording.spikes
-    if isinstance(spikes, BinnedSpikes) and "trial" in spikes.axes:
-        return Align("start_time", 0.0, spikes.trial_bins * spikes.bin_s * 1000)
-    raise UserError(
-        "The window of a trial is missing: give it with --align EVENT:START:STOP (ms), such as "
-        f"start_time:0:600. Columns of numbers: {list_some(numeric_columns(recording.trials), 20)}."
+def _whole_trials(recording: Recording, bin_s: float) -> Align:
+    """Return the window of the longest trial, for trials that are stored one by one."""
+    if recording.starts is None or recording.extents is None:
+        names = list_some(numeric_columns(recording.trials), 20)
+        raise UserError(
+            "The window of a trial is missing: give it with --align EVENT:START:STOP (ms), such as "
+            f"start_time:0:600. Columns of numbers: {names}."
+        )
+    times = recording.extents - recording.starts[:, None]
+    # Whole bins: of what was recorded of a bin at an end, its count would be too low.
+    first = int(first_bin(times[:, :1].min(), bin_s))
+    stop = -int(first_bin(-times[:, 1:].max(), bin_s))
+    if stop <= first:
+        raise UserError(f"No trial is as long as a bin of {bin_s * 1000:g} ms (--bin-ms).")
+    recording.notes.append(
+        f"window: whole trials, from {first * bin_s:g} to {stop * bin_s:g} s of each trial's time"
     )
+    return Align("0", first * bin_s * 1000, stop * bin_s * 1000)

@@ -21,6 +21,7 @@ from tests.prep.nwb_files import write_nwb
 N_TRIALS, N_UNITS, LENGTH_S = 30, 6, 64.0
 GO = 1.0 + 2 * np.arange(N_TRIALS) + 0.0037
 ALIGN = "go_time:-200:300"
+AXES = "trial,time,unit"
 
 
 def spikes() -> list[np.ndarray]:
@@ -240,11 +241,11 @@ def test_binned_trials(tmp_path: Path) -> None:
 def test_values_that_are_no_counts_and_missing_bins(tmp_path: Path) -> None:
     values = np.random.default_rng(3).gamma(2.0, size=(10, 40, 3))
     np.savez(tmp_path / "c.npz", spikes=values, bin_ms=10.0)
-    prepare(tmp_path / "c.npz", tmp_path / "c.h5", bin_ms=20)
+    prepare(tmp_path / "c.npz", tmp_path / "c.h5", bin_ms=20, axes=AXES)
     counts = np.ones((10, 40, 3))
     counts[2, 5] = np.nan
     np.savez(tmp_path / "n.npz", spikes=counts, bin_ms=10.0)
-    prepare(tmp_path / "n.npz", tmp_path / "n.h5", bin_ms=20)
+    prepare(tmp_path / "n.npz", tmp_path / "n.h5", bin_ms=20, axes=AXES)
     for name, factor in (("c", 1), ("n", 2)):
         with h5py.File(tmp_path / f"{name}.h5") as file:
             assert file["train_recon_data"].dtype == np.float32
@@ -257,7 +258,7 @@ def test_values_that_are_no_counts_and_missing_bins(tmp_path: Path) -> None:
     broken[1, 7] = 0.5
     broken[3:, ::2] = 2
     np.savez(tmp_path / "b.npz", spikes=broken[:, :400], bin_ms=10.0)
-    prepare(tmp_path / "b.npz", tmp_path / "b.h5")  # taken for continuous values
+    prepare(tmp_path / "b.npz", tmp_path / "b.h5", axes=AXES)  # taken for continuous values
 
 
 @pytest.mark.parametrize(

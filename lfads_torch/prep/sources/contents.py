@@ -20,9 +20,9 @@ from ...data.validate import show_shape
 from ...errors import DataError
 from ..binning import Array
 from .hdf5 import is_matlab, open_for_reading
-from .layout import as_text
 from .npz import Member as ArchiveMember
 from .npz import damaged
+from .tree import as_text
 
 _EXAMPLES = 6
 _SMALL = 1 << 20  # entries; the range of a larger array is not looked for

@@ -14,7 +14,8 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array
-from .layout import TIMES, group_by_unit
+from .axes import TIMES
+from .grouping import group_by_unit
 from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table
 from .timeline import TRIAL_OF_SPIKE
 

@@ -14,9 +14,10 @@ from ...data.find import open_h5
 from ...data.stored import StoredArray
 from ...errors import DataError
 from ..binning import Array
-from .layout import Node, Ragged, Tree, recording_from_tree
+from .layout import recording_from_tree
 from .npz import damaged
-from .recording import AnyArray, Recording, SourceOptions
+from .recording import Recording, SourceOptions
+from .tree import Ragged, Tree, add_value
 
 # What SciPy raises, from deep within, for a file that is damaged or cut short.
 _FAULTS = (ValueError, TypeError, KeyError, OSError, NotImplementedError, zlib.error, struct.error)
@@ -91,47 +92,55 @@ def is_matlab(file: h5py.File) -> bool:
 def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> None:
     if node is None:  # a link to what is not there
         return
-    if isinstance(node, h5py.Group):
+    if matlab:
+        add_value(tree, key, _matlab(file, node))
+    elif isinstance(node, h5py.Group):
         for name in node:
             _visit(file, node.get(name), f"{key}.{name}", matlab, tree)
-        return
-    if node.shape is None or "MATLAB_empty" in node.attrs:
+    elif node.shape is None:
         tree[key] = np.empty(0)
     elif node.shape == ():
         tree[key] = np.atleast_1d(node[()])
     elif node.dtype.names:  # a table
         for name in node.dtype.names:
             tree[f"{key}.{name}"] = node[name]
-    elif h5py.check_ref_dtype(node.dtype) is not None:
-        tree[key] = _cells(file, node)
     elif (inner := h5py.check_vlen_dtype(node.dtype)) and inner not in (str, bytes):
-        tree[key] = Ragged([np.atleast_1d(row) for row in node[()].ravel()])
-    elif matlab and node.attrs.get("MATLAB_class") == b"char":
-        tree[key] = np.array([_text(node)])
+        rows = [np.atleast_1d(row) for row in node[()].ravel()]
+        tree[key] = Ragged(rows, shape=node.shape)
     else:
-        tree[key] = StoredArray(DataSet(node, reverse=matlab))
+        tree[key] = StoredArray(DataSet(node))
 
 
-def _cells(file: h5py.File, node: Any) -> Node:
-    """Read a MATLAB cell array, or a field of an array of structs."""
-    members = [file[reference] for reference in node[()].T.ravel()]
-    kinds = [member.attrs.get("MATLAB_class", b"") for member in members]
-    if members and all(kind == b"char" for kind in kinds):
-        return np.array([_text(member) for member in members])
-    rows: list[AnyArray] = [
-        np.empty(0)
-        if "MATLAB_empty" in m.attrs or not isinstance(m, h5py.Dataset)
-        else StoredArray(DataSet(m, reverse=True))
-        for m in members
-    ]
-    if rows and all(row.shape and np.prod(row.shape) == 1 for row in rows):
-        return np.array([row[:].ravel()[0] for row in rows])
-    return Ragged(rows)
+def _matlab(file: h5py.File, node: Any) -> Any:
+    """Return what MATLAB stored: arrays, dicts for structs, arrays of objects for cells."""
+    if isinstance(node, h5py.Group):
+        if "MATLAB_sparse" in node.attrs:
+            return _sparse(node)
+        return {name: _matlab(file, node[name]) for name in node}
+    if node.shape is None or "MATLAB_empty" in node.attrs:
+        return np.empty(0)
+    if h5py.check_ref_dtype(node.dtype) is not None:
+        # A cell array, or a field of an array of structs.
+        cells = np.empty(node.size, dtype=object)
+        for i, reference in enumerate(node[()].T.ravel()):
+            cells[i] = _matlab(file, file[reference])
+        return cells.reshape(node.shape[::-1])
+    if node.attrs.get("MATLAB_class") == b"char":
+        return np.array([_text(node)])
+    return StoredArray(DataSet(node, reverse=True))
+
+
+def _sparse(node: Any) -> Array:
+    """Read a sparse matrix, whose columns MATLAB stores one after another."""
+    from scipy.sparse import csc_array
+
+    rows, ends = int(node.attrs["MATLAB_sparse"]), node["jc"][()].astype(np.int64)
+    values = node["data"][()] if "data" in node else np.empty(0)
+    places = node["ir"][()].astype(np.int64) if "ir" in node else np.empty(0, np.int64)
+    return csc_array((values, places, ends), shape=(rows, len(ends) - 1)).toarray()
 
 
 def _text(node: Any) -> str:
-    if "MATLAB_empty" in node.attrs:
-        return ""
     return "".join(chr(code) for code in node[()].T.ravel(order="F"))
 
 
@@ -153,29 +162,5 @@ def read_mat(path: Path, options: SourceOptions) -> Recording:
     tree: Tree = {}
     for key, value in variables.items():
         if not key.startswith("__"):
-            _add(tree, key, value)
+            add_value(tree, key, value)
     return recording_from_tree(path, "MATLAB file (v5)", tree, options, {})
-
-
-def _add(tree: Tree, key: str, value: Any) -> None:
-    if value.dtype.names:  # struct, or array of structs
-        for name in value.dtype.names:
-            cells = value[name].ravel()
-            if len(cells) == 1:
-                _add(tree, f"{key}.{name}", np.asarray(cells[0]))
-            elif len(cells):
-                _add_cells(tree, f"{key}.{name}", cells)
-    elif value.dtype.kind == "O":
-        _add_cells(tree, key, value.ravel(order="F"))
-    else:
-        tree[key] = np.atleast_1d(value)
-
-
-def _add_cells(tree: Tree, key: str, cells: Any) -> None:
-    arrays = [np.asarray(cell) for cell in cells]
-    if arrays and all(a.dtype.kind == "U" for a in arrays):
-        tree[key] = np.array([a.ravel()[0] if a.size else "" for a in arrays])
-    elif arrays and all(a.size == 1 and a.dtype.kind in "buif" for a in arrays):
-        tree[key] = np.array([a.ravel()[0] for a in arrays])
-    elif all(a.dtype.kind in "buif" for a in arrays):
-        tree[key] = Ragged([np.atleast_1d(a) for a in arrays])

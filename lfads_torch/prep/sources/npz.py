@@ -15,8 +15,9 @@ import numpy as np
 from ...data.stored import StoredArray
 from ...errors import DataError, explained
 from ..binning import Array
-from .layout import Node, Ragged, Tree, recording_from_tree
+from .layout import recording_from_tree
 from .recording import Recording, SourceOptions
+from .tree import Tree, add_value
 
 _SMALL = 1 << 24  # bytes; smaller arrays are simply read
 _FAULTS = (
@@ -45,7 +46,7 @@ def read_npz(path: Path, options: SourceOptions) -> Recording:
             if info.filename.endswith(".npy"):
                 member = Member(archive, info.filename)
                 small = member.dtype.hasobject or info.file_size <= _SMALL or not member.shape
-                tree[key] = _node(member.whole()) if small else StoredArray(member)
+                add_value(tree, key, member.whole() if small else StoredArray(member))
         except _FAULTS as err:
             unread[key] = err
     if unread and not tree:
@@ -57,14 +58,6 @@ def read_npz(path: Path, options: SourceOptions) -> Recording:
         recording = recording_from_tree(path, "NumPy archive", tree, options, {})
     recording.notes += notes
     return recording
-
-
-def _node(array: Array) -> Node:
-    """Return an array in memory; one of arrays, as of lists of spike times, becomes `Ragged`."""
-    rows = list(array.flat) if array.dtype.kind == "O" else []
-    if rows and all(isinstance(row, np.ndarray | list | tuple) for row in rows):
-        return Ragged([np.atleast_1d(np.asarray(row)) for row in rows])
-    return np.atleast_1d(array)
 
 
 class Member:

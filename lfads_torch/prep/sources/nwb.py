@@ -20,10 +20,11 @@ from ...data.validate import show_shape
 from ...errors import DataError, UserError
 from ..binning import Array
 from .contents import Member, describe_array, describe_values
+from .grouping import split_by_index
 from .hdf5 import DataSet, open_for_reading
-from .layout import as_text, split_by_index
 from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table, find
 from .timeline import INVALID, add_invalid, observe_units
+from .tree import as_text
 
 # Groups without data of a recording: who and what was recorded, and the definitions of NWB's types.
 _ABOUT = ("general", "specifications")

@@ -102,6 +102,7 @@ class SpikeTimes:
     clock: Clock = field(default_factory=Clock)
     tolerance: float | None = None  # in seconds; None: what the type of the times resolves
     trials: Sequence[AnyArray] | None = None  # by unit, the trial of each spike
+    are_rows: bool = False  # `trials` are rows of the table of trials, counted from 0
 
     @property
     def n_units(self) -> int:
@@ -273,6 +274,7 @@ class Recording:
     clock: Clock = field(default_factory=Clock)  # of times in `trials`
     starts: Floats | None = None  # of each trial in seconds, where times in `trials` count from it
     onsets: Floats | None = None  # the same in the time of the file, where it was laid out anew
+    extents: Floats | None = None  # first and last second of each trial that is stored by itself
     is_one_clock: bool = False  # the user says so of spikes and events
     refusals: list[str] = field(default_factory=list)  # why nothing right can be made of it
     unplaced: str = ""  # why no window can be cut around trials
@@ -291,7 +293,12 @@ class Recording:
         return len(next(iter(self.trials.values()))) if self.trials else 0
 
     def event_times(self, name: str) -> Floats:
-        """Return the time of an event in each trial, in seconds; NaN where it did not happen."""
+        """Return the time of an event in each trial, in seconds; NaN where it did not happen.
+
+        A number is a moment of each trial's own time, where trials have one.
+        """
+        if name not in self.trials and self.starts is not None and _is_number(name):
+            return self.starts + self.clock.seconds(np.array(float(name)))
         column = find(self.trials, name, "column of the trials")
         if column.dtype.kind not in "uif" or column.ndim != 1:
             raise UserError(
@@ -325,6 +332,13 @@ class Recording:
         if not np.isfinite(low):
             raise DataError(f"{self.path}: none of the {self.n_units} units has a spike.")
         return float(low), float(high.max())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
 
 
 def unit_flags(recording: Recording, name: str) -> Array:

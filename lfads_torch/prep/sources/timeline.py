@@ -209,12 +209,12 @@ def settle(recording: Recording, options: SourceOptions) -> None:
             "that has it for each spike with --spike-trials."
         )
     if spikes.trials is not None and not recording.is_one_clock:
-        _by_trial(recording, spikes, spikes.trials, options.spike_times == "relative")
+        by_trial(recording, spikes, spikes.trials, options.spike_times == "relative")
     elif (spikes.scan.n_falls > 0).any():
         _by_block(recording, spikes)
 
 
-def _by_trial(
+def by_trial(
     recording: Recording, spikes: SpikeTimes, trials: Sequence[AnyArray], is_relative: bool
 ) -> None:
     """Lay spikes out by their trials, where their times begin anew in each."""
@@ -225,6 +225,8 @@ def _by_trial(
     if not is_relative:
         share = _overlap(times, places, len(known))
         if share < 0.1:  # the trial of each spike is extra information
+            if spikes.are_rows:
+                _observe_trials(recording, times, places)
             return
         if share < 0.5:
             recording.refusals.append(
@@ -234,7 +236,7 @@ def _by_trial(
                 "Say which."
             )
             return
-    rows = _rows_of(known, recording)
+    rows = known.astype(np.int64) if spikes.are_rows else _rows_of(known, recording)
     lost, units = 0, []
     for some, place, of_spike in zip(times, places, ids, strict=True):
         row = np.where(of_spike == of_spike, rows[place], -1)
@@ -258,6 +260,7 @@ def _by_trial(
             "which the trials have no place: add a column start_time to the trials."
         )
     recording.spikes, recording.starts, recording.onsets = laid.spikes, laid.starts, onsets
+    recording.extents = laid.observed
     if recording.observed is None or not is_kept:
         recording.observed = laid.observed
     length = np.diff(laid.observed, axis=1)
@@ -266,6 +269,29 @@ def _by_trial(
         f"{length.min():.4g} to {length.max():.4g} s, "
         + ("at the times at which they began" if is_kept else "laid out one after another")
         + ("" if is_relative else "; if not, --spike-times absolute")
+    )
+
+
+def _observe_trials(
+    recording: Recording, times: Sequence[Array], places: Sequence[Indices]
+) -> None:
+    """Take as recorded only what lies about the spikes of a trial, which are stored by trial."""
+    seconds = recording.clock.seconds(np.concatenate(times))
+    place = np.concatenate(places)
+    lows, highs = np.full(place.max() + 1, np.inf), np.full(place.max() + 1, -np.inf)
+    np.minimum.at(lows, place, seconds)
+    np.maximum.at(highs, place, seconds)
+    slack = _SLACK * (highs - lows) / np.bincount(place)
+    order = np.argsort(lows)
+    lows, highs, slack = lows[order], highs[order], slack[order]
+    middle = (lows[1:] + highs[:-1]) / 2
+    begins = np.maximum(lows - slack, np.concatenate([[-np.inf], middle]))
+    ends = np.minimum(highs + slack, np.concatenate([middle, [np.inf]]))
+    if recording.observed is None:
+        recording.observed = np.stack([begins, ends], axis=1)
+    recording.notes.append(
+        "spike times of the trials lie on one clock; if they count from the start of their trial, "
+        "say --spike-times relative"
     )
 
 

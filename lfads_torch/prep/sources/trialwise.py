@@ -1,0 +1,340 @@
+"""Data that are stored trial by trial: binned arrays or behaviour of each trial, on one timeline.
+
+Trials follow one another on an artificial clock, with a gap between them that counts as not
+recorded, so that neither a window nor behaviour with a lag reaches into the next trial. What a
+short trial lacks is NaN.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...data.find import list_some
+from ...data.stored import StoredArray, along, flat
+from ...data.validate import show_shape
+from ...errors import DataError
+from ..binning import Array, Floats, Indices
+from .axes import TIMES, Axes
+from .recording import AnyArray, Recording, Series, Table
+from .tree import TRIALS, Ragged, Source, Tree, as_text, is_vector, last_name, siblings, vectors_of
+
+# Behaviour is taken up to some hundred milliseconds later than spikes: it must not come from the
+# next trial.
+_GAP_S = 1.0
+_INDEX = re.compile(r"(idx_.*|.*_idx|.*_index|.*_bin)", re.IGNORECASE)
+
+
+class Part(NamedTuple):
+    """Binned trials as they are stored: an array with an axis of trials, or an array for each."""
+
+    array: AnyArray | Ragged
+    axes: Axes  # with "unit" or "channel" as the axis that is no time; of a list: of its rows
+
+    def lengths(self) -> Indices:
+        """Return the bins of each trial."""
+        if isinstance(self.array, Ragged):
+            place = self.axes.index("time")
+            sizes = [r.shape[place] if len(self.axes) > 1 else r.size for r in self.array.rows]
+            return np.array(sizes, dtype=np.int64)
+        shape = self.array.shape
+        n_trials = shape[self.axes.index("trial")] if "trial" in self.axes else 1
+        return np.full(n_trials, shape[self.axes.index("time")], dtype=np.int64)
+
+    def width(self) -> int:
+        """Return the number of units or channels."""
+        place = [i for i, axis in enumerate(self.axes) if axis in ("unit", "channel")]
+        array = self.array.rows[0] if isinstance(self.array, Ragged) else self.array
+        return array.shape[place[0]] if place else 1
+
+    def dtype(self) -> np.dtype[Any]:
+        """Return the type of the numbers, of all arrays together."""
+        arrays = self.array.rows if isinstance(self.array, Ragged) else [self.array]
+        return np.result_type(*{array.dtype for array in arrays})
+
+    def read(self, rows: slice) -> list[Array]:
+        """Read trials, each of bins x units."""
+        if isinstance(self.array, Ragged):
+            trials: Sequence[Array] = [row[:] for row in self.array.rows[rows]]
+        else:
+            trials = np.asarray(along(self.array, self.axes.index("trial"))[rows])  # type: ignore[assignment]
+        axes = [axis for axis in self.axes if axis != "trial"]
+        if len(axes) == 1:
+            return [trial.reshape(-1, 1) for trial in trials]
+        return [trial.T if axes[1] == "time" else trial for trial in trials]
+
+
+class _Padded:
+    """Reader of trials as one array, trials x bins x units, with a gap after each."""
+
+    def __init__(self, parts: Sequence[Part], lengths: Indices, n_bins: int, fill: bool) -> None:
+        self.parts = parts
+        widths = [part.width() for part in parts]
+        dtype = np.result_type(*{part.dtype() for part in parts})
+        # Integers have no NaN; float32 is exact up to 2^24.
+        fill = fill or len(set(lengths.tolist())) > 1
+        self.dtype = np.dtype(np.float32) if fill and dtype.kind != "f" else dtype
+        self.places = np.cumsum([0, *widths]).tolist()
+        self.shape = (len(lengths), n_bins, sum(widths))
+
+    def read(self, rows: slice) -> Array:
+        gap = np.nan if self.dtype.kind == "f" else 0
+        values = np.full((rows.stop - rows.start, *self.shape[1:]), gap, self.dtype)
+        for part, place in zip(self.parts, self.places, strict=False):
+            for i, trial in enumerate(part.read(rows)):
+                values[i, : len(trial), place : place + trial.shape[1]] = trial
+        return values
+
+
+class Joined:
+    """Reader of continuous binned arrays side by side, bins x units."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self.dtype = np.result_type(*{part.dtype() for part in parts})
+        n_bins = int(parts[0].lengths()[0])
+        self.shape = (n_bins, sum(part.width() for part in parts))
+
+    def read(self, rows: slice) -> Array:
+        """Read bins."""
+        arrays = [(part.array, part.axes.index("time")) for part in self.parts]
+        values = [np.asarray(along(array, place)[rows]) for array, place in arrays]
+        return np.concatenate([one.reshape(len(one), -1) for one in values], axis=1)
+
+
+@dataclass
+class Trials:
+    """Where trials are on the timeline: bins of each, and those from one trial to the next."""
+
+    lengths: Indices
+    bin_s: float
+    zero_s: Floats  # from the first bin of a trial to the zero of its own times
+
+    @property
+    def n_bins(self) -> int:
+        """Bins from the beginning of a trial to that of the next."""
+        return int(self.lengths.max()) + math.ceil(_GAP_S / self.bin_s)
+
+    def pad(self, parts: Sequence[Part], *, fill: bool = False) -> StoredArray:
+        """View trials as one array of trials x bins x channels; `fill` makes the gap NaN."""
+        return StoredArray(_Padded(parts, self.lengths, self.n_bins, fill))
+
+    def place(self, recording: Recording) -> None:
+        """Say in the recording where its trials are."""
+        firsts = np.arange(len(self.lengths)) * (self.n_bins * self.bin_s)
+        recording.starts = firsts + self.zero_s
+        recording.extents = np.stack([firsts, firsts + self.lengths * self.bin_s], axis=1)
+        recording.observed = recording.extents
+
+
+def of_rows(ragged: Ragged, axes: Axes) -> Part:
+    """Describe a list of arrays, one for each trial, after a check that they fit together."""
+    if len(axes) > 1:
+        place = 1 - axes.index("time")
+        sizes = [row.shape[place] for row in ragged.rows]
+        if len(set(sizes)) > 1:
+            raise DataError(
+                f"Trials have {min(sizes)} to {max(sizes)} units (entries "
+                f"{sizes.index(min(sizes))} and {sizes.index(max(sizes))}, counted from 0); legal "
+                "are trials with the same units. If the axes are the other way round, say so with "
+                "--axes unit,time or --axes time,unit."
+            )
+    return Part(ragged, axes)
+
+
+def _nodes(source: Source, rest: Tree, used: Sequence[str]) -> Tree:
+    """Return what may have an entry for each trial, by its name in its struct, group or table."""
+    nodes: Tree = {key: node for key, node in rest.items() if "." not in key}
+    prefixes = (source.options.trials,) if source.options.trials else TRIALS
+    for prefix in prefixes:
+        nodes |= {k[len(prefix) + 1 :]: v for k, v in rest.items() if k.startswith(f"{prefix}.")}
+    for key in used:
+        nodes |= dict(siblings(rest, key))
+    return nodes
+
+
+def add_columns(
+    recording: Recording,
+    source: Source,
+    rest: Tree,
+    used: Sequence[str],
+    n_trials: int,
+    trials: Trials | None,
+) -> None:
+    """Add what a file has one number or text of for each trial to the table of trials.
+
+    `used` are the keys of the spikes, whose struct or group may hold the other columns. `trials`
+    are those of binned spikes.
+    """
+    columns: Table = {}
+    if trials is not None:
+        columns["start_time"] = np.full(n_trials, -trials.zero_s) / recording.clock.scale
+    rows = recording.n_trials
+    if rows and rows != n_trials:
+        recording.warnings.append(
+            f"the table of trials has {rows} rows, the spikes have {n_trials} trials; its columns "
+            f"({list_some(list(recording.trials))}) are left out"
+        )
+        recording.trials = {}
+    for name, vector in vectors_of(_nodes(source, rest, used)).items():
+        if vector.shape == (n_trials,) and vector.dtype.kind in "buifSUO":
+            columns[name] = as_text(vector[:])
+    columns |= recording.trials
+    if trials is not None:
+        _read_indices(recording, columns, trials, 1 if source.matlab else 0)
+    recording.trials = columns or {"trial": np.arange(n_trials)}
+
+
+def add_series(
+    recording: Recording,
+    source: Source,
+    rest: Tree,
+    used: Sequence[str],
+    n_trials: int,
+    trials: Trials | None,
+) -> None:
+    """Add behaviour that is stored trial by trial, with the bins of spikes or times of its own."""
+    starts = np.zeros(n_trials) if recording.starts is None else recording.starts
+    nodes, skipped = _nodes(source, rest, used), []
+    for name, node in nodes.items():
+        if last_name(name) in TIMES or name in recording.trials:
+            continue
+        if isinstance(node, Ragged) or (node.dtype.kind in "buif" and not is_vector(node)):
+            if (series := _series(name, node, nodes, recording, starts, trials)) is not None:
+                recording.series[name] = series
+            elif isinstance(node, Ragged) and node.shape == (n_trials,):
+                skipped.append(name)
+    if skipped:
+        recording.notes.append(
+            f"in each trial, but with neither its bins nor times of their own: {list_some(skipped)}"
+        )
+
+
+def _read_indices(recording: Recording, columns: Table, trials: Trials, first: int) -> None:
+    """Turn indices into a trial's bins, counted from `first`, into times in the file's unit."""
+    names = [n for n, c in columns.items() if _INDEX.fullmatch(n) and c.dtype.kind in "uif"]
+    converted = []
+    for name in names:
+        column = columns[name].astype(np.float64)
+        known = np.isfinite(column)
+        if not known.any() or (column[known] != np.round(column[known])).any():
+            continue
+        if (column[known] < first).any() or (column[known] > trials.lengths[known] + first).any():
+            continue
+        seconds = (column - first) * trials.bin_s - trials.zero_s
+        columns[name] = seconds / recording.clock.scale
+        converted.append(name)
+    if converted:
+        recording.notes.append(
+            f"indices of bins, counted from {first} in each trial, are read as the times at which "
+            f"these bins begin: {list_some(converted)}"
+        )
+
+
+def _series(
+    name: str,
+    node: Any,
+    nodes: Tree,
+    recording: Recording,
+    starts: Floats,
+    trials: Trials | None,
+) -> Series | None:
+    """Describe behaviour that is stored trial by trial, or None where its times are unknown."""
+    n_trials = len(starts)
+    if trials is not None and (part := _as_bins(node, trials.lengths)) is not None:
+        axes: tuple[str, ...] = ("trial", "time", "channel")
+        return Series(trials.pad([part], fill=True), axes, rate=1 / trials.bin_s, at_edges=True)
+    times = _times(name, nodes, n_trials)
+    if times is None:
+        return None
+    lengths = np.array([len(one) for one in times])
+    if (part := _as_bins(node, lengths)) is None:
+        return None
+    # A sample that is missing ends each trial: nothing is interpolated between two trials.
+    values, moments, step = [], [], 0.0
+    for i, rows in enumerate(part.read(slice(0, n_trials))):
+        seconds = recording.clock.seconds(times[i]) + starts[i]
+        step = float(np.median(np.diff(seconds))) if len(seconds) > 1 else step or 0.001
+        values += [rows, np.full((1, rows.shape[1]), np.nan)]
+        moments.append(np.append(seconds, seconds[-1:] + step if len(seconds) else starts[i]))
+    return Series(np.concatenate(values), ("time", "channel"), np.concatenate(moments))
+
+
+def _as_bins(node: Any, lengths: Indices) -> Part | None:
+    """Describe an array, or one for each trial, that has an entry for each bin of each trial."""
+    n_trials = len(lengths)
+    if isinstance(node, Ragged):
+        if node.shape != (n_trials,) or not all(row.dtype.kind in "buif" for row in node.rows):
+            return None
+        if all(is_vector(row) for row in node.rows):
+            flattened = Ragged([flat(row) for row in node.rows])
+            part = Part(flattened, ("time",))
+            return part if np.array_equal(part.lengths(), lengths) else None
+        for axes in (("channel", "time"), ("time", "channel")):
+            place = axes.index("time")
+            shapes = [row.shape for row in node.rows]
+            ranks, widths = {len(s) for s in shapes}, {s[1 - place] for s in shapes}
+            if ranks == {2} and len(widths) == 1 and [s[place] for s in shapes] == lengths.tolist():
+                return Part(node, axes)
+        return None
+    sizes = {"trial": n_trials, "time": int(lengths[0])}
+    if len(set(lengths.tolist())) > 1 or not 2 <= len(node.shape) <= 3:
+        return None
+    roles = ("trial", "time", "channel")[: len(node.shape)]
+    for order in itertools.permutations(roles):
+        if all(node.shape[order.index(role)] == n for role, n in sizes.items()):
+            return Part(node, order)
+    return None
+
+
+def _times(name: str, nodes: Tree, n_trials: int) -> list[Array] | None:
+    """Return the times of the samples of each trial, from arrays beside them."""
+    stem = name.removesuffix(".data")
+    candidates = [f"{stem}{end}" for end in ("_times", "_time", "_timestamps", ".times", ".time")]
+    candidates += [key for key in nodes if last_name(key) in TIMES]
+    for key in candidates:
+        node = nodes.get(key)
+        if isinstance(node, Ragged) and node.shape == (n_trials,):
+            return [flat(row)[:] for row in node.rows]
+        if node is not None and not isinstance(node, Ragged) and is_vector(node):
+            return [flat(node)[:]] * n_trials
+    return None
+
+
+class BinTimes(NamedTuple):
+    """The times of the bins of each trial, in the file's unit, and what holds them."""
+
+    times: list[Array]
+    key: str
+
+
+def bin_times(nodes: Tree, lengths: Indices) -> BinTimes | None:
+    """Return the times of the bins of each trial, or of a recording, where the file has them."""
+    for key, node in nodes.items():
+        if last_name(key) not in TIMES:
+            continue
+        if isinstance(node, Ragged):
+            times = [flat(row)[:] for row in node.rows]
+        elif is_vector(node) and node.dtype.kind in "uif":
+            times = [flat(node)[:]] * len(lengths)
+        else:
+            continue
+        if len(times) == len(lengths) and all(
+            len(one) == n for one, n in zip(times, lengths, strict=True)
+        ):
+            return BinTimes(times, key)
+    return None
+
+
+def describe(ragged: Ragged) -> str:
+    """Describe the sizes of the arrays of a list."""
+    shapes = np.array([row.shape for row in ragged.rows])
+    low, high = shapes.min(axis=0).tolist(), shapes.max(axis=0).tolist()
+    sizes = show_shape(low) + f" to {show_shape(high)}" * (low != high)
+    return f"{show_shape(ragged.shape)} arrays of {sizes}"
