@@ -7,7 +7,9 @@ existing implementation hold, and lack, is the business of `lfads_torch.compat`.
 from __future__ import annotations
 
 import inspect
+import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,8 @@ from .compat.records import load_pickled
 from .compat.training import beside, matching_weights
 from .consent import Trust, trust_of
 from .errors import ConfigError, UserError
-from .folder import CONFIG, RunFolder
+from .files import Sealed, damage, generation_before, replacing
+from .folder import BEST_MODEL, CHECKPOINTS, CONFIG, RunFolder
 from .model import LFADS
 from .modules.spec import from_spec
 
@@ -33,6 +36,7 @@ __all__ = [
     "newest_checkpoint",
     "read_checkpoint",
     "restore",
+    "write_checkpoint",
 ]
 
 PARAMETER_GROUPS = ("readin", "encoder", "decoder", "readout", "recon", "ic_prior", "co_prior")
@@ -131,8 +135,10 @@ def find_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
     """
     folder = RunFolder(place)
     path = folder.checkpoint(best=best)
-    if path is None or not best or folder.path.is_file() or folder.single.status:
+    if path is None or folder.path.is_file():
         return path
+    if not best or folder.single.status:
+        return intact(path)
     newest = max(path.parent.glob("*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name))
     states = read_checkpoint(newest).get("callbacks")
     for state in states.values() if isinstance(states, Mapping) else ():
@@ -140,6 +146,48 @@ def find_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
         if isinstance(name, str) and (named := beside(path, name)):
             return named
     return path
+
+
+def intact(path: Path) -> Path:
+    """Return a checkpoint, or where it is damaged the generation before, with a warning."""
+    why = damage(path)
+    if why is None:
+        return path
+    before = generation_before(path)
+    if damage(before) is None:
+        warnings.warn(
+            f"{path} cannot be used: {why}. {before.name}, the checkpoint of the epoch before, is "
+            "intact and takes its place",
+            stacklevel=3,
+        )
+        return before
+    raise UserError(f"{path} cannot be used: {why}{_left(path)}")
+
+
+def recover(path: Path) -> Path:
+    """Put the generation before into the place of a checkpoint that is damaged, with a warning."""
+    # Else the next epoch would keep the damaged one as the generation before.
+    if (found := intact(path)) != path:
+        os.replace(found, path)
+    return path
+
+
+def _left(path: Path) -> str:
+    """Name the intact checkpoints in the folder of a damaged one."""
+    place = path.parent
+    files = [*place.glob("*.ckpt*"), *place.glob(f"{BEST_MODEL}/{CHECKPOINTS}/*.ckpt")]
+    names = [
+        str(file.relative_to(place))
+        for file in sorted(files)
+        if file != path and file.name[0] != "." and damage(file) is None
+    ]
+    if not names:
+        return f". No other checkpoint is in {place}; start anew (--overwrite)"
+    ways = ["use the last epoch (--last)"] if "last.ckpt" in names else []
+    ways.append("name one of these files")
+    if path.name == "last.ckpt":
+        ways.append("copy one of them to last.ckpt, to train on from it")
+    return f". Intact are {', '.join(names)}: {', '.join(ways)}, or start anew (--overwrite)"
 
 
 def newest_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
@@ -164,7 +212,9 @@ def data_settings(path: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything in it."""
+    """Read a checkpoint without executing anything in it; a damaged one is an error."""
+    if why := damage(path):
+        raise UserError(f"{path} is damaged or no checkpoint: {why}{_left(path)}")
     try:
         if _is_program(path):
             raise UserError(f"{path} is a TorchScript program, not a checkpoint")
@@ -176,6 +226,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # random bytes fail in every way there is
         raise UserError(f"{path} is damaged or no checkpoint: {error}") from error
+
+
+def write_checkpoint(
+    path: Path, content: Mapping[str, Any], *, flush: bool = True, keep: bool = False
+) -> None:
+    """Write a checkpoint with its checksum; `flush` and `keep` are those of `replacing`."""
+    # Straight to the file: the state of a search is large, and need not be in memory twice.
+    with replacing(path, flush=flush, keep=keep) as file:
+        sealed: Any = Sealed(file)
+        torch.save(dict(content), sealed)
+        sealed.seal()
 
 
 def _is_program(path: Path) -> bool:

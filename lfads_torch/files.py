@@ -6,6 +6,8 @@ import csv
 import errno
 import io
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,10 +32,11 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, flush: bool = True, keep: bool = False) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of `path` when the block ends.
 
-    With `flush`, wait until it is on the disk: a kill needs no such wait, a power cut does.
+    With `flush`, wait until it is on the disk: a kill needs no such wait, a power cut does. With
+    `keep`, what was at `path` stays as `generation_before(path)`.
     """
     # In the same folder, because a rename is atomic within one file system only. The number of
     # the process keeps two writers apart.
@@ -45,12 +48,89 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[IO[bytes]]:
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
+        if keep and path.exists():
+            _keep(path)
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def generation_before(path: Path) -> Path:
+    """Return where `replacing` keeps what was at a path before."""
+    # No "*.ckpt": who looks for the newest checkpoint by its ending must not take it for one.
+    return path.with_name(f"{path.name}.previous")
+
+
+def _keep(path: Path) -> None:
+    before = generation_before(path)
+    try:
+        # A second name, so that a kill at any moment leaves a file at `path`.
+        before.unlink(missing_ok=True)
+        os.link(path, before)
+    except OSError:  # a file system without hard links
+        os.replace(path, before)
+
+
+class Sealed:
+    """A file that torch.save writes into, with a checksum of all of it as the comment of the zip.
+
+    So the checksum travels with the file, and torch.load, which looks at none, reads past it.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sum = file, 0
+
+    def write(self, data: Any) -> int:
+        """Write bytes in order."""
+        self._sum = zlib.crc32(data, self._sum)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Do nothing: the file is flushed when it is closed."""
+
+    def seal(self) -> None:
+        """Write the checksum, after everything else."""
+        comment = _SEAL % self._sum
+        self._file.seek(-2, os.SEEK_END)  # a zip ends with the length of its comment
+        self._file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+_SEAL = b"lfads crc32 %08x"
+_SEALED_BYTES = len(_SEAL % 0)
+
+
+def damage(path: Path) -> str | None:
+    """Say why a file of torch cannot be what was written, or None where its checksums agree."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _SEALED_BYTES, 0))
+            seal = file.read()
+            file.seek(0)
+            if not size:
+                return "it is empty"
+            if seal[:-8] == _SEAL[:-4]:
+                total, rest = 0, size - _SEALED_BYTES - 2
+                while rest > 0 and (block := file.read(min(rest, 1 << 22))):
+                    total, rest = zlib.crc32(block, total), rest - len(block)
+                # What torch wrote ended with a comment of length 0.
+                agrees = seal == _SEAL % zlib.crc32(b"\0\0", total)
+                return None if agrees else "its checksum does not agree"
+            if file.read(1) == b"\x80":
+                return None  # the format of torch before 1.6, a bare pickle, has no checksum
+        # Of another program or version: torch gives each tensor a checksum.
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return bad and f"the checksum of its record {bad} does not agree"
+    except FileNotFoundError:
+        return "it is missing"
+    except zipfile.BadZipFile:
+        return "it is cut short or was overwritten"
+    except Exception as error:  # random bytes fail in every way there is
+        return f"it cannot be read ({error})"
 
 
 def cannot_write(path: Path | str, error: OSError) -> UserError:

@@ -30,7 +30,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DataError, UserError
-from .files import Table, cannot_write, copy_whole, is_write_failure, read_table, write_whole
+from .files import (
+    Table,
+    cannot_write,
+    copy_whole,
+    generation_before,
+    is_write_failure,
+    read_table,
+    write_whole,
+)
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -45,7 +53,15 @@ HP = "hp/"
 
 _OF_RUNS = (CONFIG, STATUS, CHECKPOINTS, "csv_logs", "tensorboard", "figures")
 _SCORES = ("scores.json", "scores.md")
-_OF_SEARCHES = (BEST_MODEL, "members", POPULATION, EXCHANGES, "search_state.pt", "ray")
+_OF_SEARCHES = (
+    BEST_MODEL,
+    "members",
+    POPULATION,
+    EXCHANGES,
+    "search_state.pt",
+    "search_state.pt.previous",
+    "ray",
+)
 
 Stage = Literal["training", "sampling", "complete"]
 
@@ -113,8 +129,13 @@ class RunFolder:
             return self.path
         place = self.single.path
         recorded = self.single.status.get("best_checkpoint")
-        if best and recorded and (place / recorded).is_file():
-            return place / recorded
+        if best and recorded:
+            # Even where it is gone: another one is not the best. Older runs recorded whole paths.
+            file = place / recorded
+            return file if file.is_file() else place / CHECKPOINTS / file.name
+        has_last = self.single.has_last
+        if not best and has_last and not (place / LAST).is_file():
+            return place / LAST  # another one is not the last
         # Ray Tune's callback saves each epoch in a folder of its own.
         for pattern in (f"{CHECKPOINTS}/*.ckpt", "*.ckpt", "checkpoint_*/*.ckpt"):
             paths = sorted(place.glob(pattern), key=_age)
@@ -124,7 +145,19 @@ class RunFolder:
             for group in (others, lasts) if best else (lasts, others):
                 if group:
                     return group[-1]
-        return None
+        return place / LAST if has_last else None
+
+    @property
+    def has_last(self) -> bool:
+        """Whether `LAST` was written, even where it is gone."""
+        status = self.status
+        if (self.path / LAST).is_file() or generation_before(self.path / LAST).is_file():
+            return True
+        if not status or status.get("stage") != "training":
+            return bool(status)
+        # The first epoch logs before its checkpoint is written.
+        epochs = (row.get("epoch", "") for row in read_table(self.path / METRICS)[1])
+        return any(epoch.isdigit() and int(epoch) > 0 for epoch in epochs)
 
     def models(self) -> list[Path]:
         """Return the checkpoints of the final members of a search, the best first."""

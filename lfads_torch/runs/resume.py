@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.migration.utils import migrate_checkpoint
 
-from ..checkpoint import read_checkpoint
-from ..files import Table, write_whole
+from ..checkpoint import read_checkpoint, write_checkpoint
+from ..files import Table, damage
 from ..folder import LAST
 from ..seeds import seed_all as seed_all
 
@@ -83,6 +83,9 @@ class WholeEpoch(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for what followed the checkpoint's epoch."""
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                _leave_out_damaged(callback)
         resumed, self._resumed = self._resumed, {}
         if not resumed:
             return
@@ -94,6 +97,35 @@ class WholeEpoch(Callback):
                 pl_module.lr_scheduler_step(config.scheduler, torch.tensor(value))
         if trainer.early_stopping_callback is not None:
             trainer.should_stop = trainer.should_stop or resumed["should_stop"]
+
+
+def _leave_out_damaged(callback: ModelCheckpoint) -> None:
+    """Count a best checkpoint that is damaged or gone no more, with a warning."""
+    best = callback.best_model_path
+    why = damage(Path(best)) if best else None
+    if why is None:
+        return
+    kept = {p: score for p, score in callback.best_k_models.items() if damage(Path(p)) is None}
+    better, worse = (min, max) if callback.mode == "min" else (max, min)
+    callback.best_k_models = kept
+    callback.best_model_path = better(kept, key=lambda path: kept[path]) if kept else ""
+    callback.best_model_score = kept.get(callback.best_model_path)
+    callback.kth_best_model_path = worse(kept, key=lambda path: kept[path]) if kept else ""
+    callback.kth_value = kept.get(callback.kth_best_model_path, callback.kth_value)
+    # A kill after a better one was saved, which deletes this one, and before the epoch's last
+    # checkpoint: that epoch is trained again, and is the best again.
+    others = [file for file in Path(best).parent.glob("*.ckpt") if file.name != Path(LAST).name]
+    if Path(best).exists() or not others:
+        remains = Path(callback.best_model_path).name
+        warnings.warn(
+            f"{best}, the best model so far, cannot be used: {why}. "
+            + (
+                f"{remains} takes its place"
+                if remains
+                else "The best of the epochs from here on takes its place"
+            ),
+            stacklevel=2,
+        )
 
 
 class LastCheckpoint(WholeEpoch, Checkpoint):
@@ -115,9 +147,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Save a checkpoint, or raise `UserError` where the folder cannot be written."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_whole(Path(path), buffer.getvalue())
+        # Of the last epoch two generations are kept: a disk may damage what was written whole.
+        write_checkpoint(Path(path), checkpoint, keep=Path(path).name == Path(LAST).name)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint that is no longer among the best."""

@@ -277,10 +277,20 @@ class _Run:
         return facts, metrics
 
     def _checkpoint_to_go_on_from(self) -> Path | None:
-        if self.given is None:
-            return RunFolder(self.folder).checkpoint() if self.goes_on else None
-        from ..checkpoint import newest_checkpoint
+        from ..checkpoint import newest_checkpoint, recover
 
+        if self.given is None:
+            if not self.goes_on:
+                return None
+            path = RunFolder(self.folder).checkpoint()
+            if path is not None:
+                return recover(path)
+            warnings.warn(
+                f"{self.folder} holds no checkpoint: the run stopped in its first epoch and "
+                "begins again",
+                stacklevel=2,
+            )
+            return None
         path = newest_checkpoint(self.given)
         if path is None:
             raise UserError(f"checkpoint_dir={self.given}: there is no checkpoint (*.ckpt) in it")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import read_checkpoint, write_checkpoint
 from ..errors import UserError
-from ..files import replacing, write_whole
+from ..files import write_whole
 from .members import build_members, max_epochs_of
 from .population import Population
 from .rules import Plan, needs_plan
@@ -183,7 +183,7 @@ class Group:
             "decided": self._decided,
             "ended": self._ended,
         }
-        _save(place.state, state, flush=flush)
+        write_checkpoint(place.state, state, flush=flush, keep=True)
 
     def save_members(self, place: Place) -> None:
         """Write a checkpoint of every member that has not diverged."""
@@ -206,7 +206,7 @@ class Group:
     def _write(self, path: Path, version: int, checkpoint: Mapping[str, Any]) -> None:
         """Write a checkpoint, unless this version of it is there already."""
         if (path, version) not in self._written:
-            _save(path, checkpoint)
+            write_checkpoint(path, checkpoint)
             self._written.add((path, version))
 
     def load(self, place: Place) -> None:
@@ -230,16 +230,23 @@ class Group:
         self.method.load_state_dict(state["method"])
         self.scores = np.asarray(state["scores"], dtype=np.float64)
         self.best = Best(*state["best"])
-        self._best_checkpoint = read_checkpoint(place.best) if place.best.is_file() else None
-        self._stopped = {
-            int(number): (float(score), read_checkpoint(place.member(int(number))))
-            for number, score in state["stopped"].items()
-        }
+        if self.best.member >= 0:
+            self._best_checkpoint = _read_or_warn(place.best, "the best of the epochs from here on")
+            if self._best_checkpoint is None:
+                self.best = Best()
+        self._stopped = {}
+        for number, score in state["stopped"].items():
+            checkpoint = _read_or_warn(place.member(int(number)), "no other")
+            if checkpoint is not None:
+                self._stopped[int(number)] = (float(score), checkpoint)
         self._decided = int(state["decided"])
         self._ended = bool(state["ended"])
 
 
-def _save(path: Path, content: Mapping[str, Any], *, flush: bool = True) -> None:
-    # Straight to the file: a state is large, and need not be in memory twice.
-    with replacing(path, flush=flush) as file:
-        torch.save(dict(content), file)
+def _read_or_warn(path: Path, instead: str) -> dict[str, Any] | None:
+    """Read the checkpoint of a model that trains no more, or warn that it is lost."""
+    try:
+        return read_checkpoint(path)
+    except UserError as error:
+        warnings.warn(f"{error}. {instead} takes its place", stacklevel=3)
+        return None

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import recover
 from ..folder import RunFolder
 from ..run_model import RunResult
 from ..runs.build import pick_device
@@ -40,7 +41,8 @@ def search_locally(
     # Each keeps what it has judged; the coordinator judges again from the first epoch on.
     method = copy.deepcopy(group.method)
     place = Place.of_search(folder)
-    if resume and place.state.is_file():
+    if resume and place.has_state(folder):
+        recover(place.state)
         group.load(place)
     # A kill may have left rows of an epoch that was never saved. The coordinator continues what
     # remains, and makes the decisions so far again.

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DivergedError, UserError
-from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, POPULATION, RunFolder
+from ..files import generation_before
+from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, POPULATION, RunFolder, read_rows
 
 STATE = "search_state.pt"
 MEMBERS = "members"
@@ -65,6 +66,13 @@ class Place(NamedTuple):
     def of_trial(cls, folder: Path) -> Place:
         """Return the place of one group of several, in its own folder."""
         return cls(folder / "state.pt", folder / "best.ckpt", folder)
+
+    def has_state(self, folder: Path) -> bool:
+        """Whether a state was written, even where it is gone; `folder` is that of the search."""
+        if self.state.is_file() or generation_before(self.state).is_file():
+            return True
+        # An epoch is written to the history before its state.
+        return any(int(row["epoch"]) > 0 for row in read_rows(folder / POPULATION)[1])
 
     @property
     def about(self) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ..checkpoint import load_model, read_checkpoint
+from ..checkpoint import find_checkpoint, load_model, read_checkpoint
 from ..consent import Trust, trust_of
 from ..data import find_sessions
 from ..datamodules import BasicDataModule
@@ -73,7 +73,7 @@ def add_session(
     whole("all_epochs (--then-all)", all_epochs, least=0)
     place = Path(run).expanduser().absolute()
     folder, target = RunFolder.around(place).single.path, Path(run_dir).expanduser().absolute()
-    checkpoint = RunFolder(place).checkpoint(best=best)
+    checkpoint = find_checkpoint(place, best=best)
     if checkpoint is None or not (folder / CONFIG).is_file():
         raise UserError(f"{place} holds no run with a checkpoint and a {CONFIG}; name a run folder")
     if target == folder:
