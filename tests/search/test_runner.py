@@ -26,7 +26,6 @@ from lfads_torch.runs.compose import compose_config
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search import group, local, members, result, run
 from lfads_torch.search.run import run_search
-from lfads_torch.search.state import STATE
 
 from .fake import FakePopulation
 
