@@ -36,6 +36,7 @@ COMMANDS = (
     "evaluate",
     "report",
     "compare",
+    "export",
     "configs",
     "completion",
     "nlb-submit",

@@ -6,6 +6,7 @@ import errno
 import glob
 import os
 import shlex
+import shutil
 import uuid
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -234,16 +235,19 @@ def write_session(
 
 
 @contextmanager
-def new_file(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+def new_file(path: str | os.PathLike[str], *, copy_of: Path | None = None) -> Iterator[h5py.File]:
     """Write an HDF5 file piece by piece, so that it is either complete or not there.
 
-    What `write_session` says of partial files and errors holds here too.
+    `copy_of` is a file that it begins as. What `write_session` says of partial files and errors
+    holds here too.
     """
     path = Path(absolute_pattern(path))
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(partial, "x") as file:
+        if copy_of is not None:
+            shutil.copyfile(copy_of, partial)
+        with h5py.File(partial, "x" if copy_of is None else "r+") as file:
             yield file
         # Synced before it is renamed, or a power cut could leave the new name on an empty file.
         with partial.open("rb+") as done:

@@ -209,6 +209,8 @@ class Trials:
             if time in sizes
         }
         coordinates["split"] = ("trial", self.split)
+        if "window_start" in variables:  # s on the clock of the recording
+            coordinates["window_start"] = (*variables.pop("window_start")[:2], {"units": "s"})
         return xarray.Dataset(variables, coordinates)
 
     def to_pandas(self, name: str) -> pandas.DataFrame:
