@@ -64,12 +64,7 @@ def on_clock(trials: Sequence[Trials], name: str) -> list[Continuous]:
     without the bins past their ends; where trials overlap in time there are several series. Where
     the file does not say when its windows were, they follow one another.
     """
-    bin_ms = trials[0].bin_ms
-    if bin_ms is None:
-        raise DataError(
-            f"{trials[0].session.path} does not say how wide its bins are; give bin_ms (--bin-ms)."
-        )
-    bin_s = bin_ms / 1000
+    bin_s = _bin_s(trials[0].session)
     values = np.concatenate([_array(one, name) for one in trials])
     length = values.shape[1]
     if all(START_KEY in one for one in trials):
@@ -94,6 +89,15 @@ def on_clock(trials: Sequence[Trials], name: str) -> list[Continuous]:
         known = ~past[rows]
         series.append(_continuous(times[known], values[rows][known], bin_s, is_clock))
     return series
+
+
+def _bin_s(session: SessionOutputs) -> float:
+    if session.bin_ms is None:
+        raise DataError(
+            f"{session.path} does not say how wide its bins are, so times are not known: give "
+            "--bin-ms, in Python bin_ms of load_outputs."
+        )
+    return session.bin_ms / 1000
 
 
 def _array(trials: Trials, name: str) -> Array:
@@ -180,8 +184,8 @@ def to_pynapple(
         import pynapple
     except ImportError as error:
         raise UserError(
-            "pynapple is not installed; `pip install 'lfads-torch[analysis]'`, or take the arrays as they "
-            "are."
+            "pynapple is not installed; `pip install 'lfads-torch[analysis]'`, or take the arrays "
+            "as they are."
         ) from error
     trials = _parts(outputs)
     series = on_clock(trials, name)
@@ -192,7 +196,7 @@ def to_pynapple(
         )
     one = series[0]
     # Half a bin short: intervals that touch would become one.
-    half = (trials[0].bin_ms or 0.0) / 2000
+    half = _bin_s(trials[0].session) / 2
     support = pynapple.IntervalSet(start=one.starts, end=one.stops - half)
     return pynapple.TsdFrame(t=one.times, d=one.values, time_support=support)
 
@@ -324,7 +328,7 @@ def _new_nwb(session: SessionOutputs) -> Any:
 
 def _fill(file: Any, session: SessionOutputs, trials: Sequence[Trials]) -> None:
     """Add the module with its series, and the table of windows."""
-    pynwb = _pynwb()
+    pynwb, bin_s = _pynwb(), _bin_s(session)
     made = [f"{key}: {session.attrs[key]}" for key in _MADE_BY if key in session.attrs]
     module = file.create_processing_module(
         name=MODULE,
@@ -347,7 +351,7 @@ def _fill(file: Any, session: SessionOutputs, trials: Sequence[Trials]) -> None:
                     unit=unit,
                     description=f"{text} Means over posterior samples; a bin's time is when it "
                     f"begins.{more}{where}",
-                    **_timing(series.times, (session.bin_ms or 0.0) / 1000),
+                    **_timing(series.times, bin_s),
                 )
             )
     _add_windows(file, session, trials)
@@ -365,7 +369,7 @@ def _timing(times: Array, bin_s: float) -> dict[str, Any]:
 def _add_windows(file: Any, session: SessionOutputs, trials: Sequence[Trials]) -> None:
     """Add windows as trials, or as a table of intervals where they are none or there are some."""
     pynwb = _pynwb()
-    bin_s = (session.bin_ms or 0.0) / 1000
+    bin_s = _bin_s(session)
     length = trials[0]["output_params"].shape[1] * bin_s
     if all(START_KEY in one for one in trials):
         first = np.concatenate([one[START_KEY] for one in trials])
