@@ -88,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--spike-times", choices=("auto", "absolute", "relative"), help="to the trial's start?")
     add("--spike-trials", metavar="NAME", help="what holds the trial of each spike")
     add("--trials", metavar="NAME|CSV", help="table of trials, in the file or beside it")
-    add("--time-unit", choices=("s", "ms", "us", "samples"), help="unit of times (s)")
+    add("--time-unit", choices=("s", "ms", "us", "samples"), help="unit of times (s, if it can be)")
+    add("--event-unit", choices=("s", "ms", "us", "samples"), help="of trials, if another")
     add("--sampling-hz", type=float, metavar="HZ", help="move times to samples of this rate")
 
 

@@ -143,9 +143,6 @@ def describe_recording(recording: Recording, members: list[Member] | None = None
         lines += ["", f"Observed: {total:.6g} s in {len(recording.observed)} stretches"]
     if recording.warnings:
         lines += ["", *(f"warning: {text}" for text in recording.warnings)]
-    problems = [*recording.refusals, *filter(None, [recording.unplaced])]
-    if problems:
-        lines += ["", *(f"not usable as it is: {text}" for text in problems)]
     return lines
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data.find import list_some
+from ..data.memory import default_bound
 from ..data.validate import SPLITS
 from ..errors import DataError, UserError
 from .binning import Array, Flags, Floats, Indices, first_bin
@@ -179,6 +182,8 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
             raise UserError(f"--chop-ms cuts the whole recording; it does not go with {name}.")
     if options.forward_ms:
         raise UserError("--chop-ms leaves no time to predict; it does not go with --forward-ms.")
+    begin, end = recording.span()
+    check_memory((end - begin) / bin_s, recording.n_units, f"{end - begin:.6g} s", bin_s)
     start, observed = _observed_bins(recording, bin_s)
     for name, pieces in recording.invalid.items():
         edges = (np.clip(pieces - start, 0, len(observed) * bin_s)) / bin_s
@@ -221,6 +226,32 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     return plan
 
 
+def check_memory(n_bins: float, n_units: int, length: str, bin_s: float) -> None:
+    """Refuse more bins of a recording than fit in memory, for each unit at a time."""
+    # A unit's counts, what was observed, and the places of the windows.
+    needed, free = 12 * n_bins, default_bound()
+    if needed > free:
+        raise DataError(
+            f"{length} are {n_bins:.3g} bins of {bin_s * 1000:g} ms, of {n_units} units: "
+            f"{needed / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB may be taken. Are times in "
+            "another unit (--time-unit)? Else take wider bins."
+        )
+
+
+def check_disk(windows: Windows, n_units: int, folder: Path, in_memory: int) -> None:
+    """Refuse an output that does not fit on the disk, before anything is counted."""
+    counts = len(windows.starts) * windows.n_bins * n_units
+    # Two bytes each in a temporary file; the output has a byte or more, read and reconstructed.
+    needed = 2 * counts * (2 * counts > in_memory) + 2 * counts
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{len(windows.starts)} windows of {windows.n_bins} bins x {n_units} units take about "
+            f"{needed / 1e9:.3g} GB in {folder}, which has {free / 1e9:.3g} GB left. Take fewer "
+            "or wider bins or windows, or another disk (-o)."
+        )
+
+
 def _observed_bins(recording: Recording, bin_s: float) -> tuple[float, Flags]:
     """Return the left edge of the recording's first bin, and which bins were observed whole."""
     first, last = recording.span()
@@ -253,7 +284,7 @@ _LEAST_SPIKES = 10
 def implausible_rates(recording: Recording) -> list[str]:
     """Warn of times that are in another unit than the options say, by the rates they give."""
     spikes = recording.spikes
-    if not isinstance(spikes, SpikeTimes):
+    if not isinstance(spikes, SpikeTimes) or recording.refusals:
         return []
     counts = np.array([spikes.count(unit) for unit in range(spikes.n_units)])
     active = counts[counts >= _LEAST_SPIKES]

@@ -18,10 +18,10 @@ import numpy as np
 
 from ..data.find import absolute_pattern, check_output, make_folder
 from ..errors import UserError, explained, number
-from .counting import Progress, count, silent
+from .counting import IN_MEMORY, Progress, count, silent
 from .listing import naming
 from .options import PrepOptions
-from .plan import implausible_rates, plan_windows
+from .plan import check_disk, implausible_rates, plan_windows
 from .series import Sampler
 from .sources import BinnedSpikes, Recording, open_recording
 from .sources.recording import find
@@ -101,6 +101,7 @@ def _prepare(
     fine = _divisions(recording, options, bin_s)
     flags = heldout_flags(recording, options)
     make_folder(path)  # before the counts, which take minutes: it may fail
+    check_disk(plan.windows, recording.n_units, path.parent, IN_MEMORY)
     counted = count(
         recording,
         plan.windows,

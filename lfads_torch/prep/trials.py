@@ -210,8 +210,9 @@ def trial_windows(
 
 
 _HINT = (
-    "Are times in another unit (--time-unit), or do they count from the start of each trial? Then "
-    "name the array with the trial of each spike: --spike-times relative --spike-trials NAME."
+    "Are times in another unit (--time-unit, of the trials --event-unit), or do they count from "
+    "the start of each trial? Then name the array with the trial of each spike: --spike-times "
+    "relative --spike-trials NAME."
 )
 
 
@@ -227,10 +228,11 @@ def _check_clock(recording: Recording, windows: Windows, event: Floats, name: st
         raise DataError(
             f"The {n} times {name!r} lie from {times.min():g} to {times.max():g} s, so that the "
             f"windows of {length:g} s are nearly the same stretch of time; the spikes lie from "
-            f"{first:g} to {last:g} s. Times seem to count from the start of each trial. Name the "
-            "array with the trial of each spike: --spike-times relative --spike-trials NAME. If "
-            "only the events count from it, add the trial's start to them; if all lie on one "
-            "clock, say --spike-times absolute."
+            f"{first:g} to {last:g} s. Times seem to count from the start of each trial: name the "
+            "array with the trial of each spike (--spike-times relative --spike-trials NAME). If "
+            "only the events count from it, add the trial's start to them; if they are in another "
+            "unit than the spikes, name it (--event-unit); if all lie on one clock, say "
+            "--spike-times absolute."
         )
     beyond = (times < first) | (times > last)
     if recording.observed is None and beyond.mean() > 0.5:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -17,7 +19,9 @@ from lfads_torch.data import read_session
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import describe_file, prepare
 from lfads_torch.prep.counting import bin_windows
+from lfads_torch.prep.sources import spikes as reader
 from lfads_torch.prep.sources.recording import Clock
+from lfads_torch.prep.sources.time_unit import judge, sample_units
 from lfads_torch.prep.sources.timeline import lay_out_trials, trials_of_cells
 
 
@@ -378,3 +382,111 @@ def test_a_few_spikes_out_of_order_are_no_reset(tmp_path: Path) -> None:
     source = npz(tmp_path / "t.npz", lists, **by_condition)
     prepare(source, tmp_path / "p.h5", bin_ms=20, align="start_time:0:1000")
     check(tmp_path / "p.h5", lists, START, 0.02)
+
+
+# ---- the unit of times ---------------------------------------------------------------------------
+
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "samples": 1 / 30_000}
+
+
+def in_unit(unit: str, rate: float, *, whole: bool, length: float = 200.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(4)
+    lists = [np.sort(rng.uniform(0, length, round(rate * length))) for _ in range(30)]
+    stored = [t / UNITS[unit] for t in lists]
+    return [np.round(t).astype("u8") for t in stored] if whole else stored
+
+
+def test_samples_that_pass_for_seconds_are_refused_at_once(tmp_path: Path) -> None:
+    lists = in_unit("samples", 1.0, whole=True)
+    samples, owner = np.concatenate(lists), np.repeat(np.arange(30), [len(t) for t in lists])
+    order = np.argsort(samples, kind="stable")
+    source, arrays = tmp_path / "ks.npz", {"spike_clusters": owner[order][:, None]}
+    np.savez(source, spike_times=samples[order][:, None], **arrays)
+    begin = time.perf_counter()
+    options = {"bin_ms": 20, "chop_ms": 1000}
+    with pytest.raises(UserError, match=r"whole numbers.*1/s as samples at 30000/s.*--time-unit"):
+        prepare(source, tmp_path / "o.h5", **options)
+    assert time.perf_counter() - begin < 2
+    assert not list(tmp_path.glob(".*"))
+    assert "whole numbers" in describe_file(source)
+    right = {"time_unit": "samples", "sampling_hz": 30_000.0}
+    done = prepare(source, tmp_path / "o.h5", **options, **right)
+    assert (done.trials, done.n_units) == ({"train": 160, "valid": 40}, 30)
+    for start, window in windows_of(tmp_path / "o.h5").items():
+        for unit, k in enumerate(lists):
+            bins = k.astype(int) // 600 - round(start * 50)
+            expected = np.bincount(bins[(bins >= 0) & (bins < 50)], minlength=50)
+            np.testing.assert_array_equal(window[:, unit], expected)
+    # The file itself may say the rate.
+    np.savez(source, spike_times=samples[order], **arrays, sample_rate=30_000)
+    done = prepare(source, tmp_path / "p.h5", **options)
+    assert any("taken as samples at 30000/s" in text for text in done.notes)
+    assert (tmp_path / "p.h5").read_bytes() != b""
+    for start, window in windows_of(tmp_path / "p.h5").items():
+        np.testing.assert_array_equal(window, windows_of(tmp_path / "o.h5")[start])
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_long_list_is_refused_before_it_is_grouped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    lists = in_unit("samples", 1.0, whole=True)
+    samples, owner = np.concatenate(lists), np.repeat(np.arange(30), [len(t) for t in lists])
+    np.savez(tmp_path / "s.npz", spike_times=samples, spike_clusters=owner)
+    if not grouped:
+        monkeypatch.setattr(reader, "_LONG", 1000)
+        monkeypatch.setattr(reader, "group_by_unit", lambda _: pytest.fail("was grouped"))
+    with pytest.raises(UserError, match="as samples at 30000/s"):
+        prepare(tmp_path / "s.npz", tmp_path / "o.h5", bin_ms=20, chop_ms=1000)
+
+
+@pytest.mark.parametrize(
+    ("unit", "rate", "whole", "expected"),
+    [
+        ("s", 0.3, False, "s"),
+        ("s", 60.0, False, "s"),
+        ("ms", 5.0, False, "ms"),
+        ("ms", 40.0, False, "ms"),
+        ("us", 10.0, False, "us"),
+        ("ms", 8.0, True, "ms"),
+        ("ms", 1.0, True, None),
+        ("us", 5.0, True, None),
+        ("samples", 5.0, True, None),
+        ("samples", 0.1, True, None),
+    ],
+)
+def test_the_unit_of_times_is_that_of_plausible_rates_or_refused(
+    unit: str, rate: float, whole: bool, expected: str | None
+) -> None:
+    verdict = judge(sample_units(in_unit(unit, rate, whole=whole, length=400.0)))
+    assert bool(verdict.refusal) == (expected is None)
+    assert expected is None or verdict.unit == expected
+    # It is said wherever it is not plain seconds.
+    assert bool(verdict.note or verdict.warning or verdict.refusal) == (expected != "s")
+
+
+def test_trials_in_the_unit_of_the_spikes_or_in_their_own(tmp_path: Path) -> None:
+    lists, options = spikes(), {"bin_ms": 20, "align": "start_time:0:1000"}
+    in_ms = [1000 * t for t in lists]
+    ms = {"trials_start_time": 1000 * START}
+    done = prepare(npz(tmp_path / "a.npz", in_ms, **ms), tmp_path / "a.h5", **options)
+    assert any("taken as ms" in text for text in done.warnings)
+    check(tmp_path / "a.h5", lists, START, 0.02)
+    source = npz(tmp_path / "b.npz", [np.round(30_000 * t) for t in lists])
+    samples = {"time_unit": "samples", "sampling_hz": 30_000.0}
+    with pytest.raises(UserError, match=r"3.33333e-05 to 0.00396.* s.*--event-unit"):
+        prepare(source, tmp_path / "b.h5", **options, **samples)
+    prepare(source, tmp_path / "b.h5", **options, **samples, event_unit="s")
+    check(tmp_path / "b.h5", [np.round(30_000 * t) / 30_000 for t in lists], START, 0.02)
+
+
+def test_more_than_memory_or_disk_hold_is_refused_before_it_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = [np.array([0.5, 1.5, 1e9]), np.array([1.0])]
+    with pytest.raises(UserError, match=r"1e\+12 bins of 1 ms.*GB of memory.*--time-unit"):
+        prepare(npz(tmp_path / "a.npz", lists), tmp_path / "o.h5", bin_ms=1, chop_ms=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"windows of 50 bins x 8 units.*GB left"):
+        prepare(npz(tmp_path / "b.npz", spikes()), tmp_path / "o.h5", bin_ms=20, chop_ms=1000)
+    assert not (tmp_path / "o.h5").exists()

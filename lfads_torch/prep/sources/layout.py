@@ -10,8 +10,8 @@ from ...data.find import list_some
 from ...errors import UserError
 from .axes import TIMES
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
-from .spikes import attrs_of, read_spikes, spikes_keys
-from .timeline import INVALID, OBSERVED, add_invalid, by_trial, observe_units
+from .spikes import attrs_of, read_spikes, sampling_hz, spikes_keys
+from .timeline import INVALID, OBSERVED, add_invalid, observe_units, settle
 from .tree import TRIALS, UNITS, Ragged, Source, Tree, as_text, gather, last_name, vectors_of
 from .trialwise import add_columns, add_series
 
@@ -33,6 +33,7 @@ def recording_from_tree(
     read = read_spikes(source, keys)
     spikes = read.spikes
     recording = Recording(path, kind, spikes, clock=options.clock(), notes=read.notes)
+    recording.sampling_hz = sampling_hz(source)
     rest = {key: node for key, node in tree.items() if key not in read.used}
     recording.units = {**read.units, **_table(rest, UNITS, spikes.n_units)}
     if read.trials is not None:
@@ -48,8 +49,7 @@ def recording_from_tree(
     if read.n_trials:
         add_columns(recording, source, rest, keys, read.n_trials, read.trials)
         if isinstance(spikes, SpikeTimes) and spikes.trials is not None:
-            recording.is_one_clock = options.spike_times == "absolute"
-            by_trial(recording, spikes, spikes.trials, options.spike_times == "relative")
+            settle(recording, options)
         add_series(recording, source, rest, keys, read.n_trials, read.trials)
     else:
         recording.series = _series(rest, spikes, recording.clock)

@@ -62,7 +62,9 @@ class SourceOptions:
     axes: str | None = None  # of binned spikes, such as "time,unit" or "unit,time,trial"
     input_bin_ms: float | None = None  # of binned spikes
     trials: str | None = None  # table of trials in the file, or a CSV file with one
-    time_unit: str = "s"  # of spikes, trials and series: "s", "ms", "us" or "samples"
+    # Of spikes, trials and series: "s", "ms", "us" or "samples"; None: s unless implausible.
+    time_unit: str | None = None
+    event_unit: str | None = None  # of trials and series, where it is another than that of spikes
     sampling_hz: float | None = None  # of "samples"; else times are moved to the nearest sample
     spike_times: str | None = None  # "absolute" or "relative" to the start of the trial
     spike_trials: str | None = None  # array with the trial of each spike
@@ -71,17 +73,16 @@ class SourceOptions:
         """Return how times become seconds, or raise `UserError` for an unknown unit."""
         if self.sampling_hz is not None:
             number("sampling_hz (--sampling-hz, samples/s)", self.sampling_hz, above=0)
-        if self.time_unit == "samples":
+        unit = self.time_unit or "s"
+        if unit == "samples":
             if self.sampling_hz is None:
                 raise UserError(
                     "Times in samples need the sampling rate: add --sampling-hz, such as 30000."
                 )
             return Clock(1 / self.sampling_hz, self.sampling_hz)
-        if self.time_unit not in UNIT_S:
-            raise UserError(
-                f"time_unit={self.time_unit!r}; legal are {', '.join(UNIT_S)}, samples."
-            )
-        return Clock(UNIT_S[self.time_unit], self.sampling_hz)
+        if unit not in UNIT_S:
+            raise UserError(f"time_unit={unit!r}; legal are {', '.join(UNIT_S)}, samples.")
+        return Clock(UNIT_S[unit], self.sampling_hz)
 
 
 @dataclass
@@ -272,9 +273,11 @@ class Recording:
     unit_observed: list[Floats] | None = None  # of each unit, where they differ
     invalid: dict[str, Floats] = field(default_factory=dict)  # stretches to leave out, by table
     clock: Clock = field(default_factory=Clock)  # of times in `trials`
+    sampling_hz: float | None = None  # of the spikes, where the file says it
     starts: Floats | None = None  # of each trial in seconds, where times in `trials` count from it
     onsets: Floats | None = None  # the same in the time of the file, where it was laid out anew
     extents: Floats | None = None  # first and last second of each trial that is stored by itself
+    is_settled: bool = False  # all lies on one clock, or `refusals` say why not
     is_one_clock: bool = False  # the user says so of spikes and events
     refusals: list[str] = field(default_factory=list)  # why nothing right can be made of it
     unplaced: str = ""  # why no window can be cut around trials

@@ -19,6 +19,7 @@ from ..binning import Array, Floats, Indices
 from .axes import Axes, Hints, ask, choose, gather_hints, is_regular, parse_axes, readings
 from .grouping import group_by_unit, split_by_index
 from .recording import AnyArray, BinnedSpikes, SpikeTimes, Table
+from .time_unit import judge, sample_list
 from .timeline import TRIAL_OF_SPIKE
 from .tree import SPIKES, TRIALS, UNITS, Node, Ragged, Source, Tree, is_vector, last_name, siblings
 from .trialwise import BinTimes, Joined, Part, Trials, bin_times, of_rows
@@ -42,6 +43,8 @@ _BIN_WIDTH = re.compile(
     r"(bin_?(size|width|length|s|dur(ation)?)?|dt|delta_?t)(_?(?P<unit>ms|s|sec))?"
 )
 _BIN_RATE = re.compile(r"fs|s_?rate|sampl(e|ing)_?(rate|freq(uency)?)(_?hz)?|hz|bin_?rate")
+_SAMPLING = re.compile(r"fs|sr|sfreq|hz|s_?rate|sampl(e|ing)_?(rate|freq(uency)?|hz)(_?hz)?")
+_LONG = 1 << 21  # spikes that take a second to group
 _LONGEST_BIN_S = 0.5  # a width above is a number of milliseconds
 _FASTEST_HZ = 2000.0  # a rate above is of the voltages, not of bins
 
@@ -192,6 +195,7 @@ def _read_times(source: Source, keys: Sequence[str]) -> SpikesRead:
         node = source.tree[key]
         if not isinstance(node, Ragged):
             split, more = _splitter(source, key)
+            _check_unit(source, key, more)
             listed, labels = split(source.vectors[key])
             used |= more | _add_trials_of(source, key, listed, trials_of, notes, split)
             units += listed
@@ -235,6 +239,30 @@ def _read_times(source: Source, keys: Sequence[str]) -> SpikesRead:
         raise UserError(f"{source.file}: of {list_some(list(keys))} not all are stored by trial.")
     times = SpikeTimes([u for u, _ in by_trial], clock, None, [t for _, t in by_trial], True)
     return SpikesRead(times, used, table, notes, n_trials=n_trials)
+
+
+def sampling_hz(source: Source) -> float | None:
+    """Return the sampling rate that the file states, by an attribute or an array of one entry."""
+    scalars: dict[str, Any] = {str(name).lower(): value for name, value in source.attrs.items()}
+    for key, vector in source.vectors.items():
+        if vector.shape[0] == 1 and vector.dtype.kind in "uif":
+            scalars.setdefault(last_name(key), vector[:][0])
+    rates = [np.ravel(scalars[name]) for name in scalars if _SAMPLING.fullmatch(name)]
+    # Behaviour, bins and field potentials come at lower rates than spikes are sampled.
+    return next((float(r[0]) for r in rates if r.dtype.kind in "uif" and r[0] > 5e3), None)
+
+
+def _check_unit(source: Source, name: str, used: set[str]) -> None:
+    """Refuse times in an unknown unit before a long list is grouped, which takes a while."""
+    times = source.vectors[name]
+    owners = [key for key in used if key not in (name, f"{name}_index")]
+    trials = [k for k in source.tree if last_name(k) in TRIAL_OF_SPIKE]
+    of_trials = trials or source.options.spike_trials
+    if not owners or of_trials or times.shape[0] < _LONG or source.options.time_unit:
+        return
+    hz = source.options.sampling_hz or sampling_hz(source)
+    if refusal := judge(sample_list(times, source.vectors[owners[0]]), hz).refusal:
+        raise UserError(f"{source.file}: {refusal}")
 
 
 def _join(rows: Sequence[AnyArray]) -> tuple[Array, Indices]:
@@ -621,7 +649,7 @@ def _bin_width(source: Source, key: str, timed: BinTimes | None, nodes: Tree) ->
         # The median of differences carries rounding errors of the times.
         step = float(f"{step:.7g}")
         scale = 1.0
-        if step > _LONGEST_BIN_S and options.time_unit == "s":
+        if step > _LONGEST_BIN_S and options.time_unit is None:
             scale = 1e-3
             notes.append(f"{timed.key!r} has steps of {step:g}: it is taken as ms")
         if np.abs(steps - step).max() > 0.01 * step:

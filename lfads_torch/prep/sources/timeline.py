@@ -8,6 +8,7 @@ crosses from one stretch into the next. What does not fit is not used: `Recordin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from ...errors import DataError, UserError, one_of
 from ..binning import TOLERANCE_S, Array, Floats, Indices
 from ..stretches import join, of_table, stretches
 from .recording import AnyArray, Clock, Recording, SourceOptions, SpikeTimes, numeric_columns
+from .time_unit import judge, sample_units
 
 INVALID = (
     "invalid_times",
@@ -196,8 +198,14 @@ _ONSETS = ("start_time", "start", "trial_start", "t_start", "onset", "starts")
 
 
 def settle(recording: Recording, options: SourceOptions) -> None:
-    """Bring spikes and trials to one clock; note what was done, or why it cannot be."""
+    """Bring spikes and trials to one clock; note what was done, or why it cannot be.
+
+    Done once, a second time it changes nothing.
+    """
     spikes = recording.spikes
+    if recording.is_settled:
+        return
+    recording.is_settled = True
     recording.is_one_clock = options.spike_times == "absolute"
     if options.spike_times not in (None, "auto", "absolute", "relative"):
         one_of("--spike-times", options.spike_times, ("auto", "absolute", "relative"))
@@ -208,34 +216,92 @@ def settle(recording: Recording, options: SourceOptions) -> None:
             "--spike-times relative: which trial each spike belongs to is unknown; name the array "
             "that has it for each spike with --spike-trials."
         )
-    if spikes.trials is not None and not recording.is_one_clock:
-        by_trial(recording, spikes, spikes.trials, options.spike_times == "relative")
-    elif (spikes.scan.n_falls > 0).any():
-        _by_block(recording, spikes)
-
-
-def by_trial(
-    recording: Recording, spikes: SpikeTimes, trials: Sequence[AnyArray], is_relative: bool
-) -> None:
-    """Lay spikes out by their trials, where their times begin anew in each."""
-    ids = [np.asarray(some[:]).reshape(-1) for some in trials]
-    times = [np.asarray(some[:]).reshape(-1) for some in spikes.units]
-    known = np.unique(np.concatenate([some[some == some] for some in ids]))
-    places = [np.searchsorted(known, some).clip(max=len(known) - 1) for some in ids]
-    if not is_relative:
-        share = _overlap(times, places, len(known))
-        if share < 0.1:  # the trial of each spike is extra information
-            if spikes.are_rows:
-                _observe_trials(recording, times, places)
-            return
-        if share < 0.5:
+    by_trial = _TrialTimes.of(spikes) if spikes.trials and not recording.is_one_clock else None
+    if by_trial and options.spike_times != "relative":
+        share = by_trial.overlap()
+        if 0.1 <= share < 0.5:
             recording.refusals.append(
                 f"the trial of each spike is known, and the times of {share:.0%} of the trials "
                 "overlap those of the next: they do not clearly count from the start of each "
                 "trial (--spike-times relative), nor lie on one clock (--spike-times absolute). "
                 "Say which."
             )
-            return
+        if share < 0.1 and spikes.are_rows:
+            _observe_trials(recording, by_trial.times, by_trial.places)
+        by_trial = by_trial if share >= 0.5 else None  # else the trial is extra information
+    _set_unit(recording, spikes, options, len(by_trial.known) if by_trial else 1)
+    if by_trial:
+        _by_trial(recording, spikes, by_trial, options.spike_times == "relative")
+    elif (spikes.scan.n_falls > 0).any():
+        _by_block(recording, spikes)
+
+
+def _set_unit(
+    recording: Recording, spikes: SpikeTimes, options: SourceOptions, n_trials: int
+) -> None:
+    """Choose the unit of times where the user names none, and bring all clocks to it."""
+    unit, fixed = options.time_unit, "NWB" if recording.kind.startswith("NWB") else ""
+    if spikes.clock != options.clock():
+        return  # the format itself says it
+    hz = options.sampling_hz or recording.sampling_hz
+    if unit is None:
+        verdict = judge(sample_units(spikes.units), hz, n_trials=n_trials, fixed=fixed)
+        unit = verdict.unit
+        recording.notes += filter(None, [verdict.note])
+        recording.warnings += filter(None, [verdict.warning])
+        recording.refusals += filter(None, [verdict.refusal])
+    hz = hz if unit == "samples" else options.sampling_hz
+    spikes.clock = replace(options, time_unit=unit, sampling_hz=hz).clock()
+    old = recording.clock
+    unit = options.event_unit or unit
+    hz = hz if unit == "samples" else options.sampling_hz
+    recording.clock = replace(options, time_unit=unit, sampling_hz=hz).clock()
+    if recording.clock == old:
+        return
+    for series in recording.series.values():
+        series.clock = recording.clock if series.clock == old else series.clock
+    # The reader has made seconds of these already.
+    factor = recording.clock.scale / old.scale
+    if recording.observed is not None:
+        recording.observed = recording.observed * factor
+    if recording.unit_observed is not None:
+        recording.unit_observed = [pieces * factor for pieces in recording.unit_observed]
+    recording.invalid = {name: pieces * factor for name, pieces in recording.invalid.items()}
+
+
+class _TrialTimes(NamedTuple):
+    """Spike times by unit, in the file's unit, with the trial of each spike."""
+
+    times: list[Array]
+    ids: list[Array]
+    known: Array  # trials, sorted
+    places: list[Indices]  # among the known ones
+
+    @classmethod
+    def of(cls, spikes: SpikeTimes) -> _TrialTimes:
+        """Read the times and trials of all spikes."""
+        times = [np.asarray(some[:]).reshape(-1) for some in spikes.units]
+        ids = [np.asarray(some[:]).reshape(-1) for some in spikes.trials or ()]
+        known = np.unique(np.concatenate([some[some == some] for some in ids]))
+        most = max(0, len(known) - 1)
+        return cls(times, ids, known, [np.searchsorted(known, s).clip(max=most) for s in ids])
+
+    def overlap(self) -> float:
+        """Return the fraction of trials whose spikes begin before those of another have ended."""
+        lows, highs = np.full(len(self.known), np.inf), np.full(len(self.known), -np.inf)
+        for some, place in zip(self.times, self.places, strict=True):
+            np.minimum.at(lows, place, some.astype(np.float64))
+            np.maximum.at(highs, place, some.astype(np.float64))
+        order = np.argsort(lows, kind="stable")
+        order = order[np.isfinite(lows[order])]
+        return float(np.mean(highs[order][:-1] > lows[order][1:])) if len(order) > 1 else 1.0
+
+
+def _by_trial(
+    recording: Recording, spikes: SpikeTimes, by_trial: _TrialTimes, is_relative: bool
+) -> None:
+    """Lay spikes out by their trials."""
+    times, ids, known, places = by_trial
     rows = known.astype(np.int64) if spikes.are_rows else _rows_of(known, recording)
     lost, units = 0, []
     for some, place, of_spike in zip(times, places, ids, strict=True):
@@ -293,17 +359,6 @@ def _observe_trials(
         "spike times of the trials lie on one clock; if they count from the start of their trial, "
         "say --spike-times relative"
     )
-
-
-def _overlap(times: Sequence[Array], places: Sequence[Indices], n_trials: int) -> float:
-    """Return the fraction of trials whose spikes begin before those of another have ended."""
-    lows, highs = np.full(n_trials, np.inf), np.full(n_trials, -np.inf)
-    for some, place in zip(times, places, strict=True):
-        np.minimum.at(lows, place, some.astype(np.float64))
-        np.maximum.at(highs, place, some.astype(np.float64))
-    order = np.argsort(lows, kind="stable")
-    order = order[np.isfinite(lows[order])]
-    return float(np.mean(highs[order][:-1] > lows[order][1:])) if len(order) > 1 else 1.0
 
 
 def _rows_of(known: Array, recording: Recording) -> Indices:
@@ -538,6 +593,7 @@ def _place_trials(recording: Recording, lows: Floats, highs: Floats, offsets: Fl
             "trial belongs. Bring spikes and trials to one clock, or cut windows of the whole "
             "recording (--chop-ms)."
         )
+        recording.warnings.append(recording.unplaced)
 
 
 def _place_series(recording: Recording, offsets: Floats) -> None:
