@@ -131,7 +131,7 @@ def npz(path: Path, lists: Sequence[np.ndarray], **more: Any) -> Path:
 
 
 def histogram(times: np.ndarray, start: float, n_bins: int, bin_s: float) -> np.ndarray:
-    bins = np.floor((times - start) / bin_s).astype(int)
+    bins = np.floor((times - start) / bin_s + 1e-7).astype(int)
     return np.bincount(bins[(bins >= 0) & (bins < n_bins)], minlength=n_bins)
 
 
