@@ -165,10 +165,11 @@ def _source_attributes(
     Options that do not change the data (`compress`, `strict`) are left out.
     """
     given = {f.name: _plain_option(getattr(options, f.name)) for f in fields(options)}
-    files = {"source": recording.path}
-    if options.trials and Path(options.trials).is_file():  # a table in a file
-        files["trials"] = Path(options.trials)
-        given["trials"] = files["trials"].name
+    # An object in memory has no file; a folder has those that were read of it.
+    files = {"source": [f for f in recording.files or [recording.path] if f.is_file()]}
+    if isinstance(options.trials, str) and Path(options.trials).is_file():  # a table in a file
+        files["trials"] = [Path(options.trials)]
+        given["trials"] = Path(options.trials).name
     attributes: dict[str, Any] = {
         "prep_version": __version__,
         "prep_options": json.dumps(
@@ -178,10 +179,11 @@ def _source_attributes(
         # Without its folder, and options in sorted order: the same source gives the same bytes.
         "source": recording.path.name,
         "source_format": recording.kind,
-        "source_bytes": recording.path.stat().st_size,
     }
-    for name, path in files.items():
-        if (digest := _file_hash(path, progress)) is not None:
+    if files["source"]:
+        attributes["source_bytes"] = sum(file.stat().st_size for file in files["source"])
+    for name, paths in files.items():
+        if paths and (digest := _hash(paths, progress)) is not None:
             attributes[f"{name}_sha256"] = digest
     return attributes
 
@@ -190,17 +192,22 @@ def _plain_option(value: Any) -> Any:
     """Return an option so that 10 and 10.0, or a list and a tuple, are recorded alike."""
     if isinstance(value, tuple | list):
         return [_plain_option(one) for one in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    # A table in memory, of which the type must do.
+    return value if isinstance(value, str | float | int | None) else type(value).__name__
 
 
-def _file_hash(path: Path, progress: Progress) -> str | None:
-    """Return the SHA-256 of a file, or None where it is larger than 4 GiB."""
-    size = path.stat().st_size
+def _hash(paths: Sequence[Path], progress: Progress) -> str | None:
+    """Return the SHA-256 of files, one after another; None where they have more than 4 GiB."""
+    size, done = sum(path.stat().st_size for path in paths), 0
     if size > _HASHED:
         return None
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_STEP):
-            digest.update(block)
-            progress("identifying the source, MB", file.tell() >> 20, size >> 20)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_HASH_STEP):
+                digest.update(block)
+                done += len(block)
+                progress("identifying the source, MB", done >> 20, size >> 20)
     return digest.hexdigest()

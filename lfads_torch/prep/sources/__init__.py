@@ -20,6 +20,7 @@ from .hdf5 import read_hdf5, read_mat
 from .npz import read_npz
 from .nwb import is_nwb, read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
+from .sorting import npz_of, read_sorting, sorting_folder
 from .timeline import settle
 
 __all__ = [
@@ -71,20 +72,29 @@ def open_recording(path: str | os.PathLike[str], options: SourceOptions | None =
     if options.trials and options.trials.endswith((".csv", ".tsv")):
         table = read_table(Path(absolute_pattern(options.trials)))
         options = replace(options, trials=None)
-    if file.is_dir():
-        raise DataError(f"{file} is a folder; name one file.")
-    if not file.is_file():
-        raise DataError(f"{file} does not exist.")
-    suffix = file.suffix.lower()
-    if suffix in _READERS:
-        recording = _READERS[suffix](file, options)
-    elif suffix in _HDF5 or h5py.is_hdf5(file):
-        recording = read_nwb(file, options) if is_nwb(file) else read_hdf5(file, options)
-    else:
-        raise DataError(
-            f"{file.name}: unknown format {suffix!r}; legal are {list_some([*_HDF5, *_READERS])}."
-        )
+    recording = _read(file, options)
     if table is not None:
         recording.trials = table
     settle(recording, options)
     return recording
+
+
+def _read(file: Path, options: SourceOptions) -> Recording:
+    if not file.exists():
+        raise DataError(f"{file} does not exist.")
+    if (folder := sorting_folder(file)) is not None:
+        archive = npz_of(folder)
+        return read_npz(archive, options) if archive else read_sorting(folder, options)
+    if file.is_dir():
+        raise DataError(
+            f"{file} is a folder without the output of a spike sorter (spike_times.npy with "
+            "spike_clusters.npy); name one file."
+        )
+    suffix = file.suffix.lower()
+    if suffix in _READERS:
+        return _READERS[suffix](file, options)
+    if suffix in _HDF5 or h5py.is_hdf5(file):
+        return read_nwb(file, options) if is_nwb(file) else read_hdf5(file, options)
+    raise DataError(
+        f"{file.name}: unknown format {suffix!r}; legal are {list_some([*_HDF5, *_READERS])}."
+    )

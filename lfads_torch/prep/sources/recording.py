@@ -282,6 +282,7 @@ class Recording:
     refusals: list[str] = field(default_factory=list)  # why nothing right can be made of it
     unplaced: str = ""  # why no window can be cut around trials
     tables: dict[str, int] = field(default_factory=dict)  # rows of others than `trials`, by name
+    files: list[Path] = field(default_factory=list)  # that were read, where `path` is a folder
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

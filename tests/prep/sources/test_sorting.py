@@ -1,0 +1,144 @@
+"""Output of spike sorters: phy and Kilosort folders, sortings of SpikeInterface."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from lfads_torch.cli import main
+from lfads_torch.errors import DataError, UserError
+from lfads_torch.prep import SourceOptions, open_recording, prepare
+
+HZ, SECONDS, N = 30000, 60, 12
+
+
+def write_phy(folder: Path, kind: str = "phy") -> tuple[np.ndarray, np.ndarray]:
+    """A folder as `kind` writes it: samples and clusters of its spikes."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    samples = np.sort(rng.integers(0, SECONDS * HZ, 4000))
+    clusters = rng.integers(0, N, 4000)
+    if kind == "unsorted":
+        order = rng.permutation(4000)
+        samples, clusters = samples[order], clusters[order]
+    labels = {c: "good" if c % 3 else "noise" for c in range(N)}
+    if kind == "kilosort4":
+        np.save(folder / "spike_times.npy", samples.astype("i8"))
+        np.save(folder / "spike_templates.npy", clusters.astype("i4"))
+        np.save(folder / "ops.npy", np.array({"fs": HZ}, dtype=object))
+        (folder / "params.py").write_text(
+            f"dat_path = r'x.bin'\nsample_rate = {HZ}.  # Hz\nhp_filtered = False\n"
+        )
+        text = "cluster_id\tKSLabel\n" + "".join(f"{c}\t{v}\n" for c, v in labels.items())
+        (folder / "cluster_KSLabel.tsv").write_text(text)
+    else:
+        np.save(folder / "spike_times.npy", samples.astype("u8")[:, None])
+        np.save(folder / "spike_clusters.npy", clusters.astype("i4"))
+        # What phy would execute: here a file appears if anything did.
+        (folder / "params.py").write_text(
+            f"open({str(folder / 'executed')!r}, 'w')\nsample_rate = {HZ}.0\n"
+        )
+        text = "cluster_id\tgroup\n" + "".join(f"{c}\t{v}\n" for c, v in labels.items() if c != 5)
+        (folder / "cluster_group.tsv").write_text(text)
+        info = "cluster_id\tch\tfr\tgroup\n" + "".join(
+            f"{c}\t{2 * c}\t1.5\told\n" for c in range(N)
+        )
+        (folder / "cluster_info.tsv").write_text(info)
+    return samples, clusters
+
+
+def recorded_counts(path: Path) -> np.ndarray:
+    """All bins of a chopped file in the order of time, (bins, units)."""
+    with h5py.File(path) as file:
+        starts = np.concatenate([file[f"{s}_chop_start"][()] for s in ("train", "valid")])
+        data = np.concatenate([file[f"{s}_encod_data"][()] for s in ("train", "valid")])
+    bins = np.zeros((starts.max() + data.shape[1], data.shape[2]), int)
+    for start, window in zip(starts, data, strict=True):  # the last one of a block may overlap
+        bins[start : start + len(window)] = window
+    return bins
+
+
+@pytest.mark.parametrize("kind", ["phy", "unsorted", "kilosort4"])
+def test_folder(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "session"
+    inner = folder / "kilosort4" if kind == "kilosort4" else folder
+    samples, clusters = write_phy(inner, kind)
+    column = "KSLabel" if kind == "kilosort4" else "group"
+    done = prepare(folder, tmp_path / "o.h5", bin_ms=20, chop_ms=1000, units=[f"{column}=good"])
+    good = [c for c in range(N) if c % 3 and (c != 5 or kind == "kilosort4")]
+    # 20 ms are 600 samples: whole numbers decide the bin of each spike.
+    first = int(samples.min() // 600)
+    counts = np.zeros((SECONDS * 50, N), int)
+    np.add.at(counts, (samples // 600, clusters), 1)
+    got = recorded_counts(done.path)
+    assert np.array_equal(got, counts[first : first + len(got), good])
+    assert not (folder / "executed").exists()
+    assert main(["prep", str(folder), "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert f"Units: {N}" in listed and "30000 per second" in listed and "good (" in listed
+
+
+def test_labels_of_tables_are_joined(tmp_path: Path) -> None:
+    write_phy(tmp_path / "phy")
+    units = open_recording(tmp_path / "phy" / "spike_times.npy").units
+    assert units["ch"].tolist() == [2 * c for c in range(N)]
+    # The single table is newer than what phy wrote of all at once; it lacks unit 5.
+    assert units["group"][:7].tolist() == ["noise", "good", "good", "noise", "good", "old", "noise"]
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "phy"
+    samples, _ = write_phy(folder)
+    (folder / "params.py").unlink()
+    with pytest.raises(UserError, match="--sampling-hz"):
+        open_recording(folder)
+    spikes = open_recording(folder, SourceOptions(sampling_hz=HZ)).spikes
+    assert spikes.scan.high.max() == samples.max() / HZ
+    np.save(folder / "spike_clusters.npy", np.zeros(3, int))
+    with pytest.raises(DataError, match=r"has 4000 spikes, spike_clusters\.npy 3"):
+        open_recording(folder, SourceOptions(sampling_hz=HZ))
+    (folder / "spike_clusters.npy").unlink()
+    with pytest.raises(DataError, match=r"spike_templates\.npy"):
+        open_recording(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="without the output of a spike sorter"):
+        open_recording(tmp_path / "empty")
+    write_phy(tmp_path / "two" / "probe0")
+    write_phy(tmp_path / "two" / "probe1")
+    with pytest.raises(UserError, match="2 sortings: probe0, probe1"):
+        open_recording(tmp_path / "two")
+
+
+@pytest.mark.parametrize("kind", ["npz", "numpy_folder"])
+@pytest.mark.parametrize("n_segments", [1, 2])
+def test_spikeinterface(tmp_path: Path, kind: str, n_segments: int) -> None:
+    core = pytest.importorskip("spikeinterface.core")
+    lengths = [20.0, 10.0][:n_segments]
+    sorting = core.generate_sorting(num_units=4, durations=lengths, seed=0, sampling_frequency=HZ)
+    sorting.set_property("quality", ["good", "mua", "good", "noise"])
+    if kind == "npz":
+        path = tmp_path / "s.npz"
+        core.NpzSortingExtractor.write_sorting(sorting, path)
+    else:
+        path = tmp_path / "s"
+        sorting.save(folder=path)
+    done = prepare(path, tmp_path / "o.h5", bin_ms=10, chop_ms=100)
+    got = recorded_counts(done.path)
+    trains = [
+        [sorting.get_unit_spike_train(unit, segment_index=i) for unit in sorting.unit_ids]
+        for i in range(n_segments)
+    ]
+    total = sum(len(train) for segment in trains for train in segment)
+    recording = open_recording(path)
+    assert sum(recording.spikes.count(unit) for unit in range(4)) == total
+    if n_segments == 1:
+        first = min(train.min() for train in trains[0]) // 300
+        counts = np.stack([np.bincount(t // 300, minlength=2000) for t in trains[0]], axis=1)
+        assert np.array_equal(got, counts[first : first + len(got)])
+    if n_segments == 2:
+        # The second segment begins anew at 0, and never shares a window with the first.
+        assert recording.trials["segment"].tolist() == [0, 1]
+        assert total - 20 < got.sum() <= total
+    if kind == "numpy_folder":
+        assert recording.units["quality"].tolist() == ["good", "mua", "good", "noise"]
