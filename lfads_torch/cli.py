@@ -14,9 +14,10 @@ from . import progress
 from .commands import COMMANDS, with_data
 from .consent import look_in
 from .errors import UserError, did_you_mean, nearest
+from .processes import Stopped, stoppable
 
-#: What shells report for a process that Ctrl-C ended: 128 + SIGINT.
-INTERRUPTED = 130
+#: What shells report for a process that a signal ended is 128 more than its number.
+SIGNALLED, INTERRUPTED = 128, 128 + 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if takes_overrides:
             options.overrides = with_data(options.overrides + rest)
-        with progress.quiet_libraries(options.verbose):
+        with stoppable(), progress.quiet_libraries(options.verbose):
             return int(options.run(options))
     except UserError as error:
         if options.verbose:
@@ -51,11 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for text in (*getattr(error, "__notes__", ()), f"lfads {options.command}: {error}"):
             print(text, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         how = getattr(options, "resume_with", None)
         hint = f"; go on with: {how}" if how else ""
-        print(f"\nlfads {options.command}: interrupted{hint}", file=sys.stderr)
-        return INTERRUPTED
+        why = str(error) if isinstance(error, Stopped) else "interrupted"
+        print(f"\nlfads {options.command}: {why}{hint}", file=sys.stderr)
+        return SIGNALLED + error.number if isinstance(error, Stopped) else INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:

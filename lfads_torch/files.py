@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError
+from .processes import remove_leftovers, temporary
 
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -38,24 +39,24 @@ def replacing(path: Path, *, flush: bool = True, keep: bool = False) -> Iterator
     With `flush`, wait until it is on the disk: a kill needs no such wait, a power cut does. With
     `keep`, what was at `path` stays as `generation_before(path)`.
     """
-    # In the same folder, because a rename is atomic within one file system only. The number of
-    # the process keeps two writers apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In the same folder, because a rename is atomic within one file system only.
+    new = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        remove_leftovers(path.parent, path.name)
+        with open(new, "wb") as file:
             yield file
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
         if keep and path.exists():
             _keep(path)
-        os.replace(temporary, path)
+        os.replace(new, path)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         with suppress(OSError):
-            temporary.unlink()
+            new.unlink()
 
 
 def generation_before(path: Path) -> Path:

@@ -7,7 +7,6 @@ import glob
 import os
 import shlex
 import shutil
-import uuid
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ import h5py
 import numpy as np
 
 from ..errors import DataError, DataWarning, UserError, nearest
+from ..processes import remove_leftovers, temporary
 from .nlb_files import how_to_make
 
 # Bytes of a chunk. Short trials share one: HDF5 keeps an entry in an index for each chunk, which
@@ -198,7 +198,7 @@ def write_session(
 ) -> Path:
     """Write an HDF5 file so that it is either complete or not there.
 
-    Everything goes into a hidden ``*.partial`` file in the same folder, is synced to the disk and
+    Everything goes into a hidden ``*.tmp`` file in the same folder, is synced to the disk and
     renamed at the end. When anything fails, the partial file is removed and an earlier file of
     the same name stays as it was. Missing folders are made.
 
@@ -242,12 +242,13 @@ def new_file(path: str | os.PathLike[str], *, copy_of: Path | None = None) -> It
     holds here too.
     """
     path = Path(absolute_pattern(path))
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, path.name)
         if copy_of is not None:
             shutil.copyfile(copy_of, partial)
-        with h5py.File(partial, "x" if copy_of is None else "r+") as file:
+        with h5py.File(partial, "w" if copy_of is None else "r+") as file:
             yield file
         # Synced before it is renamed, or a power cut could leave the new name on an empty file.
         with partial.open("rb+") as done:

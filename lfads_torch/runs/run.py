@@ -21,6 +21,7 @@ from ..consent import Trust, trust_of
 from ..data import DataWarning
 from ..errors import ConfigError, UserError
 from ..folder import CONFIG, LAST, RunFolder, Stage
+from ..processes import Stopped, stoppable
 from ..progress import html_table, quiet_libraries
 from .build import build, build_model, build_trainer, pick_device
 from .check_config import arguments_of, check_config, find_target
@@ -158,6 +159,7 @@ def run_model(
     # Existing YAML and Lightning's loggers write below the working directory, and scripts of labs
     # change into the run folder themselves.
     with (
+        stoppable(),
         RunFolder(folder).writing(is_new=is_new),
         chdir(folder),
         quiet_libraries(verbose),
@@ -302,7 +304,8 @@ class _Run:
             trainer.fit(model, datamodule=datamodule, ckpt_path=path, weights_only=True)
         except SystemExit as error:
             if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
-                raise KeyboardInterrupt from error
+                cause = error.__context__
+                raise (cause if isinstance(cause, Stopped) else KeyboardInterrupt()) from error
             raise
         finally:
             # Once interrupted, Lightning leaves Ctrl-C ignored.

@@ -7,6 +7,7 @@ from pathlib import Path
 from ..consent import Trust, trust_of
 from ..errors import UserError, one_of
 from ..folder import CONFIG, RunFolder
+from ..processes import stoppable
 from ..progress import quiet_libraries
 from ..run_model import RunResult
 from ..runs.compose import Overrides, compose_config, draw_seed, read_config
@@ -84,7 +85,7 @@ def run_search(
     draw_seed(config)
     settings = check_search(config)
     is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)
-    with RunFolder(folder).writing(is_new=is_new), quiet_libraries(verbose):
+    with stoppable(), RunFolder(folder).writing(is_new=is_new), quiet_libraries(verbose):
         if backend == "ray":
             from .ray import run_ray_search
 
