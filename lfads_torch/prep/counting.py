@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from ..data.find import list_some
@@ -44,19 +43,19 @@ class CountStore:
         self, n_bins: int, n_units: int, dtype: np.dtype[Any], by_unit: bool, folder: Path
     ) -> None:
         self.n_bins, self.n_units, self.dtype, self.by_unit = n_bins, n_units, dtype, by_unit
-        shape = (n_units, n_bins) if by_unit else (n_bins, n_units)
-        self._data: Any
-        self._temporary: Any = None
+        self._shape = (n_units, n_bins) if by_unit else (n_bins, n_units)
+        self._data: Array | None = None
+        self._file: Any = None
         self._folder = folder
-        if n_bins * n_units * dtype.itemsize <= IN_MEMORY:
-            self._data = np.zeros(shape, dtype)
+        size = n_bins * n_units * dtype.itemsize
+        if size <= IN_MEMORY:
+            self._data = np.zeros(self._shape, dtype)
             return
         with self._disk():
-            # In the output's folder, since /tmp is often small, or in memory. What comes at once is
-            # a row, which HDF5 keeps together: the counts of a unit, or bins of all units.
-            self._temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".counts-")
-            file = h5py.File(Path(self._temporary.name) / "counts.h5", "w")
-            self._data = file.create_dataset("counts", shape, dtype)
+            # In the output's folder, since /tmp is often small, or in memory. The file has no name,
+            # so that nothing of it stays, however the process ends.
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by `close`
+            self._file.truncate(size)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
@@ -71,20 +70,38 @@ class CountStore:
 
     def put(self, start: int, counts: Array) -> None:
         """Write from the unit `start` on, or from the bin `start` on."""
-        with self._disk():
+        if self._data is not None:
             self._data[start : start + len(counts)] = counts
+            return
+        with self._disk():
+            self._file.seek(start * self._shape[1] * self.dtype.itemsize)
+            self._file.write(np.ascontiguousarray(counts, self.dtype).data)
+            self._file.flush()
 
     def read(self, start: int, stop: int) -> Array:
         """Read bins `start` to `stop` (exclusive), shape (bins, units)."""
-        if self.by_unit:
-            return np.ascontiguousarray(self._data[:, start:stop].T)
-        return np.asarray(self._data[start:stop])
+        if self._data is not None:
+            rows = self._data[:, start:stop].T if self.by_unit else self._data[start:stop]
+            return np.ascontiguousarray(rows)
+        counts = np.empty(
+            (self.n_units, stop - start) if self.by_unit else (stop - start, self.n_units),
+            self.dtype,
+        )
+        size = self.dtype.itemsize
+        with self._disk():
+            if self.by_unit:
+                for unit, row in enumerate(counts):
+                    self._file.seek((unit * self.n_bins + start) * size)
+                    self._file.readinto(row.data)
+            else:
+                self._file.seek(start * self.n_units * size)
+                self._file.readinto(counts.data)
+        return np.ascontiguousarray(counts.T) if self.by_unit else counts
 
     def close(self) -> None:
         """Remove the temporary file."""
-        if self._temporary is not None:
-            self._data.file.close()
-            self._temporary.cleanup()
+        if self._file is not None:
+            self._file.close()
 
 
 @dataclass
