@@ -20,6 +20,7 @@ from .quality import Array, count_faults, data_warnings
 from .read import SessionData, bin_width_ms, read_attrs
 from .stored import blocks, store
 from .survey import Survey
+from .tree import tree_faults
 from .validate import (
     MODEL_INPUTS,
     SCHEMA_KEYS,
@@ -155,7 +156,9 @@ def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
     report.errors += problems
     # Arrays that contradict each other have no common ends of trials, but are surveyed all the
     # same: one report shows all that has to be mended.
-    arrays = _model_inputs(report.path, file, keys, max_bytes)
+    broken = tree_faults(file)
+    sound = [key for key in keys if key not in broken]
+    arrays = _model_inputs(report.path, file, sound, max_bytes)
     surveys = (
         {key: Survey.of(array) for key, array in arrays.items()}
         if problems
@@ -166,7 +169,7 @@ def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
         if key in surveys:
             rate = surveys[key].mean
         # Other arrays of counts have a mean worth knowing; one of floats may be anything.
-        elif data.ndim == 3 and data.size and data.dtype.kind in "bui":
+        elif data.ndim == 3 and data.size and data.dtype.kind in "bui" and key in sound:
             total = sum(float(block.sum(dtype=np.float64)) for _, block in blocks(data))
             rate = total / data.size
         width_ms = bin_width_ms(data.attrs) or bin_width_ms(report.attrs)

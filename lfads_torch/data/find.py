@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import DataError, DataWarning, UserError, nearest
 from ..processes import remove_leftovers, temporary
 from .nlb_files import how_to_make
+from .tree import walk
 
 # Bytes of a chunk. Short trials share one: HDF5 keeps an entry in an index for each chunk, which
 # could take more room than the trial. A chunk must be smaller than 4 GiB.
@@ -128,21 +129,16 @@ def warn_of_other_files(file: h5py.File) -> None:
     # Labs join files so. But a stranger's file may point to any file, whose numbers then go into
     # outputs that are passed on.
     others: dict[str, list[str]] = {}
-
-    def look(key: str, node: Any) -> None:
-        if isinstance(node, h5py.Dataset):
-            sources = [s.file_name for s in node.virtual_sources()] if node.is_virtual else []
-            for name in {*sources, *(name for name, _, _ in node.external or ())} - {"."}:
-                others.setdefault(str(name), []).append(key)
-
-    for name in file:
-        link = file.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink):
-            others.setdefault(link.filename, []).append(name)
-        elif isinstance(node := file.get(name), h5py.Group):
-            node.visititems(lambda path, item, name=name: look(f"{name}/{path}", item))
-        else:
-            look(name, node)
+    for key, item, _ in walk(file):
+        link = file.get(key, getlink=True)
+        names = {link.filename} if isinstance(link, h5py.ExternalLink) else set()
+        if isinstance(item, h5py.Dataset):
+            names |= (
+                {str(one.file_name) for one in item.virtual_sources()} if item.is_virtual else set()
+            )
+            names |= {str(name) for name, _, _ in item.external or ()}
+        for name in names - {"."}:
+            others.setdefault(name, []).append(key)
     if others:
         named = "; ".join(f"{list_some(keys, 3)} from {other}" for other, keys in others.items())
         warnings.warn(

@@ -19,6 +19,10 @@ Array = NDArray[Any]
 # Data of which at least this fraction are counts are taken to be spikes with faults in them.
 _MOSTLY_COUNTS = 0.99
 
+# A neuron fires at most some 1000 times a second, and a bin is shorter than that. Numbers of other
+# kinds have any unit, and none that a network takes well beyond this.
+_MOST_COUNT, _MOST_VALUE = 1e3, 1e6
+
 # Keys of the user may well resemble those of the schema, so only a slip of a letter or two counts.
 _SIMILAR = 0.85
 
@@ -41,6 +45,7 @@ def data_warnings(
         *misspelt_keys(keys),
         *silent_channels(surveys),
         *trials_without_spikes(surveys),
+        *absurd_values(surveys),
         *_repeated(arrays, surveys),
         *_misaligned(arrays),
     ]
@@ -103,6 +108,34 @@ def trials_without_spikes(surveys: Mapping[str, Survey]) -> list[str]:
         for key, survey in surveys.items()
         if key.endswith("_encod_data") and (empty := np.flatnonzero(~survey.active).tolist())
     ]
+
+
+def absurd_values(surveys: Mapping[str, Survey]) -> list[str]:
+    """Name the channels that hold numbers which no recording has, and the largest of each."""
+    messages = []
+    for key, survey in surveys.items():
+        is_counts = key.endswith(("_encod_data", "_recon_data")) and _are_counts(survey)
+        most = _MOST_COUNT if is_counts else _MOST_VALUE
+        largest = np.where(np.isfinite(survey.largest), survey.largest, 0)
+        if not (channels := np.flatnonzero(largest > most)).size:
+            continue
+        # The shortest text that is this number in float32.
+        values = [f"{float(str(value)):.9g}" for value in largest[channels]]
+        named = list_some(
+            [f"channel {i}: {v}" for i, v in zip(channels.tolist(), values, strict=True)]
+        )
+        what = "spike counts in one bin that no neuron has" if is_counts else "very large numbers"
+        exact = (
+            " Whole numbers beyond 16777216 (2^24) are rounded, too."
+            if largest.max() >= 2**24
+            else ""
+        )
+        advice = "mend them, or mark them missing with NaN" if is_counts else "choose a larger unit"
+        messages.append(
+            f"{key!r} holds {what}: {named} (counted from 0); legal, but the loss will be theirs "
+            f"alone: {advice}.{exact}"
+        )
+    return messages
 
 
 def shared_trials(train: Array, valid: Array) -> NDArray[np.intp]:
@@ -244,12 +277,12 @@ def count_faults(key: str, survey: Survey) -> tuple[list[str], list[str]]:
     """Return errors and warnings that separate faulty spike counts from data that are no counts."""
     errors, warnings = [], []
     negative, fractional, zero = survey.negative, survey.fractional, survey.zero
-    bad, observed = int((negative + fractional).sum()), survey.size - int(survey.missing.sum())
+    bad = int((negative + fractional).sum())
     if survey.infinite.any():
         errors.append(
             f"{key!r} holds {_entries(survey.infinite, 'infinite')}; make them finite or NaN."
         )
-    if bad and bad <= (1 - _MOSTLY_COUNTS) * observed:
+    if bad and _are_counts(survey):
         for faulty, what in ((negative, "negative"), (fractional, "fractional")):
             if faulty.any():
                 errors.append(
@@ -269,6 +302,11 @@ def count_faults(key: str, survey: Survey) -> tuple[list[str], list[str]]:
             f"{_entries(fractional, 'fractional')}): Poisson will refuse it; use {fits}."
         )
     return errors, warnings
+
+
+def _are_counts(survey: Survey) -> bool:
+    bad = int((survey.negative + survey.fractional).sum())
+    return bad <= (1 - _MOSTLY_COUNTS) * (survey.size - int(survey.missing.sum()))
 
 
 def _entries(per_channel: NDArray[np.int64], what: str) -> str:

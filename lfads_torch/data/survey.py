@@ -22,6 +22,7 @@ class Survey:
 
     size: int
     total: float  # sum of the entries that are not missing
+    largest: Array  # by channel: the largest magnitude
     missing: Counts  # these five by channel
     infinite: Counts
     negative: Counts  # and finite
@@ -46,6 +47,7 @@ class Survey:
         counts = {kind: np.zeros(n_channels, np.int64) for kind in kinds}
         ends, gaps = np.full(n_trials, n_bins, np.int64), np.zeros(n_trials, np.int64)
         active, hashes = np.zeros(n_trials, np.bool_), np.zeros(n_trials, np.uint64)
+        largest = np.zeros(n_channels, np.float32)
         multipliers, total = _multipliers(n_bins), 0.0
         for rows, block in blocks(array):
             counts["infinite"] += _by_channel(np.isinf(block))
@@ -65,10 +67,19 @@ class Survey:
                 last = n_bins - np.argmax(observed[:, ::-1], axis=1)
                 ends[rows] = np.where(observed.any(axis=1), last, 0)
                 block = np.where(unknown, block.dtype.type(0), block)
+            extremes = np.abs([block.max(axis=(0, 1)), block.min(axis=(0, 1))])
+            largest = np.maximum(largest, extremes.max(axis=0))
             with np.errstate(invalid="ignore"):  # of both infinities, which are counted above
                 total += float(block.sum(dtype=np.float64))
         return cls(
-            array.size, total, **counts, lengths=ends, gaps=gaps, active=active, hashes=hashes
+            array.size,
+            total,
+            largest,
+            **counts,
+            lengths=ends,
+            gaps=gaps,
+            active=active,
+            hashes=hashes,
         )
 
     @property

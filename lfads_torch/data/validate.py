@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 
 from ..errors import nearest
 from .find import how_to_prepare, list_some
+from .memory import available_bytes
 from .missing import length_faults
+from .tree import tree_faults
 
 SPLITS = ("train", "valid", "test")
 REQUIRED_KEYS = tuple(f"{s}_{k}" for s in ("train", "valid") for k in ("encod_data", "recon_data"))
@@ -72,7 +75,7 @@ def find_problems(
         One sentence for each fault, empty when the file is in order.
     """
     keys = list_keys(file)
-    problems = _missing(keys, file.filename)
+    problems = [*tree_faults(file).values(), *_missing(keys, file.filename)]
     # Shapes of sound arrays only, so that no fault is reported a second time as a contradiction.
     shapes: dict[str, tuple[int, ...]] = {}
     for key in ARRAY_KEYS:
@@ -95,6 +98,8 @@ def find_problems(
                 f"attribute key {key!r} is not in the file"
                 f"{suggest(key, keys)} It has {list_some(keys)}."
             )
+        elif text := _too_large(file[key], file[key].dtype.itemsize):
+            problems.append(f"attribute key {key!r} {text}")
     return problems
 
 
@@ -240,7 +245,20 @@ def _scalar_and_pcr_faults(
                 f"'{key}' is for {data.shape[0]} channels, the data have "
                 f"{' (read) and '.join(map(str, dict.fromkeys(channels)))}; they must agree."
             )
+        elif text := _too_large(data, 4):
+            problems.append(f"{key!r} {text}")
     return problems
+
+
+def _too_large(data: h5py.Dataset, itemsize: int) -> str | None:
+    """Say that an array that is read as a whole is larger than the memory; None where it fits."""
+    free, size = available_bytes(), itemsize * math.prod(data.shape or ())
+    if free is None or size <= free:
+        return None
+    return (
+        f"has shape {show_shape(data.shape)}: it takes {size / 1e9:.3g} GB of memory, of which "
+        f"{free / 1e9:.3g} GB are free."
+    )
 
 
 def _batch_key_faults(
