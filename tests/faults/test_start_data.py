@@ -170,3 +170,14 @@ def test_numbers_of_other_kinds_may_be_large_but_not_absurd(file: Path) -> None:
     with h5py.File(file, "a") as data:
         data["train_recon_data"][0, 0, 2] = -7e6
     assert any("channel 2: 7000000 " in text for text in check_file(file).warnings)
+
+
+def test_prep_refuses_a_recording_of_no_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(tmp_path / "recording.h5", "w") as data:
+        for key, dtype in (("spike_times", "f8"), ("spike_clusters", "i8")):
+            data.create_dataset(key, (10**12,), dtype, chunks=(10**6,))
+    command = ["prep", str(tmp_path / "recording.h5"), "-o", str(tmp_path / "data.h5")]
+    assert main([*command, "--bin-ms", "5"]) == 2
+    assert "declares 1e+12 entries" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...data.find import open_h5
 from ...data.stored import StoredArray
+from ...data.tree import unwritten
 from ...errors import DataError
 from ..binning import Array
 from .layout import recording_from_tree
@@ -40,6 +41,8 @@ class DataSet:
 
     def read(self, rows: slice) -> Array:
         """Read rows; a `DataError` where the file is damaged."""
+        if text := unwritten(self.data):
+            raise DataError(f"{self.data.file.filename}: {self.data.name} {text}")
         place = self.data.ndim - 1 - self.axis if self.reverse else self.axis
         try:
             values = np.asarray(self.data[(*[slice(None)] * place, rows)])
