@@ -300,6 +300,8 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
 
     def _overrides(self, files: Sequence[Path]) -> dict[str, Any]:
         sizes = {f"model.{name}": getattr(self, name) for name in _SIZES}
+        if self.co_dim == 0:  # without inputs there is nothing to control
+            sizes |= {"model.con_dim": 0, "model.ci_enc_dim": 0}
         return {
             "datamodule.datafile_pattern": [str(file) for file in files],
             "datamodule.batch_size": self.batch_size,
