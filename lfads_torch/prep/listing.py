@@ -83,7 +83,9 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
     if str(problem):
         lines += ["", f"Not clear yet: {problem}", *getattr(problem, "__notes__", ())]
     if planned:
-        lines += ["", "To prepare it, " + ("one of:" if len(planned) > 1 else "for example:")]
+        if_so = "if this is what it holds, " if str(problem) else ""
+        choice = "one of:" if len(planned) > 1 else "for example:"
+        lines += ["", f"To prepare it, {if_so}{choice}"]
         lines += [f"  {_words(path, *one, number)}" for number, one in enumerate(planned, 1)]
     else:
         lines += ["", "No command is known that prepares it as it is; docs/data.md says how."]
@@ -275,12 +277,12 @@ def _readings(
             with suppress(ValueError):
                 yield {name: float(value) if name in ("input_bin_ms", "sampling_hz") else value}
     if "time_unit" in named:
-        yield from ({"time_unit": unit} for unit in ("ms", "us"))
         yield {"time_unit": "samples", "sampling_hz": 30000.0}
+        yield from ({"time_unit": unit} for unit in ("ms", "us"))
     width: dict[str, Any] = {"input_bin_ms": 1.0} if "input_bin_ms" in named else {}
     if width:
         yield width
-    if "axes" in named or width:
+    if "axes" in named:
         yield from (width | {"axes": order} for order in _AXES)
     if "spikes" in named:
         likely = list(_likely_spikes(members))

@@ -29,7 +29,6 @@ _SMALL = 1 << 20  # entries; the range of a larger array is not looked for
 _FEW = 200  # cells of a cell array that are looked at
 
 _NOT_READ = "not readable"
-_DENSE = "save full(x) in its place"
 _OBJECT = (
     "a MATLAB object, of which only MATLAB knows the layout; save a struct, numbers or cellstr: "
     "table2struct(T, 'ToScalar', true), cellstr(s), double(x)"
@@ -128,7 +127,7 @@ def _node(group: Any, key: str, name: str, matlab: bool) -> Iterator[Member]:
     if isinstance(node, h5py.Group) and "MATLAB_sparse" in node.attrs:
         size = (int(node.attrs["MATLAB_sparse"]), len(node["jc"]) - 1 if "jc" in node else 0)
         n = len(node["data"]) if "data" in node else 0
-        yield Member(name, "sparse", show_shape(size), f"{n} entries", _DENSE)
+        yield Member(name, "sparse", show_shape(size), f"{n} entries")
     elif isinstance(node, h5py.Group) and {"data", "indices", "indptr"} <= set(node):
         size = node.attrs.get("shape", node.attrs.get("h5sparse_shape", ()))
         n = len(node["data"])
@@ -201,7 +200,7 @@ def _value(name: str, value: Any) -> Iterator[Member]:
     from scipy.sparse import issparse
 
     if issparse(value):
-        yield Member(name, "sparse", show_shape(value.shape), f"{value.nnz} entries", _DENSE)
+        yield Member(name, "sparse", show_shape(value.shape), f"{value.nnz} entries")
     elif isinstance(value, MatlabOpaque | MatlabFunction):
         yield Member(name, _NOT_READ, type(value).__name__, hint=_OBJECT)
     elif not isinstance(value, np.ndarray):

@@ -120,7 +120,8 @@ def _matlab(file: h5py.File, node: Any) -> Any:
         if "MATLAB_sparse" in node.attrs:
             return _sparse(node)
         return {name: _matlab(file, node[name]) for name in node}
-    if node.shape is None or "MATLAB_empty" in node.attrs:
+    # Of objects (table, string, datetime) only MATLAB knows what the stored numbers mean.
+    if node.shape is None or {"MATLAB_empty", "MATLAB_object_decode"} & set(node.attrs):
         return np.empty(0)
     if h5py.check_ref_dtype(node.dtype) is not None:
         # A cell array, or a field of an array of structs.
