@@ -1,199 +1,294 @@
-"""CSV files: spike times (a row per spike), binned spikes (a row per bin), tables of trials."""
+"""CSV and other text: a row per spike, a column of times per unit, a row per bin; also trials."""
 
 from __future__ import annotations
 
-import csv
-import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 
 from ...data.find import list_some
 from ...errors import DataError, UserError
-from ..binning import Array
-from .axes import TIMES
+from ..binning import Array, Floats
+from .axes import TIMES, is_regular, parse_axes
 from .grouping import group_by_unit
-from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table
+from .recording import (
+    BinnedSpikes,
+    Clock,
+    Recording,
+    Series,
+    SourceOptions,
+    SpikeTimes,
+    Table,
+    find,
+)
+from .sheet import Sheet, is_number, open_sheet
 from .timeline import TRIAL_OF_SPIKE
 
-_ROWS = 1 << 19  # rows that are parsed at once
-_TIME = ("spike_time", "spike_times", *TIMES)
-_UNIT = ("unit", "unit_id", "neuron", "neuron_id", "cluster", "cluster_id", "cell", "channel", "id")
+_TIME = ("spike_time", "spike_times", "spiketime", "spiketimes", *TIMES)
+_UNIT = ("unit", "unit_id", "units", "neuron", "neuron_id", "cluster", "cluster_id", "cell", "id")
+_CHANNEL = ("channel", "channel_id", "chan", "ch", "electrode", "electrode_id", "tetrode", "probe")
+# Lists of moments that programs write beside those of units; NeuroExplorer calls them so.
+_EVENTS = re.compile(r"event|evt|strobe|marker|kbd|keyboard|frame|start$|stop$|trial", re.I)
+_SUFFIX = re.compile(r"_(s|sec|ms|us|samples)$")
+_PAIR = 1 << 32  # channel and unit of a spike in one number
 
 
 def read_csv(path: Path, options: SourceOptions) -> Recording:
-    """Open a CSV file as a recording.
+    """Open a CSV file, or another table of text, as a recording.
 
-    A file with a column of times and one of units (``time,unit``) holds a spike per row. Any other
-    holds a bin per row and a unit per column: all numeric columns but that of the times, or those
-    that `options.spikes` names (with wildcards, as ``unit*``); the others then are series.
+    A file with a column of times and one of units (``time,unit``) holds a spike per row; channel
+    and unit together name one. In any other, a column is a unit: its spike times, blank below the
+    last, or its counts with a bin per row. Its units are all numeric columns but those of times and
+    events, or those that `options.spikes` names (with wildcards, as ``unit*``).
     """
-    header, delimiter, first = _header(path)
-    lower = [name.lower() for name in header]
-    time = _column(lower, (options.spikes.lower(),) if options.spikes else _TIME)
-    unit = _column(lower, (options.spike_units.lower(),) if options.spike_units else _UNIT)
+    sheet = open_sheet(path)
+    keys = [_key(name) for name in sheet.names]
+    time = _column(keys, (_key(options.spikes),) if options.spikes else _TIME)
+    unit = _column(keys, (_key(options.spike_units),) if options.spike_units else _UNIT)
+    channel = _column(keys, _CHANNEL)
+    if unit is None and not options.spike_units:
+        unit, channel = channel, None
     if time is not None and unit is not None:
-        numeric = _is_number(first[unit]) if first else True
-        spikes = _spikes(path, delimiter, (time, unit), numeric)
-        units, names = group_by_unit(spikes)
-        notes = [f"spike times: columns {header[time]!r} and {header[unit]!r}"]
-        times = SpikeTimes(units, options.clock())
-        names_of = (options.spike_trials.lower(),) if options.spike_trials else TRIAL_OF_SPIKE
-        if (trial := _column(lower, names_of)) is not None:
-            times.trials, _ = group_by_unit(_spikes(path, delimiter, (trial, unit), numeric))
-            notes.append(f"trial of each spike: column {header[trial]!r}")
-        return Recording(
-            path,
-            "CSV file",
-            times,
-            units={"name": names},
-            clock=options.clock(),
-            notes=notes,
-        )
-    return _binned(path, header, delimiter, options)
+        owners = [unit] if channel in (None, unit) else [int(channel or 0), unit]
+        return _spike_rows(sheet, keys, time, owners, options)
+    return _columns(sheet, keys, options)
 
 
 def read_table(path: Path) -> Table:
     """Read a table of trials: a header and a row per trial; empty fields are NaN."""
-    header, delimiter, _ = _header(path)
-    with _open(path) as file:
-        rows = list(csv.reader(file, delimiter=delimiter))[1:]
-    wrong = [number for number, row in enumerate(rows, 2) if row and len(row) != len(header)]
+    sheet = open_sheet(path)
+    rows = list(sheet.fields())
+    wrong = [number for number, row in enumerate(rows, 1) if len(row) < len(sheet.names)]
     if wrong:
         raise DataError(
-            f"{path}: lines {list_some(wrong)} have another number of fields than the header's "
-            f"{len(header)} ({list_some(header)})."
+            f"{path}: rows {list_some(wrong)} have another number of fields than the header's "
+            f"{len(sheet.names)} ({list_some(sheet.names)})."
         )
-    rows = [row for row in rows if row]
-    return {name: _typed([row[i] for row in rows]) for i, name in enumerate(header)}
+    columns = zip(*rows, strict=False) if rows else [() for _ in sheet.names]
+    return {
+        name: _typed([value.strip() for value in column], sheet.decimal_comma)
+        for name, column in zip(sheet.names, columns, strict=False)
+    }
 
 
-def _typed(values: list[str]) -> Array:
-    known = [value for value in values if value.strip()]
-    if not all(_is_number(value) for value in known):
+def _typed(values: list[str], decimal_comma: bool) -> Array:
+    known = [value for value in values if value]
+    if not all(is_number(value, decimal_comma) for value in known):
         flags = {"true": True, "false": False}
-        if all(value.strip().lower() in flags for value in values):
-            return np.array([flags[value.strip().lower()] for value in values])
-        return np.array([value.strip() for value in values])
-    numbers = np.array([float(value) if value.strip() else np.nan for value in values])
+        if all(value.lower() in flags for value in values):
+            return np.array([flags[value.lower()] for value in values])
+        return np.array(values)
+    points = [value.replace(",", ".") if decimal_comma else value for value in values]
+    numbers = np.array([float(value) if value else np.nan for value in points])
     whole = np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()
-    return numbers.astype(np.int64) if whole and not any("." in v for v in known) else numbers
+    return numbers.astype(np.int64) if whole and not any("." in v for v in points) else numbers
 
 
-def _open(path: Path) -> TextIO:
-    # Excel writes a byte order mark, which would become part of the first column's name.
-    return path.open(encoding="utf-8-sig", newline="", errors="replace")
+def _key(name: str) -> str:
+    """Return a name as roles are looked up by: lower case, without a unit of time at its end."""
+    return _SUFFIX.sub("", re.sub(r"[\s.]+", "_", name.strip().lower()))
 
 
-def _header(path: Path) -> tuple[list[str], str, list[str]]:
-    """Return the names of the columns, the delimiter, and the first row."""
-    try:
-        with _open(path) as file:
-            lines = [line for line in itertools.islice(file, 2)]
-    except OSError as err:
-        raise DataError(f"{path} cannot be read: {err}") from err
-    if not lines:
-        raise DataError(f"{path} is empty.")
-    # The most frequent one, since the name of a column may hold another.
-    delimiter = max(",;\t", key=lines[0].count)
-    names = [name.strip().strip('"') for name in lines[0].rstrip("\r\n").split(delimiter)]
-    if all(_is_number(name) for name in names):
-        raise DataError(
-            f"{path} has no header: its first line must name the columns, such as time,unit. It is "
-            f"{lines[0].strip()[:60]!r}."
-        )
-    first = next(csv.reader(lines[1:], delimiter=delimiter), [])
-    return names, delimiter, first
+def _column(keys: list[str], names: tuple[str, ...]) -> int | None:
+    return next((keys.index(name) for name in names if name in keys), None)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _clock(sheet: Sheet, columns: Sequence[int], options: SourceOptions) -> Clock:
+    """Return the clock of columns of times: as the user says, else as the header does."""
+    said = {sheet.units[i] or _suffix(sheet.names[i]) for i in columns}
+    unit = said.pop() if len(said) == 1 else ""
+    return replace(options, time_unit=options.time_unit or unit or None).clock()
 
 
-def _column(header: list[str], names: tuple[str, ...]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
+def _suffix(name: str) -> str:
+    match = _SUFFIX.search(name.strip().lower())
+    return match[1].removesuffix("ec") if match else ""
 
 
-def _parse(path: Path, delimiter: str, **options: Any) -> Iterator[Array]:
-    """Yield rows as numbers, block after block."""
-    with _open(path) as file:
-        next(file)
-        while lines := list(itertools.islice(file, _ROWS)):
-            try:
-                # A unit may be called ch#1: nothing is a comment.
-                yield np.loadtxt(lines, delimiter=delimiter, ndmin=2, comments=None, **options)
-            except ValueError as err:
-                raise DataError(
-                    f"{path} holds rows that are not numbers, or of different lengths: {err}"
-                ) from err
+# ---- a spike per row -----------------------------------------------------------------------------
 
 
-def _spikes(
-    path: Path, delimiter: str, columns: tuple[int, int], numeric: bool
-) -> Iterator[tuple[Array, Array]]:
-    if numeric:
-        for rows in _parse(path, delimiter, usecols=columns):
-            owner = rows[:, 1]
-            whole = owner.astype(np.int64)
-            yield whole if (whole == owner).all() else owner, rows[:, 0]
+def _spike_rows(
+    sheet: Sheet, keys: list[str], time: int, owners: list[int], options: SourceOptions
+) -> Recording:
+    units, labels = group_by_unit(_spikes(sheet, time, owners))
+    columns = _labels(sheet, owners, labels)
+    order = np.arange(len(units))
+    if len(owners) == 1:
+        names = columns[0]
+    elif len(np.unique(columns[1])) == len(units):  # units are numbered through all channels
+        names, order = columns[1], np.argsort(columns[1], kind="stable")
+    else:
+        names = np.array([f"{a}_{b}" for a, b in zip(*columns, strict=True)])
+    table = {"name": names[order]}
+    if len(owners) > 1:
+        table |= {sheet.names[i]: c[order] for i, c in zip(owners, columns, strict=True)}
+    shown = " and ".join(repr(sheet.names[i]) for i in [time, *owners])
+    times = SpikeTimes([units[i] for i in order], _clock(sheet, [time], options))
+    notes = [f"spike times: columns {shown}"]
+    names_of = (_key(options.spike_trials),) if options.spike_trials else TRIAL_OF_SPIKE
+    if (trial := _column(keys, names_of)) is not None:
+        trials, _ = group_by_unit(_spikes(sheet, trial, owners))
+        times.trials = [trials[i] for i in order]
+        notes.append(f"trial of each spike: column {sheet.names[trial]!r}")
+    return Recording(sheet.path, "CSV file", times, table, clock=options.clock(), notes=notes)
+
+
+def _spikes(sheet: Sheet, value: int, owners: list[int]) -> Iterator[tuple[Array, Array]]:
+    """Yield the owner of each spike, one for both of two columns, and the value in a column."""
+    if all(sheet.is_numeric(column) for column in owners):
+        for rows in sheet.numbers([*owners, value]):
+            owner = rows[:, 0] if len(owners) == 1 else rows[:, 0] * _PAIR + rows[:, 1]
+            whole = (rows[:, : len(owners)] == np.round(rows[:, : len(owners)])).all()
+            if len(owners) > 1 and not whole:
+                raise DataError(f"{sheet.path}: channels and units must be whole numbers or words.")
+            yield owner.astype(np.int64) if whole else owner, rows[:, -1]
         return
-    for rows in _parse(path, delimiter, usecols=columns, dtype=str):
-        try:
-            yield rows[:, 1], rows[:, 0].astype(np.float64)
-        except ValueError as err:
-            raise DataError(f"{path} holds spike times that are not numbers: {err}") from err
+    for words in sheet.text([*owners, value]):
+        owner = words[:, 0] if len(owners) == 1 else np.char.add(words[:, 0] + "\t", words[:, 1])
+        yield owner, sheet.number(words[:, -1])
 
 
-def _binned(path: Path, header: list[str], delimiter: str, options: SourceOptions) -> Recording:
-    lower = [name.lower() for name in header]
-    time = _column(lower, TIMES)
-    patterns = [p.strip() for p in options.spikes.split(",")] if options.spikes else ["*"]
-    units = [
-        i
-        for i, name in enumerate(header)
-        if i != time and any(fnmatch(name, pattern) for pattern in patterns)
-    ]
+def _labels(sheet: Sheet, owners: list[int], labels: Array) -> list[Array]:
+    """Return the names of units by column."""
+    if len(owners) == 1:
+        return [labels]
+    if labels.dtype.kind == "U":
+        pairs = [label.split("\t") for label in labels.tolist()]
+        return [np.array([pair[i] for pair in pairs]) for i in range(2)]
+    return [labels // _PAIR, labels % _PAIR]
+
+
+# ---- a column per unit ---------------------------------------------------------------------------
+
+
+def _columns(sheet: Sheet, keys: list[str], options: SourceOptions) -> Recording:
+    names = sheet.names
+    numeric = [i for i in range(len(names)) if sheet.is_numeric(i)]
+    time = _column(keys, TIMES)
+    rest = [i for i in numeric if i != time]
+    if options.spikes:
+        patterns = [word.strip() for word in options.spikes.split(",")]
+        units = [i for i in rest if any(fnmatch(names[i], pattern) for pattern in patterns)]
+        if time is not None and options.spikes in (names[time], keys[time]):
+            units, time = [time], None
+    elif rest:
+        units = [i for i in rest if not _EVENTS.search(names[i])] or rest
+    else:
+        alone = _column(keys, _TIME)
+        units, time = ([] if alone is None else [alone]), None
     if not units:
-        raise UserError(
-            f"{path.name}: no column matches --spikes {options.spikes}. Columns: "
-            f"{list_some(header, 20)}."
-        )
-    data = np.concatenate(list(_parse(path, delimiter)) or [np.empty((0, len(header)))])
-    if data.shape[1] != len(header):
-        raise DataError(
-            f"{path} has {data.shape[1]} fields per row, its header {len(header)} names."
-        )
-    clock, start, bin_s = options.clock(), 0.0, None
-    if time is not None and len(data) > 1:
-        seconds = clock.seconds(data[:, time])
-        # The difference of two decimal times has rounding digits, which a bin width must not have.
-        start, bin_s = float(seconds[0]), float(f"{np.median(np.diff(seconds)):.7g}")
-    if options.input_bin_ms:
-        bin_s = options.input_bin_ms / 1000
-    if bin_s is None or not bin_s > 0:
-        raise UserError(
-            f"{path.name}: the bin width is unknown: give it with --input-bin-ms (it has no column "
-            f"of ascending times). For spike times it needs columns {_TIME[0]} and {_UNIT[0]}; it "
-            f"has {list_some(header, 20)}."
-        )
-    spikes = BinnedSpikes(data[:, units], ("time", "unit"), bin_s, start)
-    rest = [i for i in range(len(header)) if i not in units and i != time]
-    return Recording(
-        path,
+        which = f"no column matches --spikes {options.spikes}" if options.spikes else "no numbers"
+        raise UserError(f"{sheet.path.name}: {which}. Columns: {list_some(names, 20)}.")
+    blocks = list(sheet.numbers(numeric))
+    data = np.concatenate(blocks or [np.empty((0, len(numeric)))])
+    by_column = {column: data[:, i] for i, column in enumerate(numeric)}
+    stamps = None if time is None else by_column[time]
+    is_times, why = _are_times([by_column[i] for i in units], stamps, sheet, options)
+    if is_times:
+        recording = _times(sheet, by_column, units, options)
+    else:
+        recording = _bins(sheet, by_column, units, time, options)
+    recording.notes[0] += f" ({why})" if why else ""
+    if skipped := [name for i, name in enumerate(names) if i not in numeric]:
+        recording.notes.append(f"not read, since they hold text: columns {list_some(skipped)}")
+    return recording
+
+
+def _are_times(
+    columns: list[Floats], stamps: Floats | None, sheet: Sheet, options: SourceOptions
+) -> tuple[bool, str]:
+    """Return whether columns hold spike times, not counts, and why; or ask."""
+    if options.axes:
+        what, shape = "the columns of units", (len(columns[0]), len(columns))
+        axes = parse_axes(options.axes, what, shape, [("time", "unit"), ("unit",)])
+        return axes == ("unit",), "by --axes"
+    if stamps is not None and is_regular(stamps):
+        return False, ""
+    known = [column[np.isfinite(column)] for column in columns]
+    below = all(np.isfinite(c[: len(k)]).all() for c, k in zip(columns, known, strict=True))
+    short = sum(len(k) < len(columns[0]) for k in known)
+    ascend = all((np.diff(k) >= 0).all() for k in known)
+    decimal = any((k != np.round(k)).any() for k in known)
+    if stamps is None and short and below and (ascend or decimal):
+        return True, "blank below the last time of a unit; if not, --axes time,unit"
+    if stamps is None and ascend and decimal and len(columns[0]) > 2:
+        return True, "all columns ascend; if not, --axes time,unit"
+    if not ascend or options.input_bin_ms:
+        return False, ""
+    n = f"{len(columns)} columns of {len(columns[0])} rows"
+    raise UserError(
+        f"{sheet.path.name}: {n} can be read in two ways; choose one:\n"
+        "  --axes unit: the spike times of a unit in each column\n"
+        "  --axes time,unit --input-bin-ms MS: counts, a bin in each row\n"
+        f"A spike per row needs columns {_TIME[0]} and {_UNIT[0]}; it has "
+        f"{list_some(sheet.names, 20)}."
+    )
+
+
+def _times(
+    sheet: Sheet, by_column: dict[int, Floats], units: list[int], options: SourceOptions
+) -> Recording:
+    """Take columns as the spike times of a unit each, and the others as lists of events."""
+    lists = {i: column[~np.isnan(column)] for i, column in by_column.items()}
+    recording = Recording(
+        sheet.path,
         "CSV file",
-        spikes,
-        units={"name": np.array([header[i] for i in units])},
+        SpikeTimes([lists[i] for i in units], _clock(sheet, units, options)),
+        units={"name": np.array([sheet.names[i] for i in units])},
+        clock=_clock(sheet, units, options),
+        notes=[f"spike times: {len(units)} columns, one for each unit"],
+    )
+    events = {sheet.names[i]: times for i, times in lists.items() if i not in units}
+    recording.tables = {name: len(times) for name, times in events.items()}
+    if options.trials:
+        recording.trials = {"timestamps": find(events, options.trials, "column of events")}
+        recording.tables = {k: n for k, n in recording.tables.items() if k != options.trials}
+    return recording
+
+
+def _bins(
+    sheet: Sheet,
+    by_column: dict[int, Floats],
+    units: list[int],
+    time: int | None,
+    options: SourceOptions,
+) -> Recording:
+    start, bin_s = 0.0, options.input_bin_ms and options.input_bin_ms / 1000
+    if time is not None and len(by_column[time]) > 1:
+        seconds = _clock(sheet, [time], options).seconds(by_column[time])
+        steps = np.diff(seconds)
+        start, step = float(seconds[0]), float(np.median(steps))
+        if not bin_s and (not step > 0 or np.abs(steps - step).max() > 0.01 * step):
+            raise UserError(
+                f"{sheet.path.name}: column {sheet.names[time]!r} steps by {steps.min():g} to "
+                f"{steps.max():g} s, so rows are no bins. If a row is a spike, name the column "
+                "with its unit (--spike-units). If rows are bins all the same, give their width "
+                "with --input-bin-ms."
+            )
+        # The difference of two decimal times has rounding digits, which a bin width must not have.
+        bin_s = bin_s or float(f"{step:.7g}")
+    if not bin_s or not bin_s > 0:
+        raise UserError(
+            f"{sheet.path.name}: the bin width is unknown: give it with --input-bin-ms (it has no "
+            f"column of ascending times). For spike times it needs columns {_TIME[0]} and "
+            f"{_UNIT[0]}; it has {list_some(sheet.names, 20)}."
+        )
+    data = np.stack([by_column[i] for i in units], axis=1)
+    return Recording(
+        sheet.path,
+        "CSV file",
+        BinnedSpikes(data, ("time", "unit"), bin_s, start),
+        units={"name": np.array([sheet.names[i] for i in units])},
         series={
-            header[i]: Series(data[:, i], ("time",), None, start, 1 / bin_s, at_edges=True)
-            for i in rest
+            sheet.names[i]: Series(column, ("time",), None, start, 1 / bin_s, at_edges=True)
+            for i, column in by_column.items()
+            if i not in units and i != time
         },
-        clock=clock,
+        clock=options.clock(),
         notes=[f"binned spikes: {len(units)} columns; bins of {bin_s * 1000:g} ms"],
     )
