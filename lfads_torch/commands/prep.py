@@ -81,9 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="seed of the split and of --hold-out (0)")
 
     add = parser.add_argument_group("reading the source").add_argument
-    add("--spikes", metavar="NAME", help="what holds the spikes, where that is unclear")
+    add("--spikes", metavar="NAME[,NAME]", help="what holds the spikes; several are joined")
     add("--spike-units", metavar="NAME", help="what holds the unit of each spike")
-    add("--axes", metavar="AXIS,AXIS", help="axes of binned spikes: of time, unit, trial")
+    add("--axes", metavar="AXIS,AXIS", help="axes of the spikes: of trial, time, unit")
     add("--input-bin-ms", type=float, metavar="MS", help="bin width of binned spikes")
     add("--spike-times", choices=("auto", "absolute", "relative"), help="to the trial's start?")
     add("--spike-trials", metavar="NAME", help="what holds the trial of each spike")

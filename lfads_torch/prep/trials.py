@@ -313,6 +313,10 @@ def _whole_trials(recording: Recording, bin_s: float) -> Align:
     # Whole bins: of what was recorded of a bin at an end, its count would be too low.
     first = int(first_bin(times[:, :1].min(), bin_s))
     stop = -int(first_bin(-times[:, 1:].max(), bin_s))
+    if recording.reach is not None:
+        # Where only spikes say how long trials are, no bins before or after all spikes.
+        low, high = np.floor(np.array(recording.reach) / bin_s + 1e-9).astype(int).tolist()
+        first, stop = max(first, min(low, 0)), min(stop, high + 1)
     if stop <= first:
         raise UserError(f"No trial is as long as a bin of {bin_s * 1000:g} ms (--bin-ms).")
     recording.notes.append(

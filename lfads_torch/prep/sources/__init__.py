@@ -8,13 +8,12 @@ of named arrays, `recording` is what all become.
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
 
 from ...data.find import absolute_pattern, list_some
-from ...errors import DataError
+from ...errors import DataError, UserError
 from .csv import read_csv, read_table
 from .hdf5 import read_hdf5, read_mat
 from .npz import read_npz
@@ -69,12 +68,11 @@ def open_recording(path: str | os.PathLike[str], options: SourceOptions | None =
     options = options or SourceOptions()
     file = Path(absolute_pattern(path))
     table = None
-    if options.trials and options.trials.endswith((".csv", ".tsv")):
+    if options.trials and options.table is None:
         table = read_table(Path(absolute_pattern(options.trials)))
-        options = replace(options, trials=None)
     recording = _read(file, options)
     if table is not None:
-        recording.trials = table
+        recording.trials = _joined(recording, table, str(options.trials))
     settle(recording, options)
     return recording
 
@@ -98,3 +96,16 @@ def _read(file: Path, options: SourceOptions) -> Recording:
     raise DataError(
         f"{file.name}: unknown format {suffix!r}; legal are {list_some([*_HDF5, *_READERS])}."
     )
+
+
+def _joined(recording: Recording, table: Table, name: str) -> Table:
+    """Return a table of trials, with the columns that the file has where it stores each trial."""
+    if recording.extents is None:
+        return table
+    n_rows = len(next(iter(table.values()), ()))
+    if n_rows != recording.n_trials:
+        raise UserError(
+            f"{name} has {n_rows} rows, {recording.path.name} has {recording.n_trials} trials; "
+            "legal is a row for each trial, in their order."
+        )
+    return recording.trials | table

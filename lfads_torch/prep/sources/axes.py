@@ -10,16 +10,16 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from ...data.validate import show_shape
 from ...errors import UserError
 from ..binning import Array
+from .recording import TIMES
+from .sheet import open_sheet
 from .tree import TRIALS, UNITS, Source, last_name
-
-TIMES = ("time", "times", "timestamps", "t", "bin_times", "timebase", "time_vector")
-"""Names of an array that holds the times of samples or bins."""
 
 Axes = tuple[str, ...]
 
@@ -37,6 +37,11 @@ _NAMES_OF_UNITS = re.compile(
     r"(ids?|names?|labels?|no|numbers?|index|areas?|depths?|quality|guide)?",
     re.IGNORECASE,
 )
+
+
+def is_times(name: str) -> bool:
+    """Return whether an array by this name holds times of samples or bins."""
+    return last_name(name).removesuffix("_ms").removesuffix("_s").removesuffix("_us") in TIMES
 
 
 def is_regular(values: Array) -> bool:
@@ -80,7 +85,10 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
     """
     hints, options = Hints(), source.options
     used = set(used)
-    tables = (("trial", (options.trials,) if options.trials else TRIALS), ("unit", UNITS))
+    if options.trials and options.table is None:
+        size = sum(1 for _ in open_sheet(Path(options.trials)).fields())
+        hints.add("trial", size, f"{options.trials} has {size} rows")
+    tables = (("trial", (options.table,) if options.table else TRIALS), ("unit", UNITS))
     for role, prefixes in tables:
         for prefix in prefixes:
             lengths = [
@@ -108,7 +116,7 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
             hints.add("unit", size, f"{key!r} has {size} entries")
         elif size > 2 and name.endswith("edges"):
             hints.add("time", size - 1, f"{key!r} has {size} edges of bins")
-        elif size > 1 and name in TIMES:
+        elif size > 1 and is_times(name):
             hints.add("time", size, f"{key!r} has {size} entries")
         elif size > 1 and "trial" in key.lower():
             hints.add("trial", size, f"{key!r} has {size} entries", sure=False)

@@ -13,9 +13,10 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
-from .axes import TIMES, is_regular, parse_axes
+from .axes import is_regular, parse_axes
 from .grouping import group_by_unit
 from .recording import (
+    TIMES,
     BinnedSpikes,
     Clock,
     Recording,
@@ -245,9 +246,9 @@ def _times(
     )
     events = {sheet.names[i]: times for i, times in lists.items() if i not in units}
     recording.tables = {name: len(times) for name, times in events.items()}
-    if options.trials:
-        recording.trials = {"timestamps": find(events, options.trials, "column of events")}
-        recording.tables = {k: n for k, n in recording.tables.items() if k != options.trials}
+    if options.table:
+        recording.trials = {"timestamps": find(events, options.table, "column of events")}
+        recording.tables = {k: n for k, n in recording.tables.items() if k != options.table}
     return recording
 
 

@@ -8,8 +8,16 @@ from typing import Any
 
 from ...data.find import list_some
 from ...errors import UserError
-from .axes import TIMES
-from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
+from .recording import (
+    TIMES,
+    BinnedSpikes,
+    Clock,
+    Recording,
+    Series,
+    SourceOptions,
+    SpikeTimes,
+    Table,
+)
 from .spikes import attrs_of, read_spikes, sampling_hz, spikes_keys
 from .timeline import INVALID, OBSERVED, add_invalid, observe_units, settle
 from .tree import TRIALS, UNITS, Ragged, Source, Tree, as_text, gather, last_name, vectors_of
@@ -39,11 +47,11 @@ def recording_from_tree(
     if read.trials is not None:
         read.trials.place(recording)
     _add_stretches(recording, rest)
-    prefixes = (options.trials,) if options.trials else TRIALS
+    prefixes = (options.table,) if options.table else TRIALS
     recording.trials = _table(rest, prefixes, None, recording.warnings)
-    if options.trials and not recording.trials:
+    if options.table and not recording.trials:
         raise UserError(
-            f"{path.name} has no table {options.trials!r}; a table is a group or struct of arrays "
+            f"{path.name} has no table {options.table!r}; a table is a group or struct of arrays "
             f"of one length. It holds: {list_some(sorted(tree), 20)}."
         )
     if read.n_trials:

@@ -65,9 +65,9 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         recording.notes.append(
             "spike times: the table of units" + f" {source!r}" * (source != "units")
         )
-    if options.trials or "trials" in recording.tables:
+    if options.table or "trials" in recording.tables:
         timed = {name: held.tables[name] for name in recording.tables}
-        name = find({n: n for n in timed}, options.trials or "trials", "table of intervals")
+        name = find({n: n for n in timed}, options.table or "trials", "table of intervals")
         recording.trials = _table(timed[name])
         del recording.tables[name]
     for name in [n for n in recording.tables if n.rpartition(".")[2].lower() in INVALID]:

@@ -24,6 +24,9 @@ Table = dict[str, Array]
 UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 """Units of time by name, in seconds; ``samples`` needs a sampling rate."""
 
+TIMES = ("time", "times", "timestamps", "t", "bin_times", "timebase", "time_vector", "time_axis")
+"""Names of an array that holds the times of samples or bins."""
+
 # Spike times that are converted at once: 32 MB of float64.
 _BLOCK = 1 << 22
 _MOST_FALLS = 1 << 12  # places of a unit that are kept; in any order half of the spikes are
@@ -57,9 +60,11 @@ class Clock:
 class SourceOptions:
     """How to read a recording, where its file does not say so itself."""
 
-    spikes: str | None = None  # array, cell array, group, columns or time series that holds them
+    # Array, cell array, group, columns or time series that holds them; of several, with commas
+    # between them, the units are joined.
+    spikes: str | None = None
     spike_units: str | None = None  # array with the unit of each spike of one long list
-    axes: str | None = None  # of binned spikes, such as "time,unit" or "unit,time,trial"
+    axes: str | None = None  # such as "unit,time,trial" of bins, "trial,unit" of lists of times
     input_bin_ms: float | None = None  # of binned spikes
     trials: str | None = None  # table of trials in the file, or a CSV file with one
     # Of spikes, trials and series: "s", "ms", "us" or "samples"; None: s unless implausible.
@@ -68,6 +73,11 @@ class SourceOptions:
     sampling_hz: float | None = None  # of "samples"; else times are moved to the nearest sample
     spike_times: str | None = None  # "absolute" or "relative" to the start of the trial
     spike_trials: str | None = None  # array with the trial of each spike
+
+    @property
+    def table(self) -> str | None:
+        """Name of the table of trials in the recording's file; None where a CSV file has it."""
+        return None if self.trials and self.trials.endswith((".csv", ".tsv")) else self.trials
 
     def clock(self) -> Clock:
         """Return how times become seconds, or raise `UserError` for an unknown unit."""
@@ -278,6 +288,7 @@ class Recording:
     onsets: Floats | None = None  # the same in the time of the file, where it was laid out anew
     extents: Floats | None = None  # first and last second of each trial that is stored by itself
     is_settled: bool = False  # all lies on one clock, or `refusals` say why not
+    reach: tuple[float, float] | None = None  # first and last spike since the zero of their trial
     is_one_clock: bool = False  # the user says so of spikes and events
     refusals: list[str] = field(default_factory=list)  # why nothing right can be made of it
     unplaced: str = ""  # why no window can be cut around trials

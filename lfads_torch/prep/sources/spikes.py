@@ -16,9 +16,19 @@ from ...data.stored import StoredArray, blocks, flat
 from ...data.validate import show_shape
 from ...errors import DataError, UserError, number
 from ..binning import Array, Floats, Indices
-from .axes import Axes, Hints, ask, choose, gather_hints, is_regular, parse_axes, readings
+from .axes import (
+    Axes,
+    Hints,
+    ask,
+    choose,
+    gather_hints,
+    is_regular,
+    is_times,
+    parse_axes,
+    readings,
+)
 from .grouping import group_by_unit, split_by_index
-from .recording import AnyArray, BinnedSpikes, SpikeTimes, Table
+from .recording import UNIT_S, AnyArray, BinnedSpikes, Clock, SpikeTimes, Table
 from .time_unit import judge, sample_list
 from .timeline import TRIAL_OF_SPIKE
 from .tree import SPIKES, TRIALS, UNITS, Node, Ragged, Source, Tree, is_vector, last_name, siblings
@@ -78,8 +88,8 @@ def spikes_keys(source: Source) -> list[str]:
     candidates = {
         key: node
         for key, node in tree.items()
-        if isinstance(node, Ragged)
-        or (node.dtype.kind in "buif" and node.shape and not _is_time_base(node))
+        if not _is_time_base(key, node)
+        and (isinstance(node, Ragged) or (node.dtype.kind in "buif" and node.shape))
     }
     for name in SPIKES:
         keys = [key for key in candidates if last_name(key) == name]
@@ -116,8 +126,12 @@ def last_of(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _is_time_base(node: AnyArray) -> bool:
-    """Return whether an array holds times in equal steps, which spikes never have."""
+def _is_time_base(key: str, node: Node) -> bool:
+    """Return whether an array holds times in equal steps: those of samples, never of spikes."""
+    if last_name(key) in SPIKES:
+        return False
+    if isinstance(node, Ragged):
+        return is_times(key)
     if not is_vector(node) or node.dtype.kind not in "uif" or np.prod(node.shape) < 10:
         return False
     return is_regular(flat(node)[:])
@@ -129,7 +143,12 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
         node = source.tree[key]
         if not isinstance(node, Ragged) and node.dtype.kind not in "buif":
             raise UserError(f"{source.file}: {key!r} holds {node.dtype}, not numbers (--spikes).")
-    binned = [_is_binned(source, source.tree[key]) for key in keys]
+        if _is_time_base(key, node):
+            raise UserError(
+                f"{source.file}: {key!r} ascends in equal steps: these are times of samples or "
+                "bins, not of spikes. Name another array with --spikes."
+            )
+    binned = [_is_binned(source, key) for key in keys]
     if any(binned) and not all(binned):
         raise UserError(
             f"{source.file}: of --spikes {','.join(keys)} some hold times, some bins; name those "
@@ -141,12 +160,15 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
     return read
 
 
-def _is_binned(source: Source, node: Node) -> bool:
+def _is_binned(source: Source, key: str) -> bool:
+    node = source.tree[key]
     if isinstance(node, Ragged):
         return not all(is_vector(row) for row in node.rows) or _hold_counts(node)
-    if source.options.axes and len(node.shape) > 1:
+    if not is_vector(node) or (source.options.axes and len(node.shape) > 1):
         return True
-    return not is_vector(node)
+    # One list of all spikes has the unit of each beside it.
+    is_list = "time" in key.lower() or len(_splitter(source, key)[1]) > 1
+    return not is_list and _hold_counts(Ragged([node]))
 
 
 def _hold_counts(ragged: Ragged) -> bool:
@@ -455,7 +477,7 @@ def _continuous(parts: Sequence[Part], bins: Bins) -> BinnedSpikes:
     if isinstance(first, Ragged):
         raise TypeError("a list of arrays has an entry for each trial")
     start = float(bins.starts[0])
-    if len(parts) == 1:
+    if len(parts) == 1 and "unit" in axes:
         return BinnedSpikes(first, axes, bins.width_s, start)
     return BinnedSpikes(StoredArray(Joined(parts)), ("time", "unit"), bins.width_s, start)
 
@@ -465,6 +487,8 @@ def _binned(source: Source, key: str, node: Node) -> tuple[AnyArray | Ragged, Ax
     what, text = f"{source.file}: {key!r}", source.options.axes
     if isinstance(node, Ragged):
         return _binned_rows(source, key, node)
+    if is_vector(node) and not text:
+        return flat(node), ("time",), "whole numbers that do not ascend are counts, not times"
     shape = node.shape
     if len(shape) not in (2, 3):
         raise DataError(
@@ -512,33 +536,34 @@ def _binned_rows(source: Source, key: str, node: Ragged) -> tuple[AnyArray | Rag
         grid = grid if axes[0] == "trial" else grid.T
         rows = [_stacked([flat(node.rows[i])[:] for i in trial], key) for trial in grid]
         return of_rows(Ragged(rows), ("unit", "time")).array, ("unit", "time"), why.strip(" ()")
-    if any(len(row.shape) != 2 for row in node.rows) or len(node.shape) > 1:
+    filled = [row.shape for row in node.rows if 0 not in row.shape]
+    if any(len(shape) != 2 for shape in filled) or len(node.shape) > 1:
         raise DataError(
             f"{source.file}: {key!r} holds {_sizes(node)}; legal are lists of spike times, or an "
             "array of units x bins (or bins x units) for each trial."
         )
     legal: list[Axes] = [("unit", "time"), ("time", "unit")]
     if text and text.count(",") == 1:
-        axes = parse_axes(text, repr(key), node.rows[0].shape, legal)
+        axes = parse_axes(text, repr(key), filled[0], legal)
         return of_rows(node, axes).array, axes, "by --axes"
-    shapes = np.array([row.shape for row in node.rows])
+    shapes = np.array(filled)
     varying = np.flatnonzero((shapes != shapes[0]).any(axis=0)).tolist()
-    if varying and not text:
+    if varying and not text and not _is_by_unit(source, key, node):
         axes = legal[0] if varying[-1] == 1 else legal[1]
         part = of_rows(node, axes)
         return part.array, axes, "trials share the number of units, not that of bins"
-    shape = (len(node.rows), *node.rows[0].shape)
+    if varying and (not text or not text.startswith("trial")):
+        raise DataError(
+            f"{source.file}: {key!r} holds {_sizes(node)}, an entry for each unit; legal are the "
+            "same trials and bins for all units, or an entry for each trial (--axes)."
+        )
+    shape = (len(node.rows), *filled[0])
     if text:
         axes, why = parse_axes(text, repr(key), shape, readings(3)), "by --axes"
     else:
         axes, why = _axes_of_rows(source, key, node, shape)
     if axes[0] == "trial":
         return of_rows(node, axes[1:]).array, axes[1:], why
-    if varying:
-        raise DataError(
-            f"{source.file}: {key!r} holds {_sizes(node)}; an entry for each {axes[0]} must have "
-            "one size in all."
-        )
     return np.stack([row[:] for row in node.rows]), axes, why
 
 
@@ -553,11 +578,54 @@ def _axes_of_rows(source: Source, key: str, node: Ragged, shape: Sequence[int]) 
         if len(shared) == 1 and all(shared[0] in row.shape for row in other.rows):
             role = "unit" if _OF_UNIT.search(name) else "time"
             hints.add(role, shared[0], f"{name!r} has {shared[0]} in each, too", sure=False)
-    if shape[0] in hints.sure.get("unit", {}) and shape[0] not in hints.sure.get("trial", {}):
-        legal: list[Axes] = [("unit", "trial", "time"), ("unit", "time", "trial")]
-    else:
-        legal = [("trial", "unit", "time"), ("trial", "time", "unit")]
-    return choose(f"{source.file}: {key!r}", shape, legal, hints)
+    for name, column in source.vectors.items():
+        if last_of(name) in beside and column.shape == (len(node.rows),):
+            sizes = {float(n) for n in column[:]} if column.dtype.kind in "uif" else set()
+            place = [i for i in (0, 1) if sizes == {float(shape[1 + i])}]
+            if len(place) == 1 and shape[1] != shape[2]:
+                hints.add("time", shape[1 + place[0]], f"{name!r} is {shape[1 + place[0]]}")
+    outer, reason = _outer_axis(source, key, shape, hints, list(beside))
+    legal = [axes for axes in _USUAL if axes[0] == outer]
+    if outer is None:
+        legal = _USUAL
+    axes, why = choose(f"{source.file}: {key!r}", shape, legal, hints)
+    return axes, "; ".join(filter(None, [reason, why]))
+
+
+_USUAL: list[Axes] = [
+    ("trial", "unit", "time"),
+    ("unit", "trial", "time"),
+    ("trial", "time", "unit"),
+    ("unit", "time", "trial"),
+]
+
+
+def _is_by_unit(source: Source, key: str, node: Ragged) -> bool:
+    """Return whether there is an array for each unit, by the units and trials of the file."""
+    hints, n = gather_hints(source, {key}), len(node.rows)
+    trials = {n for known in (hints.sure, hints.likely) for n in known.get("trial", {})}
+    return n in hints.sure.get("unit", {}) and n not in trials
+
+
+def _outer_axis(
+    source: Source, key: str, shape: Sequence[int], hints: Hints, beside: list[str]
+) -> tuple[str | None, str]:
+    """Return whether arrays of one size are an entry for each trial or unit, and why."""
+    words = [word for word in key.lower().split(".") if word]
+    for sizes in (hints.sure.get("trial", {}), hints.likely.get("trial", {})):
+        if shape[0] in sizes:
+            return "trial", sizes[shape[0]]
+        if reason := next((why for n, why in sizes.items() if n in shape[1:]), ""):
+            return "unit", reason
+    if any("trial" in word for word in words):
+        return "trial", ""
+    if shape[0] in hints.sure.get("unit", {}) or any(word in UNITS for word in words):
+        return "unit", ""
+    of_trial = any(_OF_TRIAL.search(name) for name in beside)
+    if beside and any(_OF_UNIT.search(name) for name in beside) and not of_trial:
+        return "unit", f"beside {list_some(beside)}"
+    # A struct for each trial is usual; a bare list says nothing.
+    return ("trial", f"beside {list_some(beside)}") if beside else (None, "")
 
 
 def _single_units(source: Source, key: str, node: Ragged) -> tuple[AnyArray | Ragged, Axes, str]:
@@ -640,7 +708,10 @@ def _bin_width(source: Source, key: str, timed: BinTimes | None, nodes: Tree) ->
     if stated and stated[0][1]:
         notes.append(f"bin width: {stated[0][1]}")
     if timed is not None and len(timed.times[0]) > 1:
-        clock = options.clock()
+        # time_ms: the name says the unit.
+        suffix = last_name(timed.key).rpartition("_")[2]
+        named = suffix in UNIT_S and "_" in timed.key
+        clock = Clock(UNIT_S[suffix]) if named else options.clock()
         seconds = [clock.seconds(one) for one in timed.times]
         steps = np.diff(seconds[0])
         step = float(np.median(steps))
@@ -649,7 +720,7 @@ def _bin_width(source: Source, key: str, timed: BinTimes | None, nodes: Tree) ->
         # The median of differences carries rounding errors of the times.
         step = float(f"{step:.7g}")
         scale = 1.0
-        if step > _LONGEST_BIN_S and options.time_unit is None:
+        if step > _LONGEST_BIN_S and options.time_unit is None and not named:
             scale = 1e-3
             notes.append(f"{timed.key!r} has steps of {step:g}: it is taken as ms")
         if np.abs(steps - step).max() > 0.01 * step:

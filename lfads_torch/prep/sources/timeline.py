@@ -46,6 +46,7 @@ class Layout(NamedTuple):
     spikes: SpikeTimes
     starts: Floats
     observed: Floats
+    reach: tuple[float, float] | None  # first and last spike since the zero, where no end is known
 
 
 def lay_out_trials(
@@ -84,7 +85,10 @@ def lay_out_trials(
         placed = times + starts[rows]
         laid.append(np.sort(placed))
     observed = np.stack([starts + begins, starts + ends], axis=1)
-    return Layout(SpikeTimes(laid, tolerance=slack), starts, observed)
+    known = np.isfinite(lows)
+    reach = (float(lows[known].min()), float(highs[known].max())) if known.any() else None
+    spikes = SpikeTimes(laid, tolerance=slack)
+    return Layout(spikes, starts, observed, reach if durations is None else None)
 
 
 def trials_of_cells(cells: Sequence[Sequence[Array]]) -> list[tuple[Array, Indices]]:
@@ -326,7 +330,7 @@ def _by_trial(
             "which the trials have no place: add a column start_time to the trials."
         )
     recording.spikes, recording.starts, recording.onsets = laid.spikes, laid.starts, onsets
-    recording.extents = laid.observed
+    recording.extents, recording.reach = laid.observed, laid.reach
     if recording.observed is None or not is_kept:
         recording.observed = laid.observed
     length = np.diff(laid.observed, axis=1)

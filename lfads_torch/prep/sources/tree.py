@@ -68,7 +68,7 @@ class Source(NamedTuple):
 
 def is_vector(array: AnyArray) -> bool:
     """Return whether at most one axis has more than one entry (MATLAB's rows and columns)."""
-    return sum(n != 1 for n in array.shape) <= 1
+    return 0 in array.shape or sum(n != 1 for n in array.shape) <= 1  # [] of MATLAB is 0 x 0
 
 
 def vectors_of(tree: Tree) -> dict[str, AnyArray]:

@@ -21,9 +21,9 @@ from ...data.stored import StoredArray, along, flat
 from ...data.validate import show_shape
 from ...errors import DataError
 from ..binning import Array, Floats, Indices
-from .axes import TIMES, Axes
+from .axes import Axes, is_times
 from .recording import AnyArray, Recording, Series, Table
-from .tree import TRIALS, Ragged, Source, Tree, as_text, is_vector, last_name, siblings, vectors_of
+from .tree import TRIALS, Ragged, Source, Tree, as_text, is_vector, siblings, vectors_of
 
 # Behaviour is taken up to some hundred milliseconds later than spikes: it must not come from the
 # next trial.
@@ -135,23 +135,25 @@ class Trials:
 
 def of_rows(ragged: Ragged, axes: Axes) -> Part:
     """Describe a list of arrays, one for each trial, after a check that they fit together."""
-    if len(axes) > 1:
-        place = 1 - axes.index("time")
-        sizes = [row.shape[place] for row in ragged.rows]
-        if len(set(sizes)) > 1:
-            raise DataError(
-                f"Trials have {min(sizes)} to {max(sizes)} units (entries "
-                f"{sizes.index(min(sizes))} and {sizes.index(max(sizes))}, counted from 0); legal "
-                "are trials with the same units. If the axes are the other way round, say so with "
-                "--axes unit,time or --axes time,unit."
-            )
-    return Part(ragged, axes)
+    if len(axes) < 2:
+        return Part(ragged, axes)
+    place = 1 - axes.index("time")
+    sizes = [row.shape[place] for row in ragged.rows if 0 not in row.shape]
+    if len(set(sizes)) > 1:
+        raise DataError(
+            f"Trials have {min(sizes)} to {max(sizes)} units ({describe(ragged)}); legal are "
+            "trials with the same units. If the axes are the other way round, say so with --axes "
+            "unit,time or --axes time,unit."
+        )
+    shape = (0, sizes[0])[:: 1 if place else -1]
+    empty = np.zeros(shape, ragged.rows[0].dtype)
+    return Part(Ragged([empty if 0 in row.shape else row for row in ragged.rows]), axes)
 
 
 def _nodes(source: Source, rest: Tree, used: Sequence[str]) -> Tree:
     """Return what may have an entry for each trial, by its name in its struct, group or table."""
     nodes: Tree = {key: node for key, node in rest.items() if "." not in key}
-    prefixes = (source.options.trials,) if source.options.trials else TRIALS
+    prefixes = (source.options.table,) if source.options.table else TRIALS
     for prefix in prefixes:
         nodes |= {k[len(prefix) + 1 :]: v for k, v in rest.items() if k.startswith(f"{prefix}.")}
     for key in used:
@@ -203,7 +205,7 @@ def add_series(
     starts = np.zeros(n_trials) if recording.starts is None else recording.starts
     nodes, skipped = _nodes(source, rest, used), []
     for name, node in nodes.items():
-        if last_name(name) in TIMES or name in recording.trials:
+        if is_times(name) or name in recording.trials:
             continue
         if isinstance(node, Ragged) or (node.dtype.kind in "buif" and not is_vector(node)):
             if (series := _series(name, node, nodes, recording, starts, trials)) is not None:
@@ -297,7 +299,7 @@ def _times(name: str, nodes: Tree, n_trials: int) -> list[Array] | None:
     """Return the times of the samples of each trial, from arrays beside them."""
     stem = name.removesuffix(".data")
     candidates = [f"{stem}{end}" for end in ("_times", "_time", "_timestamps", ".times", ".time")]
-    candidates += [key for key in nodes if last_name(key) in TIMES]
+    candidates += [key for key in nodes if is_times(key)]
     for key in candidates:
         node = nodes.get(key)
         if isinstance(node, Ragged) and node.shape == (n_trials,):
@@ -317,7 +319,7 @@ class BinTimes(NamedTuple):
 def bin_times(nodes: Tree, lengths: Indices) -> BinTimes | None:
     """Return the times of the bins of each trial, or of a recording, where the file has them."""
     for key, node in nodes.items():
-        if last_name(key) not in TIMES:
+        if not is_times(key):
             continue
         if isinstance(node, Ragged):
             times = [flat(row)[:] for row in node.rows]
@@ -334,7 +336,6 @@ def bin_times(nodes: Tree, lengths: Indices) -> BinTimes | None:
 
 def describe(ragged: Ragged) -> str:
     """Describe the sizes of the arrays of a list."""
-    shapes = np.array([row.shape for row in ragged.rows])
-    low, high = shapes.min(axis=0).tolist(), shapes.max(axis=0).tolist()
-    sizes = show_shape(low) + f" to {show_shape(high)}" * (low != high)
+    shapes = sorted({row.shape for row in ragged.rows})
+    sizes = show_shape(shapes[0]) + f" to {show_shape(shapes[-1])}" * (len(shapes) > 1)
     return f"{show_shape(ragged.shape)} arrays of {sizes}"
