@@ -32,6 +32,7 @@ from .sources.recording import (
     UnknownNameError,
     numeric_columns,
 )
+from .split_file import describe_split_file, is_split_file
 
 _AXES = ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial")
 _READINGS = 12  # readings of a file that are tried, where it is unclear which one is meant
@@ -65,6 +66,10 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
     file, members = Path(absolute_pattern(path)), list[Member]()
     with suppress(UserError):
         members = file_contents(file) if file.is_file() else []
+    if is_split_file(file):
+        lines = [*describe_split_file(file), "", "The file holds:"]
+        command = f"  {_words(path, options, {}, 1)}"
+        return "\n".join([*lines, *_columns([*map(list, members)]), "", "To prepare it:", command])
     recording, problem = None, UserError("")
     planned: list[_Planned] = []
     try:

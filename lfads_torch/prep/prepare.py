@@ -25,6 +25,7 @@ from .plan import check_disk, implausible_rates, plan_windows
 from .series import Sampler
 from .sources import BinnedSpikes, Recording, open_recording
 from .sources.recording import find
+from .split_file import convert_split_file, is_split_file
 from .trials import whole_bins
 from .units import choose_heldout, choose_units, heldout_flags, sum_units
 from .write import Contents, Prepared, write_contents
@@ -77,6 +78,8 @@ def prepare(
     options = replace(options or PrepOptions(), **changes)
     path = Path(absolute_pattern(output))
     check_output(Path(absolute_pattern(source)), path, overwrite)
+    if is_split_file(file := Path(absolute_pattern(source))):
+        return convert_split_file(file, path, options, progress)
     with naming(source):
         recording = open_recording(source, options)
     with naming(source), explained(recording.warnings, recording.notes):

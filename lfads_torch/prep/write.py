@@ -79,7 +79,7 @@ def write_contents(
         )
     windows, compression = contents.counted.windows, "gzip" if options.compress else None
     bin_ms = float(f"{windows.bin_s * 1000:.12g}")  # without the digits that 0.005 * 1000 adds
-    source = _source_attributes(recording, options, [*notes, *warnings], progress)
+    source = source_attributes(recording, options, [*notes, *warnings], progress)
     with new_file(path) as file:
         _write_windows(file, contents, compression, progress)
         if test is not None:
@@ -157,7 +157,7 @@ def _dtype(contents: Contents) -> np.dtype[Any]:
     return np.dtype(np.uint8 if contents.largest <= 255 else np.uint16)
 
 
-def _source_attributes(
+def source_attributes(
     recording: Recording, options: PrepOptions, notes: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
     """Return attributes that say how a file was made: from what, with which options and version.

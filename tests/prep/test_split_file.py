@@ -1,0 +1,93 @@
+"""Data files of the earlier LFADS keep their split."""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from lfads_torch.cli import main
+from lfads_torch.errors import DataError, UserError
+from lfads_torch.prep import prepare
+
+RNG = np.random.default_rng(0)
+
+
+def write(path: Path, *, n: tuple[int, int] = (40, 10), dtype: str = "f4", **more: object) -> Path:
+    x = RNG.poisson(0.3, (sum(n), 30, 10)).astype(dtype)
+    with h5py.File(path, "w") as file:
+        file["train_data"], file["valid_data"] = x[: n[0]], x[n[0] :]
+        file["train_inds"] = np.arange(1, n[0] + 1)
+        file["valid_inds"] = np.arange(n[0] + 1, sum(n) + 1)
+        file["train_truth"] = RNG.uniform(5, 25, (n[0], 30, 10))
+        file["valid_truth"] = RNG.uniform(5, 25, (n[1], 30, 10))
+        file["conversion_factor"] = 50.0
+        for key, value in more.items():
+            file[key] = value
+    return path
+
+
+@pytest.mark.parametrize(
+    "dtype, n, more",
+    [
+        ("f4", (40, 10), {}),
+        (
+            "i8",
+            (12, 7),
+            {
+                "train_ext_input": RNG.normal(size=(12, 30, 2)),
+                "valid_ext_input": RNG.normal(size=(7, 30, 2)),
+                "alignment_matrix_cxf": RNG.normal(size=(10, 4)),
+                "alignment_bias_c": RNG.normal(size=(1, 10)),
+                "notes": "day 3",
+            },
+        ),
+    ],
+)
+def test_split_and_all_else_are_kept(
+    tmp_path: Path, dtype: str, n: tuple[int, int], more: dict[str, object]
+) -> None:
+    path = write(tmp_path / "lfads_day1.h5", n=n, dtype=dtype, **more)
+    done = prepare(path, tmp_path / "o.h5")
+    assert done.trials == {"train": n[0], "valid": n[1]}
+    with h5py.File(path) as old, h5py.File(done.path) as new:
+        for split in ("train", "valid"):
+            for name in ("encod", "recon"):
+                data = new[f"{split}_{name}_data"]
+                assert data.dtype == old[f"{split}_data"].dtype
+                np.testing.assert_array_equal(data[()], old[f"{split}_data"][()])
+        rest = set(old) - {"train_data", "valid_data"}
+        assert set(new) - rest <= {
+            *(f"{s}_{k}_data" for s in ("train", "valid") for k in ("encod", "recon")),
+            "readin_weight",
+            "readout_bias",
+        }
+        for key in rest:
+            assert np.array_equal(new[key][()], old[key][()]), key
+        if "alignment_matrix_cxf" in more:
+            np.testing.assert_array_equal(new["readin_weight"][()], more["alignment_matrix_cxf"])
+            assert new["readout_bias"].shape == (10,)
+    assert main(["check", str(done.path)]) == 0
+
+
+def test_command_and_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "lfads_dataset001.h5")
+    assert main(["prep", str(path), "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "its split is kept" in listed and f"lfads prep {path} -o" in listed
+    output = tmp_path / "o.h5"
+    assert main(["prep", str(path), "-o", str(output), "--input-bin-ms", "20"]) == 0
+    with h5py.File(output) as file:
+        assert file.attrs["bin_ms"] == 20.0
+    # What would split anew, or change the bins, is refused by name.
+    with pytest.raises(UserError, match="leave out --spikes, --valid"):
+        prepare(path, tmp_path / "p.h5", spikes="train_data", valid=0.1)
+    assert not (tmp_path / "p.h5").exists()
+
+
+def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["train_data"], file["valid_data"] = np.ones((3, 5, 2)), np.ones((2, 5, 3))
+    with pytest.raises(DataError, match="as many in each"):
+        prepare(path, tmp_path / "o.h5")
