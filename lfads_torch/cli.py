@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         _add_loudness(command, default=argparse.SUPPRESS)
-        command.set_defaults(run=module.run, parser=command)
+        command.set_defaults(run=module.run, parser=command, program=parser)
     return parser
 
 

@@ -25,7 +25,5 @@ def run(options: argparse.Namespace) -> int:
         import shtab
     except ImportError as error:
         raise UserError("this needs shtab: pip install 'lfads-torch[completion]'") from error
-    from ..cli import build_parser
-
-    print(shtab.complete(build_parser(), shell=options.shell))
+    print(shtab.complete(options.program, shell=options.shell))
     return 0
