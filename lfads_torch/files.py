@@ -19,9 +19,9 @@ from .processes import remove_leftovers, temporary
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, *, keep: bool = False) -> None:
     """Write a file so that it is there whole or not at all; text is written as UTF-8."""
-    with replacing(path) as file:
+    with replacing(path, keep=keep) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

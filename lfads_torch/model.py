@@ -510,6 +510,25 @@ class LFADS(Network, pl.LightningModule):
                 f"{', '.join(self.session_names)}; go on with the same files"
             )
         self.load_extra_state(state["extra"])
+        self._keep_arguments(checkpoint)
+
+    def _keep_arguments(self, checkpoint: dict[str, Any]) -> None:
+        """Have the optimiser go on with this model's arguments, where the checkpoint has others."""
+        hp, lr = self.hparams, self.lr_init.item()
+        before = torch.tensor(float(checkpoint["hyper_parameters"].get("lr_init", lr))).item()
+        numbers: dict[str, Any] = {
+            "betas": (hp.lr_adam_beta1, hp.lr_adam_beta2),
+            "eps": hp.lr_adam_epsilon,
+            "factor": hp.lr_decay,
+            "patience": hp.lr_patience,
+        }
+        # A plateau may have lowered the rate since; a new one holds as it is given.
+        numbers |= {"lr": lr, "_last_lr": [lr]} if lr != before else {}
+        groups = [g for o in checkpoint.get("optimizer_states", ()) for g in o["param_groups"]]
+        for state in (*groups, *checkpoint.get("lr_schedulers", ())):
+            state |= {name: value for name, value in numbers.items() if name in state}
+            if "min_lrs" in state:
+                state["min_lrs"] = [hp.lr_stop] * len(state["min_lrs"])
 
     # ---- the data --------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.migration.utils import migrate_checkpoint
@@ -49,6 +49,12 @@ class WholeEpoch(Callback):
     def __init__(self) -> None:
         self._first_step = 0
         self._resumed: dict[str, Any] = {}
+        self._patience: dict[EarlyStopping, int] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Note the patience as configured, which a checkpoint brings along, too."""
+        stops = [c for c in trainer.early_stopping_callbacks if isinstance(c, EarlyStopping)]
+        self._patience = {callback: callback.patience for callback in stops}
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note where the epoch begins."""
@@ -95,8 +101,12 @@ class WholeEpoch(Callback):
             value = resumed["metrics"].get(config.monitor)
             if waits and is_due and value is not None:
                 pl_module.lr_scheduler_step(config.scheduler, torch.tensor(value))
-        if trainer.early_stopping_callback is not None:
-            trainer.should_stop = trainer.should_stop or resumed["should_stop"]
+        stops, goes_on = resumed["should_stop"], False
+        for stopping, patience in self._patience.items():
+            goes_on |= stopping.patience <= stopping.wait_count < patience
+            stopping.patience = patience
+        if self._patience:
+            trainer.should_stop = trainer.should_stop or (stops and not goes_on)
 
 
 def _leave_out_damaged(callback: ModelCheckpoint) -> None:

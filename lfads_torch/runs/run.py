@@ -22,8 +22,9 @@ from ..data import DataWarning
 from ..errors import ConfigError, UserError
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from ..processes import Stopped, stoppable
-from ..progress import html_table, quiet_libraries
+from ..progress import Line, html_table, quiet_libraries
 from .build import build, build_model, build_trainer, pick_device
+from .changes import Changes, changes_of, check_changes, recorded_changes
 from .check_config import arguments_of, check_config, find_target
 from .compose import PACKAGE, Overrides, compose_config, draw_seed, read_config, write_config
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from ..model import LFADS
 
+#: What acts when a run whose training is complete samples again.
+_OF_SAMPLING = ("posterior_sampling.", "datamodule.", "trainer.accelerator", "trainer.devices")
 #: Packages whose versions a run records.
 _PACKAGES = ("torch", "pytorch-lightning", "numpy", "h5py", "hydra-core", "scikit-learn")
 
@@ -132,6 +135,7 @@ def run_model(
     folder = Path(run_dir or Path.cwd()).expanduser().absolute()
     # Existing scripts resume by naming a checkpoint of the folder's run, without `resume`.
     continued = checkpoint_dir is not None and RunFolder(folder).kind != "none"
+    before = None
     if resume:
         # The existing implementation leaves no configuration: there `config_path` counts.
         is_old = not (folder / CONFIG).is_file() and RunFolder(folder).checkpoint() is not None
@@ -143,12 +147,13 @@ def run_model(
             )
         config_path = config_path if is_old else folder / CONFIG
         trust = trust_of(folder / CONFIG, trust)
-        if not is_old:
-            read_config(folder, trust)
+        before = None if is_old else read_config(folder, trust)
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
     _check_parts(config)
     check_config(config)
+    changes = changes_of(before, config) if overrides and before is not None else {}
+    check_changes(changes)
     if do_train:
         is_new = RunFolder(folder).claim(resume=resume or continued, overwrite=overwrite)
     else:
@@ -171,6 +176,7 @@ def run_model(
             given,
             goes_on=resume or continued,
             overwrite=overwrite,
+            changes=changes,
             trusts_all=trust is True or (isinstance(trust, Trust) and trust.everything),
         )
         return run.run(do_train, do_posterior_sample)
@@ -187,6 +193,7 @@ class _Run:
         *,
         goes_on: bool,
         overwrite: bool,
+        changes: Changes,
         trusts_all: bool,
     ) -> None:
         self.config = config
@@ -194,6 +201,7 @@ class _Run:
         self.given = given
         self.goes_on = goes_on
         self.overwrite = overwrite
+        self.changes = changes
         self.trusts_all = trusts_all
         self.seed = int(config.get("seed") or 0)
 
@@ -212,6 +220,11 @@ class _Run:
         # A run that was killed while it sampled is trained already; only more epochs train it on.
         if do_train and (status.get("stage", "training") == "training" or self._is_longer(status)):
             status, metrics = self._train(model, datamodule)
+        elif self.changes:
+            n_epochs = int(status.get("epochs", 0))
+            self._check_that_changes_act(n_epochs)
+            status = {**status, "changes": self._record(status, n_epochs)}
+            write_config(self.folder / CONFIG, self.config, _parts_of(model))
         outputs = self._sample(model, datamodule, trained=do_train) if do_posterior_sample else []
         if do_train:
             names = [_relative(path, self.folder) for path in outputs]
@@ -231,6 +244,22 @@ class _Run:
         epochs, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
         return epochs is not None and before is not None and not 0 <= epochs <= before
 
+    def _record(self, status: Mapping[str, Any], n_epochs: int) -> list[dict[str, Any]]:
+        for key, (before, now) in self.changes.items():
+            Line().say(f"from epoch {n_epochs} on: {key}={now} (before: {before})")
+        return recorded_changes(status.get("changes"), self.changes, n_epochs)
+
+    def _check_that_changes_act(self, n_epochs: int) -> None:
+        """Refuse changes of training where no epoch is left to be trained."""
+        epochs = self.config["trainer"].get("max_epochs")
+        of_training = [k for k in self.changes if not k.startswith(_OF_SAMPLING)]
+        if of_training and epochs is not None and 0 <= epochs <= n_epochs:
+            raise ConfigError(
+                f"{of_training[0]} would change nothing: {n_epochs} epochs are trained, and "
+                f"trainer.max_epochs is {epochs}. Leave it out, or train longer "
+                "(trainer.max_epochs=...)"
+            )
+
     def _write_status(self, stage: Stage, facts: Mapping[str, Any]) -> None:
         RunFolder(self.folder).write_status(
             stage, **{k: v for k, v in facts.items() if k != "stage"}
@@ -245,11 +274,13 @@ class _Run:
         if self.overwrite:
             RunFolder(self.folder).delete()
         checkpoint = self._checkpoint_to_go_on_from()
-        step = 0
+        step = n_epochs = 0
         if checkpoint is not None:
             # Lightning restores it again; here a checkpoint of another shape gets our error.
             state = restore(model, checkpoint)
             step = int(state.get("global_step", 0))
+            n_epochs = int(state.get("epoch", -1)) + 1
+            self._check_that_changes_act(n_epochs)
             run = state.get(RUN_KEY, {})
             first = int(run.get("first_step", 0))
             RunFolder(self.folder).rewind_metrics(step, first, run.get("metrics"))
@@ -263,6 +294,9 @@ class _Run:
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "environment": environment(pick_device(self.config["trainer"])),
         }
+        before = RunFolder(self.folder).status if self.goes_on else {}
+        if changes := self._record(before, n_epochs):
+            facts["changes"] = changes
         write_config(self.folder / CONFIG, self.config, _parts_of(model))
         self._write_status("training", facts)
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..files import write_whole
+from ..errors import UserError
+from ..files import generation_before, read_table, write_whole
 from ..folder import HP, POPULATION, read_exchanges, read_population
 from .history import History
 from .live_table import LiveTable, Row
@@ -21,6 +24,27 @@ from .rules import Method, Plan, copied_values, needs_plan
 from .settings import SearchSettings
 
 STATE = "ray/state.json"
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read what `Coordinator.write_state` wrote, or what it wrote before where that is damaged."""
+    problems = []
+    for path in (folder / STATE, generation_before(folder / STATE)):
+        try:
+            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            checksum = state.pop("crc32", None)  # searches that are under way may have none
+            if checksum not in (None, zlib.crc32(json.dumps(state).encode())):
+                raise ValueError("its checksum does not agree")
+        except (OSError, ValueError, AttributeError) as error:
+            problems.append(f"{path} cannot be used: {error}")
+            continue
+        for problem in problems:
+            warnings.warn(f"{problem}; {path.name} takes its place", stacklevel=2)
+        return state
+    # It is written before the first epoch.
+    if read_table(folder / POPULATION)[1]:
+        raise UserError(f"{'; '.join(problems)}. Start anew (--overwrite)")
+    return {}
 
 
 class _Entry(NamedTuple):
@@ -162,7 +186,8 @@ class Coordinator:
             "max_epochs": self.max_epochs,
             "session": self.session,
         }
-        write_whole(self.folder / STATE, json.dumps(state))
+        checksum = zlib.crc32(json.dumps(state).encode())
+        write_whole(self.folder / STATE, json.dumps({**state, "crc32": checksum}), keep=True)
 
     # ---- decisions -------------------------------------------------------------------------------
 

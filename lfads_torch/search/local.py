@@ -12,6 +12,7 @@ from ..checkpoint import recover
 from ..folder import RunFolder
 from ..run_model import RunResult
 from ..runs.build import pick_device
+from ..runs.changes import Changes
 from .coordinator import Coordinator
 from .group import Group
 from .history import History
@@ -29,6 +30,7 @@ def search_locally(
     config: dict[str, Any],
     settings: SearchSettings,
     folder: Path,
+    changes: Changes,
     *,
     resume: bool,
     overwrite: bool,
@@ -56,7 +58,8 @@ def search_locally(
         group.max_epochs,
         table=table,
     )
-    with recorded(config, settings, folder, "local", table) as facts:
+    changed = (changes, group.n_epochs)
+    with recorded(config, settings, folder, "local", table, changed) as facts:
         _train(group, coordinator, place)
     group.save_members(place)
     table.say(f"the search ended: {coordinator.ended}")

@@ -27,6 +27,7 @@ from ..folder import (
     read_population,
 )
 from ..run_model import RunResult, run_model
+from ..runs.changes import Changes, recorded_changes
 from ..runs.compose import write_config
 from .live_table import LiveTable
 from .members import max_epochs_of
@@ -41,8 +42,12 @@ def recorded(
     folder: Path,
     backend: str,
     table: LiveTable,
+    changed: tuple[Changes, int],
 ) -> Iterator[dict[str, Any]]:
-    """Record that a search begins, and why it stops where it fails; yield facts for its status."""
+    """Record that a search begins, and why it stops where it fails; yield facts for its status.
+
+    `changed` are changes of its configuration, and the first epoch in which they hold.
+    """
     facts: dict[str, Any] = {
         "version": __version__,
         "search": settings.method,
@@ -51,6 +56,8 @@ def recorded(
         "max_epochs": max_epochs_of(config),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
+    if changes := recorded_changes(RunFolder(folder).status.get("changes"), *changed):
+        facts["changes"] = changes
     write_config(folder / CONFIG, config)
     RunFolder(folder).write_status("training", **facts)
     try:

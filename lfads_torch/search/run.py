@@ -10,6 +10,7 @@ from ..folder import CONFIG, RunFolder
 from ..processes import stoppable
 from ..progress import quiet_libraries
 from ..run_model import RunResult
+from ..runs.changes import changes_of, check_changes
 from ..runs.compose import Overrides, compose_config, draw_seed, read_config
 from .local import search_locally
 from .members import check_search
@@ -73,7 +74,7 @@ def run_search(
     if resume:
         check_is_search(folder)
         config_path = folder / CONFIG
-        read_config(folder, trust_of(folder / CONFIG, trust))
+        before = read_config(folder, trust_of(folder / CONFIG, trust))
         recorded = str(RunFolder(folder).status.get("backend", "local"))
         if backend not in (None, recorded):
             raise UserError(f"{folder} was begun with --backend {recorded}; go on with the same")
@@ -84,10 +85,14 @@ def run_search(
     )
     draw_seed(config)
     settings = check_search(config)
+    changes = changes_of(before, config) if resume and overrides else {}
+    check_changes(changes, search=True)
     is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)
     with stoppable(), RunFolder(folder).writing(is_new=is_new), quiet_libraries(verbose):
         if backend == "ray":
             from .ray import run_ray_search
 
-            return run_ray_search(config, settings, folder, resume=resume, overwrite=overwrite)
-        return search_locally(config, settings, folder, resume=resume, overwrite=overwrite)
+            return run_ray_search(
+                config, settings, folder, changes, resume=resume, overwrite=overwrite
+            )
+        return search_locally(config, settings, folder, changes, resume=resume, overwrite=overwrite)

@@ -353,7 +353,7 @@ def test_what_needs_ray_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "ray.tune", None)
     with pytest.raises(ConfigError, match=f"{name} needs Ray.*pip install 'lfads-torch\\[tune\\]'"):
         if name == "--backend ray":
-            run_ray_search({}, SearchSettings(), tmp_path)
+            run_ray_search({}, SearchSettings(), tmp_path, {})
         else:
             getattr(tune, name)
 

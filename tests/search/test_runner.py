@@ -470,7 +470,7 @@ def test_a_search_and_an_ordinary_run_are_not_mixed_up(data: Path, tmp_path: Pat
 def test_a_resumed_search_keeps_its_members_and_back_end(data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     search(data, folder)
-    with pytest.raises(UserError, match=r"num_workers is 8.*begun with 6"):
+    with pytest.raises(UserError, match=r"search\.num_workers was 6 from the start"):
         run_search({"search.num_workers": 8}, run_dir=folder, resume=True)
     with pytest.raises(UserError, match=r"begun with --backend local"):
         run_search(run_dir=folder, resume=True, backend="ray")

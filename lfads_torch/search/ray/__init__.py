@@ -16,6 +16,7 @@ from .cluster import RayOptions
 
 if TYPE_CHECKING:
     from ...run_model import RunResult
+    from ...runs.changes import Changes
 
 __all__ = ["RayOptions", "require_ray", "run_ray_search"]
 
@@ -34,6 +35,7 @@ def run_ray_search(
     config: dict[str, Any],
     settings: SearchSettings,
     folder: Path,
+    changes: Changes,
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -49,4 +51,4 @@ def run_ray_search(
 
     with joined(options), environment():
         driver = Driver(config, settings, folder, options, resume=resume, overwrite=overwrite)
-        return driver.run()
+        return driver.run(changes)

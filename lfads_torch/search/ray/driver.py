@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,11 @@ import ray
 from ray import tune
 
 from ...errors import UserError
-from ...files import copy_whole
+from ...files import copy_whole, damage
 from ...folder import RunFolder
 from ...run_model import RunResult
-from ..coordinator import STATE, Coordinator
+from ...runs.changes import Changes
+from ..coordinator import Coordinator, read_state
 from ..live_table import LiveTable
 from ..members import build_members, max_epochs_of
 from ..result import finish_search, recorded
@@ -113,10 +115,29 @@ class Driver:
         may_use_gpu = accelerator in ("auto", "gpu", "cuda")
         self.resources = options.resources(nodes, may_use_gpu=may_use_gpu)
         groups, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
-        path = folder / STATE
-        state = json.loads(path.read_text(encoding="utf-8")) if resume and path.is_file() else {}
+        state = read_state(folder) if resume else {}
+        state["checkpoints"] = [self._intact(saved) for saved in state.get("checkpoints", ())]
         groups = state.get("chunks", groups)
         self.coordinator = self._coordinator(groups, state, overwrite=overwrite)
+
+    def _intact(self, saved: list[list[Any]]) -> list[list[Any]]:
+        """Return the checkpoints of a trial up to the last one that is not damaged."""
+        if "://" in self.storage:
+            return saved
+        problems: list[str] = []
+        for n in range(len(saved), 0, -1):
+            state = Place.of_trial(Path(self.storage, saved[n - 1][1])).state
+            if not (why := damage(state)):
+                for problem in problems:
+                    warnings.warn(f"{problem}; its trial goes on from the one before", stacklevel=2)
+                return saved[:n]
+            problems.append(f"{state} cannot be used: {why}")
+        if problems:
+            raise UserError(
+                f"{'; '.join(problems)}. No checkpoint of this trial is left; start anew "
+                "(--overwrite)"
+            )
+        return []
 
     def _coordinator(
         self, groups: list[list[int]], state: dict[str, Any], *, overwrite: bool
@@ -149,10 +170,14 @@ class Driver:
             session=int(state.get("session", -1)) + 1,
         )
 
-    def run(self) -> RunResult:
+    def run(self, changes: Changes) -> RunResult:
         """Train, and make the result of what the trials leave."""
-        coordinator = self.coordinator
-        with recorded(self.config, self.settings, self.folder, "ray", coordinator.table) as facts:
+        coordinator, settings = self.coordinator, self.settings
+        epochs = [n_epochs for saved in coordinator.checkpoints for n_epochs, _ in saved]
+        changed = (changes, max(epochs, default=0))
+        with recorded(
+            self.config, settings, self.folder, "ray", coordinator.table, changed
+        ) as facts:
             coordinator.write_state()
             if not all(coordinator.over):
                 self._train()
