@@ -63,9 +63,9 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
         Where the file cannot be opened at all.
     """
     options = options or SourceOptions()
-    file, members = Path(absolute_pattern(path)), list[Member]()
+    file, members, is_open = Path(absolute_pattern(path)), list[Member](), False
     with suppress(UserError):
-        members = file_contents(file) if file.is_file() else []
+        members, is_open = file_contents(file), True
     if is_split_file(file):
         lines = [*describe_split_file(file), "", "The file holds:"]
         command = f"  {_words(path, options, {}, 1)}"
@@ -77,14 +77,15 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
         lines = describe_recording(recording, members)
         planned = _of_tables(path, recording, options)
     except UserError as error:
-        if recording is None and not members:
+        if recording is None and not is_open:
             raise
         lines = lines if recording else [file.name]
         problem = error
         planned = _of_readings(path, options, error, members)
-    if shown := _hide(members, recording):
+    shown = _columns([list(member) for member in _hide(members, recording)])
+    if shown or recording is None:
         lines += ["", "Also in the file:" if recording else "The file holds:"]
-        lines += _columns([list(member) for member in shown])
+        lines += shown or ["  nothing"]
     if str(problem):
         lines += ["", f"Not clear yet: {problem}", *getattr(problem, "__notes__", ())]
     if planned:
@@ -105,14 +106,14 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except UnknownNameError as error:
         file, tail = Path(absolute_pattern(path)), error.name.lower().rpartition(".")[2]
         with suppress(UserError):
-            for member in file_contents(file) if file.is_file() else []:
+            for member in file_contents(file):
                 if member.name.lower().rpartition(".")[2] == tail:
                     error.add_note("in the file: " + "  ".join(filter(None, member)))
         raise
 
 
 def file_contents(path: Path) -> list[Member]:
-    """Describe everything in a file, as it is stored."""
+    """Describe everything in a file, as it is stored; a `DataError` where it cannot be opened."""
     return nwb_contents(path) if is_nwb(path) else contents(path)
 
 
@@ -229,12 +230,16 @@ def _of_readings(
 ) -> list[_Planned]:
     """Return what can be planned with the options that an error names."""
     commands: list[_Planned] = []
+    clear: set[Any] = set()  # spikes that need nothing else
     for reading in itertools.islice(_readings(given, problem, members), _READINGS):
+        if reading.get("spikes") in clear:
+            continue
         with suppress(UserError):
             options = replace(given, **reading)
             recording = open_recording(file, options)
             if _are_moments(recording):
                 commands += _of_tables(file, recording, options)[:1]
+                clear |= {reading["spikes"]} if set(reading) == {"spikes"} else set()
         if len(commands) == _SHOWN:
             break
     return commands

@@ -223,7 +223,7 @@ def npz_with_objects() -> list[str]:
         "emg": np.zeros((77, 3)),
     }
     np.savez("s.npz", **arrays)
-    return ["settings", "a dict of rate, when", "when", "datetime.datetime", "not opened", "emg"]
+    return ["settings", "rate, when", "datetime.datetime", "not opened", "emg  "]
 
 
 def npz_with_a_damaged_member() -> list[str]:
@@ -278,7 +278,46 @@ def csv_of_rates() -> list[str]:
     return ["a", "2 rows", "label", "x, y"]
 
 
+def nwb_trials_of_a_module() -> list[str]:
+    file = new_nwb()
+    for one in spikes():
+        file.add_unit(spike_times=one)
+    module = file.create_processing_module("behavior", "b")
+    module.add(intervals("trials", STARTS, cue=["a", "b"] * 30))
+    save(file)
+    return ["trials: the table 'processing.behavior.trials'", "Trials: 60", "--conditions cue"]
+
+
+def nwb_of_nothing() -> list[str]:
+    save(new_nwb())
+    return ["The file holds:\n  nothing", "no units with spike times"]
+
+
+def hdf5_of_nothing() -> list[str]:
+    h5py.File("s.h5", "w").close()
+    return ["The file holds:\n  nothing"]
+
+
+def folder_of_a_sorter() -> list[str]:
+    folder = Path("sorted")
+    folder.mkdir()
+    order = np.argsort(np.concatenate(spikes()))
+    times = np.round(np.concatenate(spikes())[order] * 30000).astype(np.uint64)
+    owner = np.repeat(np.arange(N_UNITS), [len(one) for one in spikes()])[order]
+    np.save(folder / "spike_times.npy", times)
+    np.save(folder / "spike_clusters.npy", owner)
+    np.save(folder / "templates.npy", np.zeros((N_UNITS, 61, 4), dtype=np.float32))
+    (folder / "params.py").write_text("sample_rate = 30000.0\n")
+    groups = [f"{u}\tgood" for u in range(N_UNITS)]
+    (folder / "cluster_group.tsv").write_text("\n".join(["cluster_id\tgroup", *groups]))
+    return ["Units: 8", "templates.npy", "8 x 61 x 4", "cluster_group.tsv: group", "--chop-ms"]
+
+
 FILES = [
+    nwb_trials_of_a_module,
+    nwb_of_nothing,
+    hdf5_of_nothing,
+    folder_of_a_sorter,
     nwb_tables_of_intervals,
     nwb_epochs_and_tables_of_modules,
     nwb_units_of_a_module,
@@ -292,7 +331,7 @@ FILES = [
     hdf5_unclear,
     csv_of_rates,
 ]
-NO_COMMAND = (csv_of_rates,)
+NO_COMMAND = (csv_of_rates, nwb_of_nothing, hdf5_of_nothing)
 
 
 @pytest.mark.parametrize("write", FILES, ids=lambda write: write.__name__)
@@ -355,7 +394,7 @@ def test_a_name_is_looked_for_in_the_whole_file(capsys: pytest.CaptureFixture[st
     command = ["prep", "s.npz", "--bin-ms", "20", "--align", "go_time:0:500"]
     for option, name, reason in (
         ("--behavior", "emg", "77 x 3"),
-        ("--behavior", "settings", "not opened"),
+        ("--behavior", "settings", "dict  rate, when"),
         ("--conditions", "when", "not opened"),
     ):
         assert cli.main([*command, option, name]) == 2

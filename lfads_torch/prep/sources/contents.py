@@ -83,7 +83,9 @@ def describe_array(name: str, data: Any, shape: Any = None) -> Member:
 
 
 def contents(path: Path) -> list[Member]:
-    """Describe everything in a file of named arrays or columns; nothing of an unknown format."""
+    """Describe everything in a file of named arrays or columns, or in a sorter's folder."""
+    if path.is_dir():
+        return list(_folder(path))
     if h5py.is_hdf5(path):
         return list(_hdf5(open_for_reading(path)))
     try:
@@ -95,7 +97,7 @@ def contents(path: Path) -> list[Member]:
             return list(_csv(path))
     except (OSError, ValueError, TypeError, EOFError, NotImplementedError) as err:
         raise DataError(damaged(path, err)) from err
-    return []
+    raise DataError(f"{path.name} is of no format whose contents are known.")
 
 
 def _cells(name: str, size: Sequence[int], shapes: list[Any], kinds: list[str]) -> Member:
@@ -261,7 +263,7 @@ def _of_archive(name: str, member: ArchiveMember) -> Member:
         except Exception as err:
             return Member(name, _NOT_READ, size, str(err), _PICKLED)
         if len(rows) == 1 and isinstance(rows[0], dict):
-            return Member(name, _NOT_READ, size, f"a dict of {list_some(list(rows[0]))}", _PICKLED)
+            return Member(name, "dict", values=list_some(list(rows[0])))
         lists = [np.asarray(r) for r in rows if isinstance(r, np.ndarray | list | tuple)]
         if len(lists) < len(rows):
             return Member(name, _NOT_READ, size, hint=_PICKLED)
@@ -269,6 +271,19 @@ def _of_archive(name: str, member: ArchiveMember) -> Member:
     if np.prod(member.shape) > _SMALL:
         return Member(name, "array", size)
     return describe_array(name, member.whole())
+
+
+def _folder(path: Path) -> Iterator[Member]:
+    for file in sorted(path.iterdir()):
+        if file.suffix == ".npy":
+            try:
+                yield describe_array(file.name, np.load(file, mmap_mode="r"))
+            except (OSError, ValueError, EOFError) as err:
+                yield Member(file.name, _NOT_READ, hint=f"pickled or damaged ({err})")
+        elif file.suffix in (".csv", ".tsv"):
+            yield from (m._replace(name=f"{file.name}: {m.name}") for m in _csv(file))
+        elif file.is_file():
+            yield Member(file.name, "file", f"{file.stat().st_size} bytes")
 
 
 def _csv(path: Path) -> Iterator[Member]:

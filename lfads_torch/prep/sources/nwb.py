@@ -65,11 +65,14 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         recording.notes.append(
             "spike times: the table of units" + f" {source!r}" * (source != "units")
         )
-    if options.table or "trials" in recording.tables:
-        timed = {name: held.tables[name] for name in recording.tables}
-        name = find({n: n for n in timed}, options.table or "trials", "table of intervals")
-        recording.trials = _table(timed[name])
+    called = [name for name in recording.tables if name.rpartition(".")[2] == "trials"]
+    if options.table or len(called) == 1 or "trials" in called:
+        choice = options.table or ("trials" if "trials" in called else called[0])
+        name = find({n: n for n in recording.tables}, choice, "table of intervals")
+        recording.trials = _table(held.tables[name])
         del recording.tables[name]
+        if name not in ("trials", options.table):
+            recording.notes.append(f"trials: the table {name!r}")
     for name in [n for n in recording.tables if n.rpartition(".")[2].lower() in INVALID]:
         add_invalid(recording, name, _table(held.tables[name]))
         del recording.tables[name]
