@@ -42,6 +42,20 @@ def time_tolerance(latest: float, stored: DTypeLike = np.float64) -> float:
     return max(TOLERANCE_S, 2 * float(np.spacing(np.asarray(abs(latest), dtype))))
 
 
+def stored_type(values: Array) -> np.dtype[Any]:
+    """Return the type whose precision times have: float32 also where they were that once.
+
+    Text, MATLAB and many programs turn float32 into float64, which keeps its rounding.
+    """
+    few = values[:64]
+    if values.dtype != np.float64 or not (few.astype(np.float32) == few).all():
+        return values.dtype
+    if not (values.astype(np.float32) == values).all():
+        return values.dtype
+    # Whole numbers, and samples of a clock of 2^n Hz, are exact in either type.
+    return values.dtype if (values * 2**16 % 1 == 0).all() else np.dtype(np.float32)
+
+
 def bin_spikes(
     times: ArrayLike,
     bin_s: float,

@@ -301,6 +301,22 @@ def implausible_rates(recording: Recording) -> list[str]:
     ]
 
 
+def coarse_times(recording: Recording, bin_s: float) -> list[str]:
+    """Warn of times whose stored type cannot tell in which bin a spike is."""
+    spikes = recording.spikes
+    if not isinstance(spikes, SpikeTimes) or recording.refusals or not spikes.n_units:
+        return []
+    latest = float(np.abs(recording.span()).max())
+    kind = spikes.units[0].dtype
+    if (step := spikes.tolerance or spikes.clock.tolerance(latest, kind)) <= bin_s / 4:
+        return []
+    return [
+        f"{kind} times near {latest:.6g} s are {step * 500:.3g} ms apart, too coarse for bins of "
+        f"{bin_s * 1000:g} ms: a spike may be counted a bin off. Store them as float64, or take "
+        "wider bins"
+    ]
+
+
 def overlapping(windows: Windows, labels: Labels) -> Flags:
     """Return which windows share time with one of a later split, of train, valid and test."""
     # Whole microseconds, so that windows that adjoin do not overlap by rounding.

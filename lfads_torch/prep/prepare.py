@@ -21,7 +21,7 @@ from ..errors import UserError, explained, number
 from .counting import IN_MEMORY, Progress, count, silent
 from .listing import naming
 from .options import PrepOptions
-from .plan import check_disk, implausible_rates, plan_windows
+from .plan import check_disk, coarse_times, implausible_rates, plan_windows
 from .series import Sampler
 from .sources import BinnedSpikes, Recording, open_recording
 from .sources.recording import find
@@ -90,14 +90,17 @@ def _prepare(
     recording: Recording, path: Path, options: PrepOptions, progress: Progress
 ) -> Prepared:
     bin_s = _bin_width(recording, options)
-    recording.warnings += implausible_rates(recording)
+    recording.warnings += [*implausible_rates(recording), *coarse_times(recording, bin_s)]
     plan = plan_windows(recording, options, bin_s)
     carried = (
         ("behavior", options.behavior, options.lag_ms),
         ("ext_input", options.ext_input, 0.0),
     )
     series = {
-        key: ([Sampler(find(recording.series, n, "time series"), bin_s) for n in names], lag_ms)
+        key: (
+            [Sampler(find(recording.series, n, "time series"), bin_s, repr(n)) for n in names],
+            lag_ms,
+        )
         for key, names, lag_ms in carried
         if names
     }

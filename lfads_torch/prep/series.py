@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import DataError
 from .binning import TOLERANCE_S, Floats, Indices
 from .sources.recording import Series
 from .trials import neighbours
@@ -19,9 +20,16 @@ class Sampler:
     value of the coarser bin where its samples stand for bins.
     """
 
-    def __init__(self, series: Series, bin_s: float) -> None:
+    def __init__(self, series: Series, bin_s: float, name: str = "a series") -> None:
         self.series, self.bin_s = series, bin_s
         self.times = None if series.times is None else series.seconds(0, series.n_samples)
+        if self.times is not None and (falls := np.flatnonzero(np.diff(self.times) < 0)).size:
+            at = int(falls[0])
+            raise DataError(
+                f"The times of {name} fall back {len(falls)} times, first from "
+                f"{self.times[at]:.6g} to {self.times[at + 1]:.6g} s at sample {at + 1}, where "
+                "those of the spikes do not. Bring both to one clock."
+            )
         step = self._step()
         # A rate such as 1 / 0.01 may miss the bins' by rounding alone.
         self.coarse = step > bin_s * (1 + 1e-6)

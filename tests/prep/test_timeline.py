@@ -490,3 +490,50 @@ def test_more_than_memory_or_disk_hold_is_refused_before_it_is_counted(
     with pytest.raises(UserError, match=r"windows of 50 bins x 8 units.*GB left"):
         prepare(npz(tmp_path / "b.npz", spikes()), tmp_path / "o.h5", bin_ms=20, chop_ms=1000)
     assert not (tmp_path / "o.h5").exists()
+
+
+# ---- what else must lie on the clock of the spikes -----------------------------------------------
+
+
+def test_observation_series_and_bins_that_do_not_lie_where_the_spikes_do(tmp_path: Path) -> None:
+    lists, options = spikes(), {"bin_ms": 20, "align": "start_time:0:1000"}
+    in_ms = [{"spike_times": t, "obs_intervals": [(0.0, 0.13)]} for t in lists]
+    with pytest.raises(UserError, match=r"0.0.* to 129.99.* s.*from 0 to 0.13 s"):
+        prepare(nwb(tmp_path / "a.nwb", in_ms), tmp_path / "o.h5", **options)
+    t = np.arange(0, 130, 0.01)
+    hand = {"hand": np.sin(t), "hand_times": np.where(t < 65, t, t - 65)}
+    with pytest.raises(UserError, match=r"'hand' fall back 1 times, first from 64.99 to 0 s"):
+        source = npz(tmp_path / "b.npz", lists, **hand)
+        prepare(source, tmp_path / "o.h5", **options, behavior=["hand"])
+    # Where the spikes fall back, too, series go with their block.
+    source = npz(tmp_path / "c.npz", reset(lists), **hand)
+    prepare(source, tmp_path / "c.h5", **options, behavior=["hand"])
+    for split in read_session(tmp_path / "c.h5", ["behavior", "window_start"]).splits.values():
+        middle = split.extras["window_start"][:, None] + 0.01 + 0.02 * np.arange(50)
+        np.testing.assert_allclose(split.extras["behavior"][..., 0], np.sin(middle), atol=0.02)
+    counts = np.random.default_rng(0).poisson(0.3, (5000, 4))
+    for times in (np.r_[0:50:0.02, 60:110:0.02], np.r_[0:50:0.02, 0:50:0.02]):
+        np.savez(tmp_path / "d.npz", spikes=counts, time=times)
+        with pytest.raises(UserError, match=r"at bin 2500.*do not adjoin"):
+            prepare(tmp_path / "d.npz", tmp_path / "o.h5", chop_ms=1000)
+
+
+def test_times_too_coarse_for_their_bins_are_named(tmp_path: Path) -> None:
+    late = [(t + 40_000).astype("f4") for t in spikes()]
+    done = prepare(npz(tmp_path / "s.npz", late), tmp_path / "o.h5", bin_ms=2, chop_ms=1000)
+    assert any("float32 times near 40130 s are 3.9" in text for text in done.warnings)
+
+
+def test_nwb_units_may_name_the_trial_of_each_spike(tmp_path: Path) -> None:
+    times, rows = relative()
+    file = pynwb.NWBFile("x", "id", datetime(2024, 1, 1, tzinfo=UTC))
+    file.add_unit_column("spike_trials", "trial of each spike", index=True)
+    for t, row in zip(times, rows, strict=True):
+        file.add_unit(spike_times=t, spike_trials=row.tolist())
+    file.add_trial_column("go", "go cue")
+    for k in range(60):  # on the clock of the recording
+        file.add_trial(start_time=6.0 * k, stop_time=6.0 * k + 5, go=6.0 * k + 2.5)
+    with pynwb.NWBHDF5IO(tmp_path / "s.nwb", "w") as io:
+        io.write(file)
+    prepare(tmp_path / "s.nwb", tmp_path / "o.h5", bin_ms=10, align="go:-500:500")
+    check_trials(tmp_path / "o.h5", times, rows, 2.0)

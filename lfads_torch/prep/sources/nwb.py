@@ -23,7 +23,7 @@ from .contents import Member, describe_array, describe_values
 from .grouping import split_by_index
 from .hdf5 import DataSet, open_for_reading
 from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table, find
-from .timeline import INVALID, add_invalid, observe_units
+from .timeline import INVALID, TRIAL_OF_SPIKE, add_invalid, observe_units
 from .tree import as_text
 
 # Groups without data of a recording: who and what was recorded, and the definitions of NWB's types.
@@ -60,6 +60,18 @@ def read_nwb(path: Path, options: SourceOptions) -> Recording:
         times = flat(StoredArray(DataSet(node["spike_times"])))
         units = split_by_index(times, node["spike_times_index"][()])
         recording.spikes = SpikeTimes(units, options.clock())
+        names = [options.spike_trials] if options.spike_trials else TRIAL_OF_SPIKE
+        for name in names:
+            if name in node and f"{name}_index" in node and len(node[name]) == times.shape[0]:
+                trials = flat(StoredArray(DataSet(node[name])))
+                recording.spikes.trials = split_by_index(trials, node[f"{name}_index"][()])
+                recording.notes.append(f"trial of each spike: column {name!r} of the units")
+                break
+        if options.spike_trials and recording.spikes.trials is None:
+            raise UserError(
+                f"{path.name}: the units have no column {options.spike_trials!r} with the trial of "
+                f"each of their {times.shape[0]} spikes (--spike-trials)."
+            )
         recording.units = _table(node)
         _observe(recording, node)
         recording.notes.append(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...data.find import list_some
 from ...data.stored import StoredArray, along, blocks
 from ...errors import DataError, UserError, nearest, number
-from ..binning import Array, Floats, Indices, is_sorted, time_tolerance
+from ..binning import Array, Floats, Indices, is_sorted, stored_type, time_tolerance
 
 AnyArray = NDArray[Any] | StoredArray
 """An array in memory or in its file."""
@@ -159,14 +159,13 @@ class SpikeTimes:
 
     def blocks(self, unit: int) -> Iterator[tuple[Floats, float]]:
         """Read a unit's spikes, block after block: seconds as stored, and their tolerance."""
-        array = self.units[unit]
         for _, block in self._stored(unit):
             times = self.clock.seconds(block)
             low, high = float(times.min()), float(times.max())
             if not np.isfinite([low, high]).all():
                 bad = int((~np.isfinite(times)).sum())
                 raise DataError(f"unit {unit}: {bad} spike times are NaN or infinite; drop them.")
-            slack = self.clock.tolerance(max(-low, high), array.dtype)
+            slack = self.clock.tolerance(max(-low, high), stored_type(block))
             yield times, slack if self.tolerance is None else max(slack, self.tolerance)
 
 
@@ -324,9 +323,9 @@ class Recording:
         times = self.clock.seconds(column)
         if self.starts is None:
             return times
-        if self.onsets is not None and self.observed is not None:
+        if self.onsets is not None and self.extents is not None:
             # Some columns may count from the trial's start, others be on the clock of the file.
-            since, ends = times - self.onsets, self.observed - self.starts[:, None]
+            since, ends = times - self.onsets, self.extents - self.starts[:, None]
             low, high = ends.min(), ends.max()
             inside = [int(((t >= low) & (t <= high)).sum()) for t in (times, since)]
             times = since if inside[1] > inside[0] else times

@@ -275,7 +275,8 @@ def add_segments(
         for rows in zip(*segments, strict=True)
     ]
     laid = lay_out_trials(units, clock, len(segments), durations)
-    recording.spikes, recording.starts, recording.observed, _ = laid
+    recording.spikes, recording.starts = laid.spikes, laid.starts
+    recording.extents, recording.observed = laid.extents, laid.observed
     numbers = np.arange(len(segments))
     recording.trials = {"start_time": np.zeros(len(segments)), "segment": numbers}
     recording.notes.append(

@@ -723,6 +723,16 @@ def _bin_width(source: Source, key: str, timed: BinTimes | None, nodes: Tree) ->
         if step > _LONGEST_BIN_S and options.time_unit is None and not named:
             scale = 1e-3
             notes.append(f"{timed.key!r} has steps of {step:g}: it is taken as ms")
+        # Bins that adjoin lie on a grid; what a pause or a reset moves is at wrong times after it.
+        off = np.abs(seconds[0] - (seconds[0][0] + step * np.arange(len(seconds[0])))) > 1.5 * step
+        if off.any():
+            bin_ = int(np.argmax(off))
+            raise DataError(
+                f"{source.file}: {timed.key!r} goes from {scale * seconds[0][bin_ - 1]:.6g} to "
+                f"{scale * seconds[0][bin_]:.6g} s at bin {bin_} (counted from 0), in steps of "
+                f"{step * scale * 1000:g} ms elsewhere: after a pause, or where a clock was reset, "
+                "bins do not adjoin. Put missing bins (NaN) between, or each piece into a file."
+            )
         if np.abs(steps - step).max() > 0.01 * step:
             low, high = (scale * float(s) * 1000 for s in (steps.min(), steps.max()))
             notes.append(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...data.find import list_some
 from ...errors import DataError, UserError, one_of
-from ..binning import TOLERANCE_S, Array, Floats, Indices
+from ..binning import TOLERANCE_S, Array, Floats, Indices, stored_type
 from ..stretches import join, of_table, stretches
 from .recording import AnyArray, Clock, Recording, SourceOptions, SpikeTimes, numeric_columns
 from .time_unit import judge, sample_units
@@ -41,10 +41,14 @@ _SLACK = 10
 
 
 class Layout(NamedTuple):
-    """Trials on one clock: spikes, and in seconds the zero and the recorded stretch of each."""
+    """Trials on one clock, in seconds: spikes, the zero of each, where it likely begins and ends.
+
+    `observed` are the stretches in order of time, as long as trials may have been.
+    """
 
     spikes: SpikeTimes
     starts: Floats
+    extents: Floats
     observed: Floats
     reach: tuple[float, float] | None  # first and last spike since the zero, where no end is known
 
@@ -76,19 +80,23 @@ def lay_out_trials(
         np.maximum.at(highs, rows, times)
         numbers += np.bincount(rows, minlength=n_trials)
         # What the stored type resolves counts from the trial's start, not on the clock they get.
-        slack = max(slack, clock.tolerance(float(np.abs(times).max(initial=0)), stored.dtype))
+        slack = max(
+            slack, clock.tolerance(float(np.abs(times).max(initial=0)), stored_type(stored))
+        )
         seconds.append(times)
-    begins, ends = _extent(lows, highs, numbers, durations)
+    begins, likely, ends = _extent(lows, highs, numbers, durations)
     starts = _starts(begins, ends, np.minimum(lows, begins), np.maximum(highs, 0), onsets)
     laid = []
     for times, (_, rows) in zip(seconds, units, strict=True):
         placed = times + starts[rows]
         laid.append(np.sort(placed))
-    observed = np.stack([starts + begins, starts + ends], axis=1)
+    extents = starts[:, None] + np.stack([begins, likely], axis=1)
+    observed = (starts[:, None] + np.stack([begins, ends], axis=1))[np.argsort(starts)]
+    observed[:-1, 1] = np.minimum(observed[:-1, 1], observed[1:, 0])
     known = np.isfinite(lows)
     reach = (float(lows[known].min()), float(highs[known].max())) if known.any() else None
     spikes = SpikeTimes(laid, tolerance=slack)
-    return Layout(spikes, starts, observed, reach if durations is None else None)
+    return Layout(spikes, starts, extents, observed, reach if durations is None else None)
 
 
 def trials_of_cells(cells: Sequence[Sequence[Array]]) -> list[tuple[Array, Indices]]:
@@ -105,23 +113,31 @@ def trials_of_cells(cells: Sequence[Sequence[Array]]) -> list[tuple[Array, Indic
 
 def _extent(
     lows: Floats, highs: Floats, numbers: Array, durations: Floats | None
-) -> tuple[Floats, Floats]:
-    """Return when the recording of each trial begins and ends, counted from its start."""
+) -> tuple[Floats, Floats, Floats]:
+    """Return when the recording of each trial begins, likely ends, and ends at the latest.
+
+    All count from the start of the trial.
+    """
     n_spikes = numbers.sum()
     if not n_spikes:
         known = np.zeros(len(lows)) if durations is None else durations
-        return np.zeros(len(lows)), known
+        return np.zeros(len(lows)), known, known
     filled = numbers > 0
     first, last = float(lows[filled].min()), float(highs[filled].max())
     interval = (last - first) / n_spikes  # of the spikes of all trials together
     begins = np.full(len(lows), first - _SLACK * interval if first < 0 else 0.0)
     if durations is not None:
-        return begins, np.maximum(durations, np.where(filled, highs, durations))
+        ends = np.maximum(durations, np.where(filled, highs, durations))
+        return begins, ends, ends
     # Whether trials were of one length shows in how close to the last spike of all each comes.
     of_trial = (last - first) / np.maximum(numbers, 1)
     if (highs[filled] + _SLACK * of_trial[filled] >= last).all():
-        return begins, np.full(len(lows), last + _SLACK * interval)
-    return begins, np.where(filled, np.minimum(highs + _SLACK * of_trial, last), begins)
+        ends = np.full(len(lows), last + _SLACK * interval)
+        return begins, ends, ends
+    likely, latest = (
+        np.where(filled, np.minimum(highs + k * of_trial, last), begins) for k in (1, _SLACK)
+    )
+    return begins, likely, latest
 
 
 def _starts(
@@ -234,6 +250,7 @@ def settle(recording: Recording, options: SourceOptions) -> None:
             _observe_trials(recording, by_trial.times, by_trial.places)
         by_trial = by_trial if share >= 0.5 else None  # else the trial is extra information
     _set_unit(recording, spikes, options, len(by_trial.known) if by_trial else 1)
+    _compare(recording, spikes)
     if by_trial:
         _by_trial(recording, spikes, by_trial, options.spike_times == "relative")
     elif (spikes.scan.n_falls > 0).any():
@@ -271,6 +288,21 @@ def _set_unit(
     if recording.unit_observed is not None:
         recording.unit_observed = [pieces * factor for pieces in recording.unit_observed]
     recording.invalid = {name: pieces * factor for name, pieces in recording.invalid.items()}
+
+
+def _compare(recording: Recording, spikes: SpikeTimes) -> None:
+    """Refuse spikes that lie elsewhere than what the file says was recorded."""
+    sample = sample_units(spikes.units)
+    if recording.observed is None or recording.is_one_clock or sample.n_spikes < _FEW:
+        return
+    low, high = spikes.clock.seconds(np.array([sample.low, sample.high])).tolist()
+    begin, end = float(recording.observed[:, 0].min()), float(recording.observed[:, 1].max())
+    if min(high, end) - max(low, begin) < 0.1 * (high - low):
+        recording.refusals.append(
+            f"the spikes lie from {low:.6g} to {high:.6g} s, but the file says that units were "
+            f"recorded from {begin:.6g} to {end:.6g} s (obs_intervals): these are in another unit, "
+            "or on another clock. Correct them; or, if the spikes are right, leave them out."
+        )
 
 
 class _TrialTimes(NamedTuple):
@@ -330,10 +362,10 @@ def _by_trial(
             "which the trials have no place: add a column start_time to the trials."
         )
     recording.spikes, recording.starts, recording.onsets = laid.spikes, laid.starts, onsets
-    recording.extents, recording.reach = laid.observed, laid.reach
+    recording.extents, recording.reach = laid.extents, laid.reach
     if recording.observed is None or not is_kept:
         recording.observed = laid.observed
-    length = np.diff(laid.observed, axis=1)
+    length = np.diff(laid.extents, axis=1)
     recording.notes.append(
         f"spike times count from the start of their trial: {recording.n_trials} trials of "
         f"{length.min():.4g} to {length.max():.4g} s, "
@@ -551,7 +583,7 @@ def _lay_out_blocks(
         blocks = pieces.get(unit, [np.empty(0)] * n_blocks)
         laid.append(np.concatenate([np.sort(b) + o for b, o in zip(blocks, offsets, strict=True)]))
     latest = float(np.abs(np.concatenate([lows, highs])).max())
-    tolerance = max(spikes.clock.tolerance(latest, array.dtype) for array in spikes.units)
+    tolerance = max(spikes.clock.tolerance(latest, stored_type(a[:])) for a in spikes.units)
     recording.spikes = SpikeTimes(laid, tolerance=tolerance)
     recording.observed = np.stack([begins + offsets, highs + slack + offsets], axis=1)
     if unseen:
