@@ -20,6 +20,7 @@ from .npz import damaged
 from .recording import Recording, SourceOptions
 from .tree import Ragged, Tree, add_value
 
+_SMALL = 1 << 12  # entries; smaller arrays of MATLAB are simply read
 # What SciPy raises, from deep within, for a file that is damaged or cut short.
 _FAULTS = (ValueError, TypeError, KeyError, OSError, NotImplementedError, zlib.error, struct.error)
 
@@ -120,18 +121,22 @@ def _matlab(file: h5py.File, node: Any) -> Any:
         if "MATLAB_sparse" in node.attrs:
             return _sparse(node)
         return {name: _matlab(file, node[name]) for name in node}
-    # Of objects (table, string, datetime) only MATLAB knows what the stored numbers mean.
-    if node.shape is None or {"MATLAB_empty", "MATLAB_object_decode"} & set(node.attrs):
+    # A cell array may have 100,000 members: attributes, which are slow, are looked up singly.
+    if node.shape is None or h5py.h5a.exists(node.id, b"MATLAB_empty"):
         return np.empty(0)
-    if h5py.check_ref_dtype(node.dtype) is not None:
+    kind = node.dtype.kind
+    if kind == "O" and h5py.check_ref_dtype(node.dtype) is not None:
         # A cell array, or a field of an array of structs.
         cells = np.empty(node.size, dtype=object)
         for i, reference in enumerate(node[()].T.ravel()):
             cells[i] = _matlab(file, file[reference])
         return cells.reshape(node.shape[::-1])
-    if node.attrs.get("MATLAB_class") == b"char":
+    if kind == "u" and node.attrs.get("MATLAB_class") == b"char":
         return np.array([_text(node)])
-    return StoredArray(DataSet(node, reverse=True))
+    # Of objects (table, string, datetime) only MATLAB knows what the stored numbers mean.
+    if kind == "u" and h5py.h5a.exists(node.id, b"MATLAB_object_decode"):
+        return np.empty(0)
+    return node[()].T if node.size <= _SMALL else StoredArray(DataSet(node, reverse=True))
 
 
 def _sparse(node: Any) -> Array:
