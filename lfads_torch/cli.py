@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -58,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         why = str(error) if isinstance(error, Stopped) else "interrupted"
         print(f"\nlfads {options.command}: {why}{hint}", file=sys.stderr)
         return SIGNALLED + error.number if isinstance(error, Stopped) else INTERRUPTED
+    finally:
+        if hasattr(options, "made"):
+            with suppress(OSError):  # something was written
+                options.made.rmdir()
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import UserError, whole
 from .folder import BEST_MODEL, METRICS, RunFolder, number_outputs
+from .processes import stoppable
 
 Array = NDArray[Any]
 
@@ -53,34 +54,34 @@ def run_demo(
     began = time.monotonic()
     # Before the folder is claimed, so that a wrong number leaves no folder behind.
     data = lorenz(n_conditions, n_trials, n_units, n_bins, mean_rate, seed=seed)
-    RunFolder(folder).claim(resume=False, overwrite=overwrite)
-    if overwrite:
-        RunFolder(folder).delete()
-    write_session(folder / DATA, data, {"source": "Lorenz system", "seed": seed})
-    print(
-        f"{len(data['train_recon_data'])} training and {len(data['valid_recon_data'])} validation "
-        f"trials of {n_units} units x {n_bins} bins, {mean_rate:g} spikes per bin\n"
-        f"run folder: {folder}",
-        flush=True,
-    )
-    overrides: dict[str, Any] = {
-        "model": "demo",
-        "datamodule": "demo",
-        "datamodule.datafile_pattern": str(folder / DATA),
-        "seed": seed,
-    }
-    if max_epochs is not None:
-        overrides["trainer.max_epochs"] = max_epochs
-    place = folder if population is None else folder / BEST_MODEL
-    outputs = _train(folder, overrides, population)
-    output = read_arrays(outputs[0])
-    scores = score(output)
-    figures = sorted((folder / "figures").glob("search_*.png")) + draw(place, output)
-    print_report(scores, [*figures, *outputs, place / METRICS], time.monotonic() - began)
-    if population is not None:
-        together = score_rates(read_arrays(outputs[1]))
-        print(f"\nall {population} members together (--ensemble)")
-        print(f"  bits per spike  {together[0]:7.3f}\n  R2 of rates     {together[1]:7.3f}")
+    with stoppable(), RunFolder(folder).claimed("training", overwrite=overwrite):
+        if overwrite:
+            RunFolder(folder).delete()
+        write_session(folder / DATA, data, {"source": "Lorenz system", "seed": seed})
+        print(
+            f"{len(data['train_recon_data'])} training and {len(data['valid_recon_data'])} "
+            f"validation trials of {n_units} units x {n_bins} bins, {mean_rate:g} spikes per bin\n"
+            f"run folder: {folder}",
+            flush=True,
+        )
+        overrides: dict[str, Any] = {
+            "model": "demo",
+            "datamodule": "demo",
+            "datamodule.datafile_pattern": str(folder / DATA),
+            "seed": seed,
+        }
+        if max_epochs is not None:
+            overrides["trainer.max_epochs"] = max_epochs
+        place = folder if population is None else folder / BEST_MODEL
+        outputs = _train(folder, overrides, population)
+        output = read_arrays(outputs[0])
+        scores = score(output)
+        figures = sorted((folder / "figures").glob("search_*.png")) + draw(place, output)
+        print_report(scores, [*figures, *outputs, place / METRICS], time.monotonic() - began)
+        if population is not None:
+            together = score_rates(read_arrays(outputs[1]))
+            print(f"\nall {population} members together (--ensemble)")
+            print(f"  bits per spike  {together[0]:7.3f}\n  R2 of rates     {together[1]:7.3f}")
     return scores
 
 

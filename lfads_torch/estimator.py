@@ -17,6 +17,7 @@ from .checkpoint import find_checkpoint, load_model, read_checkpoint
 from .data import SPLITS, write_session
 from .errors import UserError, number, unknown, whole
 from .files import replacing
+from .folder import RunFolder
 from .metrics import BitsPerSpikeSums
 from .post_run.analysis import sample_posterior
 from .prep.splits import draw_splits
@@ -166,24 +167,25 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         held_out = {name: self._choose(data.shape[2]) for name, data in sessions.items()}
         n_bins = max(data.shape[1] for data in sessions.values())
         place = self._place()
-        if not resume and (place / "run").exists():
-            raise UserError(
-                f"{place} holds a run already; go on with it by fit(..., resume=True), or give "
-                "another folder"
-            )
-        files = {name: place / "data" / f"{name}.h5" for name in sessions}
-        if not resume:  # a run goes on with the trials that it was begun with
-            for name, data in sessions.items():
-                self._write(files[name], _padded(data, n_bins), held_out[name])
-        train: Any = run_search if self.search else run_model
-        extra: Any = {"resume": resume}
-        if not self.search:
-            config = "multi.yaml" if len(sessions) > 1 else "single.yaml"
-            extra |= {"config_path": config, "do_posterior_sample": False}
-        overrides = {"trainer.max_epochs": whole("max_epochs", self.max_epochs, least=1)}
-        if not resume:
-            overrides |= self._overrides(list(files.values()))
-        self.result_ = train(overrides, run_dir=place / "run", **extra)
+        with RunFolder(place).owned("training"):
+            if not resume and (place / "run").exists():
+                raise UserError(
+                    f"{place} holds a run already; go on with it by fit(..., resume=True), or give "
+                    "another folder"
+                )
+            files = {name: place / "data" / f"{name}.h5" for name in sessions}
+            if not resume:  # a run goes on with the trials that it was begun with
+                for name, data in sessions.items():
+                    self._write(files[name], _padded(data, n_bins), held_out[name])
+            train: Any = run_search if self.search else run_model
+            extra: Any = {"resume": resume}
+            if not self.search:
+                config = "multi.yaml" if len(sessions) > 1 else "single.yaml"
+                extra |= {"config_path": config, "do_posterior_sample": False}
+            overrides = {"trainer.max_epochs": whole("max_epochs", self.max_epochs, least=1)}
+            if not resume:
+                overrides |= self._overrides(list(files.values()))
+            self.result_ = train(overrides, run_dir=place / "run", **extra)
         channels = {name: data.shape[2] for name, data in sessions.items()}
         return self._set(self.result_.run_dir, channels, held_out)
 

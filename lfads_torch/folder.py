@@ -18,7 +18,6 @@ A search has ``config.yaml`` and ``status.json`` of its own (with a key ``search
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +38,8 @@ from .files import (
     read_table,
     write_whole,
 )
+from .ownership import owned
+from .processes import remove_all_leftovers
 
 CONFIG = "config.yaml"
 STATUS = "status.json"
@@ -174,8 +175,18 @@ class RunFolder:
             )
         return [self.path / str(member["checkpoint"]) for member in status["members"]]
 
-    def claim(self, *, resume: bool, overwrite: bool) -> bool:
-        """Make the folder ready for a run, or refuse it; return whether this call made it."""
+    @contextmanager
+    def claimed(
+        self, doing: str, *, resume: bool = False, overwrite: bool = False
+    ) -> Iterator[None]:
+        """Own the folder for a run, or refuse it; `doing` is what for ("training")."""
+        if not self.path.exists():  # a refusal leaves no folder behind
+            self._check_use(resume=resume, overwrite=overwrite)
+        with self.owned(doing):
+            self._check_use(resume=resume, overwrite=overwrite)
+            yield
+
+    def _check_use(self, *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
             raise UserError("resume and overwrite exclude each other; choose one")
         kind, folder = self.kind, self.path
@@ -189,22 +200,28 @@ class RunFolder:
                 f"{folder}; run_model(..., resume=True)), delete it (--overwrite; "
                 "overwrite=True), or name another folder (--run-dir; run_dir=...)."
             )
-        is_new = not folder.exists()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Permissions do not say whether a network drive or a full disk accepts a file.
-            probe = folder / f".probe.{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink()
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-        return is_new
 
     @contextmanager
-    def writing(self, *, is_new: bool) -> Iterator[None]:
-        """Word failures to write, and remove a new folder in which nothing was written."""
+    def owned(self, doing: str) -> Iterator[None]:
+        """Own the folder while something is written into it; remove what a kill left there.
+
+        Failures to write are put into words. A new folder in which nothing was written goes.
+        """
         try:
-            yield
+            self.path.mkdir(parents=True)
+            is_new = True
+        except FileExistsError:
+            is_new = False
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        # The best model belongs to its search.
+        is_best = self.path.name == BEST_MODEL and RunFolder(self.path.parent).kind == "search"
+        place = self.path.parent if is_best else self.path
+        try:
+            with owned(place, doing) as is_taken:
+                if is_taken:
+                    remove_all_leftovers(place)
+                yield
         except OSError as error:
             if is_write_failure(error):
                 raise cannot_write(error.filename or self.path, error) from error

@@ -7,6 +7,7 @@ kill -9 is an exception here, so that ``finally`` removes it; kill -9 leaves it 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,11 @@ from types import FrameType
 
 #: Signals whose default is to end the process on the spot.
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+#: Temporary names, and those of earlier versions, which tell less of their process.
+_LEFT = re.compile(
+    r"\..*\.(?:([^.].*_\d+_\w*_\d*_\d*)\.tmp|\d+\.tmp|[0-9a-f]{8}\.partial)|\.probe\.\d+"
+)
 
 
 class Stopped(KeyboardInterrupt):
@@ -106,6 +112,16 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
                 at = rest.rfind(f".{host()}_")
                 if at >= 0 and is_gone(rest[at + 1 :]):
                     remove(Path(entry.path))
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """Remove what was left under temporary names anywhere in a folder that nobody else owns."""
+    for place, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            left = _LEFT.fullmatch(name)
+            # Of another machine's process nothing is known, but it does not own the folder.
+            if left and not (left[1] and is_gone(left[1]) is False):
+                remove(Path(place, name))
 
 
 def remove(path: Path) -> None:

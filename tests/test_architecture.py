@@ -18,7 +18,7 @@ MODULES = {
 # From the ground up. A module imports only from lines above its own, and from its own room. A name
 # stands for the module and all below it; the longest match decides.
 LAYERS = [
-    "errors seeds tuples processes files progress folder consent utils compat",
+    "errors seeds tuples processes files ownership progress folder consent utils compat",
     "arguments kernels data search.space search.rules search.settings search.history",
     "modules metrics datamodules prep sessions.align sessions.align_files compat.populations",
     "network compat.training",
@@ -41,7 +41,12 @@ LAYER = {name: level for level, line in enumerate(LAYERS) for name in line.split
 NEIGHBOURS = {
     ("files", "errors"),
     ("files", "processes"),
+    ("ownership", "errors"),
+    ("ownership", "files"),
+    ("ownership", "processes"),
     ("folder", "errors"),
+    ("folder", "ownership"),
+    ("folder", "processes"),
     ("folder", "files"),
     ("progress", "errors"),
     ("progress", "files"),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..files import cannot_write
 from ..progress import Line
 
 if TYPE_CHECKING:
@@ -49,24 +50,46 @@ COMMANDS = (
 """In the order in which `lfads --help` lists them; ``some-name`` is in ``some_name.py``."""
 
 
-def new_run_folder(name: str) -> Path:
-    """Return a run folder that does not exist yet, ``runs/<time>_<name>``."""
+def new_run_folder(options: argparse.Namespace, name: str) -> Path:
+    """Make a run folder that did not exist, ``runs/<time>_<name>``; `options` remember it."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{name}"
-    # A script may start several runs within a second.
-    candidates = (
-        Path("runs") / f"{stem}{suffix}" for suffix in ("", *map("-{}".format, range(2, 1000)))
-    )
-    return next(path for path in candidates if not path.exists())
+    # The jobs of an array start within a second, and each needs its own: to make a folder says
+    # whether it was there, to look beforehand does not.
+    number = 1
+    while True:
+        folder = Path("runs", stem if number == 1 else f"{stem}-{number}").absolute()
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        else:
+            options.made = folder
+            return folder
 
 
 def start_run(options: argparse.Namespace, name: str, command: str = "train") -> Path:
     """Choose the run folder and say where it is; `command` resumes the run there."""
-    given = getattr(options, "resume", None) or options.run_dir or new_run_folder(name)
+    given = getattr(options, "resume", None) or options.run_dir or new_run_folder(options, name)
     folder = Path(given).expanduser().absolute()
     options.resume_with = f"lfads {command} --resume {folder}"
     # Flushed, the folder stands in a batch job's log while the run goes on.
     print(f"run folder: {folder}", flush=True)
     return folder
+
+
+@contextmanager
+def writing_into(run: str | Path, output: str | None = None) -> Iterator[None]:
+    """Own a run's folder while a command writes into it; with `output` it writes elsewhere."""
+    from ..folder import RunFolder
+
+    folder = RunFolder.around(Path(run).expanduser().absolute())
+    if output or folder.kind == "none":
+        yield
+        return
+    with folder.owned("writing results"):
+        yield
 
 
 def check_resume(options: argparse.Namespace, kind: str) -> None:

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads demo --help``."""
     from ..demo import run_demo
 
-    folder = Path(options.run_dir or new_run_folder("demo")).absolute()
+    folder = Path(options.run_dir or new_run_folder(options, "demo")).absolute()
     command = "pbt" if options.pbt else "train"
     options.resume_with = f"lfads {command} --resume {folder}"
     run_demo(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import print_written
+from . import print_written, writing_into
 
 SUMMARY = "score a run beside simpler methods"
 TEXT = """\
@@ -39,21 +39,22 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads evaluate --help``."""
     from ..post_run.evaluation import evaluate_run
 
-    evaluation = evaluate_run(
-        options.run_folder,
-        split=options.split,
-        baselines=not options.no_baselines,
-        n_draws=options.draws,
-        level=options.level,
-        seed=options.seed,
-        bin_ms=options.bin_ms,
-        behavior=options.behavior,
-        condition=options.condition,
-        latents=options.latents,
-    )
-    print(evaluation.text())
-    place = Path(options.run_folder).expanduser().absolute()
-    folder = Path(options.output or (place if place.is_dir() else place.parent)).expanduser()
-    print()
-    print_written(*evaluation.write(folder))
+    with writing_into(options.run_folder, options.output):
+        evaluation = evaluate_run(
+            options.run_folder,
+            split=options.split,
+            baselines=not options.no_baselines,
+            n_draws=options.draws,
+            level=options.level,
+            seed=options.seed,
+            bin_ms=options.bin_ms,
+            behavior=options.behavior,
+            condition=options.condition,
+            latents=options.latents,
+        )
+        print(evaluation.text())
+        place = Path(options.run_folder).expanduser().absolute()
+        folder = Path(options.output or (place if place.is_dir() else place.parent)).expanduser()
+        print()
+        print_written(*evaluation.write(folder))
     return 0

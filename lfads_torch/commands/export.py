@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import UserError
-from . import print_written
+from . import print_written, writing_into
 
 SUMMARY = "write rates, factors and inferred inputs into an NWB file"
 TEXT = """\
@@ -38,12 +38,13 @@ def run(options: argparse.Namespace) -> int:
 
     if options.file and options.output:
         raise UserError(f"two files to write, {options.file} and {options.output}; name one")
-    paths = export_nwb(
-        options.run_folder,
-        options.file or options.output,
-        source=options.source,
-        bin_ms=options.bin_ms,
-        overwrite=options.overwrite,
-    )
+    with writing_into(options.run_folder, options.file or options.output):
+        paths = export_nwb(
+            options.run_folder,
+            options.file or options.output,
+            source=options.source,
+            bin_ms=options.bin_ms,
+            overwrite=options.overwrite,
+        )
     print_written(*paths)
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
+from . import writing_into
 
 SUMMARY = "join overlapping windows to one continuous recording"
 TEXT = """\
@@ -52,13 +53,14 @@ def run(options: argparse.Namespace) -> int:
                 f"output file ({jobs[0][0].name}), or leave --output out"
             )
         jobs = [(jobs[0][0], Path(options.output).expanduser())]
-    for source, target in jobs:
-        path = merge_file(
-            source,
-            target,
-            only=options.only,
-            positions=options.positions,
-            overlap=options.overlap,
-        )
-        print(f"written: {path}")
+    with writing_into(options.place, options.output):
+        for source, target in jobs:
+            path = merge_file(
+                source,
+                target,
+                only=options.only,
+                positions=options.positions,
+                overlap=options.overlap,
+            )
+            print(f"written: {path}")
     return 0

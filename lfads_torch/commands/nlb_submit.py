@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from . import writing_into
+
 SUMMARY = "write a submission to the Neural Latents Benchmark"
 TEXT = """\
 Write the rates of one or more runs as a submission file of the Neural Latents Benchmark. In
@@ -32,13 +34,14 @@ def run(options: argparse.Namespace) -> int:
 
     place = Path(options.runs[0]).expanduser().absolute()
     folder = place if place.is_dir() else place.parent
-    path, shapes = nlb_submission(
-        options.runs,
-        options.output or folder / "nlb_submission.h5",
-        datasets=options.dataset,
-        split=options.split,
-        bin_ms=options.bin_ms,
-    )
+    with writing_into(options.runs[0], options.output):
+        path, shapes = nlb_submission(
+            options.runs,
+            options.output or folder / "nlb_submission.h5",
+            datasets=options.dataset,
+            split=options.split,
+            bin_ms=options.bin_ms,
+        )
     for key, shape in shapes.items():
         print(f"{key:<44} {' x '.join(map(str, shape))}")
     print(f"written: {path}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from . import add_trust, print_written, terminal_line
+from . import add_trust, print_written, terminal_line, writing_into
 
 if TYPE_CHECKING:
     from ..post_run.report import Wanted
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads report --help``."""
     from ..post_run.report import report_run
 
-    with terminal_line() as line:
+    with writing_into(options.run_folder, options.output), terminal_line() as line:
         report = report_run(
             options.run_folder,
             options.output,

@@ -154,18 +154,15 @@ def run_model(
     check_config(config)
     changes = changes_of(before, config) if overrides and before is not None else {}
     check_changes(changes)
-    if do_train:
-        is_new = RunFolder(folder).claim(resume=resume or continued, overwrite=overwrite)
-    else:
-        # To sample needs no claim: several jobs may sample one finished run.
-        is_new = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
+    goes_on, place = resume or continued, RunFolder(folder)
     given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
     # Existing YAML and Lightning's loggers write below the working directory, and scripts of labs
     # change into the run folder themselves.
     with (
         stoppable(),
-        RunFolder(folder).writing(is_new=is_new),
+        place.claimed("training", resume=goes_on, overwrite=overwrite)
+        if do_train
+        else place.owned("sampling"),
         chdir(folder),
         quiet_libraries(verbose),
         _quiet(config),
@@ -174,7 +171,7 @@ def run_model(
             config,
             folder,
             given,
-            goes_on=resume or continued,
+            goes_on=goes_on,
             overwrite=overwrite,
             changes=changes,
             trusts_all=trust is True or (isinstance(trust, Trust) and trust.everything),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from ..consent import Trust, trust_of
 from ..errors import UserError, whole
 from ..folder import CONFIG, RunFolder, number_outputs
+from ..processes import stoppable
 from .build import build, pick_device
 from .compose import absolute_pattern, read_config
 
@@ -87,19 +89,23 @@ def sample_run(
     existing = [file for file in paths if file.exists()]
     if existing and output is not None and not overwrite:
         raise UserError(f"{existing[0]} exists already; name another --output, or add --overwrite")
-    if ensemble:
-        # A generator: one member is in memory at a time.
-        models = (load_model(one, trust=trust).to(device) for one in chosen if one is not None)
-        run_ensemble_sampling(models, datamodule, paths, num_samples, run=place)
-    else:
-        answers: dict[str, Any] = {"reconstruction": reconstruction} if reconstruction else {}
-        model = load_model(checkpoint, config=config, data=datamodule, trust=trust, **answers).to(
-            device
-        )
-        draws = Draws(num_samples, seed=0, max_bytes=MAX_BYTES)
-        write_posterior_means(model, datamodule, paths, draws, run=folder, checkpoint=checkpoint)
-    if output is None and data is None:
-        number_outputs(paths, path.stem)
+    writing = nullcontext() if output else RunFolder(where).owned("sampling")
+    with stoppable(), writing:
+        if ensemble:
+            # A generator: one member is in memory at a time.
+            models = (load_model(one, trust=trust).to(device) for one in chosen if one is not None)
+            run_ensemble_sampling(models, datamodule, paths, num_samples, run=place)
+        else:
+            answers: dict[str, Any] = {"reconstruction": reconstruction} if reconstruction else {}
+            model = load_model(
+                checkpoint, config=config, data=datamodule, trust=trust, **answers
+            ).to(device)
+            draws = Draws(num_samples, seed=0, max_bytes=MAX_BYTES)
+            write_posterior_means(
+                model, datamodule, paths, draws, run=folder, checkpoint=checkpoint
+            )
+        if output is None and data is None:
+            number_outputs(paths, path.stem)
     return paths
 
 

@@ -87,8 +87,8 @@ def run_search(
     settings = check_search(config)
     changes = changes_of(before, config) if resume and overrides else {}
     check_changes(changes, search=True)
-    is_new = RunFolder(folder).claim(resume=resume, overwrite=overwrite)
-    with stoppable(), RunFolder(folder).writing(is_new=is_new), quiet_libraries(verbose):
+    claimed = RunFolder(folder).claimed("searching", resume=resume, overwrite=overwrite)
+    with stoppable(), claimed, quiet_libraries(verbose):
         if backend == "ray":
             from .ray import run_ray_search
 

@@ -18,6 +18,7 @@ from ..errors import UserError, whole
 from ..folder import CONFIG, RunFolder
 from ..model import LFADS
 from ..modules.spec import targets_of, to_spec
+from ..processes import stoppable
 from ..run_model import RunResult, run_model
 from ..runs.build import build, pick_device
 from ..runs.compose import absolute_pattern, read_config, write_config
@@ -95,25 +96,26 @@ def add_session(
     number = extended.session_names.index(name)
     frozen = _frozen_before(folder, model, extended, number)
     changes = {"datamodule": {**settings, "fit_sessions": [name]}}
-    # Two stages are two runs, of which each can be resumed; the first one lies in the second.
-    first = target if not all_epochs else target / MAPS
-    _train_only(extended, number)
-    text = _prepare(first, extended, config, changes, epochs, frozen)
-    result = run_model(
-        overrides,
-        config_path=text,
-        run_dir=first,
-        overwrite=overwrite,
-        do_posterior_sample=not all_epochs,
-    )
-    if all_epochs:
-        trained = load_model(first, trust=trust)
-        for key, parameter in trained.named_parameters():
-            parameter.requires_grad_(key not in frozen)
-        changes = {"datamodule": {**settings, "fit_sessions": None}}
-        changes["model"] = {"lr_init": float(model.hparams["lr_init"]) / 10}
-        text = _prepare(target, trained, config, changes, all_epochs, frozen)
-        result = run_model(overrides, config_path=text, run_dir=target, overwrite=overwrite)
+    with stoppable(), RunFolder(target).claimed("training", overwrite=overwrite):
+        # Two stages are two runs, of which each can be resumed; the first one lies in the second.
+        first = target if not all_epochs else target / MAPS
+        _train_only(extended, number)
+        text = _prepare(first, extended, config, changes, epochs, frozen)
+        result = run_model(
+            overrides,
+            config_path=text,
+            run_dir=first,
+            overwrite=overwrite,
+            do_posterior_sample=not all_epochs,
+        )
+        if all_epochs:
+            trained = load_model(first, trust=trust)
+            for key, parameter in trained.named_parameters():
+                parameter.requires_grad_(key not in frozen)
+            changes = {"datamodule": {**settings, "fit_sessions": None}}
+            changes["model"] = {"lr_init": float(model.hparams["lr_init"]) / 10}
+            text = _prepare(target, trained, config, changes, all_epochs, frozen)
+            result = run_model(overrides, config_path=text, run_dir=target, overwrite=overwrite)
     after = _losses(load_model(target, trust=trust), everything, config)
     return AddedSession(result, name, {key: (before[key], after[key]) for key in before})
 

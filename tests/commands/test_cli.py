@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -131,10 +132,10 @@ def test_train_by_default_makes_a_new_folder_named_after_the_data(
 
 
 def test_new_run_folders_never_collide(tmp_path: Path) -> None:
-    first = new_run_folder("x")
-    first.mkdir(parents=True)
-    second = new_run_folder("x")
-    assert not second.exists() and second != first
+    first = new_run_folder(argparse.Namespace(), "x")
+
+    second = new_run_folder(argparse.Namespace(), "x")
+    assert first.is_dir() and second.is_dir() and second != first
 
 
 def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(
