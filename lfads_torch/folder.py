@@ -178,13 +178,14 @@ class RunFolder:
     @contextmanager
     def claimed(
         self, doing: str, *, resume: bool = False, overwrite: bool = False
-    ) -> Iterator[None]:
+    ) -> Iterator[bool]:
         """Own the folder for a run, or refuse it; `doing` is what for ("training")."""
         if not self.path.exists():  # a refusal leaves no folder behind
             self._check_use(resume=resume, overwrite=overwrite)
-        with self.owned(doing):
-            self._check_use(resume=resume, overwrite=overwrite)
-            yield
+        with self.owned(doing) as is_own:
+            if is_own:
+                self._check_use(resume=resume, overwrite=overwrite)
+            yield is_own
 
     def _check_use(self, *, resume: bool, overwrite: bool) -> None:
         if resume and overwrite:
@@ -202,10 +203,11 @@ class RunFolder:
             )
 
     @contextmanager
-    def owned(self, doing: str) -> Iterator[None]:
+    def owned(self, doing: str) -> Iterator[bool]:
         """Own the folder while something is written into it; remove what a kill left there.
 
-        Failures to write are put into words. A new folder in which nothing was written goes.
+        Failures to write are put into words. A new folder in which nothing was written goes. Yield
+        false to what the owner started, such as a rank of its training.
         """
         try:
             self.path.mkdir(parents=True)
@@ -218,10 +220,10 @@ class RunFolder:
         is_best = self.path.name == BEST_MODEL and RunFolder(self.path.parent).kind == "search"
         place = self.path.parent if is_best else self.path
         try:
-            with owned(place, doing) as is_taken:
-                if is_taken:
+            with owned(place, doing) as is_own:
+                if is_own:
                     remove_all_leftovers(place)
-                yield
+                yield is_own
         except OSError as error:
             if is_write_failure(error):
                 raise cannot_write(error.filename or self.path, error) from error

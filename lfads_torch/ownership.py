@@ -30,14 +30,15 @@ _OWNERS = "LFADS_TORCH_OWNERS"
 def owned(folder: Path, doing: str) -> Iterator[bool]:
     """Own a folder, or raise `UserError` that says who does; `doing` is for what ("training").
 
-    Yield whether this call took it; a process that already owns it, and what it started, go on.
+    A process that already owns it, and what it started, go on: yield false to the latter.
     """
-    is_taken = _take(folder / LOCK, doing)
+    owner = _take(folder / LOCK, doing)
+    is_taken = owner is None
     before = os.environ.get(_OWNERS)
     if is_taken:
         os.environ[_OWNERS] = " ".join(dict.fromkeys([*_ancestors(), mark()]))
     try:
-        yield is_taken
+        yield owner in (None, mark())
     finally:
         if is_taken:
             if before is None:
@@ -53,8 +54,8 @@ def _ancestors() -> list[str]:
     return os.environ.get(_OWNERS, "").split()
 
 
-def _take(lock: Path, doing: str) -> bool:
-    """Make a lock; return False where the process or one that started it has it."""
+def _take(lock: Path, doing: str) -> str | None:
+    """Make a lock; where the process or one that started it has it, return the mark of that."""
     mine = {
         "process": mark(),
         "host": host(),
@@ -69,14 +70,14 @@ def _take(lock: Path, doing: str) -> bool:
             if other is None:
                 continue  # it was just released
             if other.get("process") in (mark(), *_ancestors()):
-                return False
+                return str(other["process"])
             why = _why_stale(other, lock.parent)
             if why is None:
                 raise UserError(_in_use(other, lock))
             with suppress(FileNotFoundError):
                 lock.unlink()
         warnings.warn(f"{lock.parent} is taken over: {why}", stacklevel=4)
-    return True
+    return None
 
 
 def _create(lock: Path, text: str) -> bool:

