@@ -9,11 +9,13 @@ larger than memory. The same file and options give the same bytes.
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from ..data.find import absolute_pattern, check_output, make_folder
@@ -32,8 +34,8 @@ from .write import Contents, Prepared, write_contents
 
 
 def prepare(
-    source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    source: Any,
+    output: str | os.PathLike[str] | None,
     options: PrepOptions | None = None,
     *,
     overwrite: bool = False,
@@ -44,12 +46,16 @@ def prepare(
 
     Parameters
     ----------
-    source : str or path
-        NWB, .npz, .mat, HDF5 or CSV file.
-    output : str or path
-        Data file to write.
+    source : str, path or object
+        NWB, .npz, .mat, HDF5 or CSV file; folder of a spike sorter. Or an object in memory, as
+        `open_recording` takes it: arrays, a TsGroup of pynapple, a sorting of SpikeInterface, spike
+        trains of Neo, an array of xarray and the like.
+    output : str, path or None
+        Data file to write. With None nothing is written, and `Prepared.arrays` has what would be in
+        the file, which `BasicDataModule` takes.
     options : PrepOptions, optional
-        What to make of the recording, and how to read it.
+        What to make of the recording, and how to read it. Its `trials` may be an object, too, such
+        as an IntervalSet of pynapple, a DataFrame, or an array of starts and stops.
     overwrite : bool
         Whether to replace an existing file.
     progress : callable
@@ -74,16 +80,38 @@ def prepare(
     >>> from lfads_torch.prep import prepare
     >>> align = "move_onset_time:-250:450"
     >>> prepare("session.nwb", "maze.h5", bin_ms=5, align=align)  # doctest: +SKIP
+
+    Objects in memory, as of pynapple, with an IntervalSet of the trials:
+
+    >>> around = "start_time:0:500"
+    >>> prepare(units, "maze.h5", trials=epochs, bin_ms=10, align=around)  # doctest: +SKIP
     """
     options = replace(options or PrepOptions(), **changes)
+    if output is None:
+        return _in_memory(source, options, progress)
     path = Path(absolute_pattern(output))
-    check_output(Path(absolute_pattern(source)), path, overwrite)
-    if is_split_file(file := Path(absolute_pattern(source))):
+    if not isinstance(source, str | os.PathLike):
+        check_output(path.with_name("the recording"), path, overwrite)
+        recording = open_recording(source, options)
+        with explained(recording.warnings, recording.notes):
+            return _prepare(recording, path, options, progress)
+    file = Path(absolute_pattern(source))
+    check_output(file, path, overwrite)
+    if is_split_file(file):
         return convert_split_file(file, path, options, progress)
     with naming(source):
         recording = open_recording(source, options)
     with naming(source), explained(recording.warnings, recording.notes):
         return _prepare(recording, path, options, progress)
+
+
+def _in_memory(source: Any, options: PrepOptions, progress: Progress) -> Prepared:
+    """Prepare by way of a file that is gone before the result is returned."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = prepare(source, Path(folder) / "session.h5", options, progress=progress)
+        with h5py.File(done.path) as file:
+            done.arrays = {key: data[()] for key, data in file.items()}
+    return done
 
 
 def _prepare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Prepared:
     n_units: int  # with held-out ones
     notes: list[str]
     warnings: list[str]
+    arrays: dict[str, Any] = field(default_factory=dict)  # where no file was to be written
 
 
 def write_contents(

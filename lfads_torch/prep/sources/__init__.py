@@ -8,7 +8,9 @@ of named arrays, `recording` is what all become.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -43,15 +45,19 @@ _READERS = {
 _HDF5 = (".nwb", ".h5", ".hdf5", ".hdf")
 
 
-def open_recording(path: str | os.PathLike[str], options: SourceOptions | None = None) -> Recording:
-    """Open a recording; the file's ending and contents give its format.
+def open_recording(source: Any, options: SourceOptions | None = None) -> Recording:
+    """Open a recording; a file's ending and contents give its format.
 
     Parameters
     ----------
-    path : str or path
-        NWB, .npz, .mat, HDF5 or CSV file.
+    source : str, path or object
+        NWB, .npz, .mat, HDF5 or CSV file; folder of a spike sorter. Or an object in memory: an
+        array or a list or dict of arrays, a TsGroup of pynapple, a sorting of SpikeInterface, spike
+        trains, a segment or a block of Neo, a DataArray or Dataset of xarray.
     options : SourceOptions, optional
-        What the file does not say itself.
+        What the source does not say itself. Its `trials` may be an object, too: an IntervalSet of
+        pynapple, a DataFrame, a dict of columns, an Epoch or Event of Neo, an array of times, or
+        one of starts and stops.
 
     Returns
     -------
@@ -66,13 +72,23 @@ def open_recording(path: str | os.PathLike[str], options: SourceOptions | None =
         Where it is unclear which array of the file holds what; the message lists its arrays.
     """
     options = options or SourceOptions()
-    file = Path(absolute_pattern(path))
     table = None
-    if options.trials and options.table is None:
+    if not (options.trials is None or isinstance(options.trials, str)):
+        from .objects import table_of
+
+        table = table_of(options.trials)
+        options = replace(options, trials=table)
+    elif options.trials and options.table is None:
         table = read_table(Path(absolute_pattern(options.trials)))
-    recording = _read(file, options)
+    if isinstance(source, str | os.PathLike):
+        recording = _read(Path(absolute_pattern(source)), options)
+    else:
+        from .objects import recording_of
+
+        recording = recording_of(source, options)
     if table is not None:
-        recording.trials = _joined(recording, table, str(options.trials))
+        name = options.trials if isinstance(options.trials, str) else "the table of trials"
+        recording.trials = _joined(recording, table, name)
     settle(recording, options)
     return recording
 

@@ -85,7 +85,10 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
     """
     hints, options = Hints(), source.options
     used = set(used)
-    if options.trials and options.table is None:
+    if isinstance(options.trials, dict):
+        size = len(next(iter(options.trials.values())))
+        hints.add("trial", size, f"the table of trials has {size} rows")
+    elif options.trials and options.table is None:
         size = sum(1 for _ in open_sheet(Path(options.trials)).fields())
         hints.add("trial", size, f"{options.trials} has {size} rows")
     tables = (("trial", (options.table,) if options.table else TRIALS), ("unit", UNITS))

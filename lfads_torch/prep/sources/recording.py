@@ -66,7 +66,7 @@ class SourceOptions:
     spike_units: str | None = None  # array with the unit of each spike of one long list
     axes: str | None = None  # such as "unit,time,trial" of bins, "trial,unit" of lists of times
     input_bin_ms: float | None = None  # of binned spikes
-    trials: str | None = None  # table of trials in the file, or a CSV file with one
+    trials: Any = None  # table of trials in the file, a CSV file with one, or an object
     # Of spikes, trials and series: "s", "ms", "us" or "samples"; None: s unless implausible.
     time_unit: str | None = None
     event_unit: str | None = None  # of trials and series, where it is another than that of spikes
@@ -76,8 +76,9 @@ class SourceOptions:
 
     @property
     def table(self) -> str | None:
-        """Name of the table of trials in the recording's file; None where a CSV file has it."""
-        return None if self.trials and self.trials.endswith((".csv", ".tsv")) else self.trials
+        """Name of the table of trials in the recording; None for a CSV file or an object."""
+        is_name = isinstance(self.trials, str) and not self.trials.endswith((".csv", ".tsv"))
+        return self.trials if is_name else None
 
     def clock(self) -> Clock:
         """Return how times become seconds, or raise `UserError` for an unknown unit."""

@@ -35,7 +35,8 @@ _WORDS = {
     "us": ("us", "µs", "μs", "usec", "microsecond", "microseconds"),
     "samples": ("samples", "sample", "ticks"),
 }
-_UNIT = {word: unit for unit, words in _WORDS.items() for word in words}
+TIME_UNITS = {word: unit for unit, words in _WORDS.items() for word in words}
+"""Words for units of time."""
 _IN_BRACKETS = re.compile(r"(.+?)[\s_]*[(\[]\s*(?:in\s+)?([^()\[\]]*?)\s*[)\]]")
 # What stands under names without being one: a unit of something.
 _NO_NAME = re.compile(
@@ -246,7 +247,7 @@ def _names(headers: list[list[str]], width: int) -> tuple[list[str], list[str]]:
     named: list[list[str]] = []
     for row in wide:
         if named and all(_NO_NAME.fullmatch(field) for field in row):
-            units = [_UNIT.get(field.strip("()[] ").lower(), "") for field in row]
+            units = [TIME_UNITS.get(field.strip("()[] ").lower(), "") for field in row]
         else:
             named.append(row)
     unique = [row for row in named if len({*row} - {""}) == len([f for f in row if f])]
@@ -258,6 +259,6 @@ def _names(headers: list[list[str]], width: int) -> tuple[list[str], list[str]]:
     )
     for i, name in enumerate(chosen):
         match = _IN_BRACKETS.fullmatch(name)
-        if match and match[2].lower() in _UNIT:
-            chosen[i], units[i] = match[1], _UNIT[match[2].lower()]
+        if match and match[2].lower() in TIME_UNITS:
+            chosen[i], units[i] = match[1], TIME_UNITS[match[2].lower()]
     return chosen, units
