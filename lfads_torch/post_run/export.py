@@ -334,6 +334,10 @@ def _fill(file: Any, session: SessionOutputs, trials: Sequence[Trials]) -> None:
         name=MODULE,
         description=f"Inferred by LFADS (lfads-torch {__version__}). {'; '.join(made)}".strip(),
     )
+    units = ""
+    if "unit_ids" in session.keys:  # of `lfads prep`
+        rows = ", ".join(map(str, session.read("unit_ids").tolist()))
+        units = f" Columns are these rows of the recording's units, counted from 0: {rows}."
     skipped = "output_params" if session.counts else "rates"
     clock = True
     for name, (title, unit, text) in _SERIES.items():
@@ -350,13 +354,14 @@ def _fill(file: Any, session: SessionOutputs, trials: Sequence[Trials]) -> None:
                     data=series.values,
                     unit=unit,
                     description=f"{text} Means over posterior samples; a bin's time is when it "
-                    f"begins.{more}{where}",
+                    f"begins.{more}{where}{units if name in _OF_CHANNELS else ''}",
                     **_timing(series.times, bin_s),
                 )
             )
     _add_windows(file, session, trials)
 
 
+_OF_CHANNELS = ("rates", "output_params")
 _MADE_BY = ("run", "checkpoint", "session_name", "num_samples", "bin_ms", "source")
 
 

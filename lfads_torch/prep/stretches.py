@@ -15,7 +15,7 @@ from .binning import Array, Flags, Floats
 SLACK_S = 1e-6
 
 # Columns that hold where stretches begin and end, as the common tables of intervals call them.
-_BEGINS = ("start_time", "start", "starts", "t_start", "begin", "onset", "onsets")
+BEGINS = ("start_time", "start", "starts", "t_start", "begin", "onset", "onsets")
 _ENDS = ("stop_time", "end_time", "stop", "stops", "end", "ends", "t_stop", "offset", "offsets")
 
 
@@ -67,7 +67,7 @@ def join(pairs: Floats) -> Floats:
 def of_table(table: Mapping[str, Array]) -> Array | None:
     """Return starts and stops of a table of intervals, None where it has no such columns."""
     lower = {name.lower(): column for name, column in table.items() if column.dtype.kind in "uif"}
-    begin = next((lower[name] for name in _BEGINS if name in lower), None)
+    begin = next((lower[name] for name in BEGINS if name in lower), None)
     end = next((lower[name] for name in _ENDS if name in lower), None)
     if begin is None or (end is None and "duration" not in lower):
         return None

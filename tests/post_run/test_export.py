@@ -102,6 +102,7 @@ def test_trials_stand_at_their_times(options: dict[str, Any]) -> None:
             "inferred_inputs_std",
         }
         assert module["rates"].unit == "Hz"
+        assert "counted from 0: 0, 1, 2, 3, 4, 5." in module["rates"].description
         begin = float(options["align"].split(":")[1]) / 1000
         length = {"start_time:0:500": 50, "start_time:-200:1000": 130}[options["align"]]
         expected = (STARTS[:, None] + begin + np.arange(length) * BIN_S).ravel()

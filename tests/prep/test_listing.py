@@ -264,6 +264,33 @@ def hdf5_of_all_kinds() -> list[str]:
     ]
 
 
+def hdf5_tables_of_groups() -> list[str]:
+    with h5py.File("s.h5", "w") as file:
+        for i, one in enumerate(spikes(4)):
+            file[f"spike_times/unit_{i}"] = one
+        for name in ("flashes", "sounds"):
+            file[f"stimuli/{name}/start_time"] = STARTS[:40]
+            file[f"stimuli/{name}/direction"] = np.arange(40) % 4
+        file["stimuli/rate"] = 60.0
+    return [
+        "stimuli.flashes (40 rows)",
+        "stimuli.sounds (40 rows)",
+        "--trials stimuli.flashes --bin-ms 20 --align start_time:0:1000 --conditions direction",
+    ]
+
+
+def npz_tables_by_names() -> list[str]:
+    arrays: dict[str, Any] = {
+        "spike_times": np.concatenate(spikes()),
+        "spike_clusters": np.repeat(np.arange(N_UNITS), [len(one) for one in spikes()]),
+        "reach_onset": STARTS[:50],
+        "reach_direction": np.arange(50) % 5,
+        "rest_onset": STARTS[50:] + 0.3,
+    }
+    np.savez("s.npz", **arrays)
+    return ["reach (50 rows)", "rest (10 rows)", "--trials reach --bin-ms 20 --align onset:"]
+
+
 def hdf5_unclear() -> list[str]:
     rng = np.random.default_rng(0)
     with h5py.File("s.h5", "w") as file:
@@ -328,6 +355,8 @@ FILES = [
     npz_with_objects,
     npz_with_a_damaged_member,
     hdf5_of_all_kinds,
+    hdf5_tables_of_groups,
+    npz_tables_by_names,
     hdf5_unclear,
     csv_of_rates,
 ]

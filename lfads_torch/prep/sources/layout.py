@@ -8,6 +8,7 @@ from typing import Any
 
 from ...data.find import list_some
 from ...errors import UserError
+from ..stretches import BEGINS
 from .recording import (
     TIMES,
     BinnedSpikes,
@@ -54,6 +55,8 @@ def recording_from_tree(
             f"{path.name} has no table {options.table!r}; a table is a group or struct of arrays "
             f"of one length. It holds: {list_some(sorted(tree), 20)}."
         )
+    if not recording.trials and not read.n_trials:
+        recording.tables = _other_tables(rest)
     if read.n_trials:
         add_columns(recording, source, rest, keys, read.n_trials, read.trials)
         if isinstance(spikes, SpikeTimes) and spikes.trials is not None:
@@ -87,6 +90,19 @@ def _table(
                 )
             return columns
     return {}
+
+
+def _other_tables(tree: Tree) -> dict[str, int]:
+    """Return the rows of groups, structs and common beginnings of names that have a start."""
+    tables: dict[str, int] = {}
+    for key in tree:
+        ending = next((e for e in BEGINS if key.lower().endswith((f".{e}", f"_{e}"))), None)
+        name = key[: -len(ending) - 1] if ending else ""
+        table = _table(tree, (name,), None) if name and last_name(name) not in INVALID else {}
+        size = len(next(iter(table.values()), ()))
+        if ending in [column.lower() for column in table] and size > 1:
+            tables[name] = size
+    return tables
 
 
 def _add_stretches(recording: Recording, rest: Tree) -> None:
