@@ -23,7 +23,7 @@ from .compat.records import load_pickled
 from .compat.training import beside, matching_weights
 from .consent import Trust, trust_of
 from .errors import ConfigError, UserError
-from .files import Sealed, damage, generation_before, replacing
+from .files import Sealed, damage, expanded, generation_before, replacing
 from .folder import BEST_MODEL, CHECKPOINTS, CONFIG, RunFolder
 from .model import LFADS
 from .modules.spec import from_spec
@@ -89,7 +89,7 @@ def load_model(
         Where there is no checkpoint, it is damaged, of another shape than `arguments` say,
         does not say enough to build the model, or needs a class that may not be imported.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     if not place.exists():
         raise UserError(f"{place} does not exist; give a run folder or a checkpoint (*.ckpt)")
     file = find_checkpoint(place, best=best)

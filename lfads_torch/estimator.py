@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from .checkpoint import find_checkpoint, load_model, read_checkpoint
 from .data import SPLITS, write_session
 from .errors import UserError, number, unknown, whole
-from .files import replacing
+from .files import expanded, replacing
 from .folder import RunFolder
 from .metrics import BitsPerSpikeSums
 from .post_run.analysis import sample_posterior
@@ -240,7 +240,7 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
     def save(self, path: str | Path) -> Path:
         """Save the trained estimator as one file, which is a checkpoint of the model, too."""
         check_is_fitted(self)
-        target = Path(path).expanduser()
+        target = expanded(path)
         settings = {name: getattr(self, name) for name in self.get_params() if name != "folder"}
         held_out = {name: held.tolist() for name, held in self.held_out_.items()}
         channels = {name: len(order) for name, order in self._order.items()}
@@ -253,7 +253,7 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
     @classmethod
     def load(cls, path: str | Path) -> LFADSEstimator:
         """Load an estimator that `save` wrote."""
-        file = Path(path).expanduser()
+        file = expanded(path)
         content = read_checkpoint(file).get(_KEY)
         if content is None:
             raise UserError(f"{file} was not saved by LFADSEstimator; load_model reads it")
@@ -271,7 +271,7 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
 
     def _place(self) -> Path:
         if self.folder is not None:
-            return Path(self.folder).expanduser().absolute()
+            return expanded(self.folder).absolute()
         # It is removed with the estimator, or with the next fit.
         self._temporary = tempfile.TemporaryDirectory(prefix="lfads_")
         return Path(self._temporary.name)

@@ -19,6 +19,12 @@ from .processes import remove_leftovers, temporary
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with the home in the place of ``~``; of a file named ``~x`` nothing changes."""
+    # Path.expanduser raises where there is no user of that name.
+    return Path(os.path.expanduser(path))
+
+
 def write_whole(path: Path, content: str | bytes, *, keep: bool = False) -> None:
     """Write a file so that it is there whole or not at all; text is written as UTF-8."""
     with replacing(path, keep=keep) as file:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..files import cannot_write
+from ..files import cannot_write, expanded
 from ..progress import Line
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def new_run_folder(options: argparse.Namespace, name: str) -> Path:
 def start_run(options: argparse.Namespace, name: str, command: str = "train") -> Path:
     """Choose the run folder and say where it is; `command` resumes the run there."""
     given = getattr(options, "resume", None) or options.run_dir or new_run_folder(options, name)
-    folder = Path(given).expanduser().absolute()
+    folder = expanded(given).absolute()
     options.resume_with = f"lfads {command} --resume {folder}"
     # Flushed, the folder stands in a batch job's log while the run goes on.
     print(f"run folder: {folder}", flush=True)
@@ -84,7 +84,7 @@ def writing_into(run: str | Path, output: str | None = None) -> Iterator[None]:
     """Own a run's folder while a command writes into it; with `output` it writes elsewhere."""
     from ..folder import RunFolder
 
-    folder = RunFolder.around(Path(run).expanduser().absolute())
+    folder = RunFolder.around(expanded(run).absolute())
     if output or folder.kind == "none":
         yield
         return
@@ -159,7 +159,7 @@ def print_config(
 
     place = options.config or config
     if options.resume:
-        place = Path(options.resume).expanduser() / CONFIG
+        place = expanded(options.resume) / CONFIG
         read_config(place.parent, trust_of(place, options.trust))
     print(config_text(compose_config(place, options.overrides, groups=groups)), end="")
     return 0

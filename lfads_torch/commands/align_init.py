@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from ..files import expanded
 from . import print_written
 
 SUMMARY = "align sessions, to start a multi-session model from"
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
             [str(label) for label in alignment.conditions],
             bin_ms=bin_ms,
         )
-        target = Path(options.figure).expanduser()
+        target = expanded(options.figure)
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target)
         print_written(target)

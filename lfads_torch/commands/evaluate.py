@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from ..files import expanded
 from . import print_written, writing_into
 
 SUMMARY = "score a run beside simpler methods"
@@ -53,8 +53,8 @@ def run(options: argparse.Namespace) -> int:
             latents=options.latents,
         )
         print(evaluation.text())
-        place = Path(options.run_folder).expanduser().absolute()
-        folder = Path(options.output or (place if place.is_dir() else place.parent)).expanduser()
+        place = expanded(options.run_folder).absolute()
+        folder = expanded(options.output or (place if place.is_dir() else place.parent))
         print()
         print_written(*evaluation.write(folder))
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import expanded
 from . import writing_into
 
 SUMMARY = "join overlapping windows to one continuous recording"
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from ..post_run.outputs import output_files
     from ..prep.merging import merge_file
 
-    place = Path(options.place).expanduser()
+    place = expanded(options.place)
     # None: `merge_file` names the result after its source.
     jobs: list[tuple[Path, Path | None]]
     if place.is_dir():
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
                 f"{place} holds {len(jobs)} sessions; --output is for one: name the session's "
                 f"output file ({jobs[0][0].name}), or leave --output out"
             )
-        jobs = [(jobs[0][0], Path(options.output).expanduser())]
+        jobs = [(jobs[0][0], expanded(options.output))]
     with writing_into(options.place, options.output):
         for source, target in jobs:
             path = merge_file(

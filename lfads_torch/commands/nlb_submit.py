@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from ..files import expanded
 
 from . import writing_into
 
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads nlb-submit --help``."""
     from ..post_run.nlb_submission import nlb_submission
 
-    place = Path(options.runs[0]).expanduser().absolute()
+    place = expanded(options.runs[0]).absolute()
     folder = place if place.is_dir() else place.parent
     with writing_into(options.runs[0], options.output):
         path, shapes = nlb_submission(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..errors import UserError
+from ..files import expanded
 from . import add_trust, check_resume, data_name, print_config, print_result, start_run
 
 SUMMARY = "train a model and average its posterior samples"
@@ -75,6 +75,6 @@ def _left_no_config(run: str | None) -> bool:
     """Whether a folder is a run of the existing implementation."""
     from ..folder import CONFIG, RunFolder
 
-    folder = Path(run or "").expanduser()
+    folder = expanded(run or "")
     has_config = (folder / CONFIG).is_file()
     return run is not None and not has_config and RunFolder(folder).checkpoint() is not None

@@ -25,6 +25,7 @@ from ..consent import EVERYTHING, NOTHING, Trust
 from ..data import find_sessions, open_h5
 from ..datamodules import BasicDataModule
 from ..errors import ConfigError, UserError, did_you_mean
+from ..files import expanded
 from ..folder import CONFIG, RunFolder
 from ..model import LFADS
 from ..modules import augmentations, priors, recons
@@ -99,7 +100,7 @@ def arguments_from(
 
 def read_configuration(path: str | Path) -> dict[str, Any]:
     """Read the model's node of a YAML file: that of a model, of a run, or a primary one."""
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
         raise UserError(f"there is no configuration {file}; name the YAML file of the model")
     content = load_yaml(file)

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..files import expanded
 from ..folder import RunFolder
 from ..runs.places import starting_from, starts
 
@@ -182,7 +183,7 @@ def _run(present: Callable[..., Any]) -> Callable[..., Any]:
             warnings.warn(f"Ray has no {name} any more; it is left out", stacklevel=2)
         local_dir = arguments.pop("local_dir", None)
         if local_dir is not None:
-            arguments["storage_path"] = str(Path(local_dir).expanduser().absolute())
+            arguments["storage_path"] = str(expanded(local_dir).absolute())
         if inspect.isroutine(run_or_experiment) or isinstance(run_or_experiment, partial):
             run_or_experiment = as_trial(run_or_experiment)
             # As it was for functions: a new process costs seconds for each start of a trial.

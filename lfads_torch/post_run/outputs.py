@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..data import SPLITS, bin_width_ms, open_h5
 from ..data.find import warn_of_other_files
 from ..errors import DataError, UserError, did_you_mean
+from ..files import expanded
 from ..progress import html_table
 
 if TYPE_CHECKING:
@@ -534,7 +535,7 @@ def load_outputs(run: str | Path, *, bin_ms: float | None = None) -> RunOutputs:
     """
     if bin_ms is not None and not bin_ms > 0:
         raise UserError(f"bin_ms is {bin_ms}; legal is a width above 0, in milliseconds")
-    place = Path(run).expanduser().absolute()
+    place = expanded(run).absolute()
     return RunOutputs(place, [SessionOutputs(path, bin_ms) for path in output_files(place)])
 
 

@@ -10,7 +10,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import glob
 from os.path import abspath, exists
 from pathlib import Path
@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..compat.configs import translate
 from ..consent import NOTHING, Trust, sign
 from ..errors import ConfigError, UserError, did_you_mean
-from ..files import write_whole
+from ..files import expanded, write_whole
 from ..folder import CONFIG
 from .check_config import is_new_key
 from .places import starts
@@ -37,6 +37,11 @@ from .places import starts
 PACKAGE = Path(__file__).resolve().parent.parent
 CONFIGS = "configs"
 PACKAGED = PACKAGE / CONFIGS
+
+#: Last names of keys that take a path, or a pattern of paths.
+_PATHS = frozenset(
+    ("datafile_pattern", "data_paths", "dirpath", "save_dir", "filename", "storage_path")
+)
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -142,7 +147,7 @@ def locate_config(config_path: str | Path, *places: Path) -> Path:
 
     A relative path is written as seen from a folder beside ``configs/``, or from the one above.
     """
-    path = Path(config_path).expanduser()
+    path = expanded(config_path)
     if not path.suffix:
         path = path.with_suffix(".yaml")
     relative = [base / path for place in places for base in (place, place / CONFIGS)]
@@ -184,7 +189,7 @@ def _folders(primary: Path, roots: Sequence[Path]) -> list[Path]:
 
 def _compose(primary: Path, folders: Sequence[Path], choices: Sequence[str]) -> DictConfig:
     """Compose the options of groups that are chosen."""
-    extra = ",".join(literal(f"file://{folder.as_posix()}") for folder in folders[1:])
+    extra = ",".join(literal(_escaped(f"file://{folder.as_posix()}")) for folder in folders[1:])
     every = [f"hydra.searchpath=[{extra}]", *choices] if extra else list(choices)
     # Hydra is one for a process and refuses to begin twice, and a caller may use it, too.
     GlobalHydra.instance().clear()
@@ -284,7 +289,7 @@ def _as_text(overrides: Overrides) -> Iterator[str]:
         for text in overrides:
             if "=" not in text and not text.startswith("~"):
                 raise ConfigError(f"{text!r} is not an override; write key=value")
-            yield text
+            yield _path_quoted(text)
         return
     for key, value in overrides.items():
         if isinstance(value, Mapping) and value:
@@ -307,10 +312,39 @@ def literal(value: Any) -> str:
         return "[" + ",".join(literal(item) for item in value) + "]"
     if hasattr(value, "item"):
         return literal(value.item())
+    if "${" in f"{value}" and _exists(f"{value}"):
+        value = _escaped(value)
     # a backslash escapes only where it stands before a quote, so paths of Windows stay as they are
     return (
         "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), f"{value}") + "'"
     )
+
+
+def _path_quoted(text: str) -> str:
+    """Quote the value of a key that takes a path: a path is no expression in Hydra's grammar."""
+    key, _, value = text.partition("=")
+    if key.rpartition(".")[2] not in _PATHS or value in ("", "null", "???"):
+        return text
+    if not _exists(value):
+        is_list = value.startswith("[") and value.endswith("]")
+        items = [item.strip().strip("'\"") for item in value[1:-1].split(",")]
+        if is_list and all(map(_exists, items)):
+            return f"{key}={literal(items)}"
+        is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        # Where nothing is there yet: a list, a text in quotes and a reference are what they look
+        # like, all else is a name.
+        if is_list or is_quoted or "${" in value:
+            with suppress(HydraException):
+                OverridesParser.create().parse_override(text)
+                return text
+    return f"{key}={literal(value)}"
+
+
+def _exists(pattern: str) -> bool:
+    try:
+        return exists(expanded(pattern)) or bool(glob(str(expanded(pattern))))
+    except (OSError, ValueError, re.error):  # no name that a file could have
+        return False
 
 
 def _split(text: str) -> tuple[str, str, str]:
@@ -384,7 +418,7 @@ def _register_resolvers(roots: Sequence[Path] = (), *, replace: bool = True) -> 
 
 def absolute_pattern(pattern: str, *roots: Path) -> str:
     """Make a pattern absolute: in the first of the folders where it matches, else in the first."""
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if path.is_absolute():
         return str(path)
     places = [abspath(root / path) for root in roots]

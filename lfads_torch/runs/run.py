@@ -20,6 +20,7 @@ from .. import __version__
 from ..consent import Trust, trust_of
 from ..data import DataWarning
 from ..errors import ConfigError, UserError
+from ..files import expanded
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from ..processes import Stopped, stoppable
 from ..progress import Line, html_table, quiet_libraries
@@ -132,7 +133,7 @@ def run_model(
     DivergedError
         If the loss turns NaN or infinite.
     """
-    folder = Path(run_dir or Path.cwd()).expanduser().absolute()
+    folder = expanded(run_dir or Path.cwd()).absolute()
     # Existing scripts resume by naming a checkpoint of the folder's run, without `resume`.
     continued = checkpoint_dir is not None and RunFolder(folder).kind != "none"
     before = None
@@ -156,7 +157,7 @@ def run_model(
     check_changes(changes)
     goes_on, place = resume or continued, RunFolder(folder)
     claimed = place.claimed("training", resume=goes_on, overwrite=overwrite)
-    given = Path(checkpoint_dir).expanduser().absolute() if checkpoint_dir else None
+    given = expanded(checkpoint_dir).absolute() if checkpoint_dir else None
     # Existing YAML and Lightning's loggers write below the working directory, and scripts of labs
     # change into the run folder themselves.
     with (

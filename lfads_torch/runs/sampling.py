@@ -9,6 +9,7 @@ from typing import Any
 
 from ..consent import Trust, trust_of
 from ..errors import UserError, whole
+from ..files import expanded
 from ..folder import CONFIG, RunFolder, number_outputs
 from ..processes import stoppable
 from .build import build, pick_device
@@ -48,7 +49,7 @@ def sample_run(
     whole("num_samples (--samples)", num_samples, least=1)
     if members is not None:
         whole("members (--members)", members, least=1)
-    place = Path(run).expanduser().absolute()
+    place = expanded(run).absolute()
     if not place.exists():
         raise UserError(f"{place} does not exist; name a run folder or a .ckpt file")
     folder = RunFolder.around(place).single.path
@@ -81,7 +82,7 @@ def sample_run(
     stem = "lfads_output" if data is None else f"{_stem(data)}_output"
     name = f"{stem}_ensemble.h5" if ensemble else f"{stem}.h5"
     where = place if ensemble else folder
-    path = Path(output).expanduser().absolute() if output else where / name
+    path = expanded(output).absolute() if output else where / name
     # One session's file is named as it was asked for; several need the names of their data files.
     is_exact = datamodule.n_sessions == 1 and (output is not None or data is not None)
     paths = [path] if is_exact else output_paths(path, datamodule)

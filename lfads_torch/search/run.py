@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..consent import Trust, trust_of
 from ..errors import UserError, one_of
+from ..files import expanded
 from ..folder import CONFIG, RunFolder
 from ..processes import stoppable
 from ..progress import quiet_libraries
@@ -70,7 +71,7 @@ def run_search(
     DivergedError
         If the loss of every member turns NaN or infinite.
     """
-    folder = Path(run_dir or Path.cwd()).expanduser().absolute()
+    folder = expanded(run_dir or Path.cwd()).absolute()
     if resume:
         check_is_search(folder)
         config_path = folder / CONFIG

@@ -15,6 +15,7 @@ from ..consent import Trust, trust_of
 from ..data import find_sessions
 from ..datamodules import BasicDataModule
 from ..errors import UserError, whole
+from ..files import expanded
 from ..folder import CONFIG, RunFolder
 from ..model import LFADS
 from ..modules.spec import targets_of, to_spec
@@ -72,8 +73,8 @@ def add_session(
     """
     whole("epochs (--epochs)", epochs, least=1)
     whole("all_epochs (--then-all)", all_epochs, least=0)
-    place = Path(run).expanduser().absolute()
-    folder, target = RunFolder.around(place).single.path, Path(run_dir).expanduser().absolute()
+    place = expanded(run).absolute()
+    folder, target = RunFolder.around(place).single.path, expanded(run_dir).absolute()
     checkpoint = find_checkpoint(place, best=best)
     if checkpoint is None or not (folder / CONFIG).is_file():
         raise UserError(f"{place} holds no run with a checkpoint and a {CONFIG}; name a run folder")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from ...files import write_whole
+from ...files import expanded, write_whole
 from ..evaluation.table import COLUMNS, ROWS
 from ..plots.training import training_beside
 from .findings import find_all
@@ -52,7 +52,7 @@ def compare_runs(
     UserError
         If there are fewer than two runs, the same one twice, or a folder holds no run.
     """
-    folders = [Path(run).expanduser().absolute() for run in runs]
+    folders = [expanded(run).absolute() for run in runs]
     if len(folders) < 2:
         raise UserError("a comparison needs two runs or more: lfads compare RUN1 RUN2 ...")
     twice = {str(f) for f in folders if folders.count(f) > 1}
@@ -84,7 +84,7 @@ def compare_runs(
             for title, shown in _beside(records, press)
         ],
     )
-    path = Path(output or COMPARISON).expanduser().absolute()
+    path = expanded(output or COMPARISON).absolute()
     write_whole(path, page)
     return Report(path, [finding for of_run in findings for finding in of_run], [])
 

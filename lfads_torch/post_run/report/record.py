@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...consent import trust_of
 from ...errors import UserError
+from ...files import expanded
 from ...folder import BEST_MODEL, CONFIG, METRICS, POPULATION, RunFolder, read_population
 from ..evaluation import evaluate_run
 from ..evaluation.behavior import Keys, Recording, read_recording
@@ -121,7 +122,7 @@ class RunRecord:
 def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     """Read the folder of a run or search; raise `UserError` where it is neither."""
     wanted = wanted or Wanted()
-    folder = Path(folder).expanduser().absolute()
+    folder = expanded(folder).absolute()
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name a run folder, such as runs/my_run")
     is_search = RunFolder(folder).kind == "search" or (folder / POPULATION).is_file()

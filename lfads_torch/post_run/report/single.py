@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import UserError, did_you_mean
-from ...files import write_whole
+from ...files import expanded, write_whole
 from ..evaluation.behavior import Recording
 from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
 from .findings import CHECKED, Finding, find_all
@@ -124,7 +124,7 @@ def report_run(
         commands=commands(record),
         settings=record.config_text,
     )
-    path = Path(output).expanduser().absolute() if output else record.folder / REPORT
+    path = expanded(output).absolute() if output else record.folder / REPORT
     write_whole(path, page)
     return Report(path, findings, press.files)
 
