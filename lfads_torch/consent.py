@@ -61,6 +61,8 @@ _LIBRARIES = {
     *("lightning_fabric", "ray", "wandb"),
 }
 _SIGNATURE = re.compile(r"# code outside lfads-torch: (.*)\n# signature: ([0-9a-f]{64})\n\Z")
+#: A reference to another key or to the environment; a backslash before it makes it plain text.
+_REFERENCE = re.compile(r"(?<!\\)(\\\\)*\$\{")
 _HOW = (
     "Nothing of it was imported. Read that code first; where you trust it, add --trust (in Python "
     "trust=True)"
@@ -222,7 +224,8 @@ def _questions(config: Any, where: str = "") -> Iterator[Question]:
             name = f"{where}.{key}" if where else str(key)
             # Which data a run reads is the run's to say; it only reads them.
             if key == "datafile_pattern":
-                value = [v for v in _strings(value) if "${" in v]
+                listed = value if isinstance(value, list | tuple) else [value]
+                value = [v for v in listed if not isinstance(v, str) or _REFERENCE.search(v)]
             if key == "address" and value not in (None, "local", "auto"):
                 yield Question(f"{name} joins a Ray cluster at {value}")
             yield from _questions(value, name)
@@ -230,7 +233,7 @@ def _questions(config: Any, where: str = "") -> Iterator[Question]:
         for number, value in enumerate(config):
             yield from _questions(value, f"{where}.{number}")
     elif isinstance(config, str):
-        if re.search(r"(?<!\\)(\\\\)*\$\{", config):
+        if _REFERENCE.search(config):
             yield Question(f"{where} reads {config}")
         elif _leaves_folder(config):
             yield Question(f"{where} names the place {config}")
@@ -245,10 +248,6 @@ def _leaves_folder(text: str) -> bool:
         or "::" in text
         or ".." in re.split(r"[\\/]", text)
     )
-
-
-def _strings(value: Any) -> list[str]:
-    return [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _digest(key: bytes, text: str) -> str:

@@ -73,7 +73,7 @@ def start_run(options: argparse.Namespace, name: str, command: str = "train") ->
     """Choose the run folder and say where it is; `command` resumes the run there."""
     given = getattr(options, "resume", None) or options.run_dir or new_run_folder(options, name)
     folder = expanded(given).absolute()
-    options.resume_with = f"lfads {command} --resume {folder}"
+    options.resume_with = f"lfads {command} --resume {shlex.quote(str(folder))}"
     # Flushed, the folder stands in a batch job's log while the run goes on.
     print(f"run folder: {folder}", flush=True)
     return folder

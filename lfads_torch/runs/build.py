@@ -20,6 +20,7 @@ from ..consent import LOAD_MODEL
 from ..errors import ConfigError, UserError
 from ..folder import CHECKPOINTS
 from .check_config import find_target
+from .compose import escaped
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -42,6 +43,8 @@ def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
     becomes a `ConfigError` that names the key.
     """
     try:
+        # Hydra looks for references in texts, and twice: a folder may be named ${x}.
+        node, more = escaped(escaped(node)), escaped(escaped(more))
         return instantiate(node, *positional, **more, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__

@@ -96,7 +96,7 @@ def draw_seed(config: dict[str, Any]) -> None:
 
 def config_text(config: Mapping[str, Any]) -> str:
     """Return a plain configuration, as `compose_config` returns it, as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(dict(config))))
+    return OmegaConf.to_yaml(OmegaConf.create(escaped(dict(config))))
 
 
 def write_config(path: Path, config: Mapping[str, Any], parts: Iterable[str] = ()) -> None:
@@ -189,7 +189,7 @@ def _folders(primary: Path, roots: Sequence[Path]) -> list[Path]:
 
 def _compose(primary: Path, folders: Sequence[Path], choices: Sequence[str]) -> DictConfig:
     """Compose the options of groups that are chosen."""
-    extra = ",".join(literal(_escaped(f"file://{folder.as_posix()}")) for folder in folders[1:])
+    extra = ",".join(literal(escaped(f"file://{folder.as_posix()}")) for folder in folders[1:])
     every = [f"hydra.searchpath=[{extra}]", *choices] if extra else list(choices)
     # Hydra is one for a process and refuses to begin twice, and a caller may use it, too.
     GlobalHydra.instance().clear()
@@ -259,12 +259,12 @@ def _at(node: Any, key: str) -> Any:
     return node
 
 
-def _escaped(node: Any) -> Any:
+def escaped(node: Any) -> Any:
     """Write each text so that OmegaConf reads it as it is, also where it looks like a reference."""
     if isinstance(node, Mapping):
-        return {key: _escaped(value) for key, value in node.items()}
+        return {key: escaped(value) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [_escaped(value) for value in node]
+        return [escaped(value) for value in node]
     if isinstance(node, str):
         return re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + r"\${", node)
     return node
@@ -313,7 +313,7 @@ def literal(value: Any) -> str:
     if hasattr(value, "item"):
         return literal(value.item())
     if "${" in f"{value}" and _exists(f"{value}"):
-        value = _escaped(value)
+        value = escaped(value)
     # a backslash escapes only where it stands before a quote, so paths of Windows stay as they are
     return (
         "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), f"{value}") + "'"

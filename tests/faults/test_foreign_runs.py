@@ -22,6 +22,7 @@ from lfads_torch.data import check_file, write_session
 from lfads_torch.errors import DataWarning, UserError
 from lfads_torch.modules.priors import MultivariateNormal
 from lfads_torch.post_run.report import Wanted, report_run
+from lfads_torch.post_run.report.page import Press, Shown
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.sessions.add import add_session
 
@@ -70,6 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with a copy of the run and ``labmod.py``, as a download leaves them."""
     shutil.copytree(made / "run", tmp_path / "run")
+    shutil.copy(made / "other.h5", tmp_path)
     (tmp_path / "labmod.py").write_text(PART)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -110,8 +112,7 @@ def resume(run: Path, **more: Any) -> None:
 
 
 def add(run: Path, **more: Any) -> None:
-    other = yaml.safe_load((run / "config.yaml").read_text())["datamodule"]["datafile_pattern"]
-    add_session(run, Path(other).with_name("other.h5"), run.with_name("added"), epochs=1, **more)
+    add_session(run, run.with_name("other.h5"), run.with_name("added"), epochs=1, **more)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"sample": sample, "resume": resume, "add": add}
@@ -181,6 +182,16 @@ IN_DATA: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "datamodule.sv_seed",
         lambda p: {"_target_": "hydra.utils.get_method", "path": "labmod.call"},
         "hydra.utils.get_method",
+    ),
+    "in the pattern of the data": (
+        "datamodule.datafile_pattern",
+        lambda p: [{"_target_": "labmod.call"}, "x.h5"],
+        "labmod.call",
+    ),
+    "a reference in the pattern of the data": (
+        "datamodule.datafile_pattern",
+        lambda p: "${oc.env:HOME}/x.h5",
+        "${oc.env:HOME}",
     ),
     "another data module": ("datamodule._target_", lambda p: "labmod.Data", "labmod.Data"),
     "a list as target": ("datamodule.sv_seed", lambda p: {"_target_": ["os.system"]}, "os.system"),
@@ -363,7 +374,11 @@ def test_other_files_of_the_machine_are_named(kind: str, place: Path) -> None:
             read()
 
 
-def test_text_of_a_stranger_is_text_on_a_page(place: Path) -> None:
+def test_text_of_a_stranger_is_text_on_a_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_drawn(press: Press, picture: Any, prefix: str = "") -> Shown:
+        return Shown(*picture[:3], {}, failure="no time")
+
+    monkeypatch.setattr(Press, "show", not_drawn)
     script = "<script>alert(1)</script>"
     run = place / "run"
     tampered(run, "posterior_sampling.note", script)

@@ -163,7 +163,13 @@ def test_paths_of_windows_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["dé[1] {a}='b',$x#(2)", "$a$_{b}^ ${c} ", '-\\ "q"~\n%d*'], ids=ascii
+    "name",
+    [
+        "dé[1] {a}='b',$x#(2) ",
+        pytest.param("$a$_{b}^ ${c} ", marks=pytest.mark.slow),
+        pytest.param('-\\ "q"~\n%d*', marks=pytest.mark.slow),
+    ],
+    ids=ascii,
 )
 def test_every_command_takes_any_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
@@ -182,7 +188,8 @@ def test_every_command_takes_any_name(
 
     lfads("check", data)
     lfads("repack", data, "-o", f"packed {name}.h5")
-    lfads("prep", f"recording {name}.npz", "-o", f"made {name}.h5", "--input-bin-ms", "10")
+    bins = ["--input-bin-ms", "10", "--axes", "trial,time,unit"]
+    lfads("prep", f"recording {name}.npz", "-o", f"made {name}.h5", *bins)
     overrides = [f"datamodule.datafile_pattern={data}", *SMALL]
     lfads("train", *overrides, "--run-dir", run, "trainer.max_epochs=1")
     config = yaml.safe_load((place / run / "config.yaml").read_text("utf-8"))
@@ -194,14 +201,10 @@ def test_every_command_takes_any_name(
     with h5py.File(f"rates {name}.h5") as file:
         assert file["valid_output_params"].shape == (8, 12, 5)
     lfads("evaluate", run, "--draws", "10", "--output", f"scores {name}")
-    lfads("report", run, "--quick", "--output", f"{name}.html", "--figures", f"figures {name}")
-    page = (place / f"{name}.html").read_text("utf-8")
-    assert "Error: " not in page  # why a figure could not be drawn
-    shutil.copytree(run, f"copy of {run}")
-    lfads("compare", run, f"copy of {run}", "--quick", "--output", f"two {name}.html")
     merge = ["--positions", "inds", "--overlap", "2"]
     lfads("merge", f"rates {name}.h5", "--output", f"merged {name}.h5", *merge)
-    lfads("align-init", data, other, "--condition", "cond", "--output-dir", f"aligned {name}")
+    align = ["--condition", "cond", "--components", "5"]
+    lfads("align-init", data, other, *align, "--output-dir", f"aligned {name}")
     lfads("add-session", run, other, "--run-dir", f"added {name}", "--epochs", "1")
     search = ["search.num_workers=2", "search.perturbation_interval=1", "trainer.max_epochs=2"]
     lfads("pbt", *overrides, *search, "search.burn_in_period=0", "--run-dir", f"search {name}")
