@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from ..files import expanded
-
 from . import writing_into
 
 SUMMARY = "write a submission to the Neural Latents Benchmark"
