@@ -37,6 +37,7 @@ from .split_file import describe_split_file, is_split_file
 _AXES = ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial")
 _READINGS = 12  # readings of a file that are tried, where it is unclear which one is meant
 _SHOWN = 3  # commands
+_READ = 10_000_000  # spikes that are looked through
 
 # How columns and series are called that mean something, the likeliest first.
 _EVENT = re.compile(r"(move|go|cue|on|onset|event|time|times|timestamps?)(_|$)", re.I)
@@ -319,6 +320,7 @@ def _planned(recording: Recording, given: SourceOptions) -> _Planned:
 
     Raise the first error where none can.
     """
+    _read_spikes(recording)
     source = {field.name: getattr(given, field.name) for field in fields(given)}
     source = {name: value for name, value in source.items() if name in _SOURCE}
     fallback, problem = None, None
@@ -346,6 +348,17 @@ def _planned(recording: Recording, given: SourceOptions) -> _Planned:
     if fallback is None:
         raise problem or UserError("No window fits into the recording.")
     return fallback
+
+
+def _read_spikes(recording: Recording) -> None:
+    """Raise an error where spike times cannot be read or are no numbers, as `prepare` would."""
+    spikes = recording.spikes
+    if not isinstance(spikes, SpikeTimes):
+        return
+    left = _READ
+    for unit in range(spikes.n_units):
+        for times, _ in spikes.blocks(unit) if left > 0 else ():
+            left -= len(times)
 
 
 _SOURCE = tuple(field.name for field in fields(SourceOptions))

@@ -236,6 +236,12 @@ def npz_with_a_damaged_member() -> list[str]:
     return ["spike_times", "cut", "damaged", "note"]
 
 
+def npz_with_a_time_that_is_nan() -> list[str]:
+    times = np.concatenate([spikes()[0], [np.nan], spikes()[1]])
+    np.savez("s.npz", spike_times=times, unit=np.repeat([0, 1], [400, len(times) - 400]))
+    return ["1 missing", "Not clear yet: unit 1: 1 spike times are NaN or infinite"]
+
+
 def hdf5_of_all_kinds() -> list[str]:
     with h5py.File("s.h5", "w") as file:
         for i, one in enumerate(spikes(4)):
@@ -354,13 +360,14 @@ FILES = [
     mat73,
     npz_with_objects,
     npz_with_a_damaged_member,
+    npz_with_a_time_that_is_nan,
     hdf5_of_all_kinds,
     hdf5_tables_of_groups,
     npz_tables_by_names,
     hdf5_unclear,
     csv_of_rates,
 ]
-NO_COMMAND = (csv_of_rates, nwb_of_nothing, hdf5_of_nothing)
+NO_COMMAND = (npz_with_a_time_that_is_nan, csv_of_rates, nwb_of_nothing, hdf5_of_nothing)
 
 
 @pytest.mark.parametrize("write", FILES, ids=lambda write: write.__name__)
