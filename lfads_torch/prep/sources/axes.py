@@ -12,14 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ...data.validate import show_shape
 from ...errors import UserError
-from ..binning import Array
 from .recording import TIMES
 from .sheet import open_sheet
-from .tree import TRIALS, UNITS, Source, last_name
+from .tree import TRIALS, UNITS, Source, is_regular, last_name
 
 Axes = tuple[str, ...]
 
@@ -42,16 +39,6 @@ _NAMES_OF_UNITS = re.compile(
 def is_times(name: str) -> bool:
     """Return whether an array by this name holds times of samples or bins."""
     return last_name(name).removesuffix("_ms").removesuffix("_s").removesuffix("_us") in TIMES
-
-
-def is_regular(values: Array) -> bool:
-    """Return whether values ascend in equal steps, as times of samples do and spikes do not."""
-    if values.ndim != 1 or len(values) < 3 or values.dtype.kind not in "uif":
-        return False
-    steps = np.diff(values.astype(np.float64))
-    step = float(np.median(steps))
-    # Times with few digits, or in float32, step a little unevenly.
-    return bool(step > 0 and np.abs(steps - step).max() <= 0.01 * step)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
-from .axes import is_regular, parse_axes
+from .axes import parse_axes
 from .grouping import group_by_unit
 from .recording import (
     TIMES,
@@ -28,6 +28,7 @@ from .recording import (
 )
 from .sheet import Sheet, is_number, open_sheet
 from .timeline import TRIAL_OF_SPIKE
+from .tree import is_regular
 
 _TIME = ("spike_time", "spike_times", "spiketime", "spiketimes", *TIMES)
 _UNIT = ("unit", "unit_id", "units", "neuron", "neuron_id", "cluster", "cluster_id", "cell", "id")

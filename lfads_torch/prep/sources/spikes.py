@@ -22,7 +22,6 @@ from .axes import (
     ask,
     choose,
     gather_hints,
-    is_regular,
     is_times,
     parse_axes,
     readings,
@@ -31,7 +30,19 @@ from .grouping import group_by_unit, split_by_index
 from .recording import UNIT_S, AnyArray, BinnedSpikes, Clock, SpikeTimes, Table
 from .time_unit import judge, sample_list
 from .timeline import TRIAL_OF_SPIKE
-from .tree import SPIKES, TRIALS, UNITS, Node, Ragged, Source, Tree, is_vector, last_name, siblings
+from .tree import (
+    SPIKES,
+    TRIALS,
+    UNITS,
+    Node,
+    Ragged,
+    Source,
+    Tree,
+    is_regular,
+    is_vector,
+    last_name,
+    siblings,
+)
 from .trialwise import BinTimes, Joined, Part, Trials, bin_times, of_rows
 from .trialwise import describe as _sizes
 
@@ -95,6 +106,9 @@ def spikes_keys(source: Source) -> list[str]:
         keys = [key for key in candidates if last_name(key) == name]
         if len(keys) == 1:
             return keys
+    within = [k for k in candidates if is_times(k) and last_name(k.rpartition(".")[0]) in SPIKES]
+    if len(within) == 1:  # spikes.times beside spikes.clusters
+        return within
     named = [
         key
         for key in candidates
@@ -103,7 +117,8 @@ def spikes_keys(source: Source) -> list[str]:
     if len(named) == 1:
         return named
     likely = [k for k, n in candidates.items() if isinstance(n, Ragged) or not is_vector(n)]
-    if len(likely) == 1 and not named:
+    # Calcium and EMG are no counts and may be meant; a position is not, so they are asked about.
+    if len(likely) == 1 and not named and _hold_whole_numbers(candidates[likely[0]]):
         return likely
     arrays = [
         f"{k} ({show_shape(n.shape)} arrays)"
@@ -119,6 +134,15 @@ def spikes_keys(source: Source) -> list[str]:
         f"{source.file}: which array holds the spikes is unclear; {how}. It has: "
         f"{list_some(arrays, 20) or 'nothing'}."
     )
+
+
+def _hold_whole_numbers(node: Node) -> bool:
+    """Return whether an array may hold counts; lists may hold times."""
+    if isinstance(node, Ragged):
+        return True
+    some: Array = np.asarray(node[:1000])
+    known = some[np.isfinite(some)] if some.dtype.kind == "f" else some
+    return bool((known == np.floor(known)).all() and (known >= 0).all())
 
 
 def last_of(key: str) -> str:
@@ -148,6 +172,7 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
                 f"{source.file}: {key!r} ascends in equal steps: these are times of samples or "
                 "bins, not of spikes. Name another array with --spikes."
             )
+    padded = [key for key in keys if _split_padded(source, key)]
     binned = [_is_binned(source, key) for key in keys]
     if any(binned) and not all(binned):
         raise UserError(
@@ -155,9 +180,31 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
             "of one kind."
         )
     read = _read_bins(source, keys) if binned[0] else _read_times(source, keys)
+    read.notes += [f"{key!r} is a list of times in each row, filled up behind" for key in padded]
     if len(keys) > 1:
         read.notes.insert(0, f"units of {list_some(list(keys))} are joined, in this order")
     return read
+
+
+def _split_padded(source: Source, key: str) -> bool:
+    """Make lists of a matrix whose rows, or columns, are times with NaN or 0 behind the last."""
+    node = source.tree[key]
+    if isinstance(node, Ragged) or is_vector(node) or len(node.shape) != 2 or source.options.axes:
+        return False
+    if np.prod(node.shape) > _LONG or 0 in node.shape:
+        return False
+    values: Array = np.asarray(node[:], dtype=np.float64)
+    for matrix in (values, values.T):
+        known = np.isfinite(matrix) & ((matrix != 0) | np.isnan(matrix[:, -1:]))
+        lengths = known.sum(axis=1)
+        rows = [row[:n] for row, n in zip(matrix, lengths, strict=True)]
+        # Counts repeat and fall, and what is sampled has no end of its own.
+        is_list = (known == (np.arange(matrix.shape[1]) < lengths[:, None])).all()
+        ascends = all((np.diff(row) > 0).all() and not is_regular(row) for row in rows)
+        if is_list and ascends and lengths.max() > 2 and (lengths < matrix.shape[1]).any():
+            source.tree[key] = Ragged([np.asarray(row, dtype=node.dtype) for row in rows])
+            return True
+    return False
 
 
 def _is_binned(source: Source, key: str) -> bool:

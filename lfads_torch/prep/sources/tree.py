@@ -18,10 +18,18 @@ SPIKES = ("spike_times", "spikes", "spiketimes", "spike_counts", "counts", "binn
 TRIALS = ("trials", "trial_info", "trial")
 UNITS = ("units", "unit_info", "unit")
 
-_TRIAL_WORDS, _UNIT_WORDS = r"trials?|tr", r"units?|neurons?|cells?|channels?|ch"
+_TRIAL_WORDS = r"trials?|tr"
+_UNIT_WORDS = r"units?|neurons?|cells?|channels?|chan|ch|clusters?|clu|electrodes?|sig|spk|u"
+# Columns of one list of all spikes, which lie in one group too.
+_OF_LIST = re.compile(
+    r"(spike_?)?(t|times?|timestamps?|samples?|index|ids?|units?|clusters?|templates?|channels?|trials?"
+    r"|labels?|amplitudes?|amps?|depths?)(_?(ids?|index|s|ms))?",
+    re.IGNORECASE,
+)
 _NUMBERED = re.compile(
     rf"(?P<stem>.*?)[._]?(?P<what>{_TRIAL_WORDS}|{_UNIT_WORDS})?_?(?P<number>\d+)", re.IGNORECASE
 )
+_OF_TRIAL = re.compile(rf"({_TRIAL_WORDS})?_?\d+", re.IGNORECASE)
 # A group for each trial or unit, with the same fields: trials.0.target, trial_12.spikes, 3.spikes
 _ENTRY = re.compile(
     rf"(?P<stem>.*?)(?:(?:^|[._])(?P<what>{_TRIAL_WORDS}|{_UNIT_WORDS})[._]?|^)(?P<number>\d+)"
@@ -69,6 +77,16 @@ class Source(NamedTuple):
 def is_vector(array: AnyArray) -> bool:
     """Return whether at most one axis has more than one entry (MATLAB's rows and columns)."""
     return 0 in array.shape or sum(n != 1 for n in array.shape) <= 1  # [] of MATLAB is 0 x 0
+
+
+def is_regular(values: Array) -> bool:
+    """Return whether values ascend in equal steps, as times of samples do and spikes do not."""
+    if values.ndim != 1 or len(values) < 3 or values.dtype.kind not in "uif":
+        return False
+    steps = np.diff(values.astype(np.float64))
+    step = float(np.median(steps))
+    # Times with few digits, or in float32, step a little unevenly.
+    return bool(step > 0 and np.abs(steps - step).max() <= 0.01 * step)
 
 
 def vectors_of(tree: Tree) -> dict[str, AnyArray]:
@@ -199,7 +217,7 @@ def column_of(ragged: Ragged, key: str) -> Node:
 
 def gather(tree: Tree) -> Tree:
     """Put numbered entries together: ``spike_times.0``, ``unit_7``, ``trial_3.spikes``."""
-    return _gather_lists(_gather_entries(tree))
+    return _gather_lists(_gather_groups(_gather_entries(tree)))
 
 
 def _gather_entries(tree: Tree) -> Tree:
@@ -227,6 +245,38 @@ def _gather_entries(tree: Tree) -> Tree:
     return result
 
 
+def _gather_groups(tree: Tree) -> Tree:
+    """Make one list of the arrays of a group that has the name of spikes, whatever theirs are."""
+    members: dict[str, list[str]] = {}
+    for key in tree:
+        stem, _, name = key.rpartition(".")
+        if last_name(stem) in SPIKES:
+            members.setdefault(stem, []).append(name)
+    result = dict(tree)
+    for stem, names in members.items():
+        nodes = [tree[f"{stem}.{name}"] for name in names]
+        arrays = [n for n in nodes if not isinstance(n, Ragged) and is_vector(n)]
+        is_list = not any(_OF_LIST.fullmatch(n) or _OF_TRIAL.fullmatch(n) for n in names)
+        if len(names) > 1 and len(arrays) == len(names) and is_list and stem not in tree:
+            names.sort(key=_by_number)
+            rows = [flat(result.pop(f"{stem}.{name}")) for name in names]
+            result[stem] = column_of(Ragged(rows, names), stem)
+    return result
+
+
+def _by_number(name: str) -> tuple[Any, ...]:
+    """Order unit_10 after unit_9."""
+    return tuple(int(word) if word.isdigit() else word for word in re.split(r"(\d+)", name))
+
+
+def _are_times(nodes: Iterable[Node]) -> bool:
+    """Return whether vectors ascend, in steps that are not equal: spikes do, counts do not."""
+    values = [flat(node)[:] for node in nodes if not isinstance(node, Ragged)]
+    return all(
+        (np.diff(v.astype(np.float64)) >= 0).all() and not is_regular(v) for v in values
+    ) and any(len(v) > 2 for v in values)
+
+
 def _as_cell(node: Node | None) -> Any:
     """Return a node as what a cell array would hold."""
     if node is None:
@@ -242,13 +292,15 @@ def _as_cell(node: Node | None) -> Any:
 def _gather_lists(tree: Tree) -> Tree:
     """Make one list of arrays whose names differ by a number."""
     groups: dict[str, list[tuple[int, str]]] = {}
-    trials: set[str] = set()
+    trials, units = set[str](), set[str]()
     for key, node in tree.items():
         match = _NUMBERED.fullmatch(key)
         if match and (isinstance(node, Ragged) or node.dtype.kind in "uifb"):
             groups.setdefault(match["stem"], []).append((int(match["number"]), key))
             if re.fullmatch(_TRIAL_WORDS, match["what"] or "", re.IGNORECASE):
                 trials.add(match["stem"])
+            elif match["what"]:
+                units.add(match["stem"])
     result = dict(tree)
     numbers_of_spikes: list[list[int]] = []
 
@@ -263,6 +315,8 @@ def _gather_lists(tree: Tree) -> Tree:
             or len({node.shape for node in nodes}) > 1
             or (stem in trials and len(nodes) > 1)
             or numbers in numbers_of_spikes
+            # Columns of a table have one length, and units may happen to have.
+            or (stem in units and _are_times(nodes))
         )
 
     # Lists that are known by their name come first: what is numbered as they are goes with them.
