@@ -19,7 +19,7 @@ from ..data.validate import show_shape
 from ..errors import UserError
 from .binning import Array
 from .options import PrepOptions
-from .plan import plan_windows
+from .plan import describe_size, plan_windows
 from .sources import open_recording
 from .sources.contents import Member, contents, describe_values
 from .sources.nwb import is_nwb, nwb_contents
@@ -129,6 +129,9 @@ def describe_recording(recording: Recording, members: list[Member] | None = None
         recording.warnings.append(str(error))
     lines = [title, *(f"  {note}" for note in recording.notes)]
     lines += ["", f"Units: {recording.n_units}", *_spikes(recording, last - first)]
+    if last > first and recording.n_units:
+        # For a first look; what a command makes of it may be less.
+        lines.append(f"  {describe_size(recording, _bin_widths(recording)[0] / 1000)}")
     lines += _table(recording.units)
     if recording.trials:
         lines += ["", f"Trials: {recording.n_trials}", *_table(recording.trials)]

@@ -196,6 +196,7 @@ def _find_files(
     test: list[Recording] = []
     for path in paths:
         recording = open_recording(path)
+        recording.check()
         splits = set(recording.trials["split"].tolist()) if "split" in recording.trials else set()
         if {"train", "val"} <= splits:
             train.append(recording)

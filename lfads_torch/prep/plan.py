@@ -35,8 +35,7 @@ class Plan:
 
 def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     """Cut windows around events, or chop the recording, and split them."""
-    if recording.refusals:
-        raise DataError(f"{recording.path.name}: " + "\n  ".join(recording.refusals))
+    recording.check()
     if options.chop_ms is not None:
         if options.until is not None:
             raise UserError(
@@ -226,6 +225,22 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     return plan
 
 
+# A byte in the output for each count, once to read and once to reconstruct.
+_BYTES = 2
+
+
+def describe_size(recording: Recording, bin_s: float) -> str:
+    """Say how many bins a whole recording has, and how large a data file with all of them is."""
+    begin, end = recording.span()
+    n_bins = np.ceil((end - begin) / bin_s)
+    size = _BYTES * n_bins * recording.n_units
+    return (
+        f"in bins of {bin_s * 1000:g} ms: {n_bins:.4g} bins x {recording.n_units} units, "
+        + (f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB")
+        + " without --compress"
+    )
+
+
 def check_memory(n_bins: float, n_units: int, length: str, bin_s: float) -> None:
     """Refuse more bins of a recording than fit in memory, for each unit at a time."""
     # A unit's counts, what was observed, and the places of the windows.
@@ -241,8 +256,8 @@ def check_memory(n_bins: float, n_units: int, length: str, bin_s: float) -> None
 def check_disk(windows: Windows, n_units: int, folder: Path, in_memory: int) -> None:
     """Refuse an output that does not fit on the disk, before anything is counted."""
     counts = len(windows.starts) * windows.n_bins * n_units
-    # Two bytes each in a temporary file; the output has a byte or more, read and reconstructed.
-    needed = 2 * counts * (2 * counts > in_memory) + 2 * counts
+    # Two bytes each in a temporary file, where memory does not hold them, and the output.
+    needed = 2 * counts * (2 * counts > in_memory) + _BYTES * counts
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,6 +18,7 @@ import pynwb
 import pytest
 from scipy.io import savemat
 
+from lfads_torch import cli
 from lfads_torch.data import read_session
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import describe_file, prepare
@@ -537,3 +541,53 @@ def test_nwb_units_may_name_the_trial_of_each_spike(tmp_path: Path) -> None:
         io.write(file)
     prepare(tmp_path / "s.nwb", tmp_path / "o.h5", bin_ms=10, align="go:-500:500")
     check_trials(tmp_path / "o.h5", times, rows, 2.0)
+
+
+# ---- a command that is ended ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+def test_a_command_that_is_ended_leaves_nothing(tmp_path: Path, number: int) -> None:
+    rng = np.random.default_rng(0)
+    times, owner = rng.uniform(0, 1500, 40_000), rng.integers(0, 100, 40_000)
+    np.savez(tmp_path / "s.npz", spike_times=times, spike_clusters=owner)
+    # Half of the file is written when the signal comes.
+    code = (
+        "import os, sys\n"
+        "from lfads_torch import cli\n"
+        "from lfads_torch.prep import counting, write\n"
+        "counting.IN_MEMORY = 0\n"
+        "blocks = write.Counted.blocks\n"
+        "def slow(self, *a, **k):\n"
+        "    for block in blocks(self, *a, **k):\n"
+        "        yield block\n"
+        "        if a:\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "write.Counted.blocks = slow\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    command = ["prep", "s.npz", "-o", "o.h5", "--bin-ms", "5", "--chop-ms", "1000"]
+    ended = subprocess.run([sys.executable, "-c", code, *command], cwd=tmp_path, check=False)
+    assert ended.returncode != 0
+    left = {path.name for path in tmp_path.iterdir()} - {"s.npz"}
+    # Nothing can act on SIGKILL; the next command removes what it left.
+    assert bool(left) == (number == signal.SIGKILL)
+    if left:
+        assert (
+            cli.main(["prep", str(tmp_path / "s.npz"), "-o", str(tmp_path / "o.h5"), *command[4:]])
+            == 0
+        )
+        assert {path.name for path in tmp_path.iterdir()} == {"s.npz", "o.h5"}
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), OSError(28, "No space left on device")])
+def test_a_failure_while_writing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("lfads_torch.prep.write.add_to_file", fail)
+    with pytest.raises((MemoryError, UserError)):
+        prepare(npz(tmp_path / "s.npz", spikes()), tmp_path / "o.h5", bin_ms=20, chop_ms=1000)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]

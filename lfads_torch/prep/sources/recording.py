@@ -307,6 +307,11 @@ class Recording:
         """Number of trials; 0 where the file has none."""
         return len(next(iter(self.trials.values()))) if self.trials else 0
 
+    def check(self) -> None:
+        """Raise a `DataError` where nothing right can be made of the recording."""
+        if self.refusals:
+            raise DataError(f"{self.path.name}: " + "\n  ".join(self.refusals))
+
     def event_times(self, name: str) -> Floats:
         """Return the time of an event in each trial, in seconds; NaN where it did not happen.
 

@@ -481,7 +481,7 @@ def _by_block(recording: Recording, spikes: SpikeTimes) -> None:
     fallen = np.flatnonzero(scan.n_falls).tolist()
     breaks: dict[int, list[_Break]] = {}
     # In any order every second spike falls back, and sorting is all that can be done.
-    if scan.n_falls.sum() < 0.2 * counts[fallen].sum():
+    if not recording.is_one_clock and scan.n_falls.sum() < 0.2 * counts[fallen].sum():
         breaks = {unit: _breaks(spikes, unit) for unit in fallen}
     most = max((len(some) for some in breaks.values()), default=0)
     if not most:
@@ -524,8 +524,9 @@ def _by_block(recording: Recording, spikes: SpikeTimes) -> None:
     if other:
         recording.refusals.append(
             f"{fell}, and those of others do not, or elsewhere (units {list_some(other)}, counted "
-            "from 0): a clock was reset for some units only, so that they do not go together. "
-            "Bring all to one clock, or leave those units out of the file."
+            "from 0): a clock was reset for some units only, or pieces that overlap were joined. "
+            "Bring all to one clock, or leave units out of the file. If all lie on one clock "
+            "already, say --spike-times absolute: spikes are sorted."
         )
         return
     if recording.observed is not None or recording.invalid:
@@ -598,7 +599,7 @@ def _lay_out_blocks(
     spans = ", ".join(f"{a:.4g} to {b:.4g} s" for a, b in zip(lows, highs, strict=True))
     recording.warnings.append(
         f"{fell}: a clock was reset. The recording is taken as {n_blocks} blocks ({spans}), laid "
-        "out one after another"
+        "out one after another. If all lie on one clock, say --spike-times absolute"
     )
     _place_trials(recording, lows, highs, offsets)
     _place_series(recording, offsets)
