@@ -53,6 +53,7 @@ NEIGHBOURS = {
     ("consent", "errors"),
     ("search", "search"),
     ("modules", "data"),
+    ("datamodules", "prep"),
     ("prep", "data"),
     ("search.space", "arguments"),
     ("search.settings", "search.space"),

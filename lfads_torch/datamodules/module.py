@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from ..data import (
     absolute_pattern,
     find_sessions,
     read_session,
+    session_of,
     slow_reads,
     warnings_for,
 )
@@ -65,9 +67,12 @@ class BasicDataModule(pl.LightningDataModule):
 
     Parameters
     ----------
-    datafile_pattern : str, path or sequence of these
+    datafile_pattern : str, path or sequence of these; or arrays or an object in memory
         Path or glob pattern of the files. Sessions are numbered in sorted path order; of several
-        patterns, one after another.
+        patterns, one after another. Without files: arrays by the keys of a data file, such as
+        ``prepare(source, None, ...)`` gives, or a sequence of these; or a recording in memory as
+        `lfads_torch.prep.prepare` takes it (a TsGroup of pynapple, arrays of spike times and the
+        like), with `prep`.
     batch_keys : sequence of str
         Extra per-trial arrays that travel with the batch, named without their split.
     attr_keys : sequence of str
@@ -96,6 +101,9 @@ class BasicDataModule(pl.LightningDataModule):
         their trials are read from the file batch by batch, which must stay as it is. Batches are
         the same either way. 0 streams all.
 
+    prep : mapping, optional
+        How to prepare a recording in memory: the options of `lfads_torch.prep.prepare` by name,
+        such as ``{"bin_ms": 10, "trials": epochs, "align": "start_time:0:500"}``.
     data_paths : sequence of str, optional
         Name of `datafile_pattern` in version 1.0.0 of the existing implementation.
 
@@ -109,7 +117,7 @@ class BasicDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        datafile_pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        datafile_pattern: Any = None,
         batch_keys: Sequence[str] = (),
         attr_keys: Sequence[str] = (),
         batch_size: int = 64,
@@ -120,15 +128,22 @@ class BasicDataModule(pl.LightningDataModule):
         dm_ic_enc_seq_len: int = 0,
         fit_sessions: Sequence[str] | None = None,
         max_memory_gb: float | None = None,
+        prep: Mapping[str, Any] | None = None,
         data_paths: Sequence[str | os.PathLike[str]] | None = None,
     ) -> None:
         super().__init__()
         given = data_paths if datafile_pattern is None else datafile_pattern
         if given is None:
             raise UserError("datafile_pattern is missing; give the path or pattern of the data")
+        patterns = [given] if isinstance(given, str | os.PathLike) else given
+        self._memory = None if _are_paths(patterns) else _memory_sessions(given)
+        self._prep = dict(prep or {})
         # Absolute from here on, whatever becomes of the working directory.
-        patterns = [given] if isinstance(given, str | os.PathLike) else list(given)
-        self.datafile_patterns = [absolute_pattern(pattern) for pattern in patterns]
+        self.datafile_patterns = (
+            [absolute_pattern(pattern) for pattern in patterns]
+            if self._memory is None
+            else [f"session{number}" for number in range(len(self._memory))]
+        )
         self.batch_keys, self.attr_keys = _names(batch_keys), _names(attr_keys)
         self.batch_size = whole("batch_size", batch_size, least=1)
         self.reshuffle_tv_seed = reshuffle_tv_seed
@@ -212,6 +227,13 @@ class BasicDataModule(pl.LightningDataModule):
         """
         if self._sessions:
             return
+        if self._memory is not None:
+            self._check_batch_size(len(self._memory))
+            arrays = [_arrays_of(one, self._prep, self.attr_keys) for one in self._memory]
+            named = zip(arrays, map(Path, self.datafile_patterns), strict=True)
+            self.hold(session_of(one, path, self.batch_keys) for one, path in named)
+            self._set_attributes()
+            return
         paths = find_sessions(self.datafile_patterns)
         gb = self.max_memory_gb
         bound = default_bound() if gb is None else gb * 1e9
@@ -224,6 +246,9 @@ class BasicDataModule(pl.LightningDataModule):
             ),
             held,
         )
+        self._set_attributes()
+
+    def _set_attributes(self) -> None:
         for key in self.attr_keys:
             setattr(self, key, self._sessions[-1].arrays[key])
 
@@ -564,3 +589,40 @@ class BasicDataModule(pl.LightningDataModule):
 
 def _names(keys: Sequence[str] | str | None) -> tuple[str, ...]:
     return (keys,) if isinstance(keys, str) else tuple(keys or ())
+
+
+# ---- sessions in memory --------------------------------------------------------------------------
+
+
+def _are_paths(given: Any) -> bool:
+    if isinstance(given, Mapping) or hasattr(given, "dtype") or hasattr(given, "arrays"):
+        return False
+    try:
+        return all(isinstance(one, str | os.PathLike) for one in given)
+    except TypeError:  # an object of a library
+        return False
+
+
+def _is_session(given: Any) -> bool:
+    """Return whether these are the arrays of a data file, or what `prepare` returned of them."""
+    return hasattr(given, "arrays") or (isinstance(given, Mapping) and "train_encod_data" in given)
+
+
+def _memory_sessions(given: Any) -> list[Any]:
+    several = isinstance(given, list | tuple) and all(map(_is_session, given))
+    return list(given) if several else [given]
+
+
+def _arrays_of(given: Any, prep: Mapping[str, Any], attr_keys: Sequence[str]) -> Mapping[str, Any]:
+    if not _is_session(given):
+        from ..prep import prepare
+
+        given = prepare(given, None, **prep)
+        for text in given.warnings:
+            warnings.warn(text, DataWarning, stacklevel=4)
+    arrays: Mapping[str, Any] = getattr(given, "arrays", given)
+    if not arrays:
+        raise UserError(f"this was written to {given.path}; give that path.")
+    if lacking := [key for key in attr_keys if key not in arrays]:
+        raise UserError(f"attr_keys {lacking} are not among the arrays {list(arrays)}.")
+    return arrays
