@@ -34,6 +34,10 @@ _NAMES_OF_UNITS = re.compile(
     r"(ids?|names?|labels?|no|numbers?|index|areas?|depths?|quality|guide)?",
     re.IGNORECASE,
 )
+# Columns that units have and trials have not.
+OF_UNIT = re.compile(
+    r"unit|quality|depth|chan|electrode|cluster|area|wave|neuron|cell|name", re.IGNORECASE
+)
 
 
 def is_times(name: str) -> bool:
@@ -71,7 +75,7 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
     count: trials, or bins beside an array of two axes.
     """
     hints, options = Hints(), source.options
-    used = set(used)
+    used, in_table = set(used), set[str]()
     if isinstance(options.trials, dict):
         size = len(next(iter(options.trials.values())))
         hints.add("trial", size, f"the table of trials has {size} rows")
@@ -81,21 +85,22 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
     tables = (("trial", (options.table,) if options.table else TRIALS), ("unit", UNITS))
     for role, prefixes in tables:
         for prefix in prefixes:
-            lengths = [
-                vector.shape[0]
+            columns = {
+                key: vector.shape[0]
                 for key, vector in source.vectors.items()
                 if key not in used
                 and key.startswith(prefix)
                 and key.removeprefix(prefix)[:1] in (".", "_")
-            ]
-            lengths = [n for n in lengths if n > 1]
+            }
+            lengths = [n for n in columns.values() if n > 1]
             if lengths:
+                in_table |= set(columns)
                 size = max(lengths, key=lengths.count)
                 hints.add(role, size, f"the table {prefix!r} has {size} rows")
                 break
     for key, vector in source.vectors.items():
         name, size = last_name(key), vector.shape[0]
-        if key in used:
+        if key in used or key in in_table:
             continue
         if size == 1 and vector.dtype.kind in "uif":
             for role, pattern in _NUMBER_OF.items():
@@ -112,6 +117,8 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
             hints.add("trial", size, f"{key!r} has {size} entries", sure=False)
         elif size > 2 and vector.dtype.kind in "uif" and is_regular(vector[:]):
             hints.add("time", size, f"{key!r} has {size} entries in equal steps", sure=False)
+        elif size > 1 and OF_UNIT.search(name):
+            hints.add("unit", size, f"{key!r} has {size} entries", sure=False)
         elif size > 1:
             hints.add(columns_are, size, f"{key!r} has {size} entries", sure=False)
     return hints
@@ -165,6 +172,11 @@ def choose(
             reasons.append(f"there are {max(ratio):.3g} times as many bins as units")
     if len(left) == 1:
         return left[0], "; ".join(reasons)
+    roles = {role for axes in candidates for role in axes}
+    for role in sorted(roles & set(hints.sure)):
+        sizes = hints.sure[role]
+        if not any(n in shape for n in sizes):
+            reasons.append(f"{next(iter(sizes.values()))}, which no axis has")
     raise UserError(ask(what, shape, left, reasons))
 
 

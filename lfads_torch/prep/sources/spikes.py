@@ -17,6 +17,7 @@ from ...data.validate import show_shape
 from ...errors import DataError, UserError, number
 from ..binning import Array, Floats, Indices
 from .axes import (
+    OF_UNIT,
     Axes,
     Hints,
     ask,
@@ -58,7 +59,6 @@ _NOT_SPIKES = re.compile(
 )
 # Fields beside the spikes of an entry that say whether entries are trials or units.
 _OF_TRIAL = re.compile(r"trial|target|cond|^go|move|cue|reward|success|event|idx_|stim|block", re.I)
-_OF_UNIT = re.compile(r"unit|quality|depth|chan|electrode|cluster|area|wave|neuron|cell|name", re.I)
 
 _BIN_WIDTH = re.compile(
     r"(bin_?(size|width|length|s|dur(ation)?)?|dt|delta_?t)(_?(?P<unit>ms|s|sec))?"
@@ -67,6 +67,7 @@ _BIN_RATE = re.compile(r"fs|s_?rate|sampl(e|ing)_?(rate|freq(uency)?)(_?hz)?|hz|
 _SAMPLING = re.compile(r"fs|sr|sfreq|hz|s_?rate|sampl(e|ing)_?(rate|freq(uency)?|hz)(_?hz)?")
 _LONG = 1 << 21  # spikes that take a second to group
 _LONGEST_BIN_S = 0.5  # a width above is a number of milliseconds
+_MOST_PADDED = 1 << 25  # entries of an array that may hold lists of times
 _FASTEST_HZ = 2000.0  # a rate above is of the voltages, not of bins
 
 
@@ -165,6 +166,8 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
     """Describe arrays as spikes, or raise an error where axes, bins or units are unclear."""
     for key in keys:
         node = source.tree[key]
+        if not isinstance(node, Ragged) and (lists := _padded_lists(node)) is not None:
+            source.tree[key] = node = lists
         if not isinstance(node, Ragged) and node.dtype.kind not in "buif":
             raise UserError(f"{source.file}: {key!r} holds {node.dtype}, not numbers (--spikes).")
         if _is_time_base(key, node):
@@ -216,6 +219,23 @@ def _is_binned(source: Source, key: str) -> bool:
     # One list of all spikes has the unit of each beside it.
     is_list = "time" in key.lower() or len(_splitter(source, key)[1]) > 1
     return not is_list and _hold_counts(Ragged([node]))
+
+
+def _padded_lists(node: AnyArray) -> Ragged | None:
+    """Return lists of times that were padded with NaN to one length, None for other arrays."""
+    if node.dtype.kind != "f" or len(node.shape) not in (2, 3) or is_vector(node):
+        return None
+    values = node[:] if node.size <= _MOST_PADDED else np.empty(0)
+    if not np.isnan(values).any():
+        return None
+    for axis in (values.ndim - 1, 0):
+        lists = np.moveaxis(values, axis, -1)
+        known = np.isfinite(lists)
+        steps = np.diff(lists, axis=-1)
+        if (known[..., :-1] >= known[..., 1:]).all() and (steps[np.isfinite(steps)] > 0).all():
+            rows = lists.reshape(-1, lists.shape[-1])
+            return Ragged([row[np.isfinite(row)] for row in rows], shape=lists.shape[:-1])
+    return None
 
 
 def _hold_counts(ragged: Ragged) -> bool:
@@ -375,6 +395,10 @@ def _entries(source: Source, key: str, node: Ragged) -> tuple[Axes, str]:
         return parse_axes(source.options.axes, repr(key), node.shape, legal), " (by --axes)"
     hints = gather_hints(source, {key})
     if len(node.shape) == 2:
+        for name, other in siblings(source.tree, key):
+            if isinstance(other, Ragged) and other.shape == node.shape[:1]:
+                role = "unit" if OF_UNIT.search(name) else "trial"
+                hints.add(role, node.shape[0], f"{name!r} is beside it in each", sure=False)
         axes, why = choose(what, node.shape, double, hints)
         return axes, f" ({why})"
     stem = last_name(key.rpartition(".")[0]) or last_name(key)
@@ -390,7 +414,7 @@ def _entries(source: Source, key: str, node: Ragged) -> tuple[Axes, str]:
     if stem in TRIALS:
         return ("trial",), f" ({stem!r} has an entry for each)"
     of_trial = any(_OF_TRIAL.search(name) for name in beside)
-    of_unit = any(_OF_UNIT.search(name) for name in beside)
+    of_unit = any(OF_UNIT.search(name) for name in beside)
     if of_unit and not of_trial:
         return ("unit",), ""
     if of_trial and not of_unit:
@@ -564,7 +588,7 @@ def _compare(hints: Hints, source: Source, key: str, shape: Sequence[int]) -> No
     for other, node in source.tree.items():
         if other == key or isinstance(node, Ragged) or is_vector(node):
             continue
-        if _LIKE_SPIKES.search(last_name(other)) or _OF_UNIT.search(last_name(other)):
+        if _LIKE_SPIKES.search(last_name(other)) or OF_UNIT.search(last_name(other)):
             continue
         rest = [n for n in shape if n not in node.shape]
         if len(rest) == 1 and shape.count(rest[0]) == 1:
@@ -623,7 +647,7 @@ def _axes_of_rows(source: Source, key: str, node: Ragged, shape: Sequence[int]) 
         sizes = {n for row in other.rows for n in row.shape}
         shared = [n for n in shape[1:] if n in sizes]
         if len(shared) == 1 and all(shared[0] in row.shape for row in other.rows):
-            role = "unit" if _OF_UNIT.search(name) else "time"
+            role = "unit" if OF_UNIT.search(name) else "time"
             hints.add(role, shared[0], f"{name!r} has {shared[0]} in each, too", sure=False)
     for name, column in source.vectors.items():
         if last_of(name) in beside and column.shape == (len(node.rows),):
@@ -631,7 +655,13 @@ def _axes_of_rows(source: Source, key: str, node: Ragged, shape: Sequence[int]) 
             place = [i for i in (0, 1) if sizes == {float(shape[1 + i])}]
             if len(place) == 1 and shape[1] != shape[2]:
                 hints.add("time", shape[1 + place[0]], f"{name!r} is {shape[1 + place[0]]}")
-    outer, reason = _outer_axis(source, key, shape, hints, list(beside))
+    n = len(node.rows)
+    columns = [
+        name
+        for name, one in beside.items()
+        if (len(one.rows) if isinstance(one, Ragged) else one.size) == n
+    ]
+    outer, reason = _outer_axis(source, key, shape, hints, columns)
     legal = [axes for axes in _USUAL if axes[0] == outer]
     if outer is None:
         legal = _USUAL
@@ -669,7 +699,7 @@ def _outer_axis(
     if shape[0] in hints.sure.get("unit", {}) or any(word in UNITS for word in words):
         return "unit", ""
     of_trial = any(_OF_TRIAL.search(name) for name in beside)
-    if beside and any(_OF_UNIT.search(name) for name in beside) and not of_trial:
+    if beside and any(OF_UNIT.search(name) for name in beside) and not of_trial:
         return "unit", f"beside {list_some(beside)}"
     # A struct for each trial is usual; a bare list says nothing.
     return ("trial", f"beside {list_some(beside)}") if beside else (None, "")

@@ -28,6 +28,7 @@ from .tree import TRIALS, Ragged, Source, Tree, as_text, is_vector, siblings, ve
 # Behaviour is taken up to some hundred milliseconds later than spikes: it must not come from the
 # next trial.
 _GAP_S = 1.0
+_TIME_ENDINGS = ("_times", "_time", "_timestamps", ".times", ".time", ".timestamps")
 _INDEX = re.compile(r"(idx_.*|.*_idx|.*_index|.*_bin)", re.IGNORECASE)
 
 
@@ -205,7 +206,7 @@ def add_series(
     starts = np.zeros(n_trials) if recording.starts is None else recording.starts
     nodes, skipped = _nodes(source, rest, used), []
     for name, node in nodes.items():
-        if is_times(name) or name in recording.trials:
+        if is_times(name) or name in recording.trials or _is_time_of(name, nodes):
             continue
         if isinstance(node, Ragged) or (node.dtype.kind in "buif" and not is_vector(node)):
             if (series := _series(name, node, nodes, recording, starts, trials)) is not None:
@@ -214,8 +215,15 @@ def add_series(
                 skipped.append(name)
     if skipped:
         recording.notes.append(
-            f"in each trial, but with neither its bins nor times of their own: {list_some(skipped)}"
+            f"in each trial, but with neither its bins nor times of their own (such as "
+            f"{skipped[0]}_times): {list_some(skipped)}"
         )
+
+
+def _is_time_of(name: str, nodes: Tree) -> bool:
+    """Return whether an array has the times of another one."""
+    stems = {name.removesuffix(end) for end in _TIME_ENDINGS if name.endswith(end)}
+    return any(stem in nodes or f"{stem}.data" in nodes for stem in stems)
 
 
 def _read_indices(recording: Recording, columns: Table, trials: Trials, first: int) -> None:
@@ -298,7 +306,7 @@ def _as_bins(node: Any, lengths: Indices) -> Part | None:
 def _times(name: str, nodes: Tree, n_trials: int) -> list[Array] | None:
     """Return the times of the samples of each trial, from arrays beside them."""
     stem = name.removesuffix(".data")
-    candidates = [f"{stem}{end}" for end in ("_times", "_time", "_timestamps", ".times", ".time")]
+    candidates = [f"{stem}{end}" for end in _TIME_ENDINGS]
     candidates += [key for key in nodes if is_times(key)]
     for key in candidates:
         node = nodes.get(key)

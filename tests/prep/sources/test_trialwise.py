@@ -490,3 +490,62 @@ def test_trials_with_other_units_are_refused(tmp_path: Path) -> None:
     savemat(tmp_path / "x.mat", {"dat": structs(spikes=rows, trialId=np.arange(12))})
     with pytest.raises(DataError, match="5 to 6 units"):
         open_recording(tmp_path / "x.mat", SourceOptions(axes="unit,time", input_bin_ms=1.0))
+
+
+@MATLAB
+def test_the_trials_of_fieldtrip(tmp_path: Path, save: Save) -> None:
+    trials = bits((12, 4, 300))
+    data = {
+        "trial": cells(list(trials), (1, 12)),
+        "time": cells([np.arange(300) / 1000 - 0.1] * 12, (1, 12)),
+        "fsample": 1000.0,
+        "label": cells(["a", "b", "c", "d"], (4, 1)),
+    }
+    path = save(tmp_path / "x.mat", {"data": data})
+    prepare(path, tmp_path / "o.h5", bin_ms=10)
+    np.testing.assert_array_equal(in_order(tmp_path / "o.h5"), summed(trials))
+    prepare(path, tmp_path / "p.h5", bin_ms=10, align="0:-50:150")
+    np.testing.assert_array_equal(in_order(tmp_path / "p.h5"), summed(trials)[:, 5:25])
+
+
+def test_times_that_are_padded_with_nan(tmp_path: Path) -> None:
+    padded = np.full((12, 4, 9), np.nan)
+    for i, u in np.ndindex(12, 4):
+        padded[i, u, : len(TIMES[i][u])] = TIMES[i][u]
+    savemat(tmp_path / "m.mat", {"spikeTimes": padded.transpose(2, 1, 0), "target": TARGET})
+    np.savez(tmp_path / "n.npz", spike_times=padded, target=TARGET)
+    for name in ("m.mat", "n.npz"):
+        prepare(tmp_path / name, tmp_path / "o.h5", bin_ms=20, overwrite=True)
+        np.testing.assert_array_equal(in_order(tmp_path / "o.h5"), COUNTS)
+
+
+def test_a_lag_does_not_reach_into_the_next_trial(tmp_path: Path) -> None:
+    hand = [np.full((80, 2), float(i)) for i in range(12)]
+    lists = [cells(trial, (4, 1)) for trial in TIMES]
+    timed = structs(spikes=lists, hand=hand, hand_times=[np.arange(80) * 0.01] * 12)
+    binned = structs(spikes=[bits((5, 80), seed=i) for i in range(12)], hand=hand, go=np.zeros(12))
+    for dat, width in ((timed, None), (binned, 10.0)):
+        savemat(tmp_path / "x.mat", {"d": dat})
+        for bin_ms in (10, 5) if width is None else (10,):
+            prepare(
+                tmp_path / "x.mat",
+                tmp_path / "o.h5",
+                bin_ms=bin_ms,
+                input_bin_ms=width,
+                align="0:0:800",
+                behavior=["hand"],
+                lag_ms=100,
+                overwrite=True,
+            )
+            values = in_order(tmp_path / "o.h5", "behavior")
+            last = round(690 / bin_ms)  # the last sample is at 0.79 s
+            for i, trial in enumerate(values):
+                np.testing.assert_allclose(trial[:last], i, atol=1e-6)
+                assert np.isnan(trial[last + 1 :]).all()
+
+
+def test_a_table_that_contradicts_the_array_is_named(tmp_path: Path) -> None:
+    table = {"go": np.zeros(23), "target": np.zeros(23)}
+    savemat(tmp_path / "x.mat", {"spikes": bits((7, 300, 20)), "trials": table})
+    with pytest.raises(UserError, match="'trials' has 23 rows, which no axis has"):
+        open_recording(tmp_path / "x.mat", SourceOptions(input_bin_ms=1.0))
