@@ -110,6 +110,15 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_accept_changed_data(parser: argparse.ArgumentParser) -> None:
+    """Add the option that consents to data that have changed."""
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although the data files hold other numbers than the run was trained on",
+    )
+
+
 def print_written(*paths: Path | None) -> None:
     """Print a line for each file that was written; None stands for one that there is not."""
     for path in paths:

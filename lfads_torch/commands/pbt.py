@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from . import add_trust, check_resume, data_name, print_config, print_result, start_run
+from . import (
+    add_accept_changed_data,
+    add_trust,
+    check_resume,
+    data_name,
+    print_config,
+    print_result,
+    start_run,
+)
 
 SUMMARY = "train a population of models (AutoLFADS) and keep the best"
 TEXT = """\
@@ -41,6 +49,7 @@ def add_search_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
     add("--cfg", action="store_true", help="print the configuration and stop")
     add_trust(parser)
+    add_accept_changed_data(parser)
     add(
         "--backend",
         choices=("local", "ray"),
@@ -73,6 +82,7 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
         backend=options.backend,
         verbose=options.verbose,
         trust=options.trust,
+        accept_changed_data=options.accept_changed_data,
     )
     figures = sorted((folder / "figures").glob("*.png"))
     print_result(result, *figures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import add_trust, print_written
+from . import add_accept_changed_data, add_trust, print_written
 
 SUMMARY = "average posterior samples of a trained model"
 TEXT = """\
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'ZeroInflatedGamma(gamma_loc=0.1, ...)'",
     )
     add_trust(parser)
+    add_accept_changed_data(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--best", action="store_true", help="best checkpoint (default)")
     which.add_argument("--last", action="store_true", help="last checkpoint")
@@ -61,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         config=options.config,
         reconstruction=options.reconstruction,
         trust=options.trust,
+        accept_changed_data=options.accept_changed_data,
     )
     print_written(*paths)
     return 0

@@ -6,7 +6,15 @@ import argparse
 
 from ..errors import UserError
 from ..files import expanded
-from . import add_trust, check_resume, data_name, print_config, print_result, start_run
+from . import (
+    add_accept_changed_data,
+    add_trust,
+    check_resume,
+    data_name,
+    print_config,
+    print_result,
+    start_run,
+)
 
 SUMMARY = "train a model and average its posterior samples"
 TEXT = """\
@@ -38,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
     add("--cfg", action="store_true", help="print the configuration and stop")
     add_trust(parser)
+    add_accept_changed_data(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         verbose=options.verbose,
         trust=options.trust,
+        accept_changed_data=options.accept_changed_data,
     )
     print_result(result)
     return 0

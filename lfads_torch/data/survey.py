@@ -48,7 +48,7 @@ class Survey:
         ends, gaps = np.full(n_trials, n_bins, np.int64), np.zeros(n_trials, np.int64)
         active, hashes = np.zeros(n_trials, np.bool_), np.zeros(n_trials, np.uint64)
         largest = np.zeros(n_channels, np.float32)
-        multipliers, total = _multipliers(n_bins), 0.0
+        multipliers, total = bin_multipliers(n_bins), 0.0
         for rows, block in blocks(array):
             counts["infinite"] += _by_channel(np.isinf(block))
             if lengths is not None:
@@ -112,10 +112,11 @@ def bin_hashes(block: Array) -> Hashes:
     # Adding zero turns -0.0 into 0.0, whose bits are 0. The sum widens the words as it goes: made
     # before it, the words of 64 bits take as long to allocate as the rest takes to compute.
     words = (np.ascontiguousarray(block, np.float32) + np.float32(0)).view(np.uint32)
-    return np.asarray(np.einsum("btn,n->bt", words, _multipliers(block.shape[-1])))
+    return np.asarray(np.einsum("btn,n->bt", words, bin_multipliers(block.shape[-1])))
 
 
-def _multipliers(n: int) -> Hashes:
+def bin_multipliers(n: int) -> Hashes:
+    """Return the multipliers of a hash over `n` words."""
     # Odd numbers can be inverted modulo 2^64; an even one would drop the upper bits of a word.
     random = np.random.default_rng(0x1FAD5)
     return random.integers(0, 2**64, n, dtype=np.uint64) | np.uint64(1)

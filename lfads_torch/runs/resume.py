@@ -15,6 +15,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.migration.utils import migrate_checkpoint
 
 from ..checkpoint import read_checkpoint, write_checkpoint
+from ..data.fingerprint import fingerprints
 from ..files import Table, damage
 from ..folder import LAST
 from ..seeds import seed_all as seed_all
@@ -50,6 +51,7 @@ class WholeEpoch(Callback):
         self._first_step = 0
         self._resumed: dict[str, Any] = {}
         self._patience: dict[EarlyStopping, int] = {}
+        self._data: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Note the patience as configured, which a checkpoint brings along, too."""
@@ -70,6 +72,7 @@ class WholeEpoch(Callback):
             "first_step": self._first_step,
             "metrics": {"epoch": float(trainer.current_epoch), **metrics},
             "should_stop": bool(trainer.should_stop),
+            "data": self._data,
         }
         # A checkpoint within an epoch keeps its place in it.
         loop = checkpoint["loops"]["fit_loop"]
@@ -89,6 +92,7 @@ class WholeEpoch(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for what followed the checkpoint's epoch."""
+        self._data = fingerprints(getattr(trainer, "datamodule", None))
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 _leave_out_damaged(callback)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..consent import Trust, trust_of
 from ..data import DataWarning
+from ..data.fingerprint import check_unchanged, fingerprints
 from ..errors import ConfigError, UserError
 from ..files import expanded
 from ..folder import CONFIG, LAST, RunFolder, Stage
@@ -35,7 +36,13 @@ if TYPE_CHECKING:
     from ..model import LFADS
 
 #: What acts when a run whose training is complete samples again.
-_OF_SAMPLING = ("posterior_sampling.", "datamodule.", "trainer.accelerator", "trainer.devices")
+_OF_SAMPLING = (
+    "posterior_sampling.",
+    "data.",
+    "datamodule.",
+    "trainer.accelerator",
+    "trainer.devices",
+)
 #: Packages whose versions a run records.
 _PACKAGES = ("torch", "pytorch-lightning", "numpy", "h5py", "hydra-core", "scikit-learn")
 
@@ -87,6 +94,7 @@ def run_model(
     overwrite: bool = False,
     verbose: bool = False,
     trust: bool | Trust = False,
+    accept_changed_data: bool = False,
 ) -> RunResult:
     """Train a model and average its posterior samples.
 
@@ -121,6 +129,8 @@ def run_model(
     trust : bool, default=False
         Of a run that somebody else made, resume also one whose configuration names code outside
         this package, or places outside its folder.
+    accept_changed_data : bool, default=False
+        Resume a run although its data files hold other numbers than those it was trained on.
 
     Returns
     -------
@@ -174,6 +184,7 @@ def run_model(
             goes_on=goes_on,
             overwrite=overwrite and is_own,
             changes=changes,
+            accept_changed_data=accept_changed_data,
             trusts_all=trust is True or (isinstance(trust, Trust) and trust.everything),
         )
         return run.run(do_train, do_posterior_sample)
@@ -191,6 +202,7 @@ class _Run:
         goes_on: bool,
         overwrite: bool,
         changes: Changes,
+        accept_changed_data: bool,
         trusts_all: bool,
     ) -> None:
         self.config = config
@@ -199,6 +211,7 @@ class _Run:
         self.goes_on = goes_on
         self.overwrite = overwrite
         self.changes = changes
+        self.accept_changed_data = accept_changed_data
         self.trusts_all = trusts_all
         self.seed = int(config.get("seed") or 0)
 
@@ -217,11 +230,14 @@ class _Run:
         # A run that was killed while it sampled is trained already; only more epochs train it on.
         if do_train and (status.get("stage", "training") == "training" or self._is_longer(status)):
             status, metrics = self._train(model, datamodule)
-        elif self.changes:
-            n_epochs = int(status.get("epochs", 0))
-            self._check_that_changes_act(n_epochs)
-            status = {**status, "changes": self._record(status, n_epochs)}
-            write_config(self.folder / CONFIG, self.config, _parts_of(model))
+        elif self.goes_on and do_train:
+            self._check_data(datamodule, status.get("data"))
+            if self.changes:
+                n_epochs = int(status.get("epochs", 0))
+                self._check_that_changes_act(n_epochs)
+                status = {**status, "changes": self._record(status, n_epochs)}
+                status["data"] = fingerprints(datamodule)
+                write_config(self.folder / CONFIG, self.config, _parts_of(model))
         outputs = self._sample(model, datamodule, trained=do_train) if do_posterior_sample else []
         if do_train:
             names = [_relative(path, self.folder) for path in outputs]
@@ -240,6 +256,12 @@ class _Run:
     def _is_longer(self, status: Mapping[str, Any]) -> bool:
         epochs, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
         return epochs is not None and before is not None and not 0 <= epochs <= before
+
+    def _check_data(self, datamodule: Any, recorded: Any) -> None:
+        """Refuse changed data, or take what is accepted for a change of the run."""
+        if self.given is None:  # else what is trained begins with weights of another run
+            now = fingerprints(datamodule)
+            self.changes |= check_unchanged(recorded, now, accept=self.accept_changed_data)
 
     def _record(self, status: Mapping[str, Any], n_epochs: int) -> list[dict[str, Any]]:
         for key, (before, now) in self.changes.items():
@@ -277,8 +299,10 @@ class _Run:
             state = restore(model, checkpoint)
             step = int(state.get("global_step", 0))
             n_epochs = int(state.get("epoch", -1)) + 1
-            self._check_that_changes_act(n_epochs)
             run = state.get(RUN_KEY, {})
+            recorded = run.get("data") or RunFolder(self.folder).status.get("data")
+            self._check_data(datamodule, recorded)
+            self._check_that_changes_act(n_epochs)
             first = int(run.get("first_step", 0))
             RunFolder(self.folder).rewind_metrics(step, first, run.get("metrics"))
         elif self.goes_on:
@@ -290,6 +314,7 @@ class _Run:
             "max_epochs": self.config["trainer"].get("max_epochs"),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
             "environment": environment(pick_device(self.config["trainer"])),
+            "data": fingerprints(datamodule),
         }
         before = RunFolder(self.folder).status if self.goes_on else {}
         if changes := self._record(before, n_epochs):

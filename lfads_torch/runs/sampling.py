@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..consent import Trust, trust_of
+from ..data.fingerprint import check_unchanged, fingerprints
 from ..errors import UserError, whole
 from ..files import expanded
 from ..folder import CONFIG, RunFolder, number_outputs
@@ -29,11 +30,13 @@ def sample_run(
     config: str | Path | None = None,
     reconstruction: str | None = None,
     trust: bool | Trust = False,
+    accept_changed_data: bool = False,
 ) -> list[Path]:
     """Average posterior samples of a trained model, or of the final members of a search.
 
     `config` and `reconstruction` say what a checkpoint of the existing implementation lacks.
-    `trust` consents to code outside this package that the run or its checkpoint names.
+    `trust` consents to code outside this package that the run or its checkpoint names,
+    `accept_changed_data` to data files that hold other numbers than the model was trained on.
     """
     from ..checkpoint import data_settings, find_checkpoint, load_model
     from ..post_run.analysis import (
@@ -78,6 +81,8 @@ def sample_run(
     trust.check({"datamodule": settings}, checkpoint)  # also what only a checkpoint says
     datamodule = build(settings, "datamodule")
     datamodule.setup("fit")
+    if data is None:
+        _check_data(RunFolder(folder), checkpoint, datamodule, accept=accept_changed_data)
     device = pick_device({"accelerator": of_run.get("trainer.accelerator", "auto")})
     stem = "lfads_output" if data is None else f"{_stem(data)}_output"
     name = f"{stem}_ensemble.h5" if ensemble else f"{stem}.h5"
@@ -108,6 +113,17 @@ def sample_run(
         if output is None and data is None:
             number_outputs(paths, path.stem)
     return paths
+
+
+def _check_data(run: RunFolder, checkpoint: Path, datamodule: Any, *, accept: bool) -> None:
+    """Refuse data that are not the run's, or record those that are accepted."""
+    from ..checkpoint import read_checkpoint
+    from .resume import RUN_KEY
+
+    recorded = run.status.get("data") or read_checkpoint(checkpoint).get(RUN_KEY, {}).get("data")
+    now = fingerprints(datamodule)
+    if check_unchanged(recorded, now, accept=accept) and run.status:
+        run.write_status(**{**run.status, "data": now})
 
 
 def _stem(data: str | Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoint import read_checkpoint, write_checkpoint
+from ..data.fingerprint import fingerprints
 from ..errors import UserError
 from ..files import write_whole
 from .members import build_members, max_epochs_of
@@ -40,6 +41,7 @@ class Group:
     ) -> None:
         members = build_members(config, settings, numbers, device=device)
         self.settings = settings
+        self.data = fingerprints(members.datamodule)
         self.method = members.method
         self.max_epochs = max_epochs_of(config)
         self.population = Population(

@@ -12,12 +12,11 @@ from ..checkpoint import recover
 from ..folder import RunFolder
 from ..run_model import RunResult
 from ..runs.build import pick_device
-from ..runs.changes import Changes
 from .coordinator import Coordinator
 from .group import Group
 from .history import History
 from .live_table import LiveTable
-from .result import finish_search, recorded
+from .result import GoingOn, finish_search, recorded
 from .settings import SearchSettings
 from .state import Place, all_diverged
 
@@ -30,20 +29,20 @@ def search_locally(
     config: dict[str, Any],
     settings: SearchSettings,
     folder: Path,
-    changes: Changes,
+    going_on: GoingOn,
     *,
-    resume: bool,
     overwrite: bool,
 ) -> RunResult:
     """Build and check the members, train them, and write what is left."""
     device = pick_device(config["trainer"])
     group = Group(config, settings, range(settings.n_members), device=device)
+    going_on.check_data(RunFolder(folder), group.data)
     if overwrite:  # now that nothing is left to be wrong
         RunFolder(folder).delete()
     # Each keeps what it has judged; the coordinator judges again from the first epoch on.
     method = copy.deepcopy(group.method)
     place = Place.of_search(folder)
-    if resume and place.has_state(folder):
+    if going_on.resume and place.has_state(folder):
         recover(place.state)
         group.load(place)
     # A kill may have left rows of an epoch that was never saved. The coordinator continues what
@@ -58,8 +57,8 @@ def search_locally(
         group.max_epochs,
         table=table,
     )
-    changed = (changes, group.n_epochs)
-    with recorded(config, settings, folder, "local", table, changed) as facts:
+    more = going_on.facts(RunFolder(folder), group.data, group.n_epochs)
+    with recorded(config, settings, folder, "local", table, more) as facts:
         _train(group, coordinator, place)
     group.save_members(place)
     table.say(f"the search ended: {coordinator.ended}")

@@ -8,12 +8,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import __version__
+from ..data.fingerprint import check_unchanged
 from ..errors import UserError
 from ..files import copy_whole, csv_text, write_whole
 from ..folder import (
@@ -35,6 +37,26 @@ from .settings import SearchSettings
 from .state import LAST_CHECKPOINT, Best, Outcome, Place
 
 
+@dataclass
+class GoingOn:
+    """Whether a search goes on, and with which changes of its configuration and its data."""
+
+    changes: Changes
+    resume: bool
+    accept_changed_data: bool
+
+    def check_data(self, folder: RunFolder, data: list[Any]) -> None:
+        """Refuse changed data, or take what is accepted for a change."""
+        recorded = folder.status.get("data") if self.resume else None
+        self.changes |= check_unchanged(recorded, data, accept=self.accept_changed_data)
+
+    def facts(self, folder: RunFolder, data: list[Any], n_epochs: int) -> dict[str, Any]:
+        """Return what the status says of data and changes, which hold from an epoch on."""
+        before = folder.status.get("changes") if self.resume else None
+        changes = recorded_changes(before, self.changes, n_epochs)
+        return {"data": data, **({"changes": changes} if changes else {})}
+
+
 @contextmanager
 def recorded(
     config: Mapping[str, Any],
@@ -42,11 +64,11 @@ def recorded(
     folder: Path,
     backend: str,
     table: LiveTable,
-    changed: tuple[Changes, int],
+    more: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     """Record that a search begins, and why it stops where it fails; yield facts for its status.
 
-    `changed` are changes of its configuration, and the first epoch in which they hold.
+    `more` are further facts, as `GoingOn.facts` gives them.
     """
     facts: dict[str, Any] = {
         "version": __version__,
@@ -56,8 +78,7 @@ def recorded(
         "max_epochs": max_epochs_of(config),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
-    if changes := recorded_changes(RunFolder(folder).status.get("changes"), *changed):
-        facts["changes"] = changes
+    facts |= more
     write_config(folder / CONFIG, config)
     RunFolder(folder).write_status("training", **facts)
     try:
@@ -108,6 +129,7 @@ def finish_search(
         "best": {"member": best.member, "epoch": best.epoch},
         "last": {"member": winner, "epoch": last_epoch},
         settings.metric: settings.sign * best.score,
+        "data": facts.get("data", []),
     }
     RunFolder(place).write_status("sampling", **status)
     more = {

@@ -15,6 +15,7 @@ from ..runs.changes import changes_of, check_changes
 from ..runs.compose import Overrides, compose_config, draw_seed, read_config
 from .local import search_locally
 from .members import check_search
+from .result import GoingOn
 from .state import check_is_search
 
 BACKENDS = ("local", "ray")
@@ -31,6 +32,7 @@ def run_search(
     backend: str | None = None,
     verbose: bool = False,
     trust: bool | Trust = False,
+    accept_changed_data: bool = False,
 ) -> RunResult:
     """Search for hyper-parameters with many models, and keep the best one.
 
@@ -58,6 +60,8 @@ def run_search(
     trust : bool, default=False
         Resume also a search of somebody else whose configuration names code outside this package,
         or places outside its folder.
+    accept_changed_data : bool, default=False
+        Resume a search although its data files hold other numbers than those it was begun with.
 
     Returns
     -------
@@ -88,12 +92,11 @@ def run_search(
     settings = check_search(config)
     changes = changes_of(before, config) if resume and overrides else {}
     check_changes(changes, search=True)
+    going_on = GoingOn(changes, resume=resume, accept_changed_data=accept_changed_data)
     claimed = RunFolder(folder).claimed("searching", resume=resume, overwrite=overwrite)
     with stoppable(), claimed, quiet_libraries(verbose):
         if backend == "ray":
             from .ray import run_ray_search
 
-            return run_ray_search(
-                config, settings, folder, changes, resume=resume, overwrite=overwrite
-            )
-        return search_locally(config, settings, folder, changes, resume=resume, overwrite=overwrite)
+            return run_ray_search(config, settings, folder, going_on, overwrite=overwrite)
+        return search_locally(config, settings, folder, going_on, overwrite=overwrite)

@@ -28,6 +28,7 @@ from lfads_torch.search.group import Group
 from lfads_torch.search.live_table import LiveTable
 from lfads_torch.search.members import build_members, check_search, max_epochs_of
 from lfads_torch.search.ray import RayOptions, run_ray_search
+from lfads_torch.search.result import GoingOn
 from lfads_torch.search.settings import SearchSettings, from_mapping
 from lfads_torch.search.state import Place
 
@@ -353,7 +354,8 @@ def test_what_needs_ray_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "ray.tune", None)
     with pytest.raises(ConfigError, match=f"{name} needs Ray.*pip install 'lfads-torch\\[tune\\]'"):
         if name == "--backend ray":
-            run_ray_search({}, SearchSettings(), tmp_path, {})
+            going_on = GoingOn({}, resume=False, accept_changed_data=False)
+            run_ray_search({}, SearchSettings(), tmp_path, going_on, overwrite=False)
         else:
             getattr(tune, name)
 

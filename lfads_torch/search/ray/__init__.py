@@ -16,7 +16,7 @@ from .cluster import RayOptions
 
 if TYPE_CHECKING:
     from ...run_model import RunResult
-    from ...runs.changes import Changes
+    from ..result import GoingOn
 
 __all__ = ["RayOptions", "require_ray", "run_ray_search"]
 
@@ -35,10 +35,9 @@ def run_ray_search(
     config: dict[str, Any],
     settings: SearchSettings,
     folder: Path,
-    changes: Changes,
+    going_on: GoingOn,
     *,
-    resume: bool = False,
-    overwrite: bool = False,
+    overwrite: bool,
 ) -> RunResult:
     """Search for hyper-parameters over Ray Tune, and keep the best model.
 
@@ -50,5 +49,5 @@ def run_ray_search(
     from .driver import Driver, environment, joined
 
     with joined(options), environment():
-        driver = Driver(config, settings, folder, options, resume=resume, overwrite=overwrite)
-        return driver.run(changes)
+        driver = Driver(config, settings, folder, options, going_on, overwrite=overwrite)
+        return driver.run()

@@ -16,15 +16,15 @@ from typing import Any
 import ray
 from ray import tune
 
+from ...data.fingerprint import fingerprints
 from ...errors import UserError
 from ...files import copy_whole, damage
 from ...folder import RunFolder
 from ...run_model import RunResult
-from ...runs.changes import Changes
 from ..coordinator import Coordinator, read_state
 from ..live_table import LiveTable
 from ..members import build_members, max_epochs_of
-from ..result import finish_search, recorded
+from ..result import GoingOn, finish_search, recorded
 from ..settings import SearchSettings
 from ..state import Best, Outcome, Place, all_diverged
 from .cluster import RayOptions
@@ -99,14 +99,15 @@ class Driver:
         settings: SearchSettings,
         folder: Path,
         options: RayOptions,
+        going_on: GoingOn,
         *,
-        resume: bool,
         overwrite: bool,
     ) -> None:
         self.config = config
         self.settings = settings
         self.folder = folder
         self.options = options
+        self.going_on = going_on
         self.max_epochs = max_epochs_of(config)
         self.storage = (options.storage_path or str(folder / "ray")).rstrip("/")
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -115,7 +116,7 @@ class Driver:
         may_use_gpu = accelerator in ("auto", "gpu", "cuda")
         self.resources = options.resources(nodes, may_use_gpu=may_use_gpu)
         groups, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
-        state = read_state(folder) if resume else {}
+        state = read_state(folder) if going_on.resume else {}
         state["checkpoints"] = [self._intact(saved) for saved in state.get("checkpoints", ())]
         groups = state.get("chunks", groups)
         self.coordinator = self._coordinator(groups, state, overwrite=overwrite)
@@ -150,6 +151,8 @@ class Driver:
             )
         # The first member is built here too, so that mistakes show before a trial starts.
         members = build_members(self.config, self.settings, [0])
+        self.data = fingerprints(members.datamodule)
+        self.going_on.check_data(RunFolder(self.folder), self.data)
         n_steps = len(members.datamodule.train_dataloader())
         if overwrite:  # now that nothing is left to be wrong
             RunFolder(self.folder).delete()
@@ -170,14 +173,13 @@ class Driver:
             session=int(state.get("session", -1)) + 1,
         )
 
-    def run(self, changes: Changes) -> RunResult:
+    def run(self) -> RunResult:
         """Train, and make the result of what the trials leave."""
         coordinator, settings = self.coordinator, self.settings
         epochs = [n_epochs for saved in coordinator.checkpoints for n_epochs, _ in saved]
-        changed = (changes, max(epochs, default=0))
-        with recorded(
-            self.config, settings, self.folder, "ray", coordinator.table, changed
-        ) as facts:
+        run = RunFolder(self.folder)
+        more = self.going_on.facts(run, self.data, max(epochs, default=0))
+        with recorded(self.config, settings, run.path, "ray", coordinator.table, more) as facts:
             coordinator.write_state()
             if not all(coordinator.over):
                 self._train()
