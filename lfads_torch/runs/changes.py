@@ -52,6 +52,20 @@ def changes_of(before: Any, now: Any, key: str = "") -> Changes:
     return found
 
 
+def follow_data(before: Any, config: Mapping[str, Any]) -> None:
+    """Have the parts of a model look for moved data where the data module now does."""
+    old = before.get("datamodule", {}).get("datafile_pattern")
+    _replace(config["model"], old, config["datamodule"].get("datafile_pattern"))
+
+
+def _replace(node: Any, old: Any, new: Any) -> None:
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if key == "datafile_pattern" and value == old:
+            node[key] = new
+        elif isinstance(value, dict | list):
+            _replace(value, old, new)
+
+
 def check_changes(changes: Changes, *, search: bool = False) -> None:
     """Refuse a change that would not act, or that would make what was trained wrong."""
     for key, (before, now) in changes.items():
@@ -64,6 +78,8 @@ def check_changes(changes: Changes, *, search: bool = False) -> None:
 
 
 def _why_not(key: str, search: bool) -> str | None:
+    if ".datafile_pattern" in key:
+        return None  # data may lie elsewhere, and are compared with those of before
     group, _, rest = key.partition(".")
     name = rest.partition(".")[0]
     if key == "seed":

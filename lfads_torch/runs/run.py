@@ -26,7 +26,7 @@ from ..folder import CONFIG, LAST, RunFolder, Stage
 from ..processes import Stopped, stoppable
 from ..progress import Line, html_table, quiet_libraries
 from .build import build, build_model, build_trainer, pick_device
-from .changes import Changes, changes_of, check_changes, recorded_changes
+from .changes import Changes, changes_of, check_changes, follow_data, recorded_changes
 from .check_config import arguments_of, check_config, find_target
 from .compose import PACKAGE, Overrides, compose_config, draw_seed, read_config, write_config
 
@@ -163,7 +163,10 @@ def run_model(
     draw_seed(config)
     _check_parts(config)
     check_config(config)
-    changes = changes_of(before, config) if overrides and before is not None else {}
+    changes: Changes = {}
+    if overrides and before is not None:
+        follow_data(before, config)
+        changes = changes_of(before, config)
     check_changes(changes)
     goes_on, place = resume or continued, RunFolder(folder)
     claimed = place.claimed("training", resume=goes_on, overwrite=overwrite)

@@ -11,7 +11,7 @@ from ..folder import CONFIG, RunFolder
 from ..processes import stoppable
 from ..progress import quiet_libraries
 from ..run_model import RunResult
-from ..runs.changes import changes_of, check_changes
+from ..runs.changes import Changes, changes_of, check_changes, follow_data
 from ..runs.compose import Overrides, compose_config, draw_seed, read_config
 from .local import search_locally
 from .members import check_search
@@ -90,7 +90,10 @@ def run_search(
     )
     draw_seed(config)
     settings = check_search(config)
-    changes = changes_of(before, config) if resume and overrides else {}
+    changes: Changes = {}
+    if resume and overrides:
+        follow_data(before, config)
+        changes = changes_of(before, config)
     check_changes(changes, search=True)
     going_on = GoingOn(changes, resume=resume, accept_changed_data=accept_changed_data)
     claimed = RunFolder(folder).claimed("searching", resume=resume, overwrite=overwrite)

@@ -107,7 +107,7 @@ def test_data_that_are_accepted_are_recorded_with_their_epoch(
     alter(place / "day0.h5", add_a_spike)
     run = str(place / "run")
     more = ["trainer.max_epochs=2", "--accept-changed-data"]
-    assert cli.main(["train", "--resume", run, "trainer.max_epochs=2"]) == 1
+    assert cli.main(["train", "--resume", run, "trainer.max_epochs=2"]) != 0
     assert "day0.h5" in capsys.readouterr().err
     assert cli.main(["train", "--resume", run, *more]) == 0
     status = RunFolder(run).status

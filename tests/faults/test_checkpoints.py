@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -14,12 +15,13 @@ import pytest
 import torch
 
 from lfads_torch import load_model, run_model
-from lfads_torch.checkpoint import read_checkpoint
+from lfads_torch.checkpoint import read_checkpoint, write_checkpoint
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.files import damage, generation_before
 from lfads_torch.folder import LAST, RunFolder
 from lfads_torch.runs.sampling import sample_run
+from lfads_torch.search.coordinator import Coordinator, read_state
 from lfads_torch.search.run import run_search
 from tests.small import DIMS, arrays
 
@@ -241,3 +243,45 @@ def test_a_damaged_member_is_named(search: Path) -> None:
     zero_40_bytes(search / "best_model/lightning_checkpoints/best.ckpt")
     with pytest.warns(UserWarning, match=r"the best of the epochs from here on takes its place"):
         resume_search(search)
+
+
+def coordinator_state(folder: Path, checkpoints: list[Any]) -> None:
+    state = SimpleNamespace(
+        folder=folder, groups=[[0]], checkpoints=checkpoints, over=[False], max_epochs=9, session=0
+    )
+    Coordinator.write_state(state)  # type: ignore[arg-type]
+
+
+def test_the_coordinator_of_a_search_over_ray_keeps_two_generations(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    for n in (3, 4):
+        coordinator_state(tmp_path, [[[n, f"checkpoint_{n}"]]])
+    file = tmp_path / "ray/state.json"
+    whole = file.read_text()
+    assert read_state(tmp_path)["checkpoints"] == [[[4, "checkpoint_4"]]]
+    # JSON all the same, of another checkpoint; then no JSON; then nothing.
+    for damaged in (whole.replace("checkpoint_4", "checkpoint_1"), whole[:40], None):
+        file.unlink() if damaged is None else file.write_text(damaged)
+        with pytest.warns(UserWarning, match=r"state\.json cannot be used.*state\.json\.previous"):
+            assert read_state(tmp_path)["checkpoints"] == [[[3, "checkpoint_3"]]]
+    generation_before(file).write_text("{")
+    assert read_state(tmp_path) == {}  # nothing is trained yet
+    (tmp_path / "population.csv").write_text("epoch,member,parent\n0,0,0\n")
+    with pytest.raises(UserError, match=r"state\.json cannot be used.*--overwrite"):
+        read_state(tmp_path)
+
+
+def test_a_trial_of_ray_goes_on_from_its_last_intact_checkpoint(tmp_path: Path) -> None:
+    driver = pytest.importorskip("lfads_torch.search.ray.driver").Driver
+    of = SimpleNamespace(storage=str(tmp_path))
+    saved: list[list[Any]] = [[n, f"checkpoint_{n}"] for n in range(3)]
+    for _, name in saved:
+        write_checkpoint(tmp_path / name / "state.pt", {"numbers": torch.arange(99)})
+    assert driver._intact(of, saved) == saved
+    zero_40_bytes(tmp_path / "checkpoint_2/state.pt")
+    with pytest.warns(UserWarning, match=r"checkpoint_2.*cannot be used"):
+        assert driver._intact(of, saved) == saved[:2]
+    for n in range(2):
+        (tmp_path / f"checkpoint_{n}/state.pt").unlink()
+    with pytest.raises(UserError, match=r"No checkpoint of this trial is left"):
+        driver._intact(of, saved)
