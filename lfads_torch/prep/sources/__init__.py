@@ -107,10 +107,16 @@ def _read(file: Path, options: SourceOptions) -> Recording:
     suffix = file.suffix.lower()
     if suffix in _READERS:
         return _READERS[suffix](file, options)
-    if suffix in _HDF5 or h5py.is_hdf5(file):
+    if suffix in _HDF5 or (suffix != ".kwik" and h5py.is_hdf5(file)):
         return read_nwb(file, options) if is_nwb(file) else read_hdf5(file, options)
+    from .programs import read_program
+
+    if (recording := read_program(file, options)) is not None:
+        return recording
     raise DataError(
-        f"{file.name}: unknown format {suffix!r}; legal are {list_some([*_HDF5, *_READERS])}."
+        f"{file.name}: unknown format {suffix!r}; legal are {list_some([*_HDF5, *_READERS])}, "
+        "the folder of a spike sorter, and spikes of Plexon, Blackrock, NeuroExplorer and others "
+        "(through neo)."
     )
 
 
