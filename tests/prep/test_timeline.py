@@ -475,12 +475,11 @@ def test_trials_in_the_unit_of_the_spikes_or_in_their_own(tmp_path: Path) -> Non
     done = prepare(npz(tmp_path / "a.npz", in_ms, **ms), tmp_path / "a.h5", **options)
     assert any("taken as ms" in text for text in done.warnings)
     check(tmp_path / "a.h5", lists, START, 0.02)
-    source = npz(tmp_path / "b.npz", [np.round(30_000 * t) for t in lists])
-    samples = {"time_unit": "samples", "sampling_hz": 30_000.0}
-    with pytest.raises(UserError, match=r"3.33333e-05 to 0.00396.* s.*--event-unit"):
-        prepare(source, tmp_path / "b.h5", **options, **samples)
-    prepare(source, tmp_path / "b.h5", **options, **samples, event_unit="s")
-    check(tmp_path / "b.h5", [np.round(30_000 * t) / 30_000 for t in lists], START, 0.02)
+    source = npz(tmp_path / "b.npz", [1e6 * t for t in lists])
+    with pytest.raises(UserError, match=r"1e-06 to 0.000119 s.*--event-unit"):
+        prepare(source, tmp_path / "b.h5", **options, time_unit="us")
+    prepare(source, tmp_path / "b.h5", **options, time_unit="us", event_unit="s")
+    check(tmp_path / "b.h5", lists, START, 0.02)
 
 
 def test_more_than_memory_or_disk_hold_is_refused_before_it_is_counted(
@@ -587,3 +586,20 @@ def test_a_failure_while_writing_leaves_nothing(
     with pytest.raises((MemoryError, UserError)):
         prepare(npz(tmp_path / "s.npz", spikes()), tmp_path / "o.h5", bin_ms=20, chop_ms=1000)
     assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+
+
+def test_events_beside_a_sorter_have_a_unit_of_their_own(tmp_path: Path) -> None:
+    lists = [np.round(30_000 * t).astype("i8") for t in spikes()]
+    folder = tmp_path / "phy"
+    folder.mkdir()
+    owner = np.repeat(np.arange(8), [len(t) for t in lists])
+    order = np.argsort(np.concatenate(lists), kind="stable")
+    np.save(folder / "spike_times.npy", np.concatenate(lists)[order])
+    np.save(folder / "spike_clusters.npy", owner[order])
+    (folder / "params.py").write_text("sample_rate = 30000.\n")
+    (tmp_path / "t.csv").write_text("\n".join(["start_time", *map(str, START.tolist())]))
+    options = {"bin_ms": 20, "align": "start_time:0:1000", "trials": str(tmp_path / "t.csv")}
+    for given in ({"event_unit": "s"}, {}):
+        done = prepare(folder, tmp_path / "o.h5", **options, **given, overwrite=True)
+        check(tmp_path / "o.h5", [k / 30_000 for k in lists], START, 0.02)
+    assert any("taken as seconds" in text for text in done.warnings)

@@ -214,6 +214,9 @@ TRIAL_OF_SPIKE = (
 """Names of an array with the trial of each spike."""
 
 _IDS = ("trial", "trial_id", "trialid", "trial_num", "trialnum", "trial_number", "id", "tr")
+# Formats and objects that define their times to be in seconds.
+_SECONDS = ("NWB", "pynapple", "Neo")
+
 _ONSETS = ("start_time", "start", "trial_start", "t_start", "onset", "starts")
 
 
@@ -260,23 +263,30 @@ def settle(recording: Recording, options: SourceOptions) -> None:
 def _set_unit(
     recording: Recording, spikes: SpikeTimes, options: SourceOptions, n_trials: int
 ) -> None:
-    """Choose the unit of times where the user names none, and bring all clocks to it."""
-    unit, fixed = options.time_unit, "NWB" if recording.kind.startswith("NWB") else ""
-    if spikes.clock != options.clock():
-        return  # the format itself says it
-    hz = options.sampling_hz or recording.sampling_hz
-    if unit is None:
-        verdict = judge(sample_units(spikes.units), hz, n_trials=n_trials, fixed=fixed)
-        unit = verdict.unit
+    """Choose the unit of times where neither user nor format names one; bring clocks to it."""
+    old = new = recording.clock
+    stated = options.sampling_hz or recording.sampling_hz
+
+    def clock(unit: str) -> Clock:
+        hz = stated if unit == "samples" else options.sampling_hz
+        return replace(options, time_unit=unit, sampling_hz=hz).clock()
+
+    if options.time_unit is None and spikes.clock == options.clock():
+        fixed = next((kind for kind in _SECONDS if recording.kind.startswith(kind)), "")
+        verdict = judge(sample_units(spikes.units), stated, n_trials=n_trials, fixed=fixed)
         recording.notes += filter(None, [verdict.note])
         recording.warnings += filter(None, [verdict.warning])
         recording.refusals += filter(None, [verdict.refusal])
-    hz = hz if unit == "samples" else options.sampling_hz
-    spikes.clock = replace(options, time_unit=unit, sampling_hz=hz).clock()
-    old = recording.clock
-    unit = options.event_unit or unit
-    hz = hz if unit == "samples" else options.sampling_hz
-    recording.clock = replace(options, time_unit=unit, sampling_hz=hz).clock()
+        spikes.clock = new = clock(verdict.unit)
+    recording.clock = new
+    if options.event_unit:
+        recording.clock = clock(options.event_unit)
+    elif spikes.clock.sampling_hz and new.scale < 1e-3 and _are_seconds(recording, spikes):
+        recording.clock = clock("s")
+        recording.warnings.append(
+            "the trials' times are taken as seconds, beside spike times in samples: as samples all "
+            "would be at once; if not, --event-unit samples"
+        )
     if recording.clock == old:
         return
     for series in recording.series.values():
@@ -288,6 +298,18 @@ def _set_unit(
     if recording.unit_observed is not None:
         recording.unit_observed = [pieces * factor for pieces in recording.unit_observed]
     recording.invalid = {name: pieces * factor for name, pieces in recording.invalid.items()}
+
+
+def _are_seconds(recording: Recording, spikes: SpikeTimes) -> bool:
+    """Return whether trials lie where spikes in samples do only if their times are seconds."""
+    if (name := _clock_column(recording)) is None:
+        return False
+    times = recording.trials[name].astype(np.float64)
+    sample = sample_units(spikes.units)
+    low, high = spikes.clock.seconds(np.array([sample.low, sample.high])).tolist()
+    as_samples = np.nanmax(times) * recording.clock.scale
+    inside = (times >= low) & (times <= high)
+    return bool(as_samples < 0.01 * (high - low) and inside.mean() > 0.9)
 
 
 def _compare(recording: Recording, spikes: SpikeTimes) -> None:
