@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...data.validate import show_shape
 from ...errors import UserError
-from .recording import TIMES
+from .recording import TIMES, AnyArray
 from .sheet import open_sheet
 from .tree import TRIALS, UNITS, Source, is_regular, last_name
 
@@ -24,6 +24,7 @@ ROLES = ("trial", "time", "unit")
 _WORDS = {"trial": "trials", "time": "bins", "unit": "units"}
 # A recording has many times more bins than units; below this ratio the longer axis says nothing.
 _LONGER = 4
+_END = 1000  # entries at each end of a long vector that are looked at
 _NUMBER_OF = {
     "unit": r"(n|num|number|no)_?(of_?)?(units?|neurons?|channels?|cells?|chan|electrodes?)",
     "trial": r"(n|num|number|no)_?(of_?)?trials?",
@@ -43,6 +44,18 @@ OF_UNIT = re.compile(
 def is_times(name: str) -> bool:
     """Return whether an array by this name holds times of samples or bins."""
     return last_name(name).removesuffix("_ms").removesuffix("_s").removesuffix("_us") in TIMES
+
+
+def has_equal_steps(vector: AnyArray) -> bool:
+    """Return whether a vector ascends in equal steps, by its ends: it may be large."""
+    n = vector.shape[0]
+    if n <= 2 * _END:
+        return is_regular(vector[:])
+    first, last = vector[:_END], vector[n - _END :]
+    if not (is_regular(first) and is_regular(last)):
+        return False
+    step, mean = float(first[1] - first[0]), float(last[-1] - first[0]) / (n - 1)
+    return abs(mean - step) <= 0.01 * step
 
 
 @dataclass
@@ -115,7 +128,7 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
             hints.add("time", size, f"{key!r} has {size} entries")
         elif size > 1 and "trial" in key.lower():
             hints.add("trial", size, f"{key!r} has {size} entries", sure=False)
-        elif size > 2 and vector.dtype.kind in "uif" and is_regular(vector[:]):
+        elif size > 2 and has_equal_steps(vector):
             hints.add("time", size, f"{key!r} has {size} entries in equal steps", sure=False)
         elif size > 1 and OF_UNIT.search(name):
             hints.add("unit", size, f"{key!r} has {size} entries", sure=False)

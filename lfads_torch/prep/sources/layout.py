@@ -45,6 +45,13 @@ def recording_from_tree(
     recording.sampling_hz = sampling_hz(source)
     rest = {key: node for key, node in tree.items() if key not in read.used}
     recording.units = {**read.units, **_table(rest, UNITS, spikes.n_units)}
+    others = _table(rest, UNITS, None)
+    rows = len(next(iter(others.values()), ()))
+    if rows > 1 and rows != spikes.n_units:
+        recording.warnings.append(
+            f"the table of units has {rows} rows, the spikes have {spikes.n_units} units; columns "
+            f"of that length are left out: {list_some(list(others))}"
+        )
     if read.trials is not None:
         read.trials.place(recording)
     _add_stretches(recording, rest)

@@ -23,6 +23,7 @@ from .axes import (
     ask,
     choose,
     gather_hints,
+    has_equal_steps,
     is_times,
     parse_axes,
     readings,
@@ -67,7 +68,6 @@ _BIN_RATE = re.compile(r"fs|s_?rate|sampl(e|ing)_?(rate|freq(uency)?)(_?hz)?|hz|
 _SAMPLING = re.compile(r"fs|sr|sfreq|hz|s_?rate|sampl(e|ing)_?(rate|freq(uency)?|hz)(_?hz)?")
 _LONG = 1 << 21  # spikes that take a second to group
 _LONGEST_BIN_S = 0.5  # a width above is a number of milliseconds
-_MOST_PADDED = 1 << 25  # entries of an array that may hold lists of times
 _FASTEST_HZ = 2000.0  # a rate above is of the voltages, not of bins
 
 
@@ -159,15 +159,13 @@ def _is_time_base(key: str, node: Node) -> bool:
         return is_times(key)
     if not is_vector(node) or node.dtype.kind not in "uif" or np.prod(node.shape) < 10:
         return False
-    return is_regular(flat(node)[:])
+    return has_equal_steps(flat(node))
 
 
 def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
     """Describe arrays as spikes, or raise an error where axes, bins or units are unclear."""
     for key in keys:
         node = source.tree[key]
-        if not isinstance(node, Ragged) and (lists := _padded_lists(node)) is not None:
-            source.tree[key] = node = lists
         if not isinstance(node, Ragged) and node.dtype.kind not in "buif":
             raise UserError(f"{source.file}: {key!r} holds {node.dtype}, not numbers (--spikes).")
         if _is_time_base(key, node):
@@ -190,22 +188,28 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
 
 
 def _split_padded(source: Source, key: str) -> bool:
-    """Make lists of a matrix whose rows, or columns, are times with NaN or 0 behind the last."""
+    """Make lists of an array along one axis of which there are times, with NaN or 0 behind."""
     node = source.tree[key]
-    if isinstance(node, Ragged) or is_vector(node) or len(node.shape) != 2 or source.options.axes:
+    if isinstance(node, Ragged) or is_vector(node) or len(node.shape) not in (2, 3):
         return False
-    if np.prod(node.shape) > _LONG or 0 in node.shape:
+    if np.prod(node.shape) > _LONG or (len(node.shape) == 2 and source.options.axes):
         return False
     values: Array = np.asarray(node[:], dtype=np.float64)
-    for matrix in (values, values.T):
+    for axis in (-1, 0):
+        lists = np.moveaxis(values, axis, -1)
+        matrix = lists.reshape(-1, lists.shape[-1])
         known = np.isfinite(matrix) & ((matrix != 0) | np.isnan(matrix[:, -1:]))
         lengths = known.sum(axis=1)
-        rows = [row[:n] for row, n in zip(matrix, lengths, strict=True)]
         # Counts repeat and fall, and what is sampled has no end of its own.
-        is_list = (known == (np.arange(matrix.shape[1]) < lengths[:, None])).all()
-        ascends = all((np.diff(row) > 0).all() and not is_regular(row) for row in rows)
-        if is_list and ascends and lengths.max() > 2 and (lengths < matrix.shape[1]).any():
-            source.tree[key] = Ragged([np.asarray(row, dtype=node.dtype) for row in rows])
+        if lengths.max() <= 2 or (lengths == matrix.shape[1]).all():
+            continue
+        if not (known == (np.arange(matrix.shape[1]) < lengths[:, None])).all():
+            continue
+        rows = [row[:n] for row, n in zip(matrix, lengths, strict=True)]
+        long = [row for row in rows if len(row) > 2]
+        if all((np.diff(row) > 0).all() for row in rows) and not all(map(is_regular, long)):
+            arrays = [np.asarray(row, dtype=node.dtype) for row in rows]
+            source.tree[key] = Ragged(arrays, shape=lists.shape[:-1])
             return True
     return False
 
@@ -221,26 +225,9 @@ def _is_binned(source: Source, key: str) -> bool:
     return not is_list and _hold_counts(Ragged([node]))
 
 
-def _padded_lists(node: AnyArray) -> Ragged | None:
-    """Return lists of times that were padded with NaN to one length, None for other arrays."""
-    if node.dtype.kind != "f" or len(node.shape) not in (2, 3) or is_vector(node):
-        return None
-    values = node[:] if node.size <= _MOST_PADDED else np.empty(0)
-    if not np.isnan(values).any():
-        return None
-    for axis in (values.ndim - 1, 0):
-        lists = np.moveaxis(values, axis, -1)
-        known = np.isfinite(lists)
-        steps = np.diff(lists, axis=-1)
-        if (known[..., :-1] >= known[..., 1:]).all() and (steps[np.isfinite(steps)] > 0).all():
-            rows = lists.reshape(-1, lists.shape[-1])
-            return Ragged([row[np.isfinite(row)] for row in rows], shape=lists.shape[:-1])
-    return None
-
-
 def _hold_counts(ragged: Ragged) -> bool:
     """Return whether lists hold counts by bin: whole numbers that do not ascend, in most."""
-    rows = [flat(row)[:] for row in ragged.rows[:100]]
+    rows = [flat(row)[:_LONG] for row in ragged.rows[:100]]
     rows = [row for row in rows if len(row) > 2 and row.dtype.kind in "buif"]
     counts = [
         (row == np.floor(row)).all()

@@ -236,6 +236,9 @@ def _read_indices(recording: Recording, columns: Table, trials: Trials, first: i
         if not known.any() or (column[known] != np.round(column[known])).any():
             continue
         if (column[known] < first).any() or (column[known] > trials.lengths[known] + first).any():
+            recording.notes.append(
+                f"{name!r} is read as times, not as indices of bins: some lie outside their trial"
+            )
             continue
         seconds = (column - first) * trials.bin_s - trials.zero_s
         columns[name] = seconds / recording.clock.scale
