@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--input-bin-ms", type=float, metavar="MS", help="bin width of binned spikes")
     add("--spike-times", choices=("auto", "absolute", "relative"), help="to the trial's start?")
     add("--spike-trials", metavar="NAME", help="what holds the trial of each spike")
-    add("--trials", metavar="NAME|CSV", help="table of trials, in the file or beside it")
+    add("--trials", metavar="NAME|CSV", help="table of trials or events, in the file or beside it")
     add("--time-unit", choices=("s", "ms", "us", "samples"), help="unit of times (s, if it can be)")
     add("--event-unit", choices=("s", "ms", "us", "samples"), help="of trials, if another")
     add("--sampling-hz", type=float, metavar="HZ", help="move times to samples of this rate")
