@@ -175,7 +175,7 @@ def _expanded(arguments: list[str]) -> Iterator[str]:
 def _check_command(arguments: list[str]) -> None:
     options, rest = build_parser().parse_known_args([a for a in arguments if a != "..."])
     assert options.command, arguments
-    if not options.takes_overrides:
+    if not hasattr(options, "overrides"):
         assert not rest, f"{arguments}: {rest}"
         return
     overrides = [*getattr(options, "overrides", []), *rest]
