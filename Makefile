@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
 WORKERS ?= 2
 # One thread per worker: the small matrix products of the tests run slower on more.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -10,7 +11,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pbt-demo test test-slow pytest bench docs lint types format clean
+.PHONY: help demo pbt-demo test test-slow test-lowest pytest bench docs lint types format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +38,17 @@ pytest: $(STAMP)
 test-slow: $(STAMP)  ## the tests that take minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest $(PARALLEL) -q -m slow
 
+# An environment of its own, made anew only when a bound changes. The documentation has its own tools.
+$(LOWEST)/.installed: pyproject.toml scripts/lowest.py
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python scripts/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+		-c $(LOWEST)/constraints.txt -e '.[test]'
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed  ## the fast tests on the lowest versions that pyproject.toml allows
+	$(ONE_THREAD) $(LOWEST)/bin/python -m pytest $(PARALLEL) -q --ignore tests/docs
+
 bench: $(STAMP)  ## speed and memory against a textbook LFADS (BENCH_ARGS="--shape mc_maze --what step")
 	$(BIN)/python benchmarks/speed.py $(BENCH_ARGS)
 
@@ -55,6 +67,6 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 clean:  ## remove the environment, caches and build products (never runs/)
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ SIGNALLED, INTERRUPTED = 128, 128 + 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command."""
+    # A name from a disk that was written with another encoding can be printed all the same.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     words = sys.argv[1:] if arguments is None else list(arguments)
     command = next((word for word in words if not word.startswith("-")), None)

@@ -182,7 +182,7 @@ def data_name(overrides: Sequence[str]) -> str:
     pattern = given.get("datamodule.datafile_pattern", "").strip("[]").split(",")[0].strip("'\"")
     stem = Path(pattern).stem.replace("*", "").strip("_-. ") if pattern else ""
     # "default" says nothing of the data, the file's name does.
-    return stem if chosen == "default" and stem else chosen
+    return stem[:60] if chosen == "default" and stem else chosen
 
 
 @contextmanager

@@ -121,6 +121,15 @@ def test_a_pattern_is_taken_as_it_is_written(
     }
 
 
+def test_a_name_of_another_encoding_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_session(NAMES[-1], counts())
+    assert cli.main(["check", NAMES[-1]]) == 0
+    assert "latin-\\udce9" in capsys.readouterr().out
+
+
 def test_patterns_and_lists_still_say_what_they_say(tmp_path: Path) -> None:
     key = "datamodule.datafile_pattern"
     for name in ("a.h5", "b c.h5", "ü.h5"):
