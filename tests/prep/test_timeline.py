@@ -600,6 +600,10 @@ def test_events_beside_a_sorter_have_a_unit_of_their_own(tmp_path: Path) -> None
     (tmp_path / "t.csv").write_text("\n".join(["start_time", *map(str, START.tolist())]))
     options = {"bin_ms": 20, "align": "start_time:0:1000", "trials": str(tmp_path / "t.csv")}
     for given in ({"event_unit": "s"}, {}):
-        done = prepare(folder, tmp_path / "o.h5", **options, **given, overwrite=True)
+        prepare(folder, tmp_path / "o.h5", **options, **given, overwrite=True)
         check(tmp_path / "o.h5", [k / 30_000 for k in lists], START, 0.02)
+    del options["trials"]
+    samples = {"time_unit": "samples", "sampling_hz": 30_000.0}
+    done = prepare(npz(tmp_path / "s.npz", lists), tmp_path / "p.h5", **options, **samples)
     assert any("taken as seconds" in text for text in done.warnings)
+    check(tmp_path / "p.h5", [k / 30_000 for k in lists], START, 0.02)
