@@ -178,7 +178,11 @@ def _check_command(arguments: list[str]) -> None:
     if not hasattr(options, "overrides"):
         assert not rest, f"{arguments}: {rest}"
         return
-    overrides = [*getattr(options, "overrides", []), *rest]
+    # A data file stands for itself; where a page is not run, it need not be there.
+    overrides = [
+        text if "=" in text else f"datamodule.datafile_pattern={text}"
+        for text in (*options.overrides, *rest)
+    ]
     assert all("=" in text for text in overrides), f"{arguments}: {overrides}"
     if options.command not in _PRIMARY or options.resume:
         return
