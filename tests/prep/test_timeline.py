@@ -607,3 +607,22 @@ def test_events_beside_a_sorter_have_a_unit_of_their_own(tmp_path: Path) -> None
     done = prepare(npz(tmp_path / "s.npz", lists), tmp_path / "p.h5", **options, **samples)
     assert any("taken as seconds" in text for text in done.warnings)
     check(tmp_path / "p.h5", [k / 30_000 for k in lists], START, 0.02)
+
+
+def test_milliseconds_of_trials_are_told_from_seconds(tmp_path: Path) -> None:
+    """Trials of 20 minutes, in which a unit fires 24 times, are trials of 1.2 s."""
+    rng = np.random.default_rng(0)
+    trial = np.repeat(np.arange(30), 24)
+    np.savez(
+        tmp_path / "a.npz",
+        spike_times=np.concatenate([rng.uniform(0, 1200, 720) for _ in range(2)]),
+        spike_clusters=np.repeat([0, 1], 720),
+        spike_trials=np.concatenate([trial, trial]),
+        trials_go=np.full(30, 500.0),
+    )
+    done = prepare(tmp_path / "a.npz", tmp_path / "o.h5", bin_ms=20, align="go:-500:600")
+    assert any("taken as ms" in text for text in done.warnings)
+    with h5py.File(tmp_path / "o.h5") as file:
+        counts = np.concatenate([file["train_encod_data"][()], file["valid_encod_data"][()]])
+    assert counts.shape == (30, 55, 2)
+    assert 0.8 * 1440 < counts.sum() < 1440  # all but those of the last 100 ms

@@ -19,7 +19,8 @@ from .recording import UNIT_S, AnyArray
 _LEAST, _MOST = 0.02, 200.0
 # Seconds are what times are without a word, so they are given up only for rates far beyond.
 _TOO_SLOW, _TOO_FAST = 0.01, 1000.0
-_SLOW, _LONG_S = 0.1, 3 * 3600.0  # together they are implausible, too
+# Together they are implausible, too: of a recording, and of a trial.
+_SLOW, _LONG_S, _LONG_TRIAL_S = 0.1, 3 * 3600.0, 120.0
 # All spikes of an array in one list fire a hundred times as fast.
 _POOLED = 100.0
 # Where neither the file nor the user says it; usual are 20 to 40 kHz.
@@ -117,7 +118,8 @@ def judge(
         if not sampling_hz and "ms" in fits and samples not in fits and "us" not in fits:
             return _take("ms", f"{seen}: taken as ms", fixed, choose)
         return Verdict(refusal=f"{say}. Give the unit: {choose}.")
-    too_slow = rates["s"] < _TOO_SLOW or (rates["s"] < _SLOW and sample.span > _LONG_S)
+    longest = _LONG_TRIAL_S if n_trials > 1 else _LONG_S
+    too_slow = rates["s"] < _TOO_SLOW or (rates["s"] < _SLOW and sample.span > longest)
     if too_slow:
         likely = [unit for unit in ("ms", "us") if unit in fits and rates[unit] >= _LEAST * 10]
         if len(likely) == 1 and not fixed:
