@@ -274,7 +274,13 @@ class _Run:
     def _check_that_changes_act(self, n_epochs: int) -> None:
         """Refuse changes of training where no epoch is left to be trained."""
         epochs = self.config["trainer"].get("max_epochs")
-        of_training = [k for k in self.changes if not k.startswith(_OF_SAMPLING)]
+        of_training = [
+            key
+            for key, (_, now) in self.changes.items()
+            # A callback that failed may be taken out at any time.
+            if not key.startswith(_OF_SAMPLING)
+            and not (now is None and key.startswith(("callbacks.", "logger.")))
+        ]
         if of_training and epochs is not None and 0 <= epochs <= n_epochs:
             raise ConfigError(
                 f"{of_training[0]} would change nothing: {n_epochs} epochs are trained, and "

@@ -337,7 +337,7 @@ def test_a_damaged_configuration_is_told_without_a_traceback(
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "run"
     (run / "lightning_checkpoints").mkdir(parents=True)
-    (run / "lightning_checkpoints" / "last.ckpt").touch()
+    (run / "lightning_checkpoints" / "last.ckpt").write_bytes(b"\x80")
     (run / "status.json").write_text('{"stage": "training"}')
     (run / "config.yaml").write_text("model: [1")
     place = run / "config.yaml" if command[-1] == "--config" else run

@@ -378,7 +378,7 @@ def test_a_checkpoint_of_another_model_is_refused(
 ) -> None:
     shutil.copytree(whole.run_dir, tmp_path / "run")
     longer = {"trainer.max_epochs": 9}
-    with pytest.raises(UserError, match=r"last\.ckpt is a checkpoint of another shape"):
+    with pytest.raises(ConfigError, match=r"model\.gen_dim was 6 from the start"):
         run_model({**longer, "model.gen_dim": 9}, run_dir=tmp_path / "run", resume=True)
     with pytest.raises(ConfigError, match=r"model cannot be chosen here"):
         run_model({"model": "default"}, run_dir=tmp_path / "run", resume=True)
