@@ -524,3 +524,15 @@ def test_what_is_built_freely(name: str, known: bool) -> None:
 def test_parts_of_this_package_are_known() -> None:
     assert is_known_part(f"{MultivariateNormal.__module__}.MultivariateNormal")
     assert is_known_part(f"{nn.Linear.__module__}.Linear")
+
+
+def test_data_settings_of_an_older_checkpoint_run_nothing(place: Path) -> None:
+    """A checkpoint of the existing implementation says itself what its data were."""
+    path = place / "old.ckpt"
+    data = {"datafile_pattern": str(place / "other.h5"), "sv_seed": {"_target_": "labmod.call"}}
+    state = torch.load(place / "run" / "lightning_checkpoints" / "last.ckpt", weights_only=True)
+    del state["lfads"]
+    torch.save({**state, "datamodule_hyper_parameters": data}, path)
+    with pytest.raises(UserError, match=r"datamodule\.sv_seed builds labmod\.call"):
+        sample(path)
+    assert not (place / "MARK").exists()
