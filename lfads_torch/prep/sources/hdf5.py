@@ -107,7 +107,7 @@ def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> No
         tree[key] = np.atleast_1d(node[()])
     elif node.dtype.names:  # a table
         for name in node.dtype.names:
-            tree[f"{key}.{name}"] = node[name]
+            add_value(tree, f"{key}.{name}", node[name])
     elif (inner := h5py.check_vlen_dtype(node.dtype)) and inner not in (str, bytes):
         rows = [np.atleast_1d(row) for row in node[()].ravel()]
         tree[key] = Ragged(rows, shape=node.shape)

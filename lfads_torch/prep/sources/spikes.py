@@ -117,7 +117,11 @@ def spikes_keys(source: Source) -> list[str]:
     ]
     if len(named) == 1:
         return named
-    likely = [k for k, n in candidates.items() if isinstance(n, Ragged) or not is_vector(n)]
+    likely = [
+        key
+        for key, node in candidates.items()
+        if (not node.problem if isinstance(node, Ragged) else not is_vector(node))
+    ]
     # Calcium and EMG are no counts and may be meant; a position is not, so they are asked about.
     if len(likely) == 1 and not named and _hold_whole_numbers(candidates[likely[0]]):
         return likely
@@ -166,6 +170,11 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
     """Describe arrays as spikes, or raise an error where axes, bins or units are unclear."""
     for key in keys:
         node = source.tree[key]
+        if isinstance(node, Ragged) and node.problem:
+            raise DataError(
+                f"{source.file}: {key!r} {node.problem}; legal are arrays, or as many lists of "
+                "spike times (one for each unit) in each entry."
+            )
         if not isinstance(node, Ragged) and node.dtype.kind not in "buif":
             raise UserError(f"{source.file}: {key!r} holds {node.dtype}, not numbers (--spikes).")
         if _is_time_base(key, node):

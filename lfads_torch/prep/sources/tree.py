@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...data.stored import StoredArray, flat
+from ...data.validate import show_shape
 from ..binning import Array
 from .recording import AnyArray, SourceOptions, find
 
@@ -30,10 +31,11 @@ _NUMBERED = re.compile(
     rf"(?P<stem>.*?)[._]?(?P<what>{_TRIAL_WORDS}|{_UNIT_WORDS})?_?(?P<number>\d+)", re.IGNORECASE
 )
 _OF_TRIAL = re.compile(rf"({_TRIAL_WORDS})?_?\d+", re.IGNORECASE)
-# A group for each trial or unit, with the same fields: trials.0.target, trial_12.spikes, 3.spikes
+# A group for each trial or unit, with the same fields: trials.0.target, trial_12.spikes, 3.spikes,
+# trial12_spikes
 _ENTRY = re.compile(
     rf"(?P<stem>.*?)(?:(?:^|[._])(?P<what>{_TRIAL_WORDS}|{_UNIT_WORDS})[._]?|^)(?P<number>\d+)"
-    r"\.(?P<field>.+)",
+    r"(?P<sign>[._])(?P<field>.+)",
     re.IGNORECASE,
 )
 
@@ -49,6 +51,7 @@ class Ragged:
     rows: Sequence[AnyArray]
     names: list[str] = field(default_factory=list)
     shape: tuple[int, ...] = ()
+    problem: str = ""  # why the entries, which are left out then, cannot be read together
 
     def __post_init__(self) -> None:
         self.shape = tuple(n for n in self.shape if n != 1) or (len(self.rows),)
@@ -180,19 +183,23 @@ def _add_cells(tree: Tree, key: str, cells: list[Any], shape: tuple[int, ...]) -
         _add_cells(tree, key, [one for entries in lists for one in entries], (*shape, *size))
         return
     if sizes:
+        few, many = (show_shape(size) for size in (min(sizes), max(sizes)))
+        tree[key] = Ragged([], problem=f"holds {few} cells in some entries, {many} in others")
         return
     arrays = [
         cell if isinstance(cell, StoredArray) else np.empty(0) if inner else _array(cell)
         for cell, inner in zip(cells, nested, strict=True)
     ]
     known = [array for array in arrays if array is not None]
-    if len(known) < len(arrays) or not known:
+    if not arrays:
         return
     filled = [array for array in known if array.shape and 0 not in array.shape]
     if filled and all(array.dtype.kind in "SU" for array in filled):
         tree[key] = np.array([str(as_text(a[:]).ravel()[0]) if a.size else "" for a in known])
-    elif all(array.dtype.kind in "buif" for array in known):
+    elif len(known) == len(arrays) and all(array.dtype.kind in "buif" for array in known):
         tree[key] = column_of(Ragged(known, shape=shape), key)
+    else:
+        tree[key] = Ragged([], problem="holds numbers in some entries, something else in others")
 
 
 def _field(cell: Any, name: str) -> Any:
@@ -226,10 +233,12 @@ def _gather_entries(tree: Tree) -> Tree:
     order: dict[str, set[int]] = {}
     for key in tree:
         match = _ENTRY.fullmatch(key)
-        if match is None:
+        if match is None or (match["sign"] == "_" and not match["what"]):
             continue
         what = match["what"] or last_name(match["stem"]) or "trials"
         trial = re.fullmatch(_TRIAL_WORDS, what, re.IGNORECASE)
+        if match["sign"] == "_" and not trial:  # ch1_lfp is a name, not a field
+            continue
         stem = match["stem"] or ("trials" if trial else "units")
         entries.setdefault((stem, match["field"]), {})[int(match["number"])] = key
         order.setdefault(stem, set()).add(int(match["number"]))

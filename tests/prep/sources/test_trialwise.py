@@ -116,20 +116,12 @@ def test_a_cell_of_trials_by_units(tmp_path: Path, save: Save) -> None:
     right = np.array([[np.histogram(t, edges)[0] for t in trial] for trial in times])
     stored = cells([t[None, :] for trial in times for t in trial], (N, 8))
     save(tmp_path / "tu.mat", {"spikes": stored, "target": np.arange(N)[:, None] % 4})
-    for axes in (None, "trial,unit"):
-        for align in (None, "0:-500:1000"):
-            prepare(
-                tmp_path / "tu.mat",
-                tmp_path / "o.h5",
-                axes=axes,
-                bin_ms=50,
-                align=align,
-                overwrite=True,
-            )
-            np.testing.assert_array_equal(in_order(tmp_path / "o.h5"), right.transpose(0, 2, 1))
+    for name, axes, align in (("o.h5", None, None), ("p.h5", "trial,unit", "0:-500:1000")):
+        prepare(tmp_path / "tu.mat", tmp_path / name, axes=axes, bin_ms=50, align=align)
+        np.testing.assert_array_equal(in_order(tmp_path / name), right.transpose(0, 2, 1))
     save(tmp_path / "bare.mat", {"spikes": stored})
     with pytest.raises(UserError, match=r"--axes trial,unit(.|\n)*--axes unit,trial"):
-        prepare(tmp_path / "bare.mat", tmp_path / "p.h5", bin_ms=50)
+        prepare(tmp_path / "bare.mat", tmp_path / "q.h5", bin_ms=50)
 
 
 @MATLAB
@@ -206,8 +198,25 @@ def as_named_groups(folder: Path) -> Path:
     return folder / "x.h5"
 
 
+def as_numbered_names(folder: Path) -> Path:
+    fields = {f"trial{i:02d}_spikes": t for i, t in enumerate(RAGGED)}
+    fields |= {f"trial{i:02d}_target": np.array(t) for i, t in enumerate(TARGET)}
+    savemat(folder / "x.mat", fields)
+    return folder / "x.mat"
+
+
+def as_table_of_lists(folder: Path) -> Path:
+    rows = [("target", "i8"), ("spikes", h5py.vlen_dtype("u1"))]
+    with h5py.File(folder / "x.h5", "w") as file:
+        data = file.create_dataset("trials", 12, dtype=rows)
+        for i, trial in enumerate(RAGGED):
+            data[i] = (TARGET[i], trial[0])
+    return folder / "x.h5"
+
+
 @pytest.mark.parametrize(
-    "write", [as_numbered_arrays, as_objects, as_dicts, as_groups, as_named_groups]
+    "write",
+    [as_numbered_arrays, as_objects, as_dicts, as_groups, as_named_groups, as_numbered_names],
 )
 def test_trials_of_several_lengths_in_python_formats(
     tmp_path: Path, write: Callable[[Path], Path]
@@ -549,3 +558,19 @@ def test_a_table_that_contradicts_the_array_is_named(tmp_path: Path) -> None:
     savemat(tmp_path / "x.mat", {"spikes": bits((7, 300, 20)), "trials": table})
     with pytest.raises(UserError, match="'trials' has 23 rows, which no axis has"):
         open_recording(tmp_path / "x.mat", SourceOptions(input_bin_ms=1.0))
+
+
+def test_a_table_with_a_list_of_counts_in_each_row(tmp_path: Path) -> None:
+    options = {"axes": "trial", "input_bin_ms": 1, "bin_ms": 10}
+    prepare(as_table_of_lists(tmp_path), tmp_path / "o.h5", **options)
+    counts, lengths = in_order(tmp_path / "o.h5"), in_order(tmp_path / "o.h5", "lengths")
+    for row, n, right in zip(counts, lengths, SUMS, strict=True):
+        np.testing.assert_array_equal(row[:n], right[:, :1])
+
+
+@MATLAB
+def test_trials_with_other_numbers_of_cells_are_named(tmp_path: Path, save: Save) -> None:
+    lists = [cells(trial[: 3 + i % 2], (3 + i % 2, 1)) for i, trial in enumerate(TIMES)]
+    path = save(tmp_path / "x.mat", {"dat": structs(spikes=lists, trialId=np.arange(12.0))})
+    with pytest.raises(DataError, match=r"'dat.spikes' holds 3 x 1 cells in some.*4 x 1 in others"):
+        open_recording(path)
