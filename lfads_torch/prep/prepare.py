@@ -27,6 +27,7 @@ from .plan import check_disk, coarse_times, implausible_rates, plan_windows
 from .series import Sampler
 from .sources import BinnedSpikes, Recording, open_recording
 from .sources.recording import find
+from .sources.stores import is_url
 from .split_file import convert_split_file, is_split_file
 from .trials import whole_bins
 from .units import choose_heldout, choose_units, heldout_flags, sum_units
@@ -90,7 +91,7 @@ def prepare(
     if output is None:
         return _in_memory(source, options, progress)
     path = Path(absolute_pattern(output))
-    if not isinstance(source, str | os.PathLike):
+    if is_url(source) or not isinstance(source, str | os.PathLike):
         check_output(path.with_name("the recording"), path, overwrite)
         recording = open_recording(source, options)
         with explained(recording.warnings, recording.notes):

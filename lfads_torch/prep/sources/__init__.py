@@ -21,7 +21,8 @@ from .hdf5 import read_hdf5, read_mat
 from .npz import read_npz
 from .nwb import is_nwb, read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
-from .sorting import npz_of, read_sorting, sorting_folder
+from .sorting import npz_of, read_sorting, read_zarr_sorting, sorting_folder
+from .stores import is_url, is_zarr, open_url, open_zarr
 from .timeline import settle
 
 __all__ = [
@@ -51,7 +52,8 @@ def open_recording(source: Any, options: SourceOptions | None = None) -> Recordi
     Parameters
     ----------
     source : str, path or object
-        NWB, .npz, .mat, HDF5 or CSV file; folder of a spike sorter. Or an object in memory: an
+        NWB, .npz, .mat, HDF5 or CSV file; folder of a spike sorter; Zarr store; address of an NWB
+        file (https://, s3://). Or an object in memory: an
         array or a list or dict of arrays, a TsGroup of pynapple, a sorting of SpikeInterface, spike
         trains, a segment or a block of Neo, a DataArray or Dataset of xarray.
     options : SourceOptions, optional
@@ -80,7 +82,12 @@ def open_recording(source: Any, options: SourceOptions | None = None) -> Recordi
         options = replace(options, trials=table)
     elif options.trials and options.table is None:
         table = read_table(Path(absolute_pattern(options.trials)))
-    if isinstance(source, str | os.PathLike):
+    if is_url(source):
+        file = open_url(source)
+        if "nwb_version" not in file.attrs:
+            raise DataError(f"{source} is no NWB file; download it to read it.")
+        recording = read_nwb(Path(source.rstrip("/").rpartition("/")[2]), options, file)
+    elif isinstance(source, str | os.PathLike):
         recording = _read(Path(absolute_pattern(source)), options)
     else:
         from .objects import recording_of
@@ -96,6 +103,14 @@ def open_recording(source: Any, options: SourceOptions | None = None) -> Recordi
 def _read(file: Path, options: SourceOptions) -> Recording:
     if not file.exists():
         raise DataError(f"{file} does not exist.")
+    if is_zarr(file):
+        store = open_zarr(file)
+        is_sorting = "unit_ids" in store and "nwb_version" not in store.attrs
+        return (
+            read_zarr_sorting(file, store, options)
+            if is_sorting
+            else read_nwb(file, options, store)
+        )
     if (folder := sorting_folder(file)) is not None:
         archive = npz_of(folder)
         return read_npz(archive, options) if archive else read_sorting(folder, options)

@@ -35,13 +35,13 @@ _RAGGED_UNITS = ("spike_times", "obs_intervals", "waveforms", "waveform_mean", "
 _EVENTS = ("AnnotationSeries", "Events", "LabeledEvents", "TTLs", "IntervalSeries")
 
 
-def read_nwb(path: Path, options: SourceOptions) -> Recording:
-    """Open an NWB file as a recording.
+def read_nwb(path: Path, options: SourceOptions, file: Any = None) -> Recording:
+    """Open an NWB file as a recording; `file` is its open HDF5 file or Zarr store.
 
     `options.spikes` may name a table of units or a time series of binned spikes, `options.trials` a
     table of intervals or a list of events.
     """
-    file = open_for_reading(path)
+    file = open_for_reading(path) if file is None else file
     held = survey(file)
     recording = Recording(
         path,
@@ -118,11 +118,8 @@ def survey(file: h5py.File) -> Survey:
         kind = _text(node.attrs.get("neurodata_type", ""))
         if (
             "colnames" in node.attrs
-            or isinstance(node.get("id"), h5py.Dataset)
-            or (
-                isinstance(node.get("timestamps"), h5py.Dataset)
-                and (kind in _EVENTS or "data" not in node)
-            )
+            or _is_array(node.get("id"))
+            or (_is_array(node.get("timestamps")) and (kind in _EVENTS or "data" not in node))
         ):
             held.tables[name] = node
         elif "data" in node or "external_file" in node:
@@ -131,7 +128,7 @@ def survey(file: h5py.File) -> Survey:
             except DataError as err:
                 held.unreadable[name] = f"{kind or 'time series'}: {err}"
         elif path.split(".")[0] not in _ABOUT:
-            arrays = ((k, v) for k, v in node.items() if isinstance(v, h5py.Dataset))
+            arrays = ((k, v) for k, v in node.items() if _is_array(v))
             held.arrays |= {f"{name}.{key}": data for key, data in arrays}
     return held
 
@@ -194,6 +191,14 @@ def is_nwb(path: Path) -> bool:
         return "nwb_version" in attrs or "NWBFile" in _text(attrs.get("neurodata_type", ""))
 
 
+def _is_array(node: Any) -> bool:
+    return hasattr(node, "dtype")  # of HDF5 or Zarr
+
+
+def _is_group(node: Any) -> bool:
+    return hasattr(node, "keys")
+
+
 def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -204,7 +209,7 @@ def _text(value: Any) -> str:
 def _moments(node: Any) -> Any:
     """Return the times of a table's rows."""
     names = ("start_time", "timestamp", "timestamps")
-    return next((node[name] for name in names if isinstance(node.get(name), h5py.Dataset)), ())
+    return next((node[name] for name in names if _is_array(node.get(name))), ())
 
 
 def _n_timed(node: Any) -> int:
@@ -225,7 +230,7 @@ def _columns(node: Any) -> Iterator[tuple[str, Array | str]]:
     """Yield the columns of a DynamicTable; text says why one has not a value for each row."""
     n_rows = len(node["id"]) if "id" in node else None
     for name, data in node.items():
-        if not isinstance(data, h5py.Dataset) or name.endswith("_index"):
+        if not _is_array(data) or name.endswith("_index"):
             continue
         if f"{name}_index" in node or name in _RAGGED_UNITS:
             yield name, f"several values per row ({len(data)} in all)"
@@ -246,7 +251,7 @@ def _events(node: Any) -> Table:
     """Read a list of events: their times, with labels; the intervals of an IntervalSeries."""
     times = np.asarray(node["timestamps"][()])
     data = node.get("data")
-    if not isinstance(data, h5py.Dataset) or data.shape != times.shape:
+    if not _is_array(data) or data.shape != times.shape:
         return {"timestamps": times}
     values = as_text(data[()])
     if _text(node.attrs.get("neurodata_type", "")) == "IntervalSeries":
@@ -277,7 +282,7 @@ def _observe(recording: Recording, units: Any) -> None:
 def _series(node: Any) -> Series:
     """Describe a TimeSeries, or raise an error that says why it is none that can be used."""
     data = node.get("data")
-    if not isinstance(data, h5py.Dataset) or data.size == 0:
+    if not _is_array(data) or data.size == 0:
         raise DataError("it holds no values itself (images in other files)")
     if data.dtype.kind not in "buif":
         raise DataError(f"it holds {data.dtype}, not numbers")
@@ -286,11 +291,11 @@ def _series(node: Any) -> Series:
     # A TimeSeries has a time for each sample, or a starting time with a rate. Stored values are
     # what the device gave: times `conversion`, plus `offset`, they are in `unit`.
     timing: dict[str, Any]
-    if isinstance(times := node.get("timestamps"), h5py.Dataset):
+    if _is_array(times := node.get("timestamps")):
         if times.size != len(data):
             raise DataError(f"{times.size} times for {len(data)} samples")
         timing = {"times": flat(StoredArray(DataSet(times)))}
-    elif isinstance(begin := node.get("starting_time"), h5py.Dataset):
+    elif _is_array(begin := node.get("starting_time")):
         timing = {"start": float(begin[()]), "rate": float(begin.attrs.get("rate", 1.0))}
     else:
         raise DataError("it has neither timestamps nor a starting_time with a rate")
@@ -319,7 +324,7 @@ def _walk(group: Any, damaged: dict[str, str], path: str = "", above: Any = ()) 
             target = getattr(link, "filename", "") or getattr(link, "path", "")
             damaged[full] = f"a link to {target}, which is not there" if target else f"{err}"
             continue
-        if isinstance(node, h5py.Group) and node not in above and full != "specifications":
+        if _is_group(node) and node not in above and full != "specifications":
             yield full, node
             yield from _walk(node, damaged, full, (*above, node))
 

@@ -24,7 +24,7 @@ from .csv import read_table
 from .grouping import group_by_unit
 from .recording import AnyArray, Clock, Recording, SourceOptions, SpikeTimes, Table
 from .timeline import lay_out_trials
-from .tree import Ragged, Tree
+from .tree import Ragged, Tree, as_text
 
 # Of phy and Kilosort 1 to 4, then of IBL's ALF, whose times are seconds. What was curated by hand
 # (clusters) comes before what the sorter gave (templates).
@@ -212,6 +212,21 @@ def _numpy_folder(folder: Path, options: SourceOptions) -> Recording:
     recording = of_segments(folder, segments, {"name": names, **properties}, rate, options)
     recording.files = [folder / "spikes.npy", folder / _NUMPY_FOLDER]
     return recording
+
+
+def read_zarr_sorting(path: Path, store: Any, options: SourceOptions) -> Recording:
+    """Open a Zarr store of SpikeInterface: a row per spike, its sample and unit, by segment."""
+    names, spikes = store["unit_ids"][()], store["spikes"]
+    owner, samples = spikes["unit_index"][()], spikes["sample_index"][()]
+    rows = np.arange(len(names))
+    slices = spikes["segment_slices"][()].astype(np.int64)
+    segments = [_by_unit(owner[a:b], samples[a:b], rows) for a, b in slices]
+    units = {"name": as_text(names)}
+    for name, data in store.get("properties", {}).items():
+        if data.shape == names.shape:
+            units[name] = as_text(data[()])
+    rate = store.attrs.get("sampling_frequency")
+    return of_segments(path, segments, units, float(rate) if rate else None, options)
 
 
 def _property(file: Path) -> Array | None:
