@@ -58,6 +58,18 @@ _NO_BEHAVIOR = re.compile(r"lfp|raw|electric|volt|fluor|roi|df_?f|neuropil|spike
 def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = None) -> str:
     """Describe all that a file holds, also what is unclear or cannot be read, and what to type.
 
+    Parameters
+    ----------
+    path : str or path
+        A recording in any format that `open_recording` reads.
+    options : SourceOptions, optional
+        What the file does not say itself.
+
+    Returns
+    -------
+    str
+        What ``lfads prep FILE --list`` prints; its commands were planned with the recording.
+
     Raises
     ------
     UserError

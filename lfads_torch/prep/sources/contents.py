@@ -57,7 +57,9 @@ def describe_values(column: Array) -> str:
     missing = f"; {len(column) - len(known)} missing" if len(known) < len(column) else ""
     if not len(known):
         return f"no values{missing}"
-    values = np.unique(known)
+    # To sort all takes long, and is of use only where the first values repeat.
+    values = np.unique(known[:1000])
+    values = np.unique(known) if len(values) <= _EXAMPLES else values
     if len(values) <= _EXAMPLES:
         return list_some([f"{v:g}" if column.dtype.kind == "f" else v for v in values]) + missing
     return f"{known.min():g} to {known.max():g}{missing}"
