@@ -13,22 +13,25 @@ from . import terminal_line
 
 SUMMARY = "make a data file out of a recording"
 TEXT = """\
-Make a data file out of a recording: NWB, .npz, .mat, HDF5 or CSV, with spike times or binned
-spikes. Windows are cut around an event of each trial (--align), or overlap along a continuous
-recording (--chop-ms). --list says what a file holds. Bins are half open, [a, b)."""
+Make a data file out of a recording with spike times or binned spikes: NWB (also Zarr, or its
+address), .npz, .mat, HDF5, CSV and other text, the folder of a spike sorter (phy, Kilosort,
+SpikeInterface), files of Plexon, Blackrock, NeuroExplorer and others through neo, data files of the
+earlier LFADS. Windows are cut around an event of each trial (--align), or overlap along a
+continuous recording (--chop-ms). --list says what a file holds. Bins are half open, [a, b)."""
 EXAMPLES = """\
   lfads prep session.nwb --list
   lfads prep session.nwb -o maze.h5 --bin-ms 5 --align move_onset_time:-250:450
   lfads prep session.nwb -o maze.h5 --bin-ms 5 --align move_onset_time:-250:450 \\
       --behavior hand_vel --lag-ms 100 --conditions trial_type,trial_version --select success=1
   lfads prep recording.mat -o chopped.h5 --chop-ms 1000 --overlap-ms 200 --behavior handVel
+  lfads prep phy -o sorted.h5 --bin-ms 10 --chop-ms 1000 --units group=good
   lfads prep --nlb mc_maze 000128/sub-Jenkins -o datasets/mc_maze-20ms-val.h5"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("files", nargs="*", metavar="FILE", help="recording (with --nlb also a folder, or several)")
+    add("files", nargs="*", metavar="FILE", help="recording (with --nlb also several)")
     add("-o", "--output", metavar="FILE", help="data file to write (FILE_<bin>ms.h5)")
     add("--list", action="store_true", help="say what the recording holds, and write nothing")
     add("--nlb", metavar="NAME", help="data set of the Neural Latents Benchmark, as it defines it")

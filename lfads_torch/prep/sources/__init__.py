@@ -21,7 +21,7 @@ from .hdf5 import read_hdf5, read_mat
 from .npz import read_npz
 from .nwb import is_nwb, read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
-from .sorting import npz_of, read_sorting, read_zarr_sorting, sorting_folder
+from .sorting import npz_of, read_shanks, read_sorting, read_zarr_sorting, sorting_folder
 from .stores import is_url, is_zarr, open_url, open_zarr
 from .timeline import settle
 
@@ -119,6 +119,8 @@ def _read(file: Path, options: SourceOptions) -> Recording:
             f"{file} is a folder without the output of a spike sorter (spike_times.npy with "
             "spike_clusters.npy); name one file."
         )
+    if (recording := read_shanks(file, options)) is not None:
+        return recording
     suffix = file.suffix.lower()
     if suffix in _READERS:
         return _READERS[suffix](file, options)

@@ -5,8 +5,6 @@ A recording is what some of it means; this is all of it, also what cannot be rea
 
 from __future__ import annotations
 
-import csv
-import itertools
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from ..binning import Array
 from .hdf5 import is_matlab, open_for_reading
 from .npz import Member as ArchiveMember
 from .npz import damaged
+from .sheet import open_sheet
 from .tree import as_text
 
 _EXAMPLES = 6
@@ -289,13 +288,9 @@ def _folder(path: Path) -> Iterator[Member]:
 
 
 def _csv(path: Path) -> Iterator[Member]:
-    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        lines = list(itertools.islice(file, 3))
-        n_rows = max(0, len(lines) - 1) + sum(1 for _ in file)
-    if not lines:
-        return
-    delimiter = max(",;\t", key=lines[0].count)
-    header, *rows = csv.reader(lines, delimiter=delimiter)
-    for i, name in enumerate(header):
-        first = [row[i] for row in rows if i < len(row)]
-        yield Member(name or f"(column {i + 1})", "column", f"{n_rows} rows", ", ".join(first))
+    sheet = open_sheet(path)
+    n_rows = sum(map(len, sheet.lines()))
+    for i, name in enumerate(sheet.names):
+        first = [row[i] for row in sheet.rows[:2] if i < len(row)]
+        unit = f" ({sheet.units[i]})" if sheet.units[i] else ""
+        yield Member(name, f"column{unit}", f"{n_rows} rows", ", ".join(first))

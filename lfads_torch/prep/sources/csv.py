@@ -30,8 +30,14 @@ from .sheet import Sheet, is_number, open_sheet
 from .timeline import TRIAL_OF_SPIKE
 from .tree import is_regular
 
-_TIME = ("spike_time", "spike_times", "spiketime", "spiketimes", *TIMES)
-_UNIT = ("unit", "unit_id", "units", "neuron", "neuron_id", "cluster", "cluster_id", "cell", "id")
+_TIME = (
+    "spike_time", "spike_times", "spiketime", "spiketimes", "timestamp", "time_stamp", "ts",
+    "spike_timestamp", "spike_timestamps", *TIMES,
+)  # fmt: skip
+_UNIT = (
+    "unit", "unit_id", "units", "unit_no", "unit_number", "unit_name", "neuron", "neuron_id",
+    "cluster", "cluster_id", "clu", "cell", "cell_id", "id",
+)  # fmt: skip
 _CHANNEL = ("channel", "channel_id", "chan", "ch", "electrode", "electrode_id", "tetrode", "probe")
 # Lists of moments that programs write beside those of units; NeuroExplorer calls them so.
 _EVENTS = re.compile(r"event|evt|strobe|marker|kbd|keyboard|frame|start$|stop$|trial", re.I)

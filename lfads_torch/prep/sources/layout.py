@@ -19,6 +19,7 @@ from .recording import (
     SpikeTimes,
     Table,
 )
+from .sorting import sorting_of_arrays
 from .spikes import attrs_of, read_spikes, sampling_hz, spikes_keys
 from .timeline import INVALID, OBSERVED, add_invalid, observe_units, settle
 from .tree import TRIALS, UNITS, Ragged, Source, Tree, as_text, gather, last_name, vectors_of
@@ -35,6 +36,8 @@ def recording_from_tree(
 
     `attrs` are the attributes of the file, which may give the bin width.
     """
+    if (sorting := sorting_of_arrays(path, tree, options)) is not None:
+        return sorting
     tree = gather(tree)
     matlab = kind.startswith("MATLAB")
     source = Source(path.name, tree, vectors_of(tree), options, attrs, matlab)

@@ -17,7 +17,6 @@ from ...errors import DataError, explained
 from ..binning import Array
 from .layout import recording_from_tree
 from .recording import Recording, SourceOptions
-from .sorting import sorting_of_archive
 from .tree import Tree, add_value
 
 _SMALL = 1 << 24  # bytes; smaller arrays are simply read
@@ -56,8 +55,6 @@ def read_npz(path: Path, options: SourceOptions) -> Recording:
     # What is not needed may be unreadable: settings that were pickled, an array that was damaged.
     notes = [f"not read: {key} ({type(err).__name__}: {err})" for key, err in unread.items()]
     with explained((), notes):
-        if {"unit_ids", "spike_indexes_seg0", "spike_labels_seg0"} <= set(tree):
-            return sorting_of_archive(path, tree, options)
         recording = recording_from_tree(path, "NumPy archive", tree, options, {})
     recording.notes += notes
     return recording

@@ -189,6 +189,51 @@ def _filled(values: Array, known: Array, before: Array | None) -> Array:
     return np.where(known, values, before)
 
 
+# ---- Neurosuite, KlustaKwik ----------------------------------------------------------------------
+
+_SHANK = re.compile(r"(?P<stem>.+)\.(res|clu)\.(?P<shank>\d+)", re.IGNORECASE)
+
+
+def read_shanks(path: Path, options: SourceOptions) -> Recording | None:
+    """Open ``x.res.N`` and ``x.clu.N`` of all shanks of a session; None for another file."""
+    match = _SHANK.fullmatch(path.name)
+    if match is None:
+        return None
+    units, names, files = list[AnyArray](), list[str](), list[Path]()
+    for res in sorted(path.parent.glob(f"{match['stem']}.res.*")):
+        clu = res.with_name(res.name.replace(".res.", ".clu."))
+        if _SHANK.fullmatch(res.name) is None or not clu.is_file():
+            continue
+        samples = np.loadtxt(res, dtype=np.int64, ndmin=1)
+        clusters = np.loadtxt(clu, dtype=np.int64, ndmin=1)[1:]  # the first is how many there are
+        if samples.shape != clusters.shape:
+            raise DataError(f"{res} has {len(samples)} spikes, {clu.name} {len(clusters)}.")
+        by_unit, labels = group_by_unit([(clusters, samples)])
+        units += [unit for unit, k in zip(by_unit, labels, strict=True) if k > 1]
+        names += [f"{res.suffix[1:]}_{k}" for k in labels.tolist() if k > 1]
+        files += [res, clu]
+    if not files:
+        raise DataError(f"{path.parent} has no pair of {match['stem']}.res.N and .clu.N files.")
+    xml = path.with_name(f"{match['stem']}.xml")
+    text = xml.read_text(encoding="utf-8", errors="replace") if xml.is_file() else ""
+    rate = re.search(r"<samplingRate>\s*([\d.]+)", text)
+    notes = [
+        f"spike times: {len(files) // 2} shanks of {match['stem']!r}; clusters 0 (artifacts) and 1 "
+        "(noise) are left out"
+    ]
+    options, clock = _sampled(path, options, float(rate[1]) if rate else None, notes)
+    table = {"name": np.array(names), "shank": np.array([n.partition("_")[0] for n in names])}
+    return Recording(
+        path,
+        "Neurosuite session",
+        SpikeTimes(units, clock),
+        table,
+        clock=options.clock(),
+        notes=notes,
+        files=files,
+    )
+
+
 # ---- SpikeInterface ------------------------------------------------------------------------------
 
 
@@ -236,8 +281,26 @@ def _property(file: Path) -> Array | None:
         return None
 
 
-def sorting_of_archive(path: Path, tree: Tree, options: SourceOptions) -> Recording:
-    """Take the arrays of a SpikeInterface `NpzSorting` as a recording."""
+def sorting_of_arrays(path: Path, tree: Tree, options: SourceOptions) -> Recording | None:
+    """Take arrays of a file as a sorting, where their names are those of a sorter's."""
+    if {"unit_ids", "spike_indexes_seg0", "spike_labels_seg0"} <= set(tree):
+        return _npz_sorting(path, tree, options)
+    pairs = tree.get("cluster_class")
+    if pairs is None or isinstance(pairs, Ragged) or pairs.shape[1:] != (2,) or options.spikes:
+        return None
+    # Of wave_clus: the cluster of each spike and its time in ms; 0 are those of none.
+    values = pairs[:]
+    values = values[values[:, 0] > 0]
+    units, labels = group_by_unit([(values[:, 0].astype(np.int64), values[:, 1])])
+    clock = replace(options, time_unit=options.time_unit or "ms").clock()
+    notes = ["spike times: 'cluster_class' of wave_clus, in ms; cluster 0 (noise) is left out"]
+    table = {"name": labels}
+    return Recording(
+        path, "wave_clus file", SpikeTimes(units, clock), table, clock=options.clock(), notes=notes
+    )
+
+
+def _npz_sorting(path: Path, tree: Tree, options: SourceOptions) -> Recording:
     arrays = {key: node[:] for key, node in tree.items() if not isinstance(node, Ragged)}
     names = arrays["unit_ids"]
     segments = [

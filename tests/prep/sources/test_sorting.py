@@ -5,10 +5,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from lfads_torch.cli import main
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import SourceOptions, open_recording, prepare
+from lfads_torch.prep.sources import SpikeTimes
 
 HZ, SECONDS, N = 30000, 60, 12
 
@@ -142,3 +144,45 @@ def test_spikeinterface(tmp_path: Path, kind: str, n_segments: int) -> None:
         assert total - 20 < got.sum() <= total
     if kind == "numpy_folder":
         assert recording.units["quality"].tolist() == ["good", "mua", "good", "noise"]
+
+
+def test_shanks_of_neurosuite(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    right, names = [], []
+    for shank in (1, 2):
+        samples, clusters = np.sort(rng.integers(0, 600_000, 500)), rng.integers(0, 4, 500)
+        np.savetxt(tmp_path / f"day.res.{shank}", samples, fmt="%d")
+        np.savetxt(tmp_path / f"day.clu.{shank}", [4, *clusters], fmt="%d")
+        right += [samples[clusters == k] / 20_000 for k in (2, 3)]  # 0 and 1 are no units
+        names += [f"{shank}_{k}" for k in (2, 3)]
+    with pytest.raises(UserError, match="--sampling-hz"):
+        open_recording(tmp_path / "day.res.1")
+    (tmp_path / "day.xml").write_text("<a>\n <samplingRate>20000</samplingRate>\n</a>")
+    recording = open_recording(tmp_path / "day.clu.2")
+    assert recording.units["name"].tolist() == names
+    for unit, seconds in enumerate(right):
+        spikes = recording.spikes
+        assert isinstance(spikes, SpikeTimes)
+        np.testing.assert_array_equal(spikes.clock.seconds(spikes.units[unit][:]), seconds)
+    prepare(tmp_path / "day.res.1", tmp_path / "o.h5", bin_ms=10, chop_ms=100)
+
+
+@pytest.mark.parametrize("version", [5, 7])
+def test_wave_clus(tmp_path: Path, version: int) -> None:
+    rng = np.random.default_rng(0)
+    pairs = np.stack([rng.integers(0, 3, 400), np.sort(rng.uniform(0, 6e4, 400))], axis=1)
+    path = tmp_path / "times_CSC1.mat"
+    if version == 5:
+        savemat(path, {"cluster_class": pairs, "spikes": np.zeros((400, 64))})
+    else:
+        with h5py.File(path, "w") as file:
+            for name, value in (("cluster_class", pairs), ("spikes", np.zeros((400, 64)))):
+                file[name] = value.T
+                file[name].attrs["MATLAB_class"] = np.bytes_("double")
+    recording = open_recording(path)
+    assert recording.units["name"].tolist() == [1, 2]
+    spikes = recording.spikes
+    assert isinstance(spikes, SpikeTimes)
+    for i in (1, 2):
+        seconds = spikes.clock.seconds(spikes.units[i - 1][:])
+        np.testing.assert_allclose(seconds, pairs[pairs[:, 0] == i, 1] / 1000)
