@@ -24,7 +24,7 @@ from .compat.training import beside, matching_weights
 from .consent import Trust, trust_of
 from .errors import ConfigError, UserError
 from .files import Sealed, damage, expanded, generation_before, replacing
-from .folder import BEST_MODEL, CHECKPOINTS, CONFIG, RunFolder
+from .folder import BEST_MODEL, CHECKPOINTS, CONFIG, LAST, RunFolder
 from .model import LFADS
 from .modules.spec import from_spec
 
@@ -134,18 +134,24 @@ def find_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
     its path is relative to a folder that may have moved, so the file's name counts.
     """
     folder = RunFolder(place)
+    if not folder.path.is_file() and (run := RunFolder.around(folder.path)).status:
+        folder = run  # which knows more than its folder of checkpoints
     path = folder.checkpoint(best=best)
     if path is None or folder.path.is_file():
         return path
-    if not best or folder.single.status:
+    status = folder.single.status
+    if not best or status.get("best_checkpoint"):
         return intact(path)
     newest = max(path.parent.glob("*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name))
     states = read_checkpoint(newest).get("callbacks")
     for state in states.values() if isinstance(states, Mapping) else ():
         name = state.get("best_model_path") if isinstance(state, Mapping) else None
         if isinstance(name, str) and (named := beside(path, name)):
-            return named
-    return path
+            return intact(named)
+        # A run that goes on has a later one, where this one is gone; the last is no best.
+        if name and status and path.stem == "last":
+            return intact(path.with_name(name.replace("\\", "/").rpartition("/")[2]))
+    return intact(path)
 
 
 def intact(path: Path) -> Path:
@@ -192,9 +198,13 @@ def _left(path: Path) -> str:
 
 def newest_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
     """Return the checkpoint to go on from: the newest directly in a folder, else as above."""
-    files = [file for file in Path(place).glob("*.ckpt") if file.is_file()]
+    last = Path(place) / Path(LAST).name
+    files = [file for file in last.parent.glob("*.ckpt") if file.is_file()]
+    if files and not last.is_file() and generation_before(last).is_file():
+        return intact(last)
     if files:
-        return max(files, key=lambda file: (file.stat().st_mtime, file.stem == "last", file.name))
+        newest = max(files, key=lambda f: (f.stat().st_mtime, f.stem == "last", f.name))
+        return intact(newest)
     return find_checkpoint(place, best=best)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import add_trust, print_result, start_run
+from . import add_accept_changed_data, add_trust, print_result, start_run
 
 SUMMARY = "add a session to a trained model"
 TEXT = """\
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--last", action="store_true", help="begin from the last checkpoint, not the best")
     add("--overwrite", action="store_true", help="delete the run that DIR holds")
     add_trust(parser)
+    add_accept_changed_data(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         best=not options.last,
         overwrite=options.overwrite,
         trust=options.trust,
+        accept_changed_data=options.accept_changed_data,
     )
     width = max(map(len, added.losses))
     print("\nreconstruction loss on validation trials, before and after")

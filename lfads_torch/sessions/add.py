@@ -13,6 +13,7 @@ import torch
 from ..checkpoint import find_checkpoint, load_model, read_checkpoint
 from ..consent import Trust, trust_of
 from ..data import find_sessions
+from ..data.fingerprint import check_unchanged, fingerprints
 from ..datamodules import BasicDataModule
 from ..errors import UserError, whole
 from ..files import expanded
@@ -62,6 +63,7 @@ def add_session(
     best: bool = True,
     overwrite: bool = False,
     trust: bool | Trust = False,
+    accept_changed_data: bool = False,
 ) -> AddedSession:
     """Add a session to a trained model.
 
@@ -69,7 +71,8 @@ def add_session(
     Only these are trained, on the new session's trials: everything else, and so what the model
     says of the other sessions, stays as it is to the last bit. With `all_epochs`, all that the
     run trained is then trained further on all sessions, at a tenth of its learning rate. `trust`
-    consents to code outside this package that the run names.
+    consents to code outside this package that the run names, `accept_changed_data` to files of the
+    other sessions that hold other numbers than the model was trained on.
     """
     whole("epochs (--epochs)", epochs, least=1)
     whole("all_epochs (--then-all)", all_epochs, least=0)
@@ -90,6 +93,9 @@ def add_session(
     settings = {**config["datamodule"], "datafile_pattern": [str(path) for path in paths]}
     everything = build({**settings, "fit_sessions": None}, "datamodule")
     everything.setup("fit")
+    others = [one for one in fingerprints(everything) if one["file"] != Path(new).name]
+    known = RunFolder(folder).status.get("data")
+    check_unchanged(known, others, accept=accept_changed_data)
     extended = extend_model(model, everything, name)
     start_maps(extended, everything, name, conditions)
     before = _losses(extended, everything, config)

@@ -21,6 +21,7 @@ from lfads_torch.errors import DataError
 from lfads_torch.folder import LAST, RunFolder
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search.run import run_search
+from lfads_torch.sessions.add import add_session
 from tests.small import arrays, datamodule
 
 from .test_checkpoints import RUN, SMALL
@@ -188,3 +189,12 @@ def test_a_search_notices_changed_data(made: Path, tmp_path: Path) -> None:
     changed = {e["key"]: e["from_epoch"] for e in RunFolder(search).status["changes"]}
     assert changed == {"trainer.max_epochs": 1, "data.day0.h5": 1}
     sample_run(search, num_samples=1)
+
+
+def test_a_session_is_not_added_to_a_model_of_other_data(place: Path) -> None:
+    new = place / "day7.h5"
+    write_session(new, arrays(n_train=8, seed=7, ext=1))
+    alter(place / "day1.h5", add_a_spike)
+    with pytest.raises(DataError, match=r"day1\.h5: valid_encod_data holds other numbers"):
+        add_session(place / "run", new, place / "three", epochs=1)
+    assert not (place / "three").exists()

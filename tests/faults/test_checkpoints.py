@@ -15,7 +15,12 @@ import pytest
 import torch
 
 from lfads_torch import load_model, run_model
-from lfads_torch.checkpoint import read_checkpoint, write_checkpoint
+from lfads_torch.checkpoint import (
+    find_checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.files import damage, generation_before
@@ -162,6 +167,22 @@ def test_another_model_never_takes_the_place_of_the_best(fault: str, run: Path) 
         with pytest.raises(UserError, match=match):
             read(run)
     sample_run(run, num_samples=1, best=False)
+
+
+def test_a_folder_of_checkpoints_and_a_run_under_way_are_read_with_the_same_care(run: Path) -> None:
+    best, folder = RunFolder(run).checkpoint(best=True), run / "lightning_checkpoints"
+    assert best is not None
+    (run / LAST).unlink()
+    for find in (find_checkpoint, newest_checkpoint):
+        with pytest.warns(UserWarning, match=r"last\.ckpt cannot be used: it is missing"):
+            assert find(folder) == generation_before(run / LAST)
+    # What the best one is the status of a run under way does not say yet.
+    RunFolder(run).write_status("training")
+    generation_before(run / LAST).rename(run / LAST)
+    best.unlink()
+    for place in (run, folder):
+        with pytest.raises(UserError, match=r"best-epoch=\d+\.ckpt cannot be used: it is missing"):
+            load_model(place)
 
 
 def test_a_best_model_that_is_lost_is_said_when_its_run_goes_on(made: Path, tmp_path: Path) -> None:
