@@ -306,12 +306,15 @@ def implausible_rates(recording: Recording) -> list[str]:
     if not len(active):
         return []
     first, last = recording.span()
-    rate = float(np.median(active)) / max(last - first, 1e-9)
+    length = last - first
+    if recording.starts is not None and recording.observed is not None:  # with time between trials
+        length = float(np.diff(recording.observed, axis=1).sum())
+    rate = float(np.median(active)) / max(length, 1e-9)
     if _SLOW <= rate <= _FAST:
         return []
     what = "milliseconds or samples" if rate < _SLOW else "seconds"
     return [
-        f"the median unit fires {rate:.3g} spikes/s over {last - first:.6g} s, which is not what "
+        f"the median unit fires {rate:.3g} spikes/s over {length:.6g} s, which is not what "
         f"neurons do: are times in {what}? Give their unit with --time-unit s, ms, us or samples"
     ]
 
