@@ -626,3 +626,24 @@ def test_milliseconds_of_trials_are_told_from_seconds(tmp_path: Path) -> None:
         counts = np.concatenate([file["train_encod_data"][()], file["valid_encod_data"][()]])
     assert counts.shape == (30, 55, 2)
     assert 0.8 * 1440 < counts.sum() < 1440  # all but those of the last 100 ms
+
+
+@pytest.mark.parametrize("rows", [[(-np.inf, np.inf)], [(20.0, np.inf)]])
+def test_observed_without_end(tmp_path: Path, rows: list[tuple[float, float]]) -> None:
+    units = [{"spike_times": t, "obs_intervals": rows} for t in spikes()]
+    source = nwb(tmp_path / "s.nwb", units)
+    prepare(source, tmp_path / "o.h5", bin_ms=20, align="start_time:0:1000")
+    check(tmp_path / "o.h5", spikes(), [s for s in START if s >= rows[0][0]], 0.02)
+    prepare(source, tmp_path / "c.h5", bin_ms=20, chop_ms=1000)
+    assert min(windows_of(tmp_path / "c.h5")) >= rows[0][0]
+
+
+def test_events_beside_bins_have_a_unit_of_their_own(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(0.3, (6500, 4)).astype("u1")
+    np.savez(tmp_path / "s.npz", spikes=counts, bin_ms=20.0, trials_start_time=1000 * START)
+    options = {"align": "start_time:0:1000"}
+    with pytest.raises(UserError, match=r"from 0 to 130 s.*1000 to 119000 s.*--event-unit"):
+        prepare(tmp_path / "s.npz", tmp_path / "o.h5", **options)
+    prepare(tmp_path / "s.npz", tmp_path / "o.h5", **options, event_unit="ms")
+    for start, window in windows_of(tmp_path / "o.h5").items():
+        np.testing.assert_array_equal(window, counts[round(start * 50) :][:50])

@@ -233,6 +233,8 @@ def settle(recording: Recording, options: SourceOptions) -> None:
     if options.spike_times not in (None, "auto", "absolute", "relative"):
         one_of("--spike-times", options.spike_times, ("auto", "absolute", "relative"))
     if not isinstance(spikes, SpikeTimes):
+        if options.event_unit:
+            recording.clock = replace(options, time_unit=options.event_unit).clock()
         return
     if options.spike_times == "relative" and spikes.trials is None:
         raise UserError(
@@ -254,6 +256,8 @@ def settle(recording: Recording, options: SourceOptions) -> None:
         by_trial = by_trial if share >= 0.5 else None  # else the trial is extra information
     _set_unit(recording, spikes, options, len(by_trial.known) if by_trial else 1)
     _compare(recording, spikes)
+    if recording.refusals:
+        return  # before all spikes are read
     if by_trial:
         _by_trial(recording, spikes, by_trial, options.spike_times == "relative")
     elif (spikes.scan.n_falls > 0).any():
@@ -315,9 +319,16 @@ def _are_seconds(recording: Recording, spikes: SpikeTimes) -> bool:
 def _compare(recording: Recording, spikes: SpikeTimes) -> None:
     """Refuse spikes that lie elsewhere than what the file says was recorded."""
     sample = sample_units(spikes.units)
-    if recording.observed is None or recording.is_one_clock or sample.n_spikes < _FEW:
+    if recording.observed is None:
         return
     low, high = spikes.clock.seconds(np.array([sample.low, sample.high])).tolist()
+    if not np.isfinite(recording.observed).all():  # always, or to the end
+        low, high = _range(spikes) if sample.n_spikes else (0.0, 0.0)
+        bounds = [-np.inf, low], [np.inf, high]
+        for infinite, bound in bounds:
+            recording.observed[recording.observed == infinite] = bound
+    if recording.is_one_clock or sample.n_spikes < _FEW:
+        return
     begin, end = float(recording.observed[:, 0].min()), float(recording.observed[:, 1].max())
     if min(high, end) - max(low, begin) < 0.1 * (high - low):
         recording.refusals.append(
