@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UserError
+from .errors import DataError, UserError
 from .processes import remove_leftovers, temporary
 
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -213,7 +213,10 @@ def csv_text(
 ) -> str:
     """Return rows as CSV, blank where a row lacks a column."""
     stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, header, restval="", lineterminator="\n")
+    # Python leaves a lone carriage return without quotes, and then reads it as the end of a line.
+    is_odd = "\r" in "".join(header)
+    quoting: Any = csv.QUOTE_ALL if is_odd else csv.QUOTE_MINIMAL
+    writer = csv.DictWriter(stream, header, restval="", lineterminator="\n", quoting=quoting)
     if with_header:
         writer.writeheader()
     writer.writerows(rows)
@@ -221,16 +224,47 @@ def csv_text(
 
 
 def _parse(path: Path) -> tuple[list[str], list[dict[str, str]], bool]:
-    """Return header, whole rows, and whether the file held nothing but these."""
+    """Return header, whole rows, and whether the file held nothing but these.
+
+    Raise `DataError` where more is missing than the row that a kill cut off.
+    """
     try:
-        text = path.read_bytes().decode("utf-8", errors="replace")
+        content = path.read_bytes()
     except FileNotFoundError:
         return [], [], True
     # A kill can cut within a row, or within a character; what is whole ends with a line end.
-    whole = text[: text.rfind("\n") + 1]
+    lines = content[: content.rfind(b"\n") + 1]
+    try:
+        text = whole = lines.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, 1 + lines[: error.start].count(b"\n"), "is no text") from error
     while whole.count('"') % 2:  # that line end stands within quotes
         whole = whole[: whole.rfind("\n", 0, -1) + 1]
-    table = list(csv.reader(io.StringIO(whole, newline="")))
-    header = table[0] if table else []
-    rows = [dict(zip(header, row, strict=True)) for row in table[1:] if len(row) == len(header)]
-    return header, rows, whole == text and len(rows) == max(len(table) - 1, 0)
+    reader = csv.reader(io.StringIO(whole, newline=""), strict=True)
+    header: list[str] = []
+    rows = []
+    try:
+        for row in reader:
+            if not header:
+                header = row
+            elif row and len(row) != len(header):
+                what = f"has {len(row)} values for {len(header)} columns"
+                raise _damaged(path, reader.line_num, what)
+            elif row:
+                rows.append(dict(zip(header, row, strict=True)))
+    except csv.Error as error:
+        raise _damaged(path, reader.line_num, f"cannot be read ({error})") from error
+    if double := [name for name in dict.fromkeys(header) if header.count(name) > 1]:
+        raise _damaged(path, 1, f"names the column {double[0]!r} more than once")
+    # A stray quote takes all that follows for one value, which is more than a kill leaves.
+    cut = [line for line in text[len(whole) :].split("\n")[1:] if line]
+    if cut and (not header or any(line.count(",") == len(header) - 1 for line in cut)):
+        raise _damaged(path, whole.count("\n") + 1, "has a quote that is not closed")
+    return header, rows, whole.encode() == content
+
+
+def _damaged(path: Path, line: int, what: str) -> DataError:
+    return DataError(
+        f"{path} is damaged: line {line} {what}. Mend it there. The log of a single run can also "
+        "be moved away: it then goes on with the next epoch"
+    )

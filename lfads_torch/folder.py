@@ -267,7 +267,7 @@ class RunFolder:
         if lost:
             lost["epoch"] = str(int((metrics or {}).get("epoch", 0)))
             lost["step"] = str(step - 1)  # Lightning numbers an epoch's row by its last step
-            header = [*header, *(name for name in lost if name not in header)]
+            header = sorted({*header, *lost})  # the order in which the log writes columns
             kept.append(lost)
         table.rewrite(kept, header or ["step"])
 
@@ -459,6 +459,12 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     header, rows = read_table(path)
     if header and not {"epoch", "member", "parent"} <= set(header):
         raise DataError(f"{path} is not the history of a search: it has columns {header[:6]}")
+    for row in rows:
+        for name in _INTEGERS:
+            if not re.fullmatch(r"-?\d+", row.get(name, "0")):
+                raise DataError(
+                    f"{path} is damaged: {name} is {row[name]!r}, legal is a whole number"
+                )
     return header, rows
 
 

@@ -30,7 +30,7 @@ from ..compat.configs import translate
 from ..consent import NOTHING, Trust, sign
 from ..errors import ConfigError, UserError, did_you_mean
 from ..files import expanded, write_whole
-from ..folder import CONFIG
+from ..folder import BEST_MODEL, CONFIG
 from .check_config import is_new_key
 from .places import starts
 
@@ -84,7 +84,7 @@ def compose_config(
     if not isinstance(plain, dict):
         raise ConfigError(f"{primary} holds no keys")
     translate(plain)
-    _make_patterns_absolute(plain, roots)
+    _make_patterns_absolute(plain, roots, primary.parent if primary.name == CONFIG else None)
     return {str(key): value for key, value in plain.items()}
 
 
@@ -136,10 +136,12 @@ def read_config(
         translate(asked)
     trust.check(asked, path)
     values = {key: OmegaConf.select(config, key) for key in chosen}
-    return {
+    resolved = {
         key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for key, value in values.items()
     }
+    _make_patterns_absolute(resolved, [Path.cwd(), folder], folder)
+    return resolved
 
 
 def locate_config(config_path: str | Path, *places: Path) -> Path:
@@ -426,14 +428,26 @@ def absolute_pattern(pattern: str, *roots: Path) -> str:
     return next((place for place in places if exists(place) or glob(place)), places[0])
 
 
-def _make_patterns_absolute(node: Any, roots: Sequence[Path]) -> None:
+def _make_patterns_absolute(node: Any, roots: Sequence[Path], run: Path | None = None) -> None:
+    """Make the patterns of data files absolute; `run` is the folder of the run that named them."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         if key == "datafile_pattern" and isinstance(value, str):
-            node[key] = absolute_pattern(value, *roots)
+            node[key] = _moved(absolute_pattern(value, *roots), run)
         elif key == "datafile_pattern" and isinstance(value, list):
-            node[key] = [absolute_pattern(str(item), *roots) for item in value]
+            node[key] = [_moved(absolute_pattern(str(item), *roots), run) for item in value]
         elif isinstance(value, dict | list):
-            _make_patterns_absolute(value, roots)
+            _make_patterns_absolute(value, roots, run)
+
+
+def _moved(pattern: str, run: Path | None) -> str:
+    """Return where data are now that were in the folder of a run, if nothing is left of them."""
+    if run is None or exists(pattern) or glob(pattern):
+        return pattern
+    parts = Path(pattern).parts[1:]
+    # The data of a search are beside its best model.
+    homes = [run, *([run.parent] if run.name == BEST_MODEL else ())]
+    places = [str(home.joinpath(*parts[k:])) for home in homes for k in range(len(parts))]
+    return next((place for place in places if exists(place) or glob(place)), pattern)
 
 
 # For notebooks that compose a configuration with Hydra themselves, and only import this package.

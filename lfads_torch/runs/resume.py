@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytorch_lightning as pl
@@ -74,6 +76,10 @@ class WholeEpoch(Callback):
             "should_stop": bool(trainer.should_stop),
             "data": self._data,
         }
+        folder = Path(trainer.default_root_dir).resolve()
+        for key, state in checkpoint.get("callbacks", {}).items():
+            if "best_k_models" in state:
+                checkpoint["callbacks"][key] = _with_paths(state, partial(_below, folder))
         # A checkpoint within an epoch keeps its place in it.
         loop = checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_progress"]
@@ -89,6 +95,16 @@ class WholeEpoch(Callback):
     ) -> None:
         """Remember what is to be made up for until training starts."""
         self._resumed = checkpoint.get(RUN_KEY, {})
+        # Lightning forgets the best models of a folder that was moved since.
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint):
+                continue
+            for key in (callback.state_key, callback._legacy_state_key):
+                if "best_k_models" in states.get(key, {}):
+                    folder = Path(trainer.default_root_dir)
+                    here = partial(_here, folder, callback.dirpath, states[key]["dirpath"])
+                    states[key] = {**_with_paths(states[key], here), "dirpath": callback.dirpath}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for what followed the checkpoint's epoch."""
@@ -111,6 +127,29 @@ class WholeEpoch(Callback):
             stopping.patience = patience
         if self._patience:
             trainer.should_stop = trainer.should_stop or (stops and not goes_on)
+
+
+def _with_paths(state: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return the state of Lightning's ModelCheckpoint with other paths."""
+    names = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
+    paths = {name: change(state[name]) for name in names if state.get(name)}
+    models = {change(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": models}
+
+
+def _below(folder: Path, path: str) -> str:
+    """Return a path as seen from a folder, if it is in that."""
+    full = Path(path)
+    return full.relative_to(folder).as_posix() if full.is_relative_to(folder) else path
+
+
+def _here(folder: Path, dirpath: Any, before: Any, path: str) -> str:
+    """Return where a checkpoint in the folder `before` is now: in `dirpath`, or where it was."""
+    # Written by another system, perhaps.
+    file, before = PurePath(path.replace("\\", "/")), str(before or ".").replace("\\", "/")
+    name = file.relative_to(before) if file.is_relative_to(before) else file.name
+    moved, stayed = Path(dirpath, name), folder / path
+    return str(stayed if stayed.is_file() and not moved.is_file() else moved)
 
 
 def _leave_out_damaged(callback: ModelCheckpoint) -> None:

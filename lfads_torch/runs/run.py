@@ -413,7 +413,11 @@ def _parts_of(model: Any) -> set[str]:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    # Lightning resolves links in the paths of its checkpoints.
+    for one, of in ((path, folder), (path.resolve(), folder.resolve())):
+        if one.is_relative_to(of):
+            return one.relative_to(of).as_posix()
+    return str(path)
 
 
 def _best_of(trainer: pl.Trainer) -> Path | None:

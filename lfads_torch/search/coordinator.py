@@ -9,13 +9,14 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UserError
+from ..errors import DataError, UserError
 from ..files import generation_before, read_table, write_whole
 from ..folder import HP, POPULATION, read_exchanges, read_population
 from .history import History
@@ -125,9 +126,9 @@ class Coordinator:
         self._exchanged: set[int] = set()
         self._seen: set[tuple[int, int]] = set()
         self._is_replay = True
-        if (self.folder / POPULATION).is_file():
+        table = read_population(self.folder) if (self.folder / POPULATION).is_file() else {}
+        if table:
             self._exchanged = set(read_exchanges(self.folder)["epoch"].tolist())
-            table = read_population(self.folder)
             names = [name for name in table if name.startswith(HP)]
             scores = self.settings.scores(table[self.settings.metric], ~table["diverged"])
             for row, member in enumerate(table["member"].tolist()):
@@ -136,6 +137,18 @@ class Coordinator:
                 self._take(int(table["epoch"][row]) + 1, {member: entry})
             self.decide()
         self._is_replay = False
+
+    def check_history(self, n_epochs: Sequence[int]) -> None:
+        """Refuse a history that lacks some of the epochs that each group has behind it."""
+        # Without them the next decision would never be due.
+        for group, n in zip(self.groups, n_epochs, strict=True):
+            for epoch, k in product(range(n), sorted(self.training.intersection(group))):
+                if (epoch, k) not in self._seen and not self.is_over:
+                    raise DataError(
+                        f"{self.folder / POPULATION} lacks epoch {epoch} of member {k}, so the "
+                        "search cannot go on; put a copy of the whole file there, or start anew "
+                        "(--overwrite)"
+                    )
 
     def report(self, report: Mapping[str, Any]) -> None:
         """Record what a trial's members were in an epoch."""

@@ -57,6 +57,7 @@ def search_locally(
         group.max_epochs,
         table=table,
     )
+    coordinator.check_history([group.n_epochs])
     more = going_on.facts(RunFolder(folder), group.data, group.n_epochs)
     with recorded(config, settings, folder, "local", table, more) as facts:
         _train(group, coordinator, place)

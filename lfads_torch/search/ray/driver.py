@@ -177,6 +177,9 @@ class Driver:
         """Train, and make the result of what the trials leave."""
         coordinator, settings = self.coordinator, self.settings
         epochs = [n_epochs for saved in coordinator.checkpoints for n_epochs, _ in saved]
+        coordinator.check_history(
+            [saved[-1][0] if saved else 0 for saved in coordinator.checkpoints]
+        )
         run = RunFolder(self.folder)
         more = self.going_on.facts(run, self.data, max(epochs, default=0))
         with recorded(self.config, settings, run.path, "ray", coordinator.table, more) as facts:
@@ -276,10 +279,14 @@ class Driver:
         if "://" in self.storage:
             return
         last = {Path(self.storage, saved[-1][1]) for saved in self.coordinator.checkpoints}
-        for session in range(self.coordinator.session + 1):
-            for place in Path(self.storage, f"{self.folder.name}_{session}").glob(
-                "trial_*/checkpoint_*"
-            ):
+        sessions = [
+            Path(self.storage, f"{self.folder.name}_{session}")
+            for session in range(self.coordinator.session + 1)
+        ]
+        if self.options.storage_path is None:  # nobody else's, and the folder may have had a name
+            sessions = [place for place in Path(self.storage).iterdir() if place.is_dir()]
+        for session in sessions:
+            for place in session.glob("trial_*/checkpoint_*"):
                 if place not in last:
                     shutil.rmtree(place, ignore_errors=True)
 
