@@ -191,6 +191,10 @@ def _spikes(recording: Recording, duration: float) -> list[str]:
     spikes = recording.spikes
     if isinstance(spikes, BinnedSpikes):
         shape = show_shape(spikes.array.shape)
+        if recording.extents is not None:
+            bins = np.round(np.diff(recording.extents, axis=1) / spikes.bin_s).astype(int)
+            low, high = int(bins.min()), int(bins.max())
+            shape = f"{len(bins)} trials of {low}" + f" to {high}" * (low != high) + " bins,"
         return [f"  binned: {shape} {spikes.array.dtype}, bins of {spikes.bin_s * 1000:g} ms"]
     rates = _rates(recording, duration)
     if not len(rates) or duration <= 0:

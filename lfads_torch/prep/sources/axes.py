@@ -16,7 +16,7 @@ from ...data.validate import show_shape
 from ...errors import UserError
 from .recording import TIMES, AnyArray
 from .sheet import open_sheet
-from .tree import TRIALS, UNITS, Source, is_regular, last_name
+from .tree import TRIALS, UNITS, Source, column_name, is_regular, last_name
 
 Axes = tuple[str, ...]
 
@@ -101,9 +101,7 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
             columns = {
                 key: vector.shape[0]
                 for key, vector in source.vectors.items()
-                if key not in used
-                and key.startswith(prefix)
-                and key.removeprefix(prefix)[:1] in (".", "_")
+                if key not in used and column_name(key, prefix)
             }
             lengths = [n for n in columns.values() if n > 1]
             if lengths:

@@ -22,7 +22,18 @@ from .recording import (
 from .sorting import sorting_of_arrays
 from .spikes import attrs_of, read_spikes, sampling_hz, spikes_keys
 from .timeline import INVALID, OBSERVED, add_invalid, observe_units, settle
-from .tree import TRIALS, UNITS, Ragged, Source, Tree, as_text, gather, last_name, vectors_of
+from .tree import (
+    TRIALS,
+    UNITS,
+    Ragged,
+    Source,
+    Tree,
+    as_text,
+    column_name,
+    gather,
+    last_name,
+    vectors_of,
+)
 from .trialwise import add_columns, add_series
 
 _TIME_ENDINGS = ("_timestamps", "_times", "_time", ".timestamps", ".times", ".time")
@@ -84,9 +95,8 @@ def _table(
     for prefix in prefixes:
         columns: Table = {}
         for key, vector in vectors_of(tree).items():
-            tail = key.removeprefix(prefix)
-            if tail != key and tail[:1] in (".", "_") and vector.dtype.kind in "buifSUO":
-                columns[tail[1:]] = as_text(vector[:])
+            if (name := column_name(key, prefix)) and vector.dtype.kind in "buifSUO":
+                columns[name] = as_text(vector[:])
         # A group may hold more than its table, such as a sampling rate: the usual length decides.
         sizes = [len(column) for column in columns.values()]
         size = n_rows if n_rows is not None else max(sizes, key=sizes.count, default=0)

@@ -77,6 +77,14 @@ class Source(NamedTuple):
         return str(find({key: key for key in self.tree}, name, "array"))
 
 
+def column_name(key: str, prefix: str) -> str:
+    """Return the name of a column of a table: ``trials.go`` or ``trials_go``; empty for others."""
+    tail = key.removeprefix(prefix)
+    if tail == key or tail[:1] not in (".", "_") or (tail[0] == "_" and "." in tail):
+        return ""  # trial_data.go is in a struct of another name
+    return tail[1:]
+
+
 def is_vector(array: AnyArray) -> bool:
     """Return whether at most one axis has more than one entry (MATLAB's rows and columns)."""
     return 0 in array.shape or sum(n != 1 for n in array.shape) <= 1  # [] of MATLAB is 0 x 0

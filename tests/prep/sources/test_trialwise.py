@@ -574,3 +574,11 @@ def test_trials_with_other_numbers_of_cells_are_named(tmp_path: Path, save: Save
     path = save(tmp_path / "x.mat", {"dat": structs(spikes=lists, trialId=np.arange(12.0))})
     with pytest.raises(DataError, match=r"'dat.spikes' holds 3 x 1 cells in some.*4 x 1 in others"):
         open_recording(path)
+
+
+def test_a_struct_called_trial_data_is_no_table_of_trials(tmp_path: Path) -> None:
+    dat = structs(spikes=RAGGED, bin_size=np.full(12, 0.01), idx_go=np.full(12, 20.0))
+    savemat(tmp_path / "x.mat", {"trial_data": dat})
+    recording = open_recording(tmp_path / "x.mat")
+    assert set(recording.trials) == {"start_time", "bin_size", "idx_go"}
+    np.testing.assert_allclose(recording.trials["idx_go"], 0.19)
