@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .errors import number, whole
+from .errors import ConfigError, number, one_of, whole
 
 CD_RATE = "train_aug_stack.transforms.0.cd_rate"
 
@@ -44,7 +44,8 @@ class Number(NamedTuple):
     def check(self, name: str, value: Any) -> float:
         """Return a legal value, or raise `ConfigError`."""
         if self.whole:
-            return whole(name, value, least=None if self.least is None else int(self.least))
+            least, most = (None if x is None else int(x) for x in (self.least, self.most))
+            return whole(name, value, least=least, most=most)
         if not self.finite and value == math.inf:
             return math.inf
         limits = {"least": self.least, "above": self.above, "most": self.most, "below": self.below}
@@ -88,7 +89,7 @@ NUMBERS = {
     ),
     "lr_stop": Number(1e-5, least=0),
     "lr_decay": Number(0.95),
-    "lr_patience": Number(6),
+    "lr_patience": Number(6, least=0),
     "lr_adam_beta1": Number(0.9, least=0, below=1),
     "lr_adam_beta2": Number(0.999, least=0, below=1),
     "lr_adam_epsilon": Number(1e-8, above=0),
@@ -116,6 +117,126 @@ AUGMENTATION_NUMBERS = {
     )
 }
 """Tunable numbers of augmentations in the default search space, by their path below ``model.``."""
+
+
+class Choice(NamedTuple):
+    """An argument with few legal values."""
+
+    legal: tuple[Any, ...]
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return a legal value, or raise `ConfigError`."""
+        return one_of(name, value, self.legal)
+
+
+class Names(NamedTuple):
+    """A name, or a list of names."""
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return legal names, or raise `ConfigError`."""
+        names = [value] if isinstance(value, str) else value
+        if not (isinstance(names, list | tuple) and all(isinstance(one, str) for one in names)):
+            raise ConfigError(f"{name} is {value!r}; legal are a text and a list of texts")
+        return value
+
+
+class FileName(NamedTuple):
+    """The name of a file."""
+
+    def check(self, name: str, value: Any) -> str:
+        """Return a name, or raise `ConfigError`."""
+        if not isinstance(value, str) or not value.strip("./ "):
+            raise ConfigError(f"{name} is {value!r}; legal is the name of a file, such as rates.h5")
+        return value
+
+
+Legal = Number | Choice | Names | FileName
+_ONE, _NONE, _SWITCH = _size(None), _size(None, least=0), Choice((True, False))
+# What NumPy's generators take.
+_SEED = Number(None, whole=True, least=0, most=2**32 - 1)
+_SHARE = Number(None, above=0)
+_MODES = Choice(("min", "max"))
+_STOPPING: dict[str, Legal] = {
+    "patience": _NONE,
+    "min_delta": Number(None),
+    "mode": _MODES,
+    "check_finite": _SWITCH,
+    "burn_in_period": _NONE,
+}
+
+COMPONENTS: dict[str, dict[str, Legal]] = {
+    "LFADS": {
+        **NUMBERS,
+        **dict.fromkeys(("variational", "recon_reduce_mean", "lr_scheduler"), _SWITCH),
+    },
+    "BasicDataModule": {
+        **dict.fromkeys(("datafile_pattern", "data_paths", "batch_keys"), Names()),
+        **dict.fromkeys(("attr_keys", "fit_sessions"), Names()),
+        "batch_size": _ONE,
+        "sv_rate": Number(None, least=0, below=1),
+        "sv_seed": _SEED,
+        "dm_ic_enc_seq_len": _NONE,
+        "reshuffle_tv_seed": _SEED,
+        "reshuffle_tv_ratio": _SHARE,
+        "max_memory_gb": Number(None, least=0, finite=False),
+    },
+    "Trainer": {
+        "max_epochs": _size(None, least=-1),
+        "min_epochs": _NONE,
+        "max_steps": _size(None, least=-1),
+        "check_val_every_n_epoch": _ONE,
+        "val_check_interval": _SHARE,
+        "limit_train_batches": _SHARE,
+        "limit_val_batches": _SHARE,
+        "num_sanity_val_steps": _size(None, least=-1),
+        "log_every_n_steps": _NONE,
+        "accumulate_grad_batches": _ONE,
+        "gradient_clip_val": Number(None, least=0),
+        "gradient_clip_algorithm": Choice(("norm", "value")),
+        "enable_checkpointing": _SWITCH,
+        "enable_progress_bar": _SWITCH,
+        "enable_model_summary": _SWITCH,
+    },
+    "run_posterior_sampling": {
+        "num_samples": _ONE,
+        "seed": _NONE,
+        "max_bytes": _ONE,
+        "filename": FileName(),
+    },
+    "ModelCheckpoint": {
+        "mode": _MODES,
+        "save_top_k": _size(None, least=-1),
+        "every_n_epochs": _ONE,
+        "save_on_train_epoch_end": _SWITCH,
+    },
+    "EarlyStopping": _STOPPING,
+    "EarlyStoppingWithBurnInPeriod": _STOPPING,
+    "LearningRateMonitor": {"logging_interval": Choice(("step", "epoch"))},
+    "RasterPlot": {
+        "split": Choice(("train", "valid")),
+        "n_samples": _ONE,
+        "log_every_n_epochs": _ONE,
+    },
+    "TrajectoryPlot": {"log_every_n_epochs": _ONE},
+    "NLBEvaluation": {"log_every_n_epochs": _ONE, "decoding_cv_sweep": _SWITCH},
+    "EpochProgressBar": {"refresh_s": Number(None, least=0), "line_every_s": Number(None, least=0)},
+    "NaNGuard": {"on_nan": Choice(("stop", "recover")), "max_recoveries": _NONE},
+    "MultivariateNormal": {"mean": Number(None), "variance": Number(None, above=0)},
+    "AutoregressiveMultivariateNormal": {
+        "tau": Number(None, above=0),
+        "nvar": Number(None, above=0),
+    },
+    "CoordinatedDropout": {"cd_rate": AUGMENTATION_NUMBERS[CD_RATE]},
+}
+"""Legal values of arguments in a configuration, by the last name of their ``_target_``."""
+
+ROOT: dict[str, Legal] = {
+    "seed": _SEED,
+    "on_nan": Choice(("stop", "recover")),
+    "ignore_warnings": _SWITCH,
+    "posterior_sampling.use_best_ckpt": _SWITCH,
+}
+"""Legal values of keys of a configuration that are no component's."""
 
 TUNABLES = tuple(name for name, entry in NUMBERS.items() if entry.tunable)
 """Arguments that are kept as tensors, so that each member of a population has its own value."""

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from .arguments import NUMBERS, TUNABLES, check_numbers
 from .compat.training import take_over
 from .data import StoredArray, blocks
+from .data.memory import available_bytes
 from .errors import ConfigError, number, one_of
 from .metrics import SMOOTHING, ExpSmoothedMetric
 from .metrics.epoch import EpochScores
@@ -241,6 +242,10 @@ class LFADS(Network, pl.LightningModule):
             "ext_input_dim": sizes[0].ext_dim,
         }
         values = {**defaults, **given, "reconstruction": recon}
+        numbers = {name: values.get(name, entry.default) for name, entry in NUMBERS.items()}
+        # Before read-ins and read-outs are made of them.
+        check_numbers(numbers)
+        _check_memory(numbers)
         if "readin" not in given and not single:
             dim = values["encod_data_dim"]
             values["readin"] = nn.ModuleList(FanInLinear(s.encod_dim, dim) for s in sizes)
@@ -383,13 +388,15 @@ class LFADS(Network, pl.LightningModule):
         """Return AdamW and, where `lr_scheduler` is set, `ReduceLROnPlateau`."""
         hp = self.hparams
         trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
+        # Lightning clips no gradients of a fused optimiser under mixed precision.
+        is_mixed = self._trainer is not None and str(self._trainer.precision).endswith("mixed")
         optimizer = torch.optim.AdamW(
             trained,
             lr=self.lr_init.item(),
             betas=(hp.lr_adam_beta1, hp.lr_adam_beta2),
             eps=hp.lr_adam_epsilon,
             weight_decay=self.weight_decay.item(),
-            fused=all(p.device.type in ("cpu", "cuda") for p in trained),
+            fused=all(p.device.type in ("cpu", "cuda") for p in trained) and not is_mixed,
         )
         if not hp.lr_scheduler:
             return optimizer
@@ -400,10 +407,10 @@ class LFADS(Network, pl.LightningModule):
             threshold=0.0,
             min_lr=hp.lr_stop,
         )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "monitor": "valid/recon_smth"},
-        }
+        # The epochs that are validated, of which patience counts.
+        every = (self._trainer and self._trainer.check_val_every_n_epoch) or 1
+        plan = {"scheduler": scheduler, "monitor": "valid/recon_smth", "frequency": every}
+        return {"optimizer": optimizer, "lr_scheduler": plan}
 
     # ---- epochs ----------------------------------------------------------------------------------
 
@@ -599,6 +606,29 @@ _PARTS_IN_HPARAMS = ("train_aug_stack", "infer_aug_stack", "co_prior")
 _SCALES = [name for name in NUMBERS if name.endswith("_scale") and name != "loss_scale"]
 
 
+_RECURRENT = ("gen_dim", "con_dim", "ci_enc_dim", "ic_enc_dim")
+
+
+def _check_memory(given: Mapping[str, Any]) -> None:
+    """Refuse sizes whose largest matrices alone do not fit, before torch allocates them."""
+    free = available_bytes()
+    n_data, fac, gen = (int(given[name]) for name in ("encod_data_dim", "fac_dim", "gen_dim"))
+    entries = {f"{name}={n}": 3 * n * n for name in _RECURRENT if (n := int(given[name]))}
+    entries |= {
+        f"fac_dim={fac} and gen_dim={gen}": fac * gen,
+        f"encod_data_dim={n_data} and fac_dim={fac}": n_data * fac,
+        f"ic_dim={given['ic_dim']} and gen_dim={gen}": int(given["ic_dim"]) * gen,
+    }
+    largest = max(entries, key=entries.__getitem__)
+    # Weights, gradients and two numbers of the optimiser for each.
+    needed = 4 * 4 * entries[largest]
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"{largest}: its weights and what their training needs take {needed / 1e9:.3g} GB of "
+            f"memory, of which {free / 1e9:.3g} GB are free; choose less"
+        )
+
+
 def _check_arguments(given: Mapping[str, Any]) -> None:
     """Refuse numbers that no model can have, alone and together."""
     for name in ("encod_data_dim", "encod_seq_len"):
@@ -607,6 +637,7 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
                 f"{name} is not given; set it, or let LFADS.from_data(data) read it from the data"
             )
     check_numbers(given)
+    _check_memory(given)
     n_read = given["encod_seq_len"]
     if given["recon_seq_len"] < n_read:
         raise ConfigError(

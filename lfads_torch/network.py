@@ -6,6 +6,7 @@ The mathematics is in ``docs/model.md``; sources are listed in NOTICE.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -137,8 +138,14 @@ class Network(nn.Module):
 
     def encode(self, batch: Mapping[int, SessionBatch]) -> Encoding:
         """Encode the trials of all sessions of a batch, one session after the other."""
-        data = [self.readin[s](_filled(trials)) for s, trials in batch.items()]
-        return self.encoder(_cat(data), self._dropout(), self.kernels, lengths_of(batch))
+        # The recurrent nets compute in the precision of the data under mixed precision, too: errors
+        # of bfloat16 would add up from bin to bin, and the kernels take one type.
+        data = [
+            self.readin[s](filled := _filled(trials)).to(filled.dtype)
+            for s, trials in batch.items()
+        ]
+        with _own_precision(data[0]):
+            return self.encoder(_cat(data), self._dropout(), self.kernels, lengths_of(batch))
 
     def decode(
         self,
@@ -157,19 +164,20 @@ class Network(nn.Module):
         if sample:
             posterior = self.ic_prior.make_posterior(encoding.ic_mean, encoding.ic_std)
             ic = posterior.rsample((n_samples,))
-        return self.decoder(
-            ic.flatten(0, 1),
-            encoding.ci,
-            ext_input,
-            sample_posteriors=sample,
-            dropout_rate=self._dropout(),
-            kernels=self.kernels,
-        )
+        with _own_precision(ic):
+            return self.decoder(
+                ic.flatten(0, 1),
+                encoding.ci,
+                ext_input,
+                sample_posteriors=sample,
+                dropout_rate=self._dropout(),
+                kernels=self.kernels,
+            )
 
     def read_out(self, session: int, factors: Tensor, output_means: bool) -> Tensor:
         """Return parameters (B, T_r, N_r, k), or means (B, T_r, N_r), of the observations."""
         recon = self.recon[session]
-        params = recon.reshape_output_params(self.readout[session](factors))
+        params = recon.reshape_output_params(self.readout[session](factors).to(factors.dtype))
         return recon.compute_means(params) if output_means else params
 
     def infer(self, batch: Mapping[int, SessionBatch], *, sample: bool) -> Inferred:
@@ -271,6 +279,14 @@ def _check_prior(name: str, prior: Any, argument: str, size: int) -> None:
             f"{name} is for {shape} dimensions (its shape), but {argument} is {size}; "
             "they must agree"
         )
+
+
+def _own_precision(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Leave mixed precision, where it is on."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _cat(tensors: list[Tensor]) -> Tensor:

@@ -437,6 +437,22 @@ def _bytes_per_row(model: LFADS) -> int:
     return 4 * hp["recon_seq_len"] * per_bin
 
 
+def output_bytes(model: LFADS, data: Any) -> int:
+    """Estimate what the output files and three checkpoints of a run take on the disk."""
+    hp = model.hparams
+    per_bin = hp["gen_dim"] + hp["fac_dim"] + hp["con_dim"] + 4 * hp["co_dim"] + hp["ext_input_dim"]
+    # A parameter has two numbers of the optimiser beside it.
+    total = 3 * 3 * 4 * sum(p.numel() for p in model.parameters())
+    for session, sizes in zip(
+        getattr(data, "sessions", ()), getattr(data, "sizes", ()), strict=True
+    ):
+        n_trials = sizes.n_train + sizes.n_valid + sizes.n_test
+        per_trial = sizes.recon_len * (per_bin + sizes.recon_dim) + 2 * hp["ic_dim"]
+        total += 4 * n_trials * per_trial
+        total += session.path.stat().st_size if session.in_file else 0
+    return int(total)
+
+
 def _trials_at_once(model: LFADS, draws: Draws) -> int:
     return max(1, draws.max_bytes // (_bytes_per_row(model) * max(1, draws.num_samples)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ def build(node: Any, where: str, *positional: Any, **more: Any) -> Any:
         cause = error.__cause__
         while isinstance(cause, InstantiationException):
             cause = cause.__cause__
+        if place := re.search(r"^full_key: (\S+)", str(error), re.MULTILINE):
+            where = f"{where}.{place[1]}"
         if isinstance(cause, UserError):
             raise type(cause)(f"{where}: {cause}") from error
         if isinstance(cause, OSError):  # of a file or a full disk, not of the configuration
@@ -107,11 +110,47 @@ def build_trainer(config: Mapping[str, Any], folder: Path, seed: int, step: int)
     return trainer
 
 
+def check_trainer(config: Mapping[str, Any]) -> None:
+    """Refuse a trainer that cannot train here: its precision, device, number of processes."""
+    from pytorch_lightning.strategies import SingleDeviceStrategy
+
+    settings = {k: v for k, v in config["trainer"].items() if k not in ("plugins", "callbacks")}
+    precision = str(settings.get("precision"))
+    # The loss is a sum over bins and channels, times 1e4: float16 ends at 65504.
+    if precision in ("16", "16-true") or precision.startswith("transformer-engine"):
+        raise ConfigError(
+            f"trainer.precision is {settings['precision']!r}: losses do not fit into so few bits; "
+            "legal are 32-true, 64-true, bf16-true, bf16-mixed, 16-mixed"
+        )
+    try:
+        trainer = build({**settings, "logger": False, "enable_checkpointing": False}, "trainer")
+    except ConfigError as error:
+        cause = error.__cause__
+        while cause is not None and cause.__cause__ is not None:
+            cause = cause.__cause__
+        # Lightning names what is legal, but not the key.
+        named = [f"trainer.{k}={settings[k]}" for k in _OF_HARDWARE if settings.get(k) is not None]
+        why = " ".join(str(cause or error).split())
+        raise ConfigError(f"{', '.join(named)}: {why}") from error
+    if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise ConfigError(
+            f"trainer.devices={settings.get('devices', 'auto')}, "
+            f"num_nodes={settings.get('num_nodes', 1)}, "
+            f"strategy={settings.get('strategy', 'auto')} mean {trainer.world_size} processes "
+            f"({type(trainer.strategy).__name__}); one process holds the data and trains: set "
+            "trainer.devices=1 (or [number] of a GPU), trainer.num_nodes=1, trainer.strategy=auto. "
+            "Many models train at once with `lfads search`"
+        )
+
+
+_OF_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+
+
 def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
     from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
     from ..callbacks import NaNGuard
-    from .resume import EpochSeed, LastCheckpoint, WholeEpoch
+    from .resume import EpochSeed, KnownMonitors, LastCheckpoint, WholeEpoch
 
     chosen = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
     callbacks = [build(node, f"callbacks.{name}") for name, node in chosen.items()]
@@ -139,7 +178,12 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
     # last checkpoint when all others have changed what it stores.
     if not any(isinstance(callback, NaNGuard) for callback in callbacks):
         callbacks.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
-    return [EpochSeed(seed), *callbacks, LastCheckpoint() if is_kept else WholeEpoch()]
+    return [
+        EpochSeed(seed),
+        KnownMonitors(),
+        *callbacks,
+        LastCheckpoint() if is_kept else WholeEpoch(),
+    ]
 
 
 def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, get_args, get_type_hints
 
+from ..arguments import COMPONENTS, ROOT
 from ..compat.configs import DROPPED
 from ..consent import is_known_part, open_places
 from ..errors import ConfigError, did_you_mean
@@ -111,11 +112,64 @@ def check_config(config: Mapping[str, Any]) -> None:
                 raise ConfigError(
                     f"{where}.{key}={node[key]!r}: {node['_target_']} takes a number there"
                 )
+        package, _, name = str(node["_target_"]).rpartition(".")
+        # A class of your own may have the name of one of ours, and other limits.
+        is_ours = package.startswith(("lfads_torch", "pytorch_lightning"))
+        for key, entry in COMPONENTS.get(name, {}).items():
+            if is_ours and node.get(key) is not None:
+                entry.check(f"{where}.{key}", node[key])
         missing = [name for name in known.required if name not in given]
         if missing and not node.get("_partial_") and not node.get("_args_"):
             raise ConfigError(
                 f"{where}: {node['_target_']} needs {', '.join(missing)}; "
                 f"give {where}.{missing[0]}=..."
+            )
+    _check_training(config)
+
+
+def _check_training(config: Mapping[str, Any]) -> None:
+    """Refuse what would show only when all epochs are trained: nothing validated, nothing kept."""
+    for key, entry in ROOT.items():
+        group, _, name = key.rpartition(".")
+        node = (config.get(group) or {}) if group else config
+        if node.get(name) is not None:
+            entry.check(key, node[name])
+    trainer, sampling = config.get("trainer") or {}, config.get("posterior_sampling") or {}
+    epochs, every = trainer.get("max_epochs"), trainer.get("check_val_every_n_epoch")
+    if epochs == 0:
+        raise ConfigError("trainer.max_epochs is 0; legal are whole numbers >= 1, and -1: no limit")
+    if epochs is None or epochs < 0:
+        epochs = float("inf")
+    if every is not None and every > epochs:
+        raise ConfigError(
+            f"trainer.check_val_every_n_epoch is {every}, trainer.max_epochs {epochs}: nothing "
+            f"would be validated, so no model kept as the best; legal are 1 to {epochs}"
+        )
+    if not sampling.get("fn"):
+        return
+    for key in ("fast_dev_run", "barebones"):
+        if trainer.get(key):
+            raise ConfigError(
+                f"trainer.{key} keeps no checkpoint, so nothing could be sampled; take it out, or "
+                "add posterior_sampling.fn=null"
+            )
+    if trainer.get("enable_checkpointing") is False:
+        raise ConfigError(
+            "trainer.enable_checkpointing is false, so nothing could be sampled; make it true, or "
+            "add posterior_sampling.fn=null"
+        )
+    for name, node in (config.get("callbacks") or {}).items():
+        if not node or not str(node.get("_target_")).endswith(".ModelCheckpoint"):
+            continue
+        if node.get("save_top_k") == 0:
+            raise ConfigError(
+                f"callbacks.{name}.save_top_k is 0, so no best model is kept; legal are whole "
+                f"numbers >= 1, and -1: all. callbacks.{name}=null keeps the best alone"
+            )
+        if (node.get("every_n_epochs") or 1) > epochs:
+            raise ConfigError(
+                f"callbacks.{name}.every_n_epochs is {node['every_n_epochs']}, trainer.max_epochs "
+                f"{epochs}: no best model would be kept; legal are 1 to {epochs}"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import time
@@ -25,7 +26,7 @@ from ..files import expanded
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from ..processes import Stopped, stoppable
 from ..progress import Line, html_table, quiet_libraries
-from .build import build, build_model, build_trainer, pick_device
+from .build import build, build_model, build_trainer, check_trainer, pick_device
 from .changes import Changes, changes_of, check_changes, follow_data, recorded_changes
 from .check_config import arguments_of, check_config, find_target
 from .compose import PACKAGE, Overrides, compose_config, draw_seed, read_config, write_config
@@ -222,12 +223,16 @@ class _Run:
         """Build, check, train, sample."""
         import pytorch_lightning as pl
 
+        if do_train:
+            check_trainer(self.config)
         # Before anything is built: initial weights are drawn as the model is.
         pl.seed_everything(self.seed, workers=True, verbose=False)
         datamodule = build(self.config["datamodule"], "datamodule")
         datamodule.setup("fit")
         model = build_model(self.config["model"], datamodule, trusts_all=self.trusts_all)
         model.check_data(datamodule)
+        if do_posterior_sample:
+            self._warn_of_full_disk(model, datamodule)
         status = RunFolder(self.folder).status if self.goes_on or not do_train else {}
         metrics: dict[str, float] = {}
         # A run that was killed while it sampled is trained already; only more epochs train it on.
@@ -255,6 +260,20 @@ class _Run:
             outputs=outputs,
             metrics=metrics,
         )
+
+    def _warn_of_full_disk(self, model: LFADS, datamodule: Any) -> None:
+        from ..post_run.analysis import output_bytes
+
+        if not (self.config.get("posterior_sampling") or {}).get("fn"):
+            return
+        needed, free = output_bytes(model, datamodule), shutil.disk_usage(self.folder).free
+        if needed > free:
+            warnings.warn(
+                f"outputs and checkpoints take about {needed / 1e9:.3g} GB, and the disk of "
+                f"{self.folder} has {free / 1e9:.3g} GB left: free some, or sample later "
+                "(posterior_sampling.fn=null, then lfads sample with --output)",
+                stacklevel=2,
+            )
 
     def _is_longer(self, status: Mapping[str, Any]) -> bool:
         epochs, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
@@ -364,9 +383,22 @@ class _Run:
         return path
 
     def _fit(self, trainer: pl.Trainer, model: LFADS, datamodule: Any, path: Path | None) -> None:
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+
         interrupt = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(model, datamodule=datamodule, ckpt_path=path, weights_only=True)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            # Such as a monitor that nothing logs; Lightning has no class of its own for two.
+            text = str(error)
+            is_ours = isinstance(error, UserError) or not (
+                isinstance(error, MisconfigurationException)
+                or "val_check_interval" in text
+                or text.startswith("Early stopping conditioned on")
+            )
+            if is_ours:
+                raise
+            raise ConfigError(f"trainer, callbacks: {' '.join(str(error).split())}") from error
         except SystemExit as error:
             if trainer.interrupted:  # Lightning turns Ctrl-C into an exit
                 cause = error.__context__
@@ -391,6 +423,7 @@ class _Run:
         if path is None:
             raise UserError(f"{place} holds no checkpoint to sample from; train first")
         restore(model, path)
+        model.float()  # trained in another precision: data and outputs are float32
         known = arguments_of(find_target(settings["fn"]["_target_"], "posterior_sampling.fn"))
         facts = {"run": str(self.folder), "checkpoint": _relative(path, self.folder)}
         # A user's function may take model and data module alone.
