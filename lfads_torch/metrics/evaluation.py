@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..data.smoothing import gaussian_smooth as gaussian_smooth
+from ..data.smoothing import smoothing_sums
 from ..errors import UserError
 from .trialwise import ROUNDING, FloatArray, ratio, score_value
 
@@ -28,6 +29,9 @@ class PsthScore:
     reached: list[FloatArray]  # shape (trials, bins)
     members: list[NDArray[np.int64]]  # trials
     targets: list[FloatArray]  # PSTH, shape (bins, neurons)
+    # Of PSTHs that are averages of these very trials: each trial's sums of data and of weights
+    # under the smoothing kernel, shape (trials, bins, neurons). Empty where PSTHs are given.
+    measured: list[tuple[FloatArray, FloatArray]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -36,8 +40,14 @@ class PsthScore:
         psth: ArrayLike,
         cond_idx: Sequence[ArrayLike],
         jitter: ArrayLike | None = None,
+        data: ArrayLike | None = None,
+        width_bins: float = 0.0,
     ) -> PsthScore:
-        """Gather what is compared; parameters as of `psth_r2`."""
+        """Gather what is compared; parameters as of `psth_r2`.
+
+        Where the PSTHs are averages of `data`, of shape (trials, bins, neurons), smoothed by
+        `width_bins`, they are drawn anew together with the trials.
+        """
         rates, psth = np.asarray(rates), np.asarray(psth, dtype=np.float64)
         if psth.ndim != 3 or psth.shape[2] != rates.shape[2] or len(psth) != len(cond_idx):
             raise UserError(
@@ -65,10 +75,14 @@ class PsthScore:
             score.reached.append(inside.astype(np.float64))
             score.members.append(members)
             score.targets.append(condition[keep])
+            if data is not None:
+                total, weight = smoothing_sums(np.asarray(data)[members], width_bins)
+                weight = np.broadcast_to(weight, total.shape)
+                score.measured.append((total[:, keep], weight[:, keep]))
         return score
 
     def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """See `TrialScore`; the PSTHs stay, whatever trials are drawn."""
+        """See `TrialScore`; PSTHs that were given stay, whatever trials are drawn."""
         if not self.targets:
             return np.zeros(len(weights)), np.zeros(len(weights))
         steps = range(0, len(weights), _DRAWS_AT_ONCE)
@@ -92,18 +106,28 @@ class PsthScore:
         centre = joined.mean(axis=0)
         shape = (len(weights), len(centre))
         n, total, power, error = (np.zeros(shape) for _ in range(4))
-        for sums, reached, members, target in zip(
-            self.sums, self.reached, self.members, self.targets, strict=True
+        for i, (sums, reached, members, target) in enumerate(
+            zip(self.sums, self.reached, self.members, self.targets, strict=True)
         ):
             drawn_often = weights[:, members]
             mass = drawn_often @ reached
-            drawn = (mass > 0)[..., None]
-            error += _squared_error(drawn_often, mass, sums, reached, target)
-            shifted = target - centre
-            n += drawn.sum(axis=1)
-            seen = drawn[..., 0].astype(np.float64)
-            total += seen @ shifted
-            power += seen @ shifted**2
+            if not self.measured:
+                error += _squared_error(drawn_often, mass, sums, reached, target)
+                seen, shifted = (mass > 0).astype(np.float64), target - centre
+                n += seen.sum(axis=1)[:, None]
+                total += seen @ shifted
+                power += seen @ shifted**2
+                continue
+            numerator, denominator = (
+                np.tensordot(drawn_often, part, axes=1) for part in self.measured[i]
+            )
+            known = (mass > 0)[..., None] & (denominator > 0)
+            redrawn = numerator / np.where(known, denominator, 1.0)
+            mean = np.tensordot(drawn_often, sums, axes=1) / np.maximum(mass, 1.0)[..., None]
+            n += known.sum(axis=1)
+            error += ((mean - redrawn) ** 2).sum(axis=1, where=known)
+            total += (redrawn - centre).sum(axis=1, where=known)
+            power += ((redrawn - centre) ** 2).sum(axis=1, where=known)
         spread = power - total**2 / np.maximum(n, 1)
         varies = spread > ROUNDING * power
         r2 = np.where(varies, 1 - error / np.where(varies, spread, 1.0), error == 0)

@@ -207,3 +207,38 @@ class TestBootstrap:
         deviation = (e - e.mean() / s.mean() * s) / s.mean()
         assert high - low == pytest.approx(2 * 1.96 * deviation.std() / math.sqrt(4000), rel=0.15)
         assert low < value < high
+
+
+def test_psths_measured_on_the_trials_are_drawn_with_them():
+    rng = np.random.default_rng(5)
+    counts = rng.poisson(2.0, (14, 9, 2)).astype(float)
+    counts[3, 2, 1] = np.nan
+    labels = np.arange(14) % 3
+    members = [np.flatnonzero(labels == c) for c in range(3)]
+    # What the PSTH baseline says: the same rates in all trials of a condition.
+    rates = rng.normal(2.0, 0.5, (3, 9, 2))[labels]
+    weights = resampled_trials(14, 60, 1)
+
+    def psths(rows, lists):
+        mean = []
+        for trials in lists:
+            observed = np.isfinite(counts[rows[trials]])
+            total = np.where(observed, counts[rows[trials]], 0).sum(axis=0)
+            near = np.exp(-0.5 * ((np.arange(9)[:, None] - np.arange(9)) / 1.5) ** 2)
+            near[np.abs(np.arange(9)[:, None] - np.arange(9)) > 6] = 0
+            mean.append((near @ total) / (near @ observed.sum(axis=0)))
+        return np.array(mean)
+
+    whole = psths(np.arange(14), members)
+    score = PsthScore.of(rates, whole, members, None, counts, 1.5)
+    assert score_value(score, 14) == pytest.approx(psth_r2(rates, whole, members))
+    got = ratio(*score.parts(weights))
+    for own, value in zip(weights, got, strict=True):
+        rows = np.repeat(np.arange(14), own.astype(int))
+        lists = [np.flatnonzero(labels[rows] == c) for c in range(3)]
+        assert value == pytest.approx(psth_r2(rates[rows], psths(rows, lists), lists), abs=1e-9)
+    low, high = interval(score_value(score, 14), got)
+    assert high - low > 0.01
+    # Against PSTHs that are given, the baseline is the same whatever trials are drawn.
+    given_ = ratio(*PsthScore.of(rates, whole, members).parts(weights))
+    assert np.ptp(given_[np.isfinite(given_)]) < 0.5 * np.ptp(got)

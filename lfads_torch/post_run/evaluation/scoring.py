@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.smoothing import gaussian_smooth
+from ...data.smoothing import smoothing_sums
 from ...errors import DataError
 from ...metrics.evaluation import PsthScore, SpeedScore
 from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
@@ -122,13 +122,15 @@ def _data_scores(recording: Recording, prediction: Prediction) -> dict[str, Tria
 
 
 def _psth_score(recording: Recording, rates: Array) -> dict[str, TrialScore]:
-    members = recording.members
+    members, psth = recording.members, recording.psth
     if not members:
         return {}
-    psth = recording.psth
     if psth is None:
         psth, members = measured_psths(recording)
-    elif len(psth) != len(members):
+        data, width = recording.data[SCORED], psth_width(recording)
+        score = PsthScore.of(rates, psth, members, recording.jitter, data, width)
+        return {"psth_r2": score}
+    if len(psth) != len(members):
         raise DataError(
             f"{recording.session.path}: psth has {len(psth)} conditions, "
             f"'{recording.condition_key}' {len(members)}"
@@ -136,19 +138,22 @@ def _psth_score(recording: Recording, rates: Array) -> dict[str, TrialScore]:
     return {"psth_r2": PsthScore.of(rates, psth, members, recording.jitter)}
 
 
-def measured_psths(recording: Recording) -> tuple[Array, list[NDArray[np.int64]]]:
-    """Smooth the mean of the scored trials of each condition, for files without PSTHs."""
+def psth_width(recording: Recording) -> float:
+    """Return the width in bins by which PSTHs measured here are smoothed."""
     bin_ms = recording.session.bin_ms
-    width = PSTH_SMOOTHING_MS / bin_ms if bin_ms else 2.0
+    return PSTH_SMOOTHING_MS / bin_ms if bin_ms else 2.0
+
+
+def measured_psths(recording: Recording) -> tuple[Array, list[NDArray[np.int64]]]:
+    """Average the scored trials of each condition, smoothed, for files without PSTHs."""
     members = [m for m in recording.members if m.size]
     data = recording.data[SCORED]
-    means = np.full((len(members), *data.shape[1:]), np.nan)
-    for mean, trials in zip(means, members, strict=True):
-        observed = np.isfinite(data[trials])
-        count = observed.sum(axis=0)
-        total = np.where(observed, data[trials], 0.0).sum(axis=0)
-        np.divide(total, count, out=mean, where=count > 0)
-    return gaussian_smooth(means, width), members
+    psths = np.full((len(members), *data.shape[1:]), np.nan)
+    for psth, trials in zip(psths, members, strict=True):
+        total, weight = smoothing_sums(data[trials], psth_width(recording))
+        weight = np.broadcast_to(weight, total.shape).sum(axis=0)
+        np.divide(total.sum(axis=0), weight, out=psth, where=weight > 0)
+    return psths, members
 
 
 def _truth_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:

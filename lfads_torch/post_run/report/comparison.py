@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
+
+import numpy as np
 
 from ...errors import UserError
 from ...files import expanded, write_whole
@@ -101,6 +104,8 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
 def score_comparison(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, Any] | None:
     """Return a table of the LFADS rates' scores by run, with smoothed spikes as what to beat."""
     scores = [(record.scores or {}).get("scores", {}) for record in records]
+    # A best among scores of different trials would be one of the trials, not of the models.
+    is_fair = len(set(scored_data(names, records).values())) == 1
     rows = []
     for key, title in COLUMNS.items():
         cells = [
@@ -117,26 +122,37 @@ def score_comparison(names: Sequence[str], records: Sequence[RunRecord]) -> dict
             continue
         for cell in cells:
             value = cell["estimate"] and cell["estimate"]["value"]
-            cell["best"] = value is not None and len(values) > 1 and value == max(values)
+            cell["best"] = (
+                is_fair and value is not None and len(values) > 1 and value == max(values)
+            )
         rows.append({"name": title, "cells": cells})
     if not rows:
         return None
     return {"columns": list(names), "rows": rows, "reference": ROWS["smoothing"]}
 
 
-def caveats(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
-    """Say what makes scores of these runs hard to compare."""
-    data = {
+def scored_data(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, tuple[Any, ...]]:
+    """Return by run what its scores are of: sessions, trials, bins and channels."""
+    return {
         name: tuple(
-            (r.session.name, r.n_scored, r.data["scored"].shape[1:], r.n_channels)
+            (r.session.name, r.n_scored, r.n_channels, *_print_of(r.data["scored"]))
             for r in record.recordings
         )
         for name, record in zip(names, records, strict=True)
     }
+
+
+def _print_of(data: Any) -> tuple[Any, ...]:
+    return data.shape, crc32(np.ascontiguousarray(data))
+
+
+def caveats(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
+    """Say what makes scores of these runs hard to compare."""
+    data = scored_data(names, records)
     if len(set(data.values())) > 1:
         lists = "; ".join(
             f"{name}: "
-            + (", ".join(f"{n} trials of {s}" for s, n, _, _ in sets) if sets else "no outputs")
+            + (", ".join(f"{n} trials of {s}" for s, n, *_ in sets) if sets else "no outputs")
             for name, sets in data.items()
         )
         yield f"The runs were not scored on the same trials ({lists}), so scores do not compare."
