@@ -143,7 +143,7 @@ def scored_data(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str,
 
 
 def _print_of(data: Any) -> tuple[Any, ...]:
-    return data.shape, crc32(np.ascontiguousarray(data))
+    return data.shape, crc32(np.ascontiguousarray(data).data)
 
 
 def caveats(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
