@@ -41,6 +41,8 @@ _UNIT = (
 _CHANNEL = ("channel", "channel_id", "chan", "ch", "electrode", "electrode_id", "tetrode", "probe")
 # Lists of moments that programs write beside those of units; NeuroExplorer calls them so.
 _EVENTS = re.compile(r"event|evt|strobe|marker|kbd|keyboard|frame|start$|stop$|trial", re.I)
+# A column that counts rows, as pandas and R write it, without a name.
+_INDEX = re.compile(r"column \d+|index|idx|row|#|nr|no|bin|sample|frame", re.I)
 _SUFFIX = re.compile(r"_(s|sec|ms|us|samples)$")
 _PAIR = 1 << 32  # channel and unit of a spike in one number
 
@@ -54,6 +56,8 @@ def read_csv(path: Path, options: SourceOptions) -> Recording:
     events, or those that `options.spikes` names (with wildcards, as ``unit*``).
     """
     sheet = open_sheet(path)
+    if not sheet.rows:
+        raise DataError(f"{path} has a header ({list_some(sheet.names)}) and no rows.")
     keys = [_key(name) for name in sheet.names]
     time = _column(keys, (_key(options.spikes),) if options.spikes else _TIME)
     unit = _column(keys, (_key(options.spike_units),) if options.spike_units else _UNIT)
@@ -195,6 +199,10 @@ def _columns(sheet: Sheet, keys: list[str], options: SourceOptions) -> Recording
     blocks = list(sheet.numbers(numeric))
     data = np.concatenate(blocks or [np.empty((0, len(numeric)))])
     by_column = {column: data[:, i] for i, column in enumerate(numeric)}
+    if not options.spikes:
+        rows = {i for i in units if _INDEX.fullmatch(names[i]) and is_regular(by_column[i])}
+        units = [i for i in units if i not in rows] or units
+        by_column = {i: c for i, c in by_column.items() if i not in rows or i in units}
     stamps = None if time is None else by_column[time]
     is_times, why = _are_times([by_column[i] for i in units], stamps, sheet, options)
     if is_times:
@@ -230,11 +238,11 @@ def _are_times(
         return False, ""
     n = f"{len(columns)} columns of {len(columns[0])} rows"
     raise UserError(
-        f"{sheet.path.name}: {n} can be read in two ways; choose one:\n"
+        f"{sheet.path.name}: {n} can be read in several ways; choose one:\n"
         "  --axes unit: the spike times of a unit in each column\n"
         "  --axes time,unit --input-bin-ms MS: counts, a bin in each row\n"
-        f"A spike per row needs columns {_TIME[0]} and {_UNIT[0]}; it has "
-        f"{list_some(sheet.names, 20)}."
+        "  --spikes COLUMN --spike-units COLUMN: a spike in each row, its time and its unit\n"
+        f"Columns: {list_some(sheet.names, 20)}."
     )
 
 
@@ -283,8 +291,8 @@ def _bins(
     if not bin_s or not bin_s > 0:
         raise UserError(
             f"{sheet.path.name}: the bin width is unknown: give it with --input-bin-ms (it has no "
-            f"column of ascending times). For spike times it needs columns {_TIME[0]} and "
-            f"{_UNIT[0]}; it has {list_some(sheet.names, 20)}."
+            f"column of ascending times). For spike times name the columns of times and of units: "
+            f"--spikes COLUMN --spike-units COLUMN; it has {list_some(sheet.names, 20)}."
         )
     data = np.stack([by_column[i] for i in units], axis=1)
     return Recording(

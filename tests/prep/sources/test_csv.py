@@ -53,6 +53,8 @@ FILES = {
     "ms in brackets": "spike_time [ms],neuron\n" + pairs(lambda t, u: f"{t * 1000:.1f},n{u}"),
     "us in the name": "Time_us\tCluster\n" + pairs(lambda t, u: f"{round(t * 1e6)}\t{u}"),
     "spaces after commas, quotes": '"time", "unit"\n' + pairs(lambda t, u: f'{t}, "n{u}"'),
+    "rows are numbered": ",x,y,z\n"
+    + "\n".join(f"{i},{line}" for i, line in enumerate(columns(",").split("\n"))),
     "channel and unit": "channel,unit,time\n"
     + pairs(lambda t, u: f"{(3, 3, 10)[u]},{(1, 2, 1)[u]},{t}"),
     "channel and unit by name": "Channel;Unit;Time (s)\n"
@@ -140,7 +142,7 @@ def test_columns_of_events_are_trials_not_units(tmp_path: Path) -> None:
 def test_bins_or_times_is_asked_where_nothing_decides(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text("a,b\n" + "\n".join(f"{i},{2 * i + 1}" for i in range(30)))
-    with pytest.raises(UserError, match=r"two ways(.|\n)*--axes unit(.|\n)*--axes time,unit"):
+    with pytest.raises(UserError, match=r"several ways(.|\n)*--axes unit(.|\n)*--axes time,unit"):
         open_recording(path)
     times = open_recording(path, SourceOptions(axes="unit")).spikes
     assert isinstance(times, SpikeTimes) and times.count(0) == 30
@@ -179,3 +181,16 @@ def test_tables_of_trials_in_another_country(tmp_path: Path) -> None:
     path.write_text("go,side\n1\n")
     with pytest.raises(DataError, match="another number of fields"):
         read_table(path)
+
+
+def test_words_of_another_language_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("Einheit;Zeit\n" + pairs(lambda t, u: f"{u};{comma(t)}"))
+    with pytest.raises(UserError, match="--spikes COLUMN --spike-units COLUMN"):
+        open_recording(path)
+    spikes = open_recording(path, SourceOptions(spikes="Zeit", spike_units="Einheit")).spikes
+    assert isinstance(spikes, SpikeTimes)
+    np.testing.assert_array_equal(spikes.units[1][:], UNITS[1])
+    path.write_text("time,unit\n")
+    with pytest.raises(DataError, match="no rows"):
+        open_recording(path)
