@@ -18,7 +18,7 @@ from ...data.find import absolute_pattern, list_some
 from ...errors import DataError, UserError
 from .csv import read_csv, read_table
 from .hdf5 import read_hdf5, read_mat
-from .npz import read_npz
+from .npz import read_npy, read_npz
 from .nwb import is_nwb, read_nwb
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
 from .sorting import npz_of, read_shanks, read_sorting, read_zarr_sorting, sorting_folder
@@ -114,6 +114,8 @@ def _read(file: Path, options: SourceOptions) -> Recording:
     if (folder := sorting_folder(file)) is not None:
         archive = npz_of(folder)
         return read_npz(archive, options) if archive else read_sorting(folder, options)
+    if file.suffix.lower() == ".npy" or any(file.glob("*.npy")):
+        return read_npy(file, options)
     if file.is_dir():
         raise DataError(
             f"{file} is a folder without the output of a spike sorter (spike_times.npy with "

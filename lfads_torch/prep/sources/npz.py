@@ -60,6 +60,25 @@ def read_npz(path: Path, options: SourceOptions) -> Recording:
     return recording
 
 
+def read_npy(path: Path, options: SourceOptions) -> Recording:
+    """Open an array, or all arrays of a folder, as a recording."""
+    tree: Tree = {}
+    notes: list[str] = []
+    for file in sorted(path.glob("*.npy")) if path.is_dir() else [path]:
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except _FAULTS as err:
+            notes.append(f"not read: {damaged(file, err)}")
+            continue
+        add_value(tree, file.stem if path.is_dir() else "spikes", array)
+    if not tree:
+        raise DataError("\n".join(notes))
+    with explained((), notes):
+        recording = recording_from_tree(path, "NumPy arrays", tree, options, {})
+    recording.notes += notes
+    return recording
+
+
 class Member:
     """Reader of an array of the archive along its first axis, without keeping it in memory.
 

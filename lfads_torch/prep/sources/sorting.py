@@ -105,6 +105,7 @@ def _phy(folder: Path, options: SourceOptions) -> Recording:
         "phy or Kilosort folder",
         SpikeTimes(by_unit, clock),
         units={"name": labels, **_labels(folder, labels, notes)},
+        trials=_alf_trials(folder),
         clock=options.clock(),
         files=[times, units, *_tables(folder)],
         notes=notes,
@@ -172,6 +173,21 @@ def _labels(folder: Path, clusters: Array, notes: list[str]) -> Table:
             if name != key:
                 columns[name] = _filled(column[rows], known, columns.get(name))
     return columns
+
+
+def _alf_trials(folder: Path) -> Table:
+    """Read the trials of IBL's ALF (``_ibl_trials.stimOn_times.npy``), an array for each column."""
+    table: Table = {}
+    for file in sorted(folder.glob("*trials.*.npy")):
+        values = np.load(file, allow_pickle=False)
+        name = file.name.split(".")[1]
+        if values.ndim == 2 and values.shape[1] == 2 and name.startswith("intervals"):
+            table |= {"start_time": values[:, 0], "stop_time": values[:, 1]}
+        elif values.ndim == 1:
+            table[name] = values
+    sizes = [len(column) for column in table.values()]
+    size = max(sizes, key=sizes.count, default=0)
+    return {name: column for name, column in table.items() if len(column) == size}
 
 
 def _tables(folder: Path) -> list[Path]:

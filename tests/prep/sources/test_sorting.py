@@ -10,7 +10,7 @@ from scipy.io import savemat
 from lfads_torch.cli import main
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import SourceOptions, open_recording, prepare
-from lfads_torch.prep.sources import SpikeTimes
+from lfads_torch.prep.sources import BinnedSpikes, SpikeTimes
 
 HZ, SECONDS, N = 30000, 60, 12
 
@@ -186,3 +186,37 @@ def test_wave_clus(tmp_path: Path, version: int) -> None:
     for i in (1, 2):
         seconds = spikes.clock.seconds(spikes.units[i - 1][:])
         np.testing.assert_allclose(seconds, pairs[pairs[:, 0] == i, 1] / 1000)
+
+
+def test_alf_of_the_international_brain_laboratory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    times, clusters = np.sort(rng.uniform(0, 60, 900)).round(4), rng.integers(0, 5, 900)
+    starts = np.arange(1, 55, 2.0)
+    for name, values in {
+        "spikes.times": times,
+        "spikes.clusters": clusters,
+        "_ibl_trials.intervals": np.stack([starts, starts + 1], axis=1),
+        "_ibl_trials.stimOn_times": starts + 0.1,
+    }.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    done = prepare(tmp_path, None, bin_ms=10, align="stimOn_times:0:500")
+    row = done.arrays["train_trial"][0]
+    edges = starts[row] + 0.1 + np.arange(51) / 100 - 1e-6
+    right = [np.histogram(times[clusters == unit], edges)[0] for unit in range(5)]
+    np.testing.assert_array_equal(done.arrays["train_encod_data"][0], np.transpose(right))
+
+
+def test_arrays_in_files_of_their_own(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(0.5, (20, 30, 4))
+    np.save(tmp_path / "counts.npy", counts)
+    np.save(tmp_path / "target.npy", np.arange(20) % 2)
+    how = SourceOptions(axes="trial,time,unit", input_bin_ms=10)
+    for path in (tmp_path / "counts.npy", tmp_path):
+        spikes = open_recording(path, how).spikes
+        assert isinstance(spikes, BinnedSpikes)
+        assert spikes.n_units == 4
+    assert open_recording(tmp_path, how).trials["target"].tolist() == [0, 1] * 10
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object))
+    assert open_recording(tmp_path, how).notes[-1].startswith("not read: ")
+    with pytest.raises(DataError, match="Python objects"):
+        open_recording(tmp_path / "objects.npy")
