@@ -282,16 +282,18 @@ def _of_tables(
     # A table of two rows may be notes; trials are more.
     tables = sorted(recording.tables.items(), key=lambda item: -min(item[1], 10))
     for name, _ in tables if not recording.trials else ():
+        if len(commands) == _SHOWN - 1:
+            break
         named = replace(options, trials=name)
         with suppress(UserError):
             planned = _planned(open_recording(file, named), named)
             commands += [planned] if "chop_ms" not in planned[1] else []
     try:
-        return [*commands[: _SHOWN - 1], _planned(recording, options)]
+        return [*commands, _planned(recording, options)]
     except UserError:
         if not commands:
             raise
-        return commands[:_SHOWN]
+        return commands
 
 
 def _readings(
