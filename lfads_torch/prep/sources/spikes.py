@@ -160,7 +160,8 @@ def _is_time_base(key: str, node: Node) -> bool:
     if last_name(key) in SPIKES:
         return False
     if isinstance(node, Ragged):
-        return is_times(key)
+        long = [flat(row) for row in node.rows[:20] if np.prod(row.shape) >= 10]
+        return bool(long) and is_times(key) and all(map(has_equal_steps, long))
     if not is_vector(node) or node.dtype.kind not in "uif" or np.prod(node.shape) < 10:
         return False
     return has_equal_steps(flat(node))
@@ -744,13 +745,12 @@ class Bins:
 
 def _width_of(name: str, value: float) -> tuple[float, str] | None:
     """Return the bin width in seconds that a number means by its name, and how it was read."""
-    name = name.lower()
     if not np.isfinite(value) or value <= 0:
         return None
-    if match := _BIN_WIDTH.fullmatch(name):
+    if match := _BIN_WIDTH.fullmatch(name.lower()):
         unit = match["unit"] or ("s" if value < _LONGEST_BIN_S else "ms")
         return (value / 1000 if unit == "ms" else value), f"{name} = {value:g}, taken as {unit}"
-    if _BIN_RATE.fullmatch(name) and 1 <= value <= _FASTEST_HZ:
+    if _BIN_RATE.fullmatch(name.lower()) and 1 <= value <= _FASTEST_HZ:
         return 1 / value, f"{name} = {value:g}, taken as bins/s"
     return None
 

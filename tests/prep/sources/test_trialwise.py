@@ -478,6 +478,14 @@ def test_times_in_equal_steps_are_not_spikes(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", t=np.arange(100) * 0.01, frame_times=np.arange(50) * 0.02)
     with pytest.raises(UserError, match="--spikes"):
         open_recording(tmp_path / "x.npz")
+    units = structs(timestamps=[t[:40] for t in np.cumsum(np.ones((3, 40)), 1)])
+    savemat(tmp_path / "x.mat", {"frames": units})
+    with pytest.raises(UserError, match="--spikes"):
+        open_recording(tmp_path / "x.mat")
+    rng = np.random.default_rng(0)
+    spikes = [np.sort(rng.uniform(0, 60, 300)) for _ in range(3)]
+    savemat(tmp_path / "n.mat", {"neurons": structs(timestamps=spikes, name=list("abc"))})
+    assert open_recording(tmp_path / "n.mat").n_units == 3
     with pytest.raises(UserError, match="equal steps"):
         open_recording(tmp_path / "x.npz", SourceOptions(spikes="frame_times"))
 
