@@ -29,7 +29,7 @@ from .sources import BinnedSpikes, Recording, open_recording
 from .sources.recording import find
 from .sources.stores import is_url
 from .split_file import convert_split_file, is_split_file
-from .trials import whole_bins
+from .trials import Align, whole_bins
 from .units import choose_heldout, choose_units, heldout_flags, sum_units
 from .write import Contents, Prepared, write_contents
 
@@ -56,7 +56,8 @@ def prepare(
         the file, which `BasicDataModule` takes.
     options : PrepOptions, optional
         What to make of the recording, and how to read it. Its `trials` may be an object, too, such
-        as an IntervalSet of pynapple, a DataFrame, or an array of starts and stops.
+        as an IntervalSet of pynapple, a DataFrame, or an array of starts and stops (columns
+        ``start_time`` and ``stop_time``); without `align`, these intervals are the windows.
     overwrite : bool
         Whether to replace an existing file.
     progress : callable
@@ -84,8 +85,9 @@ def prepare(
 
     Objects in memory, as of pynapple, with an IntervalSet of the trials:
 
-    >>> around = "start_time:0:500"
-    >>> prepare(units, "maze.h5", trials=epochs, bin_ms=10, align=around)  # doctest: +SKIP
+    >>> prepare(units, "maze.h5", trials=epochs, bin_ms=10)  # doctest: +SKIP
+
+    Its columns are events, as those of a table of a file (`align`, `select`, `conditions`, `keep`).
     """
     options = replace(options or PrepOptions(), **changes)
     if output is None:
@@ -119,6 +121,7 @@ def _prepare(
     recording: Recording, path: Path, options: PrepOptions, progress: Progress
 ) -> Prepared:
     bin_s = _bin_width(recording, options)
+    options = _around_intervals(recording, options, bin_s)
     recording.warnings += [*implausible_rates(recording), *coarse_times(recording, bin_s)]
     plan = plan_windows(recording, options, bin_s)
     carried = (
@@ -168,6 +171,24 @@ def _prepare(
             notes=recording.notes,
             warnings=recording.warnings,
         )
+
+
+def _around_intervals(recording: Recording, options: PrepOptions, bin_s: float) -> PrepOptions:
+    """Take the intervals of a table in memory as windows, where nothing else says which."""
+    given = options.align or options.until or options.chop_ms is not None
+    is_table = options.trials is not None and not isinstance(options.trials, str)
+    names = ("start_time", "stop_time")
+    if given or not is_table or not set(names) <= set(recording.trials):
+        return options
+    starts, stops = map(recording.event_times, names)
+    # Decimal times are not exact in binary: an end on the edge of a bin must not cost that bin.
+    lengths = np.floor((stops - starts) / bin_s + 1e-6)
+    longest = float(np.nanmax(lengths, initial=0))
+    if longest < 1:
+        raise UserError(f"No interval of trials is as long as a bin of {bin_s * 1000:g} ms.")
+    recording.notes.append(f"windows: the intervals of trials, of up to {longest:g} bins")
+    until = names[1] if np.nanmin(lengths) < longest else None
+    return replace(options, align=Align(names[0], 0, longest * bin_s * 1000), until=until)
 
 
 def _divisions(recording: Recording, options: PrepOptions, bin_s: float) -> int:

@@ -47,13 +47,17 @@ def recording_of(source: Any, options: SourceOptions) -> Recording:
     if library in _READERS:
         return _READERS[library](source, options)
     if library == "pandas" and hasattr(source, "columns"):
-        source = table_of(source)
+        return _frame(source, options)
+    if library == "" and not isinstance(source, np.ndarray) and hasattr(source, "__array__"):
+        source = np.asarray(source)  # such as a tensor
     if isinstance(source, np.ndarray) and source.dtype.names:
         source = {name: source[name] for name in source.dtype.names}
     if isinstance(source, Mapping):
         return _mapping(source, options)
     if isinstance(source, list | tuple) and source and _library(source[0]) == "neo":
         return _neo(source, options)
+    if isinstance(source, list | tuple) and source and hasattr(source[0], "rescale"):
+        source = [_seconds(one) for one in source]
     if isinstance(source, list | tuple | np.ndarray) and len(source):
         return _arrays({"spikes": source}, options, "array")
     raise UserError(
@@ -87,7 +91,8 @@ def table_of(source: Any) -> Table:
     elif isinstance(source, Mapping):
         columns = {str(name): column for name, column in source.items()}
     elif isinstance(source, np.ndarray | list | tuple) and len(source):
-        array = np.asarray(source)
+        # Quantities say their unit.
+        array: Array = _seconds(source) if hasattr(source, "rescale") else np.asarray(source)
         if array.dtype.names:
             columns = {name: array[name] for name in array.dtype.names}
         elif array.ndim == 2 and array.shape[1] == 2 and array.dtype.kind in "uif":
@@ -187,6 +192,24 @@ def _are_units(arrays: Mapping[str, Any], options: SourceOptions) -> bool:
     flat = len(vectors) == len(arrays) and all(len(shape) == 1 for shape in sizes)
     known = any(last_name(name) in (*SPIKES, *TIMES) or "spike" in name for name in arrays)
     return flat and len(sizes) > 1 and not (options.spikes or known)
+
+
+def _frame(source: Any, options: SourceOptions) -> Recording:
+    """Take a DataFrame of pandas: a row per spike with its time and unit, else bins x units."""
+    table = table_of(source)
+    keys = {name.lower(): name for name in table}
+    time = next((keys[name] for name in (*SPIKES, *TIMES) if name in keys), None)
+    if time is not None and any(_ROLE.get(name) == "unit" for name in keys):
+        unit = next(keys[name] for name in keys if _ROLE.get(name) == "unit")
+        rest = {name: column for name, column in table.items() if name not in (time, unit)}
+        return _arrays({"spike_times": table[time], "unit": table[unit], **rest}, options)
+    numeric = {name: c for name, c in table.items() if c.dtype.kind in "buif" and name != time}
+    arrays = {"spikes": np.stack(list(numeric.values()), axis=1)}
+    if time is not None or np.asarray(source.index).dtype.kind == "f":
+        arrays["time"] = np.asarray(source.index) if time is None else table[time]
+    recording = _arrays(arrays, replace(options, axes="time,unit"), "DataFrame")
+    recording.units = {"name": np.array(list(numeric))}
+    return recording
 
 
 # ---- pynapple ------------------------------------------------------------------------------------

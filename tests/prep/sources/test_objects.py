@@ -93,11 +93,24 @@ def neo_segment() -> tuple[Any, Any]:
     return segment, None
 
 
+def quantities() -> tuple[Any, Any]:
+    pq = pytest.importorskip("quantities")
+    return [unit * pq.ms for unit in MS], np.stack([STARTS_MS, STARTS_MS + 500], axis=1) * pq.ms
+
+
+def frame() -> tuple[Any, Any]:
+    pd = pytest.importorskip("pandas")
+    pairs = [(t / 1000, u) for u, unit in enumerate(MS) for t in unit.tolist()]
+    return pd.DataFrame(sorted(pairs), columns=["time", "unit"]), pd.DataFrame(trials())
+
+
 SOURCES: list[Callable[[], tuple[Any, Any]]] = [
     numpy_list,
     numpy_dict,
     dict_by_unit,
     long_lists,
+    quantities,
+    frame,
     pynapple,
     pynapple_in_a_dict,
     spikeinterface,
@@ -109,7 +122,7 @@ SOURCES: list[Callable[[], tuple[Any, Any]]] = [
 @pytest.mark.parametrize("make", SOURCES)
 def test_spike_times_with_intervals(tmp_path: Path, make: Callable[[], Any]) -> None:
     source, table = make()
-    keep = [] if make is dict_by_unit else ["side"]
+    keep = [] if make in (dict_by_unit, quantities) else ["side"]
     done = prepare(
         source,
         tmp_path / "o.h5",
@@ -253,3 +266,31 @@ def test_what_is_no_recording() -> None:
     neo = pytest.importorskip("neo")
     with pytest.raises(DataError, match="no spike trains"):
         open_recording(neo.Segment())
+
+
+def test_intervals_are_the_windows() -> None:
+    group, epochs = pynapple()
+    done = prepare(group, None, trials=epochs, bin_ms=10)
+    rows = done.arrays["train_trial"]
+    np.testing.assert_array_equal(done.arrays["train_encod_data"], RIGHT[rows])
+    # Of several lengths, the longest is the window, and the others end before.
+    stops = STARTS_MS + np.where(np.arange(len(STARTS_MS)) % 2, 500, 300)
+    table = np.stack([STARTS_MS, stops], axis=1) / 1000
+    arrays = prepare([unit / 1000 for unit in MS], None, trials=table, bin_ms=10).arrays
+    rows = arrays["train_trial"]
+    np.testing.assert_array_equal(arrays["train_lengths"], np.where(rows % 2, 50, 30))
+    for row, length, got in zip(
+        rows, arrays["train_lengths"], arrays["train_encod_data"], strict=True
+    ):
+        np.testing.assert_array_equal(got[:length], RIGHT[row, :length])
+
+
+def test_frames_of_counts() -> None:
+    pd = pytest.importorskip("pandas")
+    counts = RNG.poisson(0.5, (50, 3))
+    source = pd.DataFrame(counts, index=np.arange(50) * 0.02, columns=["a", "b", "c"])
+    recording = open_recording(source)
+    assert isinstance(recording.spikes, BinnedSpikes)
+    assert recording.spikes.bin_s == 0.02
+    assert recording.units["name"].tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(recording.spikes.read(0, 50), counts)
