@@ -278,7 +278,7 @@ def _of_tables(
     file: str | os.PathLike[str], recording: Recording, options: SourceOptions
 ) -> list[_Planned]:
     """Return what can be planned with the trials that are chosen, or else with each table."""
-    commands = []
+    commands: list[_Planned] = []
     # A table of two rows may be notes; trials are more.
     tables = sorted(recording.tables.items(), key=lambda item: -min(item[1], 10))
     for name, _ in tables if not recording.trials else ():
