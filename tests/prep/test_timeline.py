@@ -25,7 +25,16 @@ from lfads_torch.prep.counting import bin_windows
 from lfads_torch.prep.sources import spikes as reader
 from lfads_torch.prep.sources.recording import Clock
 from lfads_torch.prep.sources.time_unit import judge, sample_units
-from lfads_torch.prep.sources.timeline import lay_out_trials, trials_of_cells
+from lfads_torch.prep.sources.timeline import lay_out_trials
+
+
+def trials_of_cells(cells: list[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each unit of trials x units, its times and the trial of each."""
+    units = []
+    for lists in zip(*cells, strict=True):
+        rows = np.repeat(np.arange(len(lists)), [len(times) for times in lists])
+        units.append((np.concatenate(lists), rows))
+    return units
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "int64"])

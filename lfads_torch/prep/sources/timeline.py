@@ -99,18 +99,6 @@ def lay_out_trials(
     return Layout(spikes, starts, extents, observed, reach if durations is None else None)
 
 
-def trials_of_cells(cells: Sequence[Sequence[Array]]) -> list[tuple[Array, Indices]]:
-    """Turn spike times stored as trials x units into what `lay_out_trials` takes."""
-    units = []
-    for lists in zip(*cells, strict=True):
-        arrays = [np.asarray(times).reshape(-1) for times in lists]
-        rows = np.repeat(np.arange(len(arrays)), [len(times) for times in arrays])
-        # Empty cells are float64 whatever the others are, and would change the type of all.
-        filled = [times for times in arrays if len(times)] or arrays[:1]
-        units.append((np.concatenate(filled), rows))
-    return units
-
-
 def _extent(
     lows: Floats, highs: Floats, numbers: Array, durations: Floats | None
 ) -> tuple[Floats, Floats, Floats]:
