@@ -218,6 +218,8 @@ def _frame(source: Any, options: SourceOptions) -> Recording:
 def _pynapple(source: Any, options: SourceOptions) -> Recording:
     kind = f"pynapple {type(source).__name__}"
     path = Path(type(source).__name__)
+    if not hasattr(source, "t") and not hasattr(source, "keys"):
+        raise UserError(f"{kind} has no spikes; intervals are trials: trials=...")
     if hasattr(source, "d"):  # counts: pynapple gives the middle of each bin
         times = np.asarray(source.t)
         step = float(f"{np.median(np.diff(times)):.7g}") if len(times) > 1 else 0.0

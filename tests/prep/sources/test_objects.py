@@ -263,6 +263,9 @@ def test_what_is_no_recording() -> None:
         open_recording([np.arange(9.0)], SourceOptions(trials=3))
     with pytest.raises(DataError, match="one value per trial"):
         open_recording([np.arange(9.0)], SourceOptions(trials={"a": [1, 2], "b": [1]}))
+    nap = pytest.importorskip("pynapple")
+    with pytest.raises(UserError, match="IntervalSet has no spikes"):
+        open_recording(nap.IntervalSet([0, 1], [0.5, 1.5]))
     neo = pytest.importorskip("neo")
     with pytest.raises(DataError, match="no spike trains"):
         open_recording(neo.Segment())
