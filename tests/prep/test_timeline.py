@@ -22,7 +22,7 @@ from lfads_torch.data import read_session
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import describe_file, prepare
 from lfads_torch.prep.counting import bin_windows
-from lfads_torch.prep.sources import spikes as reader
+from lfads_torch.prep.sources import spike_lists as reader
 from lfads_torch.prep.sources.recording import Clock
 from lfads_torch.prep.sources.time_unit import judge, sample_units
 from lfads_torch.prep.sources.timeline import lay_out_trials
@@ -446,7 +446,7 @@ def test_a_long_list_is_refused_before_it_is_grouped(
     samples, owner = np.concatenate(lists), np.repeat(np.arange(30), [len(t) for t in lists])
     np.savez(tmp_path / "s.npz", spike_times=samples, spike_clusters=owner)
     if not grouped:
-        monkeypatch.setattr(reader, "_LONG", 1000)
+        monkeypatch.setattr(reader, "LONG", 1000)
         monkeypatch.setattr(reader, "group_by_unit", lambda _: pytest.fail("was grouped"))
     with pytest.raises(UserError, match="as samples at 30000/s"):
         prepare(tmp_path / "s.npz", tmp_path / "o.h5", bin_ms=20, chop_ms=1000)

@@ -9,6 +9,7 @@ from typing import Any
 from ...data.find import list_some
 from ...errors import UserError
 from ..stretches import BEGINS
+from .binned import attrs_of
 from .recording import (
     TIMES,
     BinnedSpikes,
@@ -20,7 +21,8 @@ from .recording import (
     Table,
 )
 from .sorting import sorting_of_arrays
-from .spikes import attrs_of, read_spikes, sampling_hz, spikes_keys
+from .spike_lists import sampling_hz
+from .spikes import read_spikes, spikes_keys
 from .timeline import INVALID, OBSERVED, add_invalid, observe_units, settle
 from .tree import (
     TRIALS,

@@ -16,6 +16,8 @@ from .recording import AnyArray, SourceOptions, find
 
 SPIKES = ("spike_times", "spikes", "spiketimes", "spike_counts", "counts", "binned_spikes")
 """Names of an array that holds the spikes, the likeliest first."""
+LIKE_SPIKES = re.compile(r"spike|spk|raster|spiking|binned|crossings", re.IGNORECASE)
+"""How names that likely hold spikes look."""
 TRIALS = ("trials", "trial_info", "trial")
 UNITS = ("units", "unit_info", "unit")
 
