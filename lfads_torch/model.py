@@ -508,7 +508,8 @@ class LFADS(Network, pl.LightningModule):
         state = checkpoint.get("lfads")
         if state is None:
             path = self._trainer.ckpt_path if self._trainer is not None else None
-            warnings.warn(take_over(checkpoint, self, Path(path) if path else None), stacklevel=2)
+            # Of this module and not of its caller: what Lightning says is silenced.
+            warnings.warn(take_over(checkpoint, self, Path(path) if path else None), stacklevel=1)
             return
         theirs = state["session_names"]
         if self.session_names and theirs and self.session_names != theirs:
