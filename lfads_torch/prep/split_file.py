@@ -13,6 +13,7 @@ from ..data.validate import SPLITS, show_shape
 from ..errors import DataError, UserError, number
 from .counting import Progress
 from .options import PrepOptions
+from .sources.hdf5 import is_matlab
 from .sources.recording import Recording, SpikeTimes
 from .write import Prepared, source_attributes
 
@@ -29,7 +30,8 @@ def is_split_file(path: Path) -> bool:
     with open_h5(path) as file:
         names = ("train_data", "valid_data")
         known = all(isinstance(file.get(name), h5py.Dataset) for name in names)
-        return known and "train_encod_data" not in file
+        # MATLAB's axes stand in reverse order: `recording_from_tree` says what to do.
+        return known and "train_encod_data" not in file and not is_matlab(file)
 
 
 def describe_split_file(path: Path) -> list[str]:

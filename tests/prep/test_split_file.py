@@ -91,3 +91,18 @@ def test_shapes_that_do_not_fit(tmp_path: Path) -> None:
         file["train_data"], file["valid_data"] = np.ones((3, 5, 2)), np.ones((2, 5, 3))
     with pytest.raises(DataError, match="as many in each"):
         prepare(path, tmp_path / "o.h5")
+
+
+@pytest.mark.parametrize("kind", ["npz", "mat 7.3"])
+def test_other_formats_say_what_to_do(tmp_path: Path, kind: str) -> None:
+    arrays = {"train_data": np.ones((8, 5, 2)), "valid_data": np.ones((2, 5, 2))}
+    path = tmp_path / ("x.npz" if kind == "npz" else "x.mat")
+    if kind == "npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, value in arrays.items():
+                file[name] = value.T
+                file[name].attrs["MATLAB_class"] = np.bytes_("double")
+    with pytest.raises(UserError, match=r"split already.*with h5py"):
+        prepare(path, tmp_path / "o.h5")

@@ -51,6 +51,12 @@ def recording_from_tree(
     """
     if (sorting := sorting_of_arrays(path, tree, options)) is not None:
         return sorting
+    if {"train_data", "valid_data"} <= set(tree) and not options.spikes:
+        raise UserError(
+            f"{path.name} is split already (train_data, valid_data), as files of the earlier LFADS "
+            "are. `lfads prep` keeps the split of an HDF5 file: write these arrays (trials x bins "
+            "x units) with h5py. Or choose one with --spikes, which is split anew."
+        )
     tree = gather(tree)
     matlab = kind.startswith("MATLAB")
     source = Source(path.name, tree, vectors_of(tree), options, attrs, matlab)

@@ -41,7 +41,7 @@ _DEEP = ("*", "*/*", "*/*/*")  # folders in which a sorter's output is looked fo
 
 def sorting_folder(path: Path) -> Path | None:
     """Return the folder that holds a sorting: a folder or one in it, or that of a ``.npy`` file."""
-    if path.suffix.lower() == ".npy" and path.is_file():
+    if path.is_file() and (path.suffix.lower() == ".npy" or path.name == "params.py"):
         return path.parent if _is_sorting(path.parent) else None
     if not path.is_dir() or _is_sorting(path):
         return path if path.is_dir() else None
