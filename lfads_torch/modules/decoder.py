@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from ..kernels import DecoderInputs, DecoderStates, Kernels, get_kernels
 from .masks import dropout_mask
@@ -187,7 +187,12 @@ def _one_net(kernel: Callable[..., Any], tensors: Iterable[Tensor | None]) -> An
 
 def _to_length(ext_input: Tensor, n_bins: int) -> Tensor:
     """Cut or zero-pad the bins of an external input."""
-    return pad(ext_input[:, :n_bins], (0, 0, 0, max(0, n_bins - ext_input.shape[1])))
+    n_trials, n_given, n_inputs = ext_input.shape
+    if n_given >= n_bins:
+        return ext_input[:, :n_bins]
+    # Not `pad`, which in torch 2.6 refuses an input without channels.
+    zeros = ext_input.new_zeros(n_trials, n_bins - n_given, n_inputs)
+    return torch.cat([ext_input, zeros], dim=1)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
