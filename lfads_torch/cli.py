@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TextIO
 from . import progress
 from .commands import COMMANDS, with_data
 from .consent import look_in
-from .errors import UserError, did_you_mean, nearest
+from .errors import UserError, WriteError, did_you_mean, nearest
 from .processes import Stopped, stoppable
 
 #: What shells report for a process that a signal ended is 128 more than its number.
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         for text in (*getattr(error, "__notes__", ()), f"lfads {options.command}: {error}"):
             print(text, file=sys.stderr)
+        if isinstance(error, WriteError) and (how := getattr(options, "resume_with", None)):
+            print(f"once that is mended, go on with: {how}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         how = getattr(options, "resume_with", None)

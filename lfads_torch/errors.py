@@ -25,6 +25,10 @@ class ConfigError(UserError):
     """A configuration key, ``_target_`` or argument is not legal."""
 
 
+class WriteError(UserError):
+    """A file or folder cannot be written."""
+
+
 class DivergedError(UserError):
     """Training reached a loss that is NaN or infinite."""
 

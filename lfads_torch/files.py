@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DataError, UserError
+from .errors import DataError, UserError, WriteError
 from .processes import remove_leftovers, temporary
 
 _FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -143,9 +143,8 @@ def damage(path: Path) -> str | None:
 def cannot_write(path: Path | str, error: OSError) -> UserError:
     """Return the error that says in words why a file or folder could not be written."""
     why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-    return UserError(
-        f"{path} cannot be written: {why or error}. Make room or name another folder; an "
-        "interrupted run goes on from its last epoch with --resume."
+    return WriteError(
+        f"{path} cannot be written: {why or error}. Make room or name another folder."
     )
 
 

@@ -18,7 +18,10 @@ from pathlib import Path
 from types import FrameType
 
 #: Signals whose default is to end the process on the spot.
-_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+#: Slurm sends SIGUSR1 some time before the end where a job asks for it (``--signal``).
+_ENDING = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+]
 
 #: Temporary names, and those of earlier versions, which tell less of their process.
 _LEFT = re.compile(
@@ -27,7 +30,7 @@ _LEFT = re.compile(
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP ended the process; as Ctrl-C, for `finally` and for Lightning."""
+    """SIGTERM, SIGHUP or SIGUSR1 ended the process; as Ctrl-C, for `finally` and for Lightning."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -36,7 +39,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into `Stopped`, where nobody else handles them."""
+    """Turn SIGTERM, SIGHUP and SIGUSR1 into `Stopped`, where nobody else handles them."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python gives signals to the main thread alone
         return

@@ -89,7 +89,7 @@ def test_a_long_name_can_be_written(tmp_path: Path, name: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_what_is_written_and_leaves_nothing(tmp_path: Path, number: int) -> None:
     from lfads_torch.data import new_file
     from lfads_torch.files import replacing

@@ -281,7 +281,7 @@ def test_of_many_that_take_over_one_lock_one_gets_it(tmp_path: Path) -> None:
 # ---- the end, and what a process starts ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_releases_the_lock(tmp_path: Path, number: int) -> None:
     with other_owner(tmp_path) as process:
         assert (tmp_path / LOCK).exists()

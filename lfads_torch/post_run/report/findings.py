@@ -76,8 +76,14 @@ def _stage(record: RunRecord) -> Iterator[Finding]:
             "caution",
             "The run is not finished",
             f"It got as far as: {stage}.",
-            f"lfads train --resume {record.place}",
+            _resume(record),
         )
+
+
+def _resume(record: RunRecord) -> str:
+    """Return the command that goes on; a search goes on as a whole."""
+    command = "train" if record.folder == record.place else "pbt"
+    return f"lfads {command} --resume {record.folder}"
 
 
 def _diverged(record: RunRecord) -> Iterator[Finding]:
@@ -143,8 +149,7 @@ def _validation_loss(record: RunRecord) -> Iterator[Finding]:
             "Training was still improving",
             f"The validation loss was lowest in epoch {epochs[best]:.0f} of "
             f"{epochs[-1] + 1:.0f}, at the very end.",
-            f"Go on: lfads train --resume {record.place} "
-            f"trainer.max_epochs={int(1.5 * (epochs[-1] + 1))}",
+            f"Go on: {_resume(record)} trainer.max_epochs={int(1.5 * (epochs[-1] + 1))}",
         )
 
 

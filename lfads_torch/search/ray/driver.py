@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import shutil
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +51,9 @@ def joined(options: RayOptions) -> Iterator[None]:
         yield
         return
     address = options.address or ("local" if options.num_cpus else None)
+    in_main = threading.current_thread() is threading.main_thread()
+    # Ray would end the process at SIGTERM without a word.
+    on_term = signal.getsignal(signal.SIGTERM) if in_main else None
     local: dict[str, Any] = {"num_cpus": options.num_cpus, "object_store_memory": _OBJECT_STORE}
     try:
         ray.init(
@@ -64,6 +69,8 @@ def joined(options: RayOptions) -> Iterator[None]:
             f"no Ray cluster {place}: {error}. Start one (ray start --head) and give its address "
             "as search.ray.address, or search.ray.address=local for one of this search alone"
         ) from error
+    if on_term is not None:
+        signal.signal(signal.SIGTERM, on_term)
     try:
         yield
     finally:

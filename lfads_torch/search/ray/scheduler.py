@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.tune import Callback, Checkpoint
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
@@ -113,7 +115,7 @@ class Watch(Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         """Note the failure that is one too many."""
-        cause = getattr(trial.get_pickled_error(), "cause", None)
+        cause = getattr(_error_of(trial), "cause", None)
         if isinstance(cause, UserError):
             self._coordinator.failure = cause
             return
@@ -130,9 +132,26 @@ class Watch(Callback):
         return f"the trial of members {members[0]} to {members[-1]}"
 
 
+def _error_of(trial: Trial) -> Any:
+    """Return the latest error of a trial, or its text; None where Tune has neither."""
+    # Tune writes it into a folder of this machine, and copies that to the storage some time later:
+    # its own `get_pickled_error` looks into the storage alone, in which there is nothing yet.
+    for name, read in ((trial.pickled_error_file, cloudpickle.loads), (trial.error_file, _latest)):
+        if name and Path(name).is_file():
+            return read(Path(name).read_bytes())
+    return trial.get_pickled_error() or trial.get_error()
+
+
+def _latest(content: bytes) -> str:
+    text = content.decode("utf-8", "replace")
+    return text.rpartition("Failure #")[2].partition("\n")[2]
+
+
 def _reason(trial: Trial) -> str:
     """Return in a line why a trial failed."""
-    error = trial.get_pickled_error() or trial.get_error()
+    error = _error_of(trial)
+    if error is None:
+        return "it gave no reason"
     cause = getattr(error, "cause", None)
     if cause is not None:
         return f"{type(cause).__name__}: {cause}"

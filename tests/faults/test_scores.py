@@ -1,0 +1,72 @@
+"""Scores and advice that would mislead are not given."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lfads_torch import cli
+from lfads_torch.files import cannot_write
+from lfads_torch.post_run.report.comparison import caveats, score_comparison
+from lfads_torch.post_run.report.findings import find_all
+
+
+def record(bps: float, data: Any, place: str = "run") -> Any:
+    estimate = {"value": bps, "low": bps, "high": bps}
+    recording = SimpleNamespace(
+        session=SimpleNamespace(name="day"), n_scored=len(data), n_channels=2, data={"scored": data}
+    )
+    scores = {"scores": {"lfads": {"bps": estimate}, "smoothing": {}}}
+    return SimpleNamespace(scores=scores, recordings=[recording], absent=[], place=Path(place))
+
+
+@pytest.mark.parametrize("other", ["same", "fewer trials", "other counts"])
+def test_a_best_run_is_named_only_among_scores_that_compare(other: str) -> None:
+    data = np.random.default_rng(0).poisson(1.0, (6, 5, 3)).astype("f4")
+    theirs = {"same": data.copy(), "fewer trials": data[:4], "other counts": data + 1}[other]
+    records = [record(0.2, data), record(0.3, theirs)]
+    table = score_comparison(["a", "b"], records)
+    assert table is not None
+    assert [cell["best"] for cell in table["rows"][0]["cells"]] == [False, other == "same"]
+    assert any("do not compare" in line for line in caveats(["a", "b"], records)) == (
+        other != "same"
+    )
+
+
+def test_advice_to_resume_is_given_only_where_there_is_something_to_resume(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = cannot_write("report.html", OSError(errno.ENOSPC, "full"))
+    assert "disk is full" in str(error)
+
+    def failing(options: Any) -> int:
+        raise error
+
+    def train(options: Any) -> int:
+        options.resume_with = "lfads train --resume runs/a"
+        raise error
+
+    for command, run in (("report", failing), ("train", train)):
+        monkeypatch.setattr(f"lfads_torch.commands.{command}.run", run)
+        assert cli.main([command, "runs/a"] if command == "report" else [command]) == 2
+        assert ("--resume" in capsys.readouterr().err) == (command == "train")
+
+
+@pytest.mark.parametrize(("folder", "command"), [("run", "train"), ("search", "pbt")])
+def test_a_report_names_the_command_that_goes_on(
+    folder: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path("run") if folder == "run" else Path("search/best_model")
+    unfinished = SimpleNamespace(
+        status={"stage": "training"}, folder=Path(folder), place=place, recordings=[]
+    )
+    from lfads_torch.post_run.report import findings
+
+    monkeypatch.setattr(findings, "RUN_CHECKS", [findings._stage])
+    [finding] = find_all(unfinished)  # type: ignore[arg-type]
+    assert f"lfads {command} --resume {folder}" in str(finding)
