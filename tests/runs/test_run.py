@@ -355,7 +355,7 @@ def test_arguments_of_the_old_trainer_are_left_out_with_a_warning(
         ({"model.gen_dim": "many"}, r"gen_dim.*many"),
         ({"model.ic_prior._target_": "mine.Prior"}, r"model\.ic_prior\._target_=mine\.Prior"),
         ({"datamodule.datafile_pattern": "/nowhere/x.h5"}, r"/nowhere/x\.h5"),
-        ({"datamodule.batch_size": 0}, rr"datamodule\.batch_size"),
+        ({"datamodule.batch_size": 0}, r"datamodule\.batch_size"),
         ({"trainer.max_epochs": "x"}, r"trainer\.max_epochs='x'.* takes a number"),
         ({"on_nan": "perhaps"}, r"on_nan"),
     ],
