@@ -137,7 +137,7 @@ def _why_stale(other: dict[str, Any], folder: Path) -> str | None:
     """Say why a lock counts no more, or None where it does or may."""
     process = str(other.get("process", ""))
     if is_gone(process):
-        return f"{_who(other)} has ended without an end of its work"
+        return f"{_who(other)}, but has ended"
     original = Path(str(other.get("folder", folder)))
     is_here = process.startswith(f"{host()}_")
     # Where the folder was moved the process may still write into it.
@@ -153,7 +153,7 @@ def _in_use(other: dict[str, Any], lock: Path) -> str:
             f"{lock.parent} is locked, and {lock} does not say by whom. If nobody works in this "
             f"folder, {delete}"
         )
-    text = f"{lock.parent} is in use: {_who(other)} ({_text(other, 'doing')}) works in it"
+    text = f"{lock.parent} is in use: {_who(other)}"
     if is_gone(str(other["process"])) is None:
         return (
             f"{text}. Whether it still runs cannot be known from here ({host()}). If it does not, "
@@ -166,8 +166,8 @@ def _in_use(other: dict[str, Any], lock: Path) -> str:
 
 
 def _who(other: dict[str, Any]) -> str:
-    pid, place, since = (_text(other, key) for key in ("pid", "host", "since"))
-    return f"process {pid} on {place}, since {since},"
+    pid, place, doing, since = (_text(other, key) for key in ("pid", "host", "doing", "since"))
+    return f"process {pid} on {place} has been {doing} there since {since}"
 
 
 def _text(other: dict[str, Any], key: str) -> str:
