@@ -201,7 +201,7 @@ class TestReading:
 
     def test_without_pandas(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "pandas", None)
-        with pytest.raises(UserError, match=r"pip install 'lfads-torch\[tune\]'"):
+        with pytest.raises(UserError, match=r"pip install 'lfads-torch\[analysis\]'"):
             as_frame({"epoch": np.zeros(1)})
 
     def test_a_folder_without_a_search(self, tmp_path):
