@@ -410,7 +410,13 @@ class SessionOutputs:
 
     def n_trials(self, split: str) -> int:
         """Return the number of trials of a split."""
-        return int(self._shapes[f"{split}_output_params"][0])
+        shape = self._shapes[f"{split}_output_params"]
+        if not shape:
+            raise DataError(
+                f"{self.path}: '{split}_output_params' is no array of trials x bins x channels; "
+                "sample the run again"
+            )
+        return int(shape[0])
 
     def names_of(self, split: str) -> list[str]:
         """Return the names, without the split, of arrays that have a row for each of its trials."""

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from lfads_torch import cli
+from lfads_torch.data import write_session
+from lfads_torch.errors import DataError
 from lfads_torch.files import cannot_write
+from lfads_torch.post_run.outputs import load_outputs
 from lfads_torch.post_run.report.comparison import caveats, score_comparison
 from lfads_torch.post_run.report.findings import find_all
 
@@ -55,6 +58,12 @@ def test_advice_to_resume_is_given_only_where_there_is_something_to_resume(
         monkeypatch.setattr(f"lfads_torch.commands.{command}.run", run)
         assert cli.main([command, "runs/a"] if command == "report" else [command]) == 2
         assert ("--resume" in capsys.readouterr().err) == (command == "train")
+
+
+def test_outputs_that_are_no_arrays_are_named(tmp_path: Path) -> None:
+    write_session(tmp_path / "lfads_output_day.h5", {"valid_output_params": "text"})
+    with pytest.raises(DataError, match="'valid_output_params' is no array"):
+        load_outputs(tmp_path)[0].n_trials("valid")
 
 
 @pytest.mark.parametrize(("folder", "command"), [("run", "train"), ("search", "pbt")])
