@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike
 from ..data.find import list_some
 from ..errors import DataError
 from .binning import Array, Flags, Floats
+from .names import BEGINS, ENDS
 
 # Decimal times are not exact in binary: by this much a window may stick out.
 SLACK_S = 1e-6
 
-# Columns that hold where stretches begin and end, as the common tables of intervals call them.
-BEGINS = ("start_time", "start", "starts", "t_start", "begin", "onset", "onsets")
-_ENDS = ("stop_time", "end_time", "stop", "stops", "end", "ends", "t_stop", "offset", "offsets")
+# Between stretches that are laid out one after another: no behavior with a lag, of some hundred
+# milliseconds, comes from another stretch. Whole seconds keep decimal times decimal.
+GAP_S = 1.0
 
 
 def stretches(rows: ArrayLike, what: str, warnings: list[str], *, is_open: bool = False) -> Floats:
@@ -68,7 +69,7 @@ def of_table(table: Mapping[str, Array]) -> Array | None:
     """Return starts and stops of a table of intervals, None where it has no such columns."""
     lower = {name.lower(): column for name, column in table.items() if column.dtype.kind in "uif"}
     begin = next((lower[name] for name in BEGINS if name in lower), None)
-    end = next((lower[name] for name in _ENDS if name in lower), None)
+    end = next((lower[name] for name in ENDS if name in lower), None)
     if begin is None or (end is None and "duration" not in lower):
         return None
     # Stored types differ between columns; seconds are made of both together later.

@@ -25,7 +25,7 @@ from lfads_torch.prep.counting import bin_windows
 from lfads_torch.prep.sources import spike_lists as reader
 from lfads_torch.prep.sources.recording import Clock
 from lfads_torch.prep.sources.time_unit import judge, sample_units
-from lfads_torch.prep.sources.timeline import lay_out_trials
+from lfads_torch.prep.sources.trial_times import lay_out_trials
 
 
 def trials_of_cells(cells: list[list[np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]]:

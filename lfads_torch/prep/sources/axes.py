@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ...data.validate import show_shape
 from ...errors import UserError
-from .recording import TIMES, AnyArray
+from ..names import NUMBER_OF, OF_UNIT, TIMES, TRIALS, UNIT_COLUMN, UNITS
+from .recording import AnyArray
 from .sheet import open_sheet
-from .tree import TRIALS, UNITS, Source, column_name, is_regular, last_name
+from .tree import Source, column_name, is_regular, last_name
 
 Axes = tuple[str, ...]
 
@@ -25,20 +26,6 @@ _WORDS = {"trial": "trials", "time": "bins", "unit": "units"}
 # A recording has many times more bins than units; below this ratio the longer axis says nothing.
 _LONGER = 4
 _END = 1000  # entries at each end of a long vector that are looked at
-_NUMBER_OF = {
-    "unit": r"(n|num|number|no)_?(of_?)?(units?|neurons?|channels?|cells?|chan|electrodes?)",
-    "trial": r"(n|num|number|no)_?(of_?)?trials?",
-    "time": r"(n|num|number|no)_?(of_?)?(bins?|times?|timepoints?|samples?|timesteps?)",
-}
-_NAMES_OF_UNITS = re.compile(
-    r"(unit|neuron|channel|cell|electrode|cluster|chan)s?_?"
-    r"(ids?|names?|labels?|no|numbers?|index|areas?|depths?|quality|guide)?",
-    re.IGNORECASE,
-)
-# Columns that units have and trials have not.
-OF_UNIT = re.compile(
-    r"unit|quality|depth|chan|electrode|cluster|area|wave|neuron|cell|name", re.IGNORECASE
-)
 
 
 def is_times(name: str) -> bool:
@@ -114,11 +101,11 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
         if key in used or key in in_table:
             continue
         if size == 1 and vector.dtype.kind in "uif":
-            for role, pattern in _NUMBER_OF.items():
+            for role, pattern in NUMBER_OF.items():
                 if re.fullmatch(pattern, name):
                     n = int(vector[:][0])
                     hints.add(role, n, f"{key!r} is {n}")
-        elif size > 1 and _NAMES_OF_UNITS.fullmatch(name):
+        elif size > 1 and UNIT_COLUMN.fullmatch(name):
             hints.add("unit", size, f"{key!r} has {size} entries")
         elif size > 2 and name.endswith("edges"):
             hints.add("time", size - 1, f"{key!r} has {size} edges of bins")

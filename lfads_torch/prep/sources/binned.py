@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,35 +14,14 @@ from ...data.stored import StoredArray, flat
 from ...data.validate import show_shape
 from ...errors import DataError, UserError, number
 from ..binning import Array, Floats
-from .axes import (
-    OF_UNIT,
-    Axes,
-    Hints,
-    choose,
-    gather_hints,
-    parse_axes,
-    readings,
-)
+from ..names import BIN_RATE, BIN_WIDTH, LIKE_SPIKES, OF_TRIAL, OF_UNIT, UNITS
+from .axes import Axes, Hints, choose, gather_hints, parse_axes, readings
 from .recording import UNIT_S, AnyArray, BinnedSpikes, Clock
-from .spike_lists import OF_TRIAL, SpikesRead, areas, entries, hold_counts, last_of
-from .tree import (
-    LIKE_SPIKES,
-    UNITS,
-    Node,
-    Ragged,
-    Source,
-    Tree,
-    is_vector,
-    last_name,
-    siblings,
-)
+from .spike_lists import SpikesRead, areas, entries, hold_counts, last_of
+from .tree import Node, Ragged, Source, Tree, is_vector, last_name, siblings
 from .trialwise import BinTimes, Joined, Part, Trials, bin_times, of_rows
 from .trialwise import describe as _sizes
 
-_BIN_WIDTH = re.compile(
-    r"(bin_?(size|width|length|s|dur(ation)?)?|dt|delta_?t)(_?(?P<unit>ms|s|sec))?"
-)
-_BIN_RATE = re.compile(r"fs|s_?rate|sampl(e|ing)_?(rate|freq(uency)?)(_?hz)?|hz|bin_?rate")
 _LONGEST_BIN_S = 0.5  # a width above is a number of milliseconds
 _FASTEST_HZ = 2000.0  # a rate above is of the voltages, not of bins
 
@@ -303,10 +281,10 @@ def _width_of(name: str, value: float) -> tuple[float, str] | None:
     """Return the bin width in seconds that a number means by its name, and how it was read."""
     if not np.isfinite(value) or value <= 0:
         return None
-    if match := _BIN_WIDTH.fullmatch(name.lower()):
+    if match := BIN_WIDTH.fullmatch(name.lower()):
         unit = match["unit"] or ("s" if value < _LONGEST_BIN_S else "ms")
         return (value / 1000 if unit == "ms" else value), f"{name} = {value:g}, taken as {unit}"
-    if _BIN_RATE.fullmatch(name.lower()) and 1 <= value <= _FASTEST_HZ:
+    if BIN_RATE.fullmatch(name.lower()) and 1 <= value <= _FASTEST_HZ:
         return 1 / value, f"{name} = {value:g}, taken as bins/s"
     return None
 
@@ -317,7 +295,7 @@ def _widths(source: Source, nodes: Tree) -> list[tuple[float, str]]:
     for key, node in nodes.items():
         if isinstance(node, Ragged) or node.dtype.kind not in "uif" or not is_vector(node):
             continue
-        if not (_BIN_WIDTH.fullmatch(last_name(key)) or _BIN_RATE.fullmatch(last_name(key))):
+        if not (BIN_WIDTH.fullmatch(last_name(key)) or BIN_RATE.fullmatch(last_name(key))):
             continue
         values = np.unique(flat(node)[:])
         # One number, or the same in each trial.

@@ -13,10 +13,10 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
+from ..names import TIMES, TRIAL_OF_SPIKE
 from .axes import parse_axes
 from .grouping import group_by_unit
 from .recording import (
-    TIMES,
     BinnedSpikes,
     Clock,
     Recording,
@@ -27,7 +27,6 @@ from .recording import (
     find,
 )
 from .sheet import Sheet, is_number, open_sheet
-from .timeline import TRIAL_OF_SPIKE
 from .tree import is_regular
 
 _TIME = (

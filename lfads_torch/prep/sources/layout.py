@@ -8,38 +8,16 @@ from typing import Any
 
 from ...data.find import list_some
 from ...errors import UserError
-from ..stretches import BEGINS
+from ..names import BEGINS, INVALID, OBSERVED, RATE_ENDINGS, TIME_ENDINGS, TIMES, TRIALS, UNITS
 from .binned import attrs_of
-from .recording import (
-    TIMES,
-    BinnedSpikes,
-    Clock,
-    Recording,
-    Series,
-    SourceOptions,
-    SpikeTimes,
-    Table,
-)
+from .observed import add_invalid, observe_units
+from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
 from .sorting import sorting_of_arrays
 from .spike_lists import sampling_hz
 from .spikes import read_spikes, spikes_keys
-from .timeline import INVALID, OBSERVED, add_invalid, observe_units, settle
-from .tree import (
-    TRIALS,
-    UNITS,
-    Ragged,
-    Source,
-    Tree,
-    as_text,
-    column_name,
-    gather,
-    last_name,
-    vectors_of,
-)
+from .timeline import settle
+from .tree import Ragged, Source, Tree, as_text, column_name, gather, last_name, vectors_of
 from .trialwise import add_columns, add_series
-
-_TIME_ENDINGS = ("_timestamps", "_times", "_time", ".timestamps", ".times", ".time")
-_RATE_ENDINGS = ("_rate", "_hz", ".rate", ".hz")
 
 
 def recording_from_tree(
@@ -154,7 +132,7 @@ def _series(tree: Tree, spikes: SpikeTimes | BinnedSpikes, clock: Clock) -> dict
     vectors = vectors_of(tree)
     shared = next((k for k, v in vectors.items() if k.lower() in TIMES and v.shape[0] > 1), None)
     for key, node in tree.items():
-        ending = key.endswith((*_TIME_ENDINGS, *_RATE_ENDINGS)) or key == shared
+        ending = key.endswith((*TIME_ENDINGS, *RATE_ENDINGS)) or key == shared
         if isinstance(node, Ragged) or node.dtype.kind not in "buif" or ending:
             continue
         if not 1 <= len(node.shape) <= 2:
@@ -162,7 +140,7 @@ def _series(tree: Tree, spikes: SpikeTimes | BinnedSpikes, clock: Clock) -> dict
         stem = key.removesuffix(".data")
         times, rate = (
             next((vectors[name] for end in endings if (name := f"{stem}{end}") in vectors), None)
-            for endings in (_TIME_ENDINGS, _RATE_ENDINGS)
+            for endings in (TIME_ENDINGS, RATE_ENDINGS)
         )
         start, hz, at_edges = 0.0, 1.0, False
         if times is not None:

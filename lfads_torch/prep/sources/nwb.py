@@ -19,11 +19,12 @@ from ...data.stored import StoredArray, flat
 from ...data.validate import show_shape
 from ...errors import DataError, UserError
 from ..binning import Array
+from ..names import INVALID, TRIAL_OF_SPIKE
 from .contents import Member, describe_array, describe_values
 from .grouping import split_by_index
 from .hdf5 import DataSet, open_for_reading
+from .observed import add_invalid, observe_units
 from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table, find
-from .timeline import INVALID, TRIAL_OF_SPIKE, add_invalid, observe_units
 from .tree import as_text
 
 # Groups without data of a recording: who and what was recorded, and the definitions of NWB's types.

@@ -16,9 +16,9 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
+from ..names import SPIKES, TIME_UNITS, TIMES, TRIALS
 from .layout import recording_from_tree
 from .recording import (
-    TIMES,
     UNIT_S,
     BinnedSpikes,
     Clock,
@@ -29,9 +29,8 @@ from .recording import (
     Table,
     find,
 )
-from .sheet import TIME_UNITS
 from .sorting import add_segments, of_segments
-from .tree import SPIKES, TRIALS, Tree, add_value, last_name
+from .tree import Tree, add_value, last_name
 
 _DIMS = {
     "time": (*TIMES, "bin", "bins", "sample", "samples"),

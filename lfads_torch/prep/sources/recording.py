@@ -24,9 +24,6 @@ Table = dict[str, Array]
 UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 """Units of time by name, in seconds; ``samples`` needs a sampling rate."""
 
-TIMES = ("time", "times", "timestamps", "t", "bin_times", "timebase", "time_vector", "time_axis")
-"""Names of an array that holds the times of samples or bins."""
-
 # Spike times that are converted at once: 32 MB of float64.
 _BLOCK = 1 << 22
 _MOST_FALLS = 1 << 12  # places of a unit that are kept; in any order half of the spikes are
@@ -148,6 +145,10 @@ class SpikeTimes:
                 scan.n_falls[unit] = sum(map(len, places))
                 scan.falls[unit] = np.concatenate(places)[:_MOST_FALLS]
         return scan
+
+    def span(self) -> tuple[float, float]:
+        """Return first and last spike of all units, in seconds; without spikes inf and -inf."""
+        return float(self.scan.low.min(initial=np.inf)), float(self.scan.high.max(initial=-np.inf))
 
     def _stored(self, unit: int) -> Iterator[tuple[slice, Array]]:
         for rows, block in blocks(self.units[unit], _BLOCK):
@@ -348,10 +349,10 @@ class Recording:
         if isinstance(self.spikes, BinnedSpikes):
             start = self.spikes.start
             return start, start + self.spikes.n_bins * self.spikes.bin_s
-        low, high = self.spikes.scan.low.min(initial=np.inf), self.spikes.scan.high
+        low, high = self.spikes.span()
         if not np.isfinite(low):
             raise DataError(f"{self.path}: none of the {self.n_units} units has a spike.")
-        return float(low), float(high.max())
+        return low, high
 
 
 def _is_number(text: str) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..binning import Array
+from ..names import TIME_UNITS
 
 _ROWS = 1 << 19  # rows that are parsed at once
 _LOOKED_AT = 200  # lines that decide the dialect
@@ -28,15 +29,6 @@ _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # a line for Excel
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _DECIMAL_POINT = re.compile(r"\s*[-+]?\d*\.\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _MISSING = ("", "na", "n/a", "null", "none", "-", "--", ".")
-
-_WORDS = {
-    "s": ("s", "sec", "secs", "second", "seconds"),
-    "ms": ("ms", "msec", "msecs", "millisecond", "milliseconds"),
-    "us": ("us", "µs", "μs", "usec", "microsecond", "microseconds"),
-    "samples": ("samples", "sample", "ticks"),
-}
-TIME_UNITS = {word: unit for unit, words in _WORDS.items() for word in words}
-"""Words for units of time."""
 _IN_BRACKETS = re.compile(r"(.+?)[\s_]*[(\[]\s*(?:in\s+)?([^()\[\]]*?)\s*[)\]]")
 # What stands under names without being one: a unit of something.
 _NO_NAME = re.compile(

@@ -23,8 +23,8 @@ from ..binning import Array, Floats
 from .csv import read_table
 from .grouping import group_by_unit
 from .recording import AnyArray, Clock, Recording, SourceOptions, SpikeTimes, Table
-from .timeline import lay_out_trials
 from .tree import Ragged, Tree, as_text
+from .trial_times import lay_out_trials
 
 # Of phy and Kilosort 1 to 4, then of IBL's ALF, whose times are seconds. What was curated by hand
 # (clusters) comes before what the sorter gave (templates).

@@ -15,35 +15,14 @@ from ...data.stored import blocks, flat
 from ...data.validate import show_shape
 from ...errors import DataError, UserError
 from ..binning import Array, Indices
-from .axes import (
-    OF_UNIT,
-    Axes,
-    ask,
-    choose,
-    gather_hints,
-    parse_axes,
-)
+from ..names import OF_TRIAL, OF_UNIT, SAMPLING_RATE, TRIAL_OF_SPIKE, TRIALS, UNIT_OF_SPIKE, UNITS
+from .axes import Axes, ask, choose, gather_hints, parse_axes
 from .grouping import group_by_unit, split_by_index
 from .recording import AnyArray, BinnedSpikes, SpikeTimes, Table
 from .time_unit import judge, sample_list
-from .timeline import TRIAL_OF_SPIKE
-from .tree import (
-    TRIALS,
-    UNITS,
-    Node,
-    Ragged,
-    Source,
-    last_name,
-    siblings,
-)
+from .tree import Node, Ragged, Source, last_name, siblings
 from .trialwise import Trials
 
-UNIT_OF_SPIKE = ("unit", "units", "unit_ids", "spike_units", "spike_clusters", "clusters")
-"""Names of an array that holds the unit of each spike."""
-
-# Fields beside the spikes of an entry that say whether entries are trials or units.
-OF_TRIAL = re.compile(r"trial|target|cond|^go|move|cue|reward|success|event|idx_|stim|block", re.I)
-_SAMPLING = re.compile(r"fs|sr|sfreq|hz|s_?rate|sampl(e|ing)_?(rate|freq(uency)?|hz)(_?hz)?")
 LONG = 1 << 21  # spikes that take a second to group
 
 
@@ -161,7 +140,7 @@ def sampling_hz(source: Source) -> float | None:
     for key, vector in source.vectors.items():
         if vector.shape[0] == 1 and vector.dtype.kind in "uif":
             scalars.setdefault(last_name(key), vector[:][0])
-    rates = [np.ravel(scalars[name]) for name in scalars if _SAMPLING.fullmatch(name)]
+    rates = [np.ravel(scalars[name]) for name in scalars if SAMPLING_RATE.fullmatch(name)]
     # Behaviour, bins and field potentials come at lower rates than spikes are sampled.
     return next((float(r[0]) for r in rates if r.dtype.kind in "uif" and r[0] > 5e3), None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,29 +11,14 @@ from ...data.stored import flat
 from ...data.validate import show_shape
 from ...errors import DataError, UserError
 from ..binning import Array
+from ..names import LIKE_SPIKES, NOT_SPIKES, SPIKES
 from .axes import (
     has_equal_steps,
     is_times,
 )
 from .binned import read_bins
 from .spike_lists import LONG, SpikesRead, hold_counts, last_of, read_times, splitter
-from .tree import (
-    LIKE_SPIKES,
-    SPIKES,
-    Node,
-    Ragged,
-    Source,
-    is_regular,
-    is_vector,
-    last_name,
-)
-
-# Names about spikes that hold something else.
-_NOT_SPIKES = re.compile(
-    r"index|unit|cluster|templ|amp|depth|wave|label|guide|chan|name|size|width|rate|quality|ids?$"
-    r"|hz$|ms$",
-    re.IGNORECASE,
-)
+from .tree import Node, Ragged, Source, is_regular, is_vector, last_name
 
 
 def spikes_keys(source: Source) -> list[str]:
@@ -62,7 +46,7 @@ def spikes_keys(source: Source) -> list[str]:
     named = [
         key
         for key in candidates
-        if LIKE_SPIKES.search(last_name(key)) and not _NOT_SPIKES.search(last_name(key))
+        if LIKE_SPIKES.search(last_name(key)) and not NOT_SPIKES.search(last_name(key))
     ]
     if len(named) == 1:
         return named

@@ -12,17 +12,9 @@ import numpy as np
 from ...data.stored import StoredArray, flat
 from ...data.validate import show_shape
 from ..binning import Array
+from ..names import SPIKES, TRIAL_WORDS, UNIT_WORDS
 from .recording import AnyArray, SourceOptions, find
 
-SPIKES = ("spike_times", "spikes", "spiketimes", "spike_counts", "counts", "binned_spikes")
-"""Names of an array that holds the spikes, the likeliest first."""
-LIKE_SPIKES = re.compile(r"spike|spk|raster|spiking|binned|crossings", re.IGNORECASE)
-"""How names that likely hold spikes look."""
-TRIALS = ("trials", "trial_info", "trial")
-UNITS = ("units", "unit_info", "unit")
-
-_TRIAL_WORDS = r"trials?|tr"
-_UNIT_WORDS = r"units?|neurons?|cells?|channels?|chan|ch|clusters?|clu|electrodes?|sig|spk|u"
 # Columns of one list of all spikes, which lie in one group too.
 _OF_LIST = re.compile(
     r"(spike_?)?(t|times?|timestamps?|samples?|index|ids?|units?|clusters?|templates?|channels?|trials?"
@@ -30,13 +22,13 @@ _OF_LIST = re.compile(
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
-    rf"(?P<stem>.*?)[._]?(?P<what>{_TRIAL_WORDS}|{_UNIT_WORDS})?_?(?P<number>\d+)", re.IGNORECASE
+    rf"(?P<stem>.*?)[._]?(?P<what>{TRIAL_WORDS}|{UNIT_WORDS})?_?(?P<number>\d+)", re.IGNORECASE
 )
-_OF_TRIAL = re.compile(rf"({_TRIAL_WORDS})?_?\d+", re.IGNORECASE)
+_OF_TRIAL = re.compile(rf"({TRIAL_WORDS})?_?\d+", re.IGNORECASE)
 # A group for each trial or unit, with the same fields: trials.0.target, trial_12.spikes, 3.spikes,
 # trial12_spikes
 _ENTRY = re.compile(
-    rf"(?P<stem>.*?)(?:(?:^|[._])(?P<what>{_TRIAL_WORDS}|{_UNIT_WORDS})[._]?|^)(?P<number>\d+)"
+    rf"(?P<stem>.*?)(?:(?:^|[._])(?P<what>{TRIAL_WORDS}|{UNIT_WORDS})[._]?|^)(?P<number>\d+)"
     r"(?P<sign>[._])(?P<field>.+)",
     re.IGNORECASE,
 )
@@ -246,7 +238,7 @@ def _gather_entries(tree: Tree) -> Tree:
         if match is None or (match["sign"] == "_" and not match["what"]):
             continue
         what = match["what"] or last_name(match["stem"]) or "trials"
-        trial = re.fullmatch(_TRIAL_WORDS, what, re.IGNORECASE)
+        trial = re.fullmatch(TRIAL_WORDS, what, re.IGNORECASE)
         if match["sign"] == "_" and not trial:  # ch1_lfp is a name, not a field
             continue
         stem = match["stem"] or ("trials" if trial else "units")
@@ -316,7 +308,7 @@ def _gather_lists(tree: Tree) -> Tree:
         match = _NUMBERED.fullmatch(key)
         if match and (isinstance(node, Ragged) or node.dtype.kind in "uifb"):
             groups.setdefault(match["stem"], []).append((int(match["number"]), key))
-            if re.fullmatch(_TRIAL_WORDS, match["what"] or "", re.IGNORECASE):
+            if re.fullmatch(TRIAL_WORDS, match["what"] or "", re.IGNORECASE):
                 trials.add(match["stem"])
             elif match["what"]:
                 units.add(match["stem"])

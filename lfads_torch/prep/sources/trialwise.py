@@ -21,14 +21,12 @@ from ...data.stored import StoredArray, along, flat
 from ...data.validate import show_shape
 from ...errors import DataError
 from ..binning import Array, Floats, Indices
+from ..names import TIME_ENDINGS, TRIALS
+from ..stretches import GAP_S
 from .axes import Axes, is_times
 from .recording import AnyArray, Recording, Series, Table
-from .tree import TRIALS, Ragged, Source, Tree, as_text, is_vector, siblings, vectors_of
+from .tree import Ragged, Source, Tree, as_text, is_vector, siblings, vectors_of
 
-# Behaviour is taken up to some hundred milliseconds later than spikes: it must not come from the
-# next trial.
-_GAP_S = 1.0
-_TIME_ENDINGS = ("_times", "_time", "_timestamps", ".times", ".time", ".timestamps")
 _INDEX = re.compile(r"(idx_.*|.*_idx|.*_index|.*_bin)", re.IGNORECASE)
 
 
@@ -120,7 +118,7 @@ class Trials:
     @property
     def n_bins(self) -> int:
         """Bins from the beginning of a trial to that of the next."""
-        return int(self.lengths.max()) + math.ceil(_GAP_S / self.bin_s)
+        return int(self.lengths.max()) + math.ceil(GAP_S / self.bin_s)
 
     def pad(self, parts: Sequence[Part], *, fill: bool = False) -> StoredArray:
         """View trials as one array of trials x bins x channels; `fill` makes the gap NaN."""
@@ -222,7 +220,7 @@ def add_series(
 
 def _is_time_of(name: str, nodes: Tree) -> bool:
     """Return whether an array has the times of another one."""
-    stems = {name.removesuffix(end) for end in _TIME_ENDINGS if name.endswith(end)}
+    stems = {name.removesuffix(end) for end in TIME_ENDINGS if name.endswith(end)}
     return any(stem in nodes or f"{stem}.data" in nodes for stem in stems)
 
 
@@ -309,7 +307,7 @@ def _as_bins(node: Any, lengths: Indices) -> Part | None:
 def _times(name: str, nodes: Tree, n_trials: int) -> list[Array] | None:
     """Return the times of the samples of each trial, from arrays beside them."""
     stem = name.removesuffix(".data")
-    candidates = [f"{stem}{end}" for end in _TIME_ENDINGS]
+    candidates = [f"{stem}{end}" for end in TIME_ENDINGS]
     candidates += [key for key in nodes if is_times(key)]
     for key in candidates:
         node = nodes.get(key)
