@@ -6,6 +6,35 @@ Names are compared in lower case. In a tuple the likeliest stands first.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def first_of(names: Iterable[str], table: Mapping[str, Any]) -> str | None:
+    """Return the first of some usual names that a table has, in the table's spelling."""
+    written = {name.lower(): name for name in table}
+    return next((written[name] for name in names if name in written), None)
+
+
+# ---- times ---------------------------------------------------------------------------------------
+
+TIMES = ("time", "times", "timestamps", "t", "bin_times", "timebase", "time_vector", "time_axis")
+"""An array with the times of samples or bins."""
+
+TIME_ENDINGS = ("_timestamps", "_times", "_time", ".timestamps", ".times", ".time")
+"""Endings that make the name of a series the name of its times."""
+
+RATE_ENDINGS = ("_rate", "_hz", ".rate", ".hz")
+"""Endings that make the name of a series the name of its sampling rate."""
+
+_WORDS = {
+    "s": ("s", "sec", "secs", "second", "seconds"),
+    "ms": ("ms", "msec", "msecs", "millisecond", "milliseconds"),
+    "us": ("us", "µs", "μs", "usec", "microsecond", "microseconds"),
+    "samples": ("samples", "sample", "ticks"),
+}
+TIME_UNITS = {word: unit for unit, words in _WORDS.items() for word in words}
+"""Units of time by the words for them."""
 
 # ---- spikes --------------------------------------------------------------------------------------
 
@@ -30,6 +59,29 @@ TRIAL_OF_SPIKE = (
     "trial_idx", "trial_index", "tr", "spike_trials", "spike_trial", "trial_of_spike",
 )  # fmt: skip
 """An array with the trial of each spike."""
+
+
+SPIKE_COLUMNS = {
+    "time": (
+        "spike_time", "spike_times", "spiketime", "spiketimes", "timestamp", "time_stamp", "ts",
+        "spike_timestamp", "spike_timestamps", *TIMES,
+    ),
+    "unit": (
+        "unit", "unit_id", "units", "unit_no", "unit_number", "unit_name", "neuron", "neuron_id",
+        "cluster", "cluster_id", "clu", "cell", "cell_id", "id",
+    ),
+    "channel": (
+        "channel", "channel_id", "chan", "ch", "electrode", "electrode_id", "tetrode", "probe",
+    ),
+}  # fmt: skip
+"""Columns of a table with a spike in each row: its time, unit and channel."""
+
+AXES = {
+    "time": (*TIMES, "bin", "bins", "sample", "samples"),
+    "unit": ("unit", "unit_id", "neuron", "cell", "channel", "electrode", "cluster", "roi"),
+    "trial": ("trial", "trial_id", "epoch", "rep", "repetition"),
+}
+"""Names of axes, and of columns of a DataFrame, by what they are."""
 
 # ---- units and trials ----------------------------------------------------------------------------
 
@@ -56,12 +108,12 @@ OF_UNIT = re.compile(
 OF_TRIAL = re.compile(r"trial|target|cond|^go|move|cue|reward|success|event|idx_|stim|block", re.I)
 """How columns look that trials have and units have not."""
 
-UNIT_COLUMN = re.compile(
+UNIT_FIELD = re.compile(
     r"(unit|neuron|channel|cell|electrode|cluster|chan)s?_?"
     r"(ids?|names?|labels?|no|numbers?|index|areas?|depths?|quality|guide)?",
     re.IGNORECASE,
 )
-"""Columns that surely have an entry for each unit."""
+"""Arrays that surely have an entry for each unit."""
 
 NUMBER_OF = {
     "unit": r"(n|num|number|no)_?(of_?)?(units?|neurons?|channels?|cells?|chan|electrodes?)",
@@ -69,26 +121,6 @@ NUMBER_OF = {
     "time": r"(n|num|number|no)_?(of_?)?(bins?|times?|timepoints?|samples?|timesteps?)",
 }
 """Numbers of units, trials and bins."""
-
-# ---- times ---------------------------------------------------------------------------------------
-
-TIMES = ("time", "times", "timestamps", "t", "bin_times", "timebase", "time_vector", "time_axis")
-"""An array with the times of samples or bins."""
-
-TIME_ENDINGS = ("_timestamps", "_times", "_time", ".timestamps", ".times", ".time")
-"""What the name of a series has behind it in that of its times."""
-
-RATE_ENDINGS = ("_rate", "_hz", ".rate", ".hz")
-"""What the name of a series has behind it in that of its sampling rate."""
-
-_WORDS = {
-    "s": ("s", "sec", "secs", "second", "seconds"),
-    "ms": ("ms", "msec", "msecs", "millisecond", "milliseconds"),
-    "us": ("us", "µs", "μs", "usec", "microsecond", "microseconds"),
-    "samples": ("samples", "sample", "ticks"),
-}
-TIME_UNITS = {word: unit for unit, words in _WORDS.items() for word in words}
-"""Units of time by the words for them."""
 
 # ---- intervals -----------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from ..data.find import list_some
 from ..errors import DataError
 from .binning import Array, Flags, Floats
-from .names import BEGINS, ENDS
+from .names import BEGINS, ENDS, first_of
 
 # Decimal times are not exact in binary: by this much a window may stick out.
 SLACK_S = 1e-6
@@ -67,13 +67,15 @@ def join(pairs: Floats) -> Floats:
 
 def of_table(table: Mapping[str, Array]) -> Array | None:
     """Return starts and stops of a table of intervals, None where it has no such columns."""
-    lower = {name.lower(): column for name, column in table.items() if column.dtype.kind in "uif"}
-    begin = next((lower[name] for name in BEGINS if name in lower), None)
-    end = next((lower[name] for name in ENDS if name in lower), None)
-    if begin is None or (end is None and "duration" not in lower):
+    numeric = {name: column for name, column in table.items() if column.dtype.kind in "uif"}
+    begin, end = first_of(BEGINS, numeric), first_of(ENDS, numeric)
+    duration = first_of(("duration",), numeric)
+    if begin is None or (end is None and duration is None):
         return None
     # Stored types differ between columns; seconds are made of both together later.
-    return np.stack([begin, begin + lower["duration"] if end is None else end], axis=1)
+    start = numeric[begin]
+    stop = numeric[end] if end else start + numeric[duration or ""]
+    return np.stack([start, stop], axis=1)
 
 
 def inside(pieces: Floats, starts: Array, stops: Array, slack_s: float = SLACK_S) -> Flags:

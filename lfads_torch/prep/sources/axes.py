@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ...data.validate import show_shape
 from ...errors import UserError
-from ..names import NUMBER_OF, OF_UNIT, TIMES, TRIALS, UNIT_COLUMN, UNITS
+from ..names import NUMBER_OF, OF_UNIT, TIMES, TRIALS, UNIT_FIELD, UNITS
 from .recording import AnyArray
 from .sheet import open_sheet
 from .tree import Source, column_name, is_regular, last_name
@@ -105,7 +105,7 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
                 if re.fullmatch(pattern, name):
                     n = int(vector[:][0])
                     hints.add(role, n, f"{key!r} is {n}")
-        elif size > 1 and UNIT_COLUMN.fullmatch(name):
+        elif size > 1 and UNIT_FIELD.fullmatch(name):
             hints.add("unit", size, f"{key!r} has {size} entries")
         elif size > 2 and name.endswith("edges"):
             hints.add("time", size - 1, f"{key!r} has {size} edges of bins")

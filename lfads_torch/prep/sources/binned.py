@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,19 +15,14 @@ from ...errors import DataError, UserError, number
 from ..binning import Array, Floats
 from ..names import BIN_RATE, BIN_WIDTH, LIKE_SPIKES, OF_TRIAL, OF_UNIT, UNITS
 from .axes import Axes, Hints, choose, gather_hints, parse_axes, readings
-from .recording import UNIT_S, AnyArray, BinnedSpikes, Clock
-from .spike_lists import SpikesRead, areas, entries, hold_counts, last_of
-from .tree import Node, Ragged, Source, Tree, is_vector, last_name, siblings
+from .recording import UNIT_S, AnyArray, BinnedSpikes, Clock, median_step
+from .spike_lists import SpikesRead, areas, entries, hold_counts
+from .tree import Node, Ragged, Source, Tree, attrs_of, is_vector, last_name, last_of, siblings
 from .trialwise import BinTimes, Joined, Part, Trials, bin_times, of_rows
 from .trialwise import describe as _sizes
 
 _LONGEST_BIN_S = 0.5  # a width above is a number of milliseconds
 _FASTEST_HZ = 2000.0  # a rate above is of the voltages, not of bins
-
-
-def attrs_of(node: Any) -> Mapping[str, Any]:
-    """Return the notes that a file keeps with an array; arrays in memory have none."""
-    return node.attrs if isinstance(node, StoredArray) else {}
 
 
 def read_bins(source: Source, keys: Sequence[str]) -> SpikesRead:
@@ -192,7 +186,7 @@ def _axes_of_rows(source: Source, key: str, node: Ragged, shape: Sequence[int]) 
         for name, one in beside.items()
         if (len(one.rows) if isinstance(one, Ragged) else one.size) == n
     ]
-    outer, reason = _outer_axis(source, key, shape, hints, columns)
+    outer, reason = _outer_axis(key, shape, hints, columns)
     legal = [axes for axes in _USUAL if axes[0] == outer]
     if outer is None:
         legal = _USUAL
@@ -216,7 +210,7 @@ def _is_by_unit(source: Source, key: str, node: Ragged) -> bool:
 
 
 def _outer_axis(
-    source: Source, key: str, shape: Sequence[int], hints: Hints, beside: list[str]
+    key: str, shape: Sequence[int], hints: Hints, beside: list[str]
 ) -> tuple[str | None, str]:
     """Return whether arrays of one size are an entry for each trial or unit, and why."""
     words = [word for word in key.lower().split(".") if word]
@@ -289,7 +283,7 @@ def _width_of(name: str, value: float) -> tuple[float, str] | None:
     return None
 
 
-def _widths(source: Source, nodes: Tree) -> list[tuple[float, str]]:
+def _widths(nodes: Tree) -> list[tuple[float, str]]:
     """Return the bin widths that numbers in the file give, those of the spikes' struct first."""
     widths = []
     for key, node in nodes.items():
@@ -310,7 +304,7 @@ def _bin_width(source: Source, key: str, timed: BinTimes | None, nodes: Tree) ->
     width_ms = options.input_bin_ms or bin_width_ms(attrs_of(node)) or bin_width_ms(source.attrs)
     if width_ms is not None:
         number("--input-bin-ms", width_ms, above=0)
-    stated = [(width_ms / 1000, "")] if width_ms is not None else _widths(source, nodes)
+    stated = [(width_ms / 1000, "")] if width_ms is not None else _widths(nodes)
     width_s, starts = (stated[0][0] if stated else None), np.zeros(1)
     if stated and stated[0][1]:
         notes.append(f"bin width: {stated[0][1]}")
@@ -321,11 +315,9 @@ def _bin_width(source: Source, key: str, timed: BinTimes | None, nodes: Tree) ->
         clock = Clock(UNIT_S[suffix]) if named else options.clock()
         seconds = [clock.seconds(one) for one in timed.times]
         steps = np.diff(seconds[0])
-        step = float(np.median(steps))
+        step = median_step(seconds[0])
         if not step > 0:
             raise DataError(f"{source.file}: {timed.key!r} does not ascend.")
-        # The median of differences carries rounding errors of the times.
-        step = float(f"{step:.7g}")
         scale = 1.0
         if step > _LONGEST_BIN_S and options.time_unit is None and not named:
             scale = 1e-3

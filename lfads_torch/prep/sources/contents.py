@@ -18,8 +18,7 @@ from ...data.validate import show_shape
 from ...errors import DataError
 from ..binning import Array
 from .hdf5 import is_matlab, open_for_reading
-from .npz import Member as ArchiveMember
-from .npz import damaged
+from .npz import ArchiveArray, damaged
 from .sheet import open_sheet
 from .tree import as_text
 
@@ -241,7 +240,7 @@ def _npz(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
         names = [info.filename for info in archive.infolist()]
         if {"format.npy", "indptr.npy", "indices.npy", "shape.npy"} <= set(names):
-            size = show_shape(ArchiveMember(archive, "shape.npy").whole().tolist())
+            size = show_shape(ArchiveArray(archive, "shape.npy").whole().tolist())
             hint = "save scipy.sparse.load_npz(file).toarray() with np.savez"
             yield Member(path.name, "sparse", size, hint=hint)
         for filename in names:
@@ -250,13 +249,13 @@ def _npz(path: Path) -> Iterator[Member]:
                 yield Member(name, _NOT_READ, hint="no array of NumPy")
                 continue
             try:
-                member = ArchiveMember(archive, filename)
+                member = ArchiveArray(archive, filename)
                 yield _of_archive(name, member)
             except Exception as err:
                 yield Member(name, _NOT_READ, hint=f"damaged ({err})")
 
 
-def _of_archive(name: str, member: ArchiveMember) -> Member:
+def _of_archive(name: str, member: ArchiveArray) -> Member:
     size = f"{show_shape(member.shape)} {member.dtype}"
     if member.dtype.hasobject:
         try:

@@ -13,7 +13,7 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
-from ..names import TIMES, TRIAL_OF_SPIKE
+from ..names import SPIKE_COLUMNS, TIMES, TRIAL_OF_SPIKE
 from .axes import parse_axes
 from .grouping import group_by_unit
 from .recording import (
@@ -25,19 +25,11 @@ from .recording import (
     SpikeTimes,
     Table,
     find,
+    median_step,
 )
 from .sheet import Sheet, is_number, open_sheet
 from .tree import is_regular
 
-_TIME = (
-    "spike_time", "spike_times", "spiketime", "spiketimes", "timestamp", "time_stamp", "ts",
-    "spike_timestamp", "spike_timestamps", *TIMES,
-)  # fmt: skip
-_UNIT = (
-    "unit", "unit_id", "units", "unit_no", "unit_number", "unit_name", "neuron", "neuron_id",
-    "cluster", "cluster_id", "clu", "cell", "cell_id", "id",
-)  # fmt: skip
-_CHANNEL = ("channel", "channel_id", "chan", "ch", "electrode", "electrode_id", "tetrode", "probe")
 # Lists of moments that programs write beside those of units; NeuroExplorer calls them so.
 _EVENTS = re.compile(r"event|evt|strobe|marker|kbd|keyboard|frame|start$|stop$|trial", re.I)
 # A column that counts rows, as pandas and R write it, without a name.
@@ -58,9 +50,11 @@ def read_csv(path: Path, options: SourceOptions) -> Recording:
     if not sheet.rows:
         raise DataError(f"{path} has a header ({list_some(sheet.names)}) and no rows.")
     keys = [_key(name) for name in sheet.names]
-    time = _column(keys, (_key(options.spikes),) if options.spikes else _TIME)
-    unit = _column(keys, (_key(options.spike_units),) if options.spike_units else _UNIT)
-    channel = _column(keys, _CHANNEL)
+    named = {"time": options.spikes, "unit": options.spike_units}
+    time, unit, channel = (
+        _column(keys, (_key(name),) if (name := named.get(role)) else usual)
+        for role, usual in SPIKE_COLUMNS.items()
+    )
     if unit is None and not options.spike_units:
         unit, channel = channel, None
     if time is not None and unit is not None:
@@ -127,7 +121,7 @@ def _spike_rows(
     sheet: Sheet, keys: list[str], time: int, owners: list[int], options: SourceOptions
 ) -> Recording:
     units, labels = group_by_unit(_spikes(sheet, time, owners))
-    columns = _labels(sheet, owners, labels)
+    columns = _labels(owners, labels)
     order = np.arange(len(units))
     if len(owners) == 1:
         names = columns[0]
@@ -164,7 +158,7 @@ def _spikes(sheet: Sheet, value: int, owners: list[int]) -> Iterator[tuple[Array
         yield owner, sheet.number(words[:, -1])
 
 
-def _labels(sheet: Sheet, owners: list[int], labels: Array) -> list[Array]:
+def _labels(owners: list[int], labels: Array) -> list[Array]:
     """Return the names of units by column."""
     if len(owners) == 1:
         return [labels]
@@ -190,7 +184,7 @@ def _columns(sheet: Sheet, keys: list[str], options: SourceOptions) -> Recording
     elif rest:
         units = [i for i in rest if not _EVENTS.search(names[i])] or rest
     else:
-        alone = _column(keys, _TIME)
+        alone = _column(keys, SPIKE_COLUMNS["time"])
         units, time = ([] if alone is None else [alone]), None
     if not units:
         which = f"no column matches --spikes {options.spikes}" if options.spikes else "no numbers"
@@ -277,7 +271,7 @@ def _bins(
     if time is not None and len(by_column[time]) > 1:
         seconds = _clock(sheet, [time], options).seconds(by_column[time])
         steps = np.diff(seconds)
-        start, step = float(seconds[0]), float(np.median(steps))
+        start, step = float(seconds[0]), median_step(seconds)
         if not bin_s and (not step > 0 or np.abs(steps - step).max() > 0.01 * step):
             raise UserError(
                 f"{sheet.path.name}: column {sheet.names[time]!r} steps by {steps.min():g} to "
@@ -285,8 +279,7 @@ def _bins(
                 "with its unit (--spike-units). If rows are bins all the same, give their width "
                 "with --input-bin-ms."
             )
-        # The difference of two decimal times has rounding digits, which a bin width must not have.
-        bin_s = bin_s or float(f"{step:.7g}")
+        bin_s = bin_s or step
     if not bin_s or not bin_s > 0:
         raise UserError(
             f"{sheet.path.name}: the bin width is unknown: give it with --input-bin-ms (it has no "

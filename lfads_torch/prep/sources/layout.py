@@ -9,15 +9,24 @@ from typing import Any
 from ...data.find import list_some
 from ...errors import UserError
 from ..names import BEGINS, INVALID, OBSERVED, RATE_ENDINGS, TIME_ENDINGS, TIMES, TRIALS, UNITS
-from .binned import attrs_of
 from .observed import add_invalid, observe_units
 from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
 from .sorting import sorting_of_arrays
 from .spike_lists import sampling_hz
 from .spikes import read_spikes, spikes_keys
 from .timeline import settle
-from .tree import Ragged, Source, Tree, as_text, column_name, gather, last_name, vectors_of
-from .trialwise import add_columns, add_series
+from .tree import (
+    Ragged,
+    Source,
+    Tree,
+    as_text,
+    attrs_of,
+    column_name,
+    gather,
+    last_name,
+    vectors_of,
+)
+from .trialwise import add_columns, add_series, nodes_of_trials
 
 
 def recording_from_tree(
@@ -65,10 +74,11 @@ def recording_from_tree(
     if not recording.trials and not read.n_trials:
         recording.tables = _other_tables(rest)
     if read.n_trials:
-        add_columns(recording, source, rest, keys, read.n_trials, read.trials)
+        nodes = nodes_of_trials(source, rest, keys)
+        add_columns(recording, nodes, read.n_trials, read.trials, 1 if source.matlab else 0)
         if isinstance(spikes, SpikeTimes) and spikes.trials is not None:
             settle(recording, options)
-        add_series(recording, source, rest, keys, read.n_trials, read.trials)
+        add_series(recording, nodes, read.n_trials, read.trials)
     else:
         recording.series = _series(rest, spikes, recording.clock)
     return recording

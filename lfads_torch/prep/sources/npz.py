@@ -44,7 +44,7 @@ def read_npz(path: Path, options: SourceOptions) -> Recording:
         key = info.filename.removesuffix(".npy").replace("/", ".")
         try:
             if info.filename.endswith(".npy"):
-                member = Member(archive, info.filename)
+                member = ArchiveArray(archive, info.filename)
                 small = member.dtype.hasobject or info.file_size <= _SMALL or not member.shape
                 add_value(tree, key, member.whole() if small else StoredArray(member))
         except _FAULTS as err:
@@ -79,8 +79,8 @@ def read_npy(path: Path, options: SourceOptions) -> Recording:
     return recording
 
 
-class Member:
-    """Reader of an array of the archive along its first axis, without keeping it in memory.
+class ArchiveArray:
+    """Reader of an array of an archive along its first axis, without keeping it in memory.
 
     Along other axes, and where it was written in Fortran order, it is read whole.
     """

@@ -24,7 +24,16 @@ from .contents import Member, describe_array, describe_values
 from .grouping import split_by_index
 from .hdf5 import DataSet, open_for_reading
 from .observed import add_invalid, observe_units
-from .recording import BinnedSpikes, Recording, Series, SourceOptions, SpikeTimes, Table, find
+from .recording import (
+    BinnedSpikes,
+    Recording,
+    Series,
+    SourceOptions,
+    SpikeTimes,
+    Table,
+    find,
+    median_step,
+)
 from .tree import as_text
 
 # Groups without data of a recording: who and what was recorded, and the definitions of NWB's types.
@@ -167,15 +176,14 @@ def _binned(source: Series, what: str) -> BinnedSpikes:
     if source.times is not None:
         seconds = source.seconds(0, source.n_samples)
         steps = np.diff(seconds)
-        step = float(np.median(steps)) if len(steps) else 0.0
+        step = median_step(seconds)
         if not step > 0 or np.abs(steps - step).max() > 0.01 * step:
             raise DataError(
                 f"{what} has a time for each sample, in steps of "
                 + (f"{steps.min():g} to {steps.max():g} s" if len(steps) else "unknown length")
                 + "; binned spikes come in equal steps."
             )
-        # The difference of two decimal times has rounding digits, which a bin must not have.
-        start, rate = float(seconds[0]), 1 / float(f"{step:.7g}")
+        start, rate = float(seconds[0]), 1 / step
     axes = tuple("unit" if axis == "channel" else axis for axis in source.axes)
     array = source.data
     if axes == ("time",):

@@ -16,7 +16,7 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
-from ..names import SPIKES, TIME_UNITS, TIMES, TRIALS
+from ..names import AXES, SPIKES, TIME_UNITS, TIMES, TRIALS
 from .layout import recording_from_tree
 from .recording import (
     UNIT_S,
@@ -28,16 +28,12 @@ from .recording import (
     SpikeTimes,
     Table,
     find,
+    median_step,
 )
 from .sorting import add_segments, of_segments
 from .tree import Tree, add_value, last_name
 
-_DIMS = {
-    "time": (*TIMES, "bin", "bins", "sample", "samples"),
-    "unit": ("unit", "unit_id", "neuron", "cell", "channel", "electrode", "cluster", "roi"),
-    "trial": ("trial", "trial_id", "epoch", "rep", "repetition"),
-}
-_ROLE = {name: role for role, names in _DIMS.items() for name in names}
+_ROLE = {name: role for role, names in AXES.items() for name in names}
 
 
 def recording_of(source: Any, options: SourceOptions) -> Recording:
@@ -221,7 +217,7 @@ def _pynapple(source: Any, options: SourceOptions) -> Recording:
         raise UserError(f"{kind} has no spikes; intervals are trials: trials=...")
     if hasattr(source, "d"):  # counts: pynapple gives the middle of each bin
         times = np.asarray(source.t)
-        step = float(f"{np.median(np.diff(times)):.7g}") if len(times) > 1 else 0.0
+        step = median_step(times)
         if not step > 0 or np.asarray(source.d).ndim != 2:
             raise UserError(f"{kind}: binned spikes are bins x units, with two bins or more.")
         gaps = np.flatnonzero(np.diff(times) > 1.01 * step)

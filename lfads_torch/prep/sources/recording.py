@@ -190,11 +190,6 @@ class BinnedSpikes:
         return self.array.shape[self.axes.index("unit")]
 
     @property
-    def trial_bins(self) -> int:
-        """Bins of a trial; of the whole recording where it has no axis of trials."""
-        return self.array.shape[self.axes.index("time")]
-
-    @property
     def n_bins(self) -> int:
         """Bins of all trials together."""
         return _length(self.array, self.axes)
@@ -368,6 +363,12 @@ def unit_flags(recording: Recording, name: str) -> Array:
     if column.dtype.kind not in "bui" or not np.isin(column, (0, 1)).all():
         raise UserError(f"Column {name!r} of the units does not hold yes and no (True, False).")
     return np.asarray(column, dtype=bool)
+
+
+def median_step(times: Array) -> float:
+    """Return the median step from one time to the next; 0 of a single time."""
+    # The difference of two decimal times has rounding digits, which a bin width must not have.
+    return float(f"{np.median(np.diff(times)):.7g}") if len(times) > 1 else 0.0
 
 
 def numeric_columns(table: Mapping[str, Array]) -> list[str]:

@@ -8,9 +8,9 @@ import numpy as np
 
 from ...data.find import list_some
 from ..binning import Floats, stored_type
-from ..names import ONSETS
+from ..names import ONSETS, first_of
 from ..stretches import GAP_S
-from .recording import AnyArray, Clock, Recording, SpikeTimes, numeric_columns
+from .recording import AnyArray, Clock, Recording, SpikeTimes
 from .trial_times import SLACK
 
 _MOST_BLOCKS = 10  # clocks are reset a few times; what falls back more often are trials
@@ -136,8 +136,8 @@ def _lay_out_blocks(
     for unit in range(spikes.n_units):
         blocks = pieces.get(unit, [np.empty(0)] * n_blocks)
         laid.append(np.concatenate([np.sort(b) + o for b, o in zip(blocks, offsets, strict=True)]))
-    latest = float(np.abs(np.concatenate([lows, highs])).max())
-    tolerance = max(spikes.clock.tolerance(latest, stored_type(a[:])) for a in spikes.units)
+    largest = float(np.abs(np.concatenate([lows, highs])).max())
+    tolerance = max(spikes.clock.tolerance(largest, stored_type(a[:])) for a in spikes.units)
     recording.spikes = SpikeTimes(laid, tolerance=tolerance)
     recording.observed = np.stack([begins + offsets, highs + slack + offsets], axis=1)
     if unseen:
@@ -154,12 +154,12 @@ def _lay_out_blocks(
         f"{fell}: a clock was reset. The recording is taken as {n_blocks} blocks ({spans}), laid "
         "out one after another. If all lie on one clock, say --spike-times absolute"
     )
-    _place_trials(recording, lows, highs, offsets)
+    _place_trials(recording, float(highs.max()), offsets)
     _place_series(recording, offsets)
 
 
-def _place_trials(recording: Recording, lows: Floats, highs: Floats, offsets: Floats) -> None:
-    """Find the block of each trial by the falls of the trials' times, or refuse to guess."""
+def _place_trials(recording: Recording, latest: float, offsets: Floats) -> None:
+    """Place trials in the blocks between which their times fall back, or say what is unclear."""
     name = clock_column(recording)
     if name is None:
         return
@@ -171,7 +171,7 @@ def _place_trials(recording: Recording, lows: Floats, highs: Floats, offsets: Fl
     if blocks.max() + 1 == len(offsets):
         recording.starts = offsets[blocks]
         recording.notes.append(f"trials belong to the blocks between which {name!r} falls back")
-    elif np.nanmax(times) > highs.max() + 1:
+    elif np.nanmax(times) > latest + 1:
         recording.warnings.append(
             f"the trials' {name!r} goes on to {np.nanmax(times):.4g} s: these are times of the "
             "clock of the first block, and only trials in it have spikes"
@@ -199,11 +199,9 @@ def _place_series(recording: Recording, offsets: Floats) -> None:
 
 def clock_column(recording: Recording) -> str | None:
     """Return the column of the trials that says best when each was."""
-    names = numeric_columns(recording.trials)
-    lower = {name.lower(): name for name in names}
-    likely = [lower[name] for name in ONSETS if name in lower]
-    likely += [name for name in names if name.lower().endswith(("time", "times"))]
-    return next((n for n in likely if recording.trials[n].dtype.kind in "uif"), None)
+    numeric = {name: c for name, c in recording.trials.items() if c.dtype.kind in "uif"}
+    others = (name for name in numeric if name.lower().endswith(("time", "times")))
+    return first_of(ONSETS, numeric) or next(others, None)
 
 
 def _events(recording: Recording) -> str:

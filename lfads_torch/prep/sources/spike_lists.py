@@ -20,7 +20,7 @@ from .axes import Axes, ask, choose, gather_hints, parse_axes
 from .grouping import group_by_unit, split_by_index
 from .recording import AnyArray, BinnedSpikes, SpikeTimes, Table
 from .time_unit import judge, sample_list
-from .tree import Node, Ragged, Source, last_name, siblings
+from .tree import Node, Ragged, Source, last_name, last_of, siblings
 from .trialwise import Trials
 
 LONG = 1 << 21  # spikes that take a second to group
@@ -36,11 +36,6 @@ class SpikesRead:
     notes: list[str] = field(default_factory=list)
     trials: Trials | None = None  # of binned spikes
     n_trials: int = 0  # of spikes that are stored trial by trial
-
-
-def last_of(key: str) -> str:
-    """Return the last name of a path as it is written."""
-    return key.rpartition(".")[2]
 
 
 def hold_counts(ragged: Ragged) -> bool:

@@ -17,8 +17,8 @@ from .axes import (
     is_times,
 )
 from .binned import read_bins
-from .spike_lists import LONG, SpikesRead, hold_counts, last_of, read_times, splitter
-from .tree import Node, Ragged, Source, is_regular, is_vector, last_name
+from .spike_lists import LONG, SpikesRead, hold_counts, read_times, splitter
+from .tree import Node, Ragged, Source, is_regular, is_vector, last_name, last_of
 
 
 def spikes_keys(source: Source) -> list[str]:

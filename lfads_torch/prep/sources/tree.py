@@ -71,6 +71,16 @@ class Source(NamedTuple):
         return str(find({key: key for key in self.tree}, name, "array"))
 
 
+def last_of(key: str) -> str:
+    """Return the last name of a path as it is written."""
+    return key.rpartition(".")[2]
+
+
+def attrs_of(node: Node) -> Mapping[str, Any]:
+    """Return the attributes that a file keeps with an array; arrays in memory have none."""
+    return node.attrs if isinstance(node, StoredArray) else {}
+
+
 def column_name(key: str, prefix: str) -> str:
     """Return the name of a column of a table: ``trials.go`` or ``trials_go``; empty for others."""
     tail = key.removeprefix(prefix)

@@ -14,7 +14,7 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError
 from ..binning import TOLERANCE_S, Array, Floats, Indices, stored_type
-from ..names import ONSETS, TRIAL_IDS
+from ..names import ONSETS, TRIAL_IDS, first_of
 from ..stretches import GAP_S, of_table
 from .recording import AnyArray, Clock, Recording, SpikeTimes
 
@@ -49,8 +49,7 @@ def lay_out_trials(
     spike, or all trials to the last spike of all where that may be by chance. `onsets` (seconds)
     say when trials began, and are kept where trials do not overlap.
     """
-    seconds, lows, highs = [], np.full(n_trials, np.inf), np.full(n_trials, -np.inf)
-    slack, numbers = TOLERANCE_S, np.zeros(n_trials)
+    seconds, slack, numbers = [], TOLERANCE_S, np.zeros(n_trials)
     for number, (array, rows) in enumerate(units):
         stored: Array = array[:]
         if stored.dtype.kind not in "uif":
@@ -58,20 +57,17 @@ def lay_out_trials(
         times = clock.seconds(stored)
         if bad := int((~np.isfinite(times)).sum()):
             raise DataError(f"unit {number}: {bad} spike times are NaN or infinite; drop them.")
-        np.minimum.at(lows, rows, times)
-        np.maximum.at(highs, rows, times)
         numbers += np.bincount(rows, minlength=n_trials)
         # What the stored type resolves counts from the trial's start, not on the clock they get.
         slack = max(
             slack, clock.tolerance(float(np.abs(times).max(initial=0)), stored_type(stored))
         )
         seconds.append(times)
+    places = [rows for _, rows in units]
+    lows, highs = _ends(seconds, places, n_trials)
     begins, likely, ends = _extent(lows, highs, numbers, durations)
     starts = _starts(begins, ends, np.minimum(lows, begins), np.maximum(highs, 0), onsets)
-    laid = []
-    for times, (_, rows) in zip(seconds, units, strict=True):
-        placed = times + starts[rows]
-        laid.append(np.sort(placed))
+    laid = [np.sort(t + starts[rows]) for t, rows in zip(seconds, places, strict=True)]
     extents = starts[:, None] + np.stack([begins, likely], axis=1)
     observed = (starts[:, None] + np.stack([begins, ends], axis=1))[np.argsort(starts)]
     observed[:-1, 1] = np.minimum(observed[:-1, 1], observed[1:, 0])
@@ -79,6 +75,17 @@ def lay_out_trials(
     reach = (float(lows[known].min()), float(highs[known].max())) if known.any() else None
     spikes = SpikeTimes(laid, tolerance=slack)
     return Layout(spikes, starts, extents, observed, reach if durations is None else None)
+
+
+def _ends(
+    times: Sequence[Floats], places: Sequence[Indices], n_trials: int
+) -> tuple[Floats, Floats]:
+    """Return the first and last spike of each trial; inf and -inf where it has none."""
+    lows, highs = np.full(n_trials, np.inf), np.full(n_trials, -np.inf)
+    for some, place in zip(times, places, strict=True):
+        np.minimum.at(lows, place, some)
+        np.maximum.at(highs, place, some)
+    return lows, highs
 
 
 def _extent(
@@ -142,10 +149,8 @@ class TrialTimes(NamedTuple):
 
     def overlap(self) -> float:
         """Return the fraction of trials whose spikes begin before those of another have ended."""
-        lows, highs = np.full(len(self.known), np.inf), np.full(len(self.known), -np.inf)
-        for some, place in zip(self.times, self.places, strict=True):
-            np.minimum.at(lows, place, some.astype(np.float64))
-            np.maximum.at(highs, place, some.astype(np.float64))
+        times = [some.astype(np.float64) for some in self.times]
+        lows, highs = _ends(times, self.places, len(self.known))
         order = np.argsort(lows, kind="stable")
         order = order[np.isfinite(lows[order])]
         return float(np.mean(highs[order][:-1] > lows[order][1:])) if len(order) > 1 else 1.0
@@ -194,11 +199,9 @@ def place_trials(
 
 def observe_trials(recording: Recording, times: Sequence[Array], places: Sequence[Indices]) -> None:
     """Take as recorded only what lies about the spikes of a trial, which are stored by trial."""
-    seconds = recording.clock.seconds(np.concatenate(times))
     place = np.concatenate(places)
-    lows, highs = np.full(place.max() + 1, np.inf), np.full(place.max() + 1, -np.inf)
-    np.minimum.at(lows, place, seconds)
-    np.maximum.at(highs, place, seconds)
+    seconds = [recording.clock.seconds(some) for some in times]
+    lows, highs = _ends(seconds, places, place.max() + 1)
     slack = SLACK * (highs - lows) / np.bincount(place)
     order = np.argsort(lows)
     lows, highs, slack = lows[order], highs[order], slack[order]
@@ -256,18 +259,18 @@ def _rows_of(known: Array, recording: Recording) -> Indices:
 
 def _onsets(recording: Recording, longest: float) -> tuple[Floats | None, Floats | None]:
     """Return when trials began on the clock of the file, and how long they lasted, where known."""
-    lower = {name.lower(): c for name, c in recording.trials.items() if c.dtype.kind in "uif"}
-    begin = next((lower[name] for name in ONSETS if name in lower), None)
+    numeric = {name: c for name, c in recording.trials.items() if c.dtype.kind in "uif"}
+    begin = first_of(ONSETS, numeric)
     seconds, durations = recording.clock.seconds, None
     pairs = of_table(recording.trials)
     if pairs is not None:
         lengths = np.diff(seconds(pairs), axis=1).ravel()
         durations = lengths if (lengths > 0).all() else None
-    elif "duration" in lower and (lower["duration"] > 0).all():
-        durations = seconds(lower["duration"])
-    if begin is None or not np.isfinite(begin).all() or len(begin) < 2:
+    elif (name := first_of(("duration",), numeric)) and (numeric[name] > 0).all():
+        durations = seconds(numeric[name])
+    if begin is None or not np.isfinite(numeric[begin]).all() or len(numeric[begin]) < 2:
         return None, durations
-    onsets = seconds(begin)
+    onsets = seconds(numeric[begin])
     # Where trials begin within the time that one lasts, this counts from the trial, too.
     ascending = float(np.mean(np.diff(onsets) > 0))
     is_clock = ascending > 0.9 and np.ptp(onsets) > 2 * longest

@@ -149,8 +149,11 @@ def of_rows(ragged: Ragged, axes: Axes) -> Part:
     return Part(Ragged([empty if 0 in row.shape else row for row in ragged.rows]), axes)
 
 
-def _nodes(source: Source, rest: Tree, used: Sequence[str]) -> Tree:
-    """Return what may have an entry for each trial, by its name in its struct, group or table."""
+def nodes_of_trials(source: Source, rest: Tree, used: Sequence[str]) -> Tree:
+    """Return what may have an entry for each trial, by its name in its struct, group or table.
+
+    `used` are the keys of the spikes, whose struct or group may hold the other arrays.
+    """
     nodes: Tree = {key: node for key, node in rest.items() if "." not in key}
     prefixes = (source.options.table,) if source.options.table else TRIALS
     for prefix in prefixes:
@@ -161,17 +164,11 @@ def _nodes(source: Source, rest: Tree, used: Sequence[str]) -> Tree:
 
 
 def add_columns(
-    recording: Recording,
-    source: Source,
-    rest: Tree,
-    used: Sequence[str],
-    n_trials: int,
-    trials: Trials | None,
+    recording: Recording, nodes: Tree, n_trials: int, trials: Trials | None, first: int
 ) -> None:
     """Add what a file has one number or text of for each trial to the table of trials.
 
-    `used` are the keys of the spikes, whose struct or group may hold the other columns. `trials`
-    are those of binned spikes.
+    `trials` are those of binned spikes; indices of their bins are counted from `first`.
     """
     columns: Table = {}
     if trials is not None:
@@ -183,26 +180,19 @@ def add_columns(
             f"({list_some(list(recording.trials))}) are left out"
         )
         recording.trials = {}
-    for name, vector in vectors_of(_nodes(source, rest, used)).items():
+    for name, vector in vectors_of(nodes).items():
         if vector.shape == (n_trials,) and vector.dtype.kind in "buifSUO":
             columns[name] = as_text(vector[:])
     columns |= recording.trials
     if trials is not None:
-        _read_indices(recording, columns, trials, 1 if source.matlab else 0)
+        _read_indices(recording, columns, trials, first)
     recording.trials = columns or {"trial": np.arange(n_trials)}
 
 
-def add_series(
-    recording: Recording,
-    source: Source,
-    rest: Tree,
-    used: Sequence[str],
-    n_trials: int,
-    trials: Trials | None,
-) -> None:
+def add_series(recording: Recording, nodes: Tree, n_trials: int, trials: Trials | None) -> None:
     """Add behaviour that is stored trial by trial, with the bins of spikes or times of its own."""
     starts = np.zeros(n_trials) if recording.starts is None else recording.starts
-    nodes, skipped = _nodes(source, rest, used), []
+    skipped = []
     for name, node in nodes.items():
         if is_times(name) or name in recording.trials or _is_time_of(name, nodes):
             continue
