@@ -432,7 +432,7 @@ def _decimated(series: Series, end_s: float, bin_ms: int) -> Floats:
     return result
 
 
-def _jitter_bins(produced_ms: Floats, window_ms: float, bin_ms: float, seed: int = 0) -> Indices:
+def _jitter_bins(produced_ms: Floats, window_ms: float, bin_ms: float) -> Indices:
     """Draw by how many bins each window of DMFC_RSG is moved to later times.
 
     Uniform between 0 and what leaves the interval from Set to Go (`produced_ms`, all trials of a
@@ -442,7 +442,7 @@ def _jitter_bins(produced_ms: Floats, window_ms: float, bin_ms: float, seed: int
     # Rounded before it is floored: rounding of the division must not cost a bin.
     most = np.floor(np.round(most / bin_ms, 4))
     # NumPy's legacy generator, as the benchmark used: only it gives the published windows.
-    draws = np.random.RandomState(seed).random_sample(len(most))
+    draws = np.random.RandomState(0).random_sample(len(most))
     return np.round(draws * most).astype(np.int64)
 
 

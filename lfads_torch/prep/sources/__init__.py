@@ -20,7 +20,16 @@ from .csv import read_csv, read_table
 from .hdf5 import read_hdf5, read_mat
 from .npz import read_npy, read_npz
 from .nwb import is_nwb, read_nwb
-from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
+from .recording import (
+    BinnedSpikes,
+    Clock,
+    Recording,
+    Series,
+    SourceOptions,
+    SpikeTimes,
+    Table,
+    count_rows,
+)
 from .sorting import npz_of, read_shanks, read_sorting, read_zarr_sorting, sorting_folder
 from .stores import is_url, is_zarr, open_url, open_zarr
 from .timeline import settle
@@ -143,10 +152,9 @@ def _joined(recording: Recording, table: Table, name: str) -> Table:
     """Return a table of trials, with the columns that the file has where it stores each trial."""
     if recording.extents is None:
         return table
-    n_rows = len(next(iter(table.values()), ()))
-    if n_rows != recording.n_trials:
+    if count_rows(table) != recording.n_trials:
         raise UserError(
-            f"{name} has {n_rows} rows, {recording.path.name} has {recording.n_trials} trials; "
-            "legal is a row for each trial, in their order."
+            f"{name} has {count_rows(table)} rows, {recording.path.name} has "
+            f"{recording.n_trials} trials; legal is a row for each trial, in their order."
         )
     return recording.trials | table

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...data.validate import show_shape
 from ...errors import UserError
 from ..names import NUMBER_OF, OF_UNIT, TIMES, TRIALS, UNIT_FIELD, UNITS
-from .recording import AnyArray
+from .recording import AnyArray, count_rows
 from .sheet import open_sheet
 from .tree import Source, column_name, is_regular, last_name
 
@@ -72,12 +72,12 @@ def gather_hints(source: Source, used: Iterable[str] = (), *, columns_are: str =
     """Collect what the file says of the numbers of trials, bins and units.
 
     `used` are the keys of the spikes themselves. `columns_are` says what columns without a table
-    count: trials, or bins beside an array of two axes.
+    count: trials, or bins where the spikes are an array of two axes.
     """
     hints, options = Hints(), source.options
     used, in_table = set(used), set[str]()
     if isinstance(options.trials, dict):
-        size = len(next(iter(options.trials.values())))
+        size = count_rows(options.trials)
         hints.add("trial", size, f"the table of trials has {size} rows")
     elif options.trials and options.table is None:
         size = sum(1 for _ in open_sheet(Path(options.trials)).fields())
@@ -167,7 +167,7 @@ def choose(
         same_trials = len({axes.index("trial") if "trial" in axes else -1 for axes in left}) == 1
         if len(long) == 1 and same_trials:
             left = long
-            reasons.append(f"there are {max(ratio):.3g} times as many bins as units")
+            reasons.append(f"bins are {max(ratio):.3g} times as many as units")
     if len(left) == 1:
         return left[0], "; ".join(reasons)
     roles = {role for axes in candidates for role in axes}

@@ -164,9 +164,9 @@ def _binned_rows(source: Source, key: str, node: Ragged) -> tuple[AnyArray | Rag
 
 
 def _axes_of_rows(source: Source, key: str, node: Ragged, shape: Sequence[int]) -> tuple[Axes, str]:
-    beside = dict(siblings(source.tree, key))
-    hints = gather_hints(source, {key, *(k for k in source.tree if last_of(k) in beside)})
-    for name, other in beside.items():
+    neighbours = dict(siblings(source.tree, key))
+    hints = gather_hints(source, {key, *(k for k in source.tree if last_of(k) in neighbours)})
+    for name, other in neighbours.items():
         if not isinstance(other, Ragged) or other.shape != node.shape:
             continue
         sizes = {n for row in other.rows for n in row.shape}
@@ -175,7 +175,7 @@ def _axes_of_rows(source: Source, key: str, node: Ragged, shape: Sequence[int]) 
             role = "unit" if OF_UNIT.search(name) else "time"
             hints.add(role, shared[0], f"{name!r} has {shared[0]} in each, too", sure=False)
     for name, column in source.vectors.items():
-        if last_of(name) in beside and column.shape == (len(node.rows),):
+        if last_of(name) in neighbours and column.shape == (len(node.rows),):
             sizes = {float(n) for n in column[:]} if column.dtype.kind in "uif" else set()
             place = [i for i in (0, 1) if sizes == {float(shape[1 + i])}]
             if len(place) == 1 and shape[1] != shape[2]:
@@ -183,7 +183,7 @@ def _axes_of_rows(source: Source, key: str, node: Ragged, shape: Sequence[int]) 
     n = len(node.rows)
     columns = [
         name
-        for name, one in beside.items()
+        for name, one in neighbours.items()
         if (len(one.rows) if isinstance(one, Ragged) else one.size) == n
     ]
     outer, reason = _outer_axis(key, shape, hints, columns)
@@ -203,14 +203,14 @@ _USUAL: list[Axes] = [
 
 
 def _is_by_unit(source: Source, key: str, node: Ragged) -> bool:
-    """Return whether there is an array for each unit, by the units and trials of the file."""
+    """Return whether a list has an array for each unit, by the units and trials of the file."""
     hints, n = gather_hints(source, {key}), len(node.rows)
     trials = {n for known in (hints.sure, hints.likely) for n in known.get("trial", {})}
     return n in hints.sure.get("unit", {}) and n not in trials
 
 
 def _outer_axis(
-    key: str, shape: Sequence[int], hints: Hints, beside: list[str]
+    key: str, shape: Sequence[int], hints: Hints, neighbours: list[str]
 ) -> tuple[str | None, str]:
     """Return whether arrays of one size are an entry for each trial or unit, and why."""
     words = [word for word in key.lower().split(".") if word]
@@ -223,11 +223,11 @@ def _outer_axis(
         return "trial", ""
     if shape[0] in hints.sure.get("unit", {}) or any(word in UNITS for word in words):
         return "unit", ""
-    of_trial = any(OF_TRIAL.search(name) for name in beside)
-    if beside and any(OF_UNIT.search(name) for name in beside) and not of_trial:
-        return "unit", f"beside {list_some(beside)}"
+    of_trial = any(OF_TRIAL.search(name) for name in neighbours)
+    if neighbours and any(OF_UNIT.search(name) for name in neighbours) and not of_trial:
+        return "unit", f"next to {list_some(neighbours)}"
     # A struct for each trial is usual; a bare list says nothing.
-    return ("trial", f"beside {list_some(beside)}") if beside else (None, "")
+    return ("trial", f"next to {list_some(neighbours)}") if neighbours else (None, "")
 
 
 def _single_units(source: Source, key: str, node: Ragged) -> tuple[AnyArray | Ragged, Axes, str]:
@@ -243,8 +243,10 @@ def _single_units(source: Source, key: str, node: Ragged) -> tuple[AnyArray | Ra
         if "," in text:
             axes = parse_axes(text, repr(key), shape, legal)
     else:
-        beside = {k for k in source.tree if last_of(k) in dict(siblings(source.tree, key))}
-        axes, why = choose(f"{source.file}: {key!r}", shape, legal, gather_hints(source, beside))
+        neighbours = {k for k in source.tree if last_of(k) in dict(siblings(source.tree, key))}
+        axes, why = choose(
+            f"{source.file}: {key!r}", shape, legal, gather_hints(source, neighbours)
+        )
     if axes[0] == "trial":
         return Ragged(rows), ("time",), why
     return _stacked([row[:] for row in rows], key), axes, why

@@ -18,7 +18,8 @@ from ...data.validate import show_shape
 from ...errors import DataError
 from ..binning import Array
 from .hdf5 import is_matlab, open_for_reading
-from .npz import ArchiveArray, damaged
+from .npz import ArchiveArray
+from .recording import damaged
 from .sheet import open_sheet
 from .tree import as_text
 

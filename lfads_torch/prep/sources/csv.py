@@ -30,7 +30,7 @@ from .recording import (
 from .sheet import Sheet, is_number, open_sheet
 from .tree import is_regular
 
-# Lists of moments that programs write beside those of units; NeuroExplorer calls them so.
+# Lists of moments that programs such as NeuroExplorer write next to the units.
 _EVENTS = re.compile(r"event|evt|strobe|marker|kbd|keyboard|frame|start$|stop$|trial", re.I)
 # A column that counts rows, as pandas and R write it, without a name.
 _INDEX = re.compile(r"column \d+|index|idx|row|#|nr|no|bin|sample|frame", re.I)
@@ -94,7 +94,7 @@ def _typed(values: list[str], decimal_comma: bool) -> Array:
 
 
 def _key(name: str) -> str:
-    """Return a name as roles are looked up by: lower case, without a unit of time at its end."""
+    """Return a column's name in lower case, without a unit of time at its end."""
     return _SUFFIX.sub("", re.sub(r"[\s.]+", "_", name.strip().lower()))
 
 

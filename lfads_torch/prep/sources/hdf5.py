@@ -16,8 +16,7 @@ from ...data.tree import unwritten
 from ...errors import DataError
 from ..binning import Array
 from .layout import recording_from_tree
-from .npz import damaged
-from .recording import Recording, SourceOptions
+from .recording import Recording, SourceOptions, damaged
 from .tree import Ragged, Tree, add_value
 
 _SMALL = 1 << 12  # entries; smaller arrays of MATLAB are simply read

@@ -10,7 +10,16 @@ from ...data.find import list_some
 from ...errors import UserError
 from ..names import BEGINS, INVALID, OBSERVED, RATE_ENDINGS, TIME_ENDINGS, TIMES, TRIALS, UNITS
 from .observed import add_invalid, observe_units
-from .recording import BinnedSpikes, Clock, Recording, Series, SourceOptions, SpikeTimes, Table
+from .recording import (
+    BinnedSpikes,
+    Clock,
+    Recording,
+    Series,
+    SourceOptions,
+    SpikeTimes,
+    Table,
+    count_rows,
+)
 from .sorting import sorting_of_arrays
 from .spike_lists import sampling_hz
 from .spikes import read_spikes, spikes_keys
@@ -55,7 +64,7 @@ def recording_from_tree(
     rest = {key: node for key, node in tree.items() if key not in read.used}
     recording.units = {**read.units, **_table(rest, UNITS, spikes.n_units)}
     others = _table(rest, UNITS, None)
-    rows = len(next(iter(others.values()), ()))
+    rows = count_rows(others)
     if rows > 1 and rows != spikes.n_units:
         recording.warnings.append(
             f"the table of units has {rows} rows, the spikes have {spikes.n_units} units; columns "
@@ -109,13 +118,13 @@ def _table(
 
 
 def _other_tables(tree: Tree) -> dict[str, int]:
-    """Return the rows of groups, structs and common beginnings of names that have a start."""
+    """Count the rows of tables that have a column of starts: groups, structs, common prefixes."""
     tables: dict[str, int] = {}
     for key in tree:
         ending = next((e for e in BEGINS if key.lower().endswith((f".{e}", f"_{e}"))), None)
         name = key[: -len(ending) - 1] if ending else ""
         table = _table(tree, (name,), None) if name and last_name(name) not in INVALID else {}
-        size = len(next(iter(table.values()), ()))
+        size = count_rows(table)
         if ending in [column.lower() for column in table] and size > 1:
             tables[name] = size
     return tables

@@ -16,7 +16,7 @@ from ...data.stored import StoredArray
 from ...errors import DataError, explained
 from ..binning import Array
 from .layout import recording_from_tree
-from .recording import Recording, SourceOptions
+from .recording import Recording, SourceOptions, damaged
 from .tree import Tree, add_value
 
 _SMALL = 1 << 24  # bytes; smaller arrays are simply read
@@ -144,11 +144,3 @@ class _ArraysOnly(pickle.Unpickler):
             f"it holds a {module}.{name}, which only executing code from the file could read; "
             "save arrays of numbers"
         )
-
-
-def damaged(path: Path, err: Exception) -> str:
-    """Return the text of the error for a file that cannot be read."""
-    return (
-        f"{path} cannot be read; if it is damaged or cut short, make or copy it again. "
-        f"({type(err).__name__}: {err})"
-    )

@@ -31,6 +31,7 @@ from .recording import (
     SourceOptions,
     SpikeTimes,
     Table,
+    count_rows,
     find,
     median_step,
 )
@@ -225,7 +226,7 @@ def _n_timed(node: Any) -> int:
     """Count the rows of a table that have times, around which windows can be cut."""
     moments = _moments(node)
     is_list = len(moments) and "timestamps" in node and "id" not in node
-    return len(next(iter(_events(node).values()))) if is_list else len(moments)
+    return count_rows(_events(node)) if is_list else len(moments)
 
 
 def _table(node: Any) -> Table:
@@ -289,7 +290,7 @@ def _observe(recording: Recording, units: Any) -> None:
 
 
 def _series(node: Any) -> Series:
-    """Describe a TimeSeries, or raise an error that says why it is none that can be used."""
+    """Describe a TimeSeries, or raise an error that says why it cannot be used."""
     data = node.get("data")
     if not _is_array(data) or data.size == 0:
         raise DataError("it holds no values itself (images in other files)")

@@ -1,7 +1,7 @@
 """Objects in memory as recordings: NumPy, pynapple, SpikeInterface, Neo, xarray, pandas.
 
-No library is imported: an object that comes tells by its type's module whose it is. What units of
-time, rates, names and intervals it has itself are used.
+No library is imported: the module of an object's type says which library made it. The object's
+units of time, rates, names and intervals are used.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .recording import (
     SourceOptions,
     SpikeTimes,
     Table,
+    count_rows,
     find,
     median_step,
 )
@@ -176,7 +177,7 @@ def _mapping(source: Mapping[Any, Any], options: SourceOptions) -> Recording:
         name = chosen or next((n for n in tables if n in TRIALS), "")
         if name in tables:
             recording.trials = tables.pop(name)
-    recording.tables |= {name: len(next(iter(table.values()))) for name, table in tables.items()}
+    recording.tables |= {name: count_rows(table) for name, table in tables.items()}
     return recording
 
 
@@ -313,9 +314,7 @@ def neo_segments(segments: list[Any], path: Path, options: SourceOptions) -> Rec
     elif not recording.trials and (name := next((n for n in tables if n in TRIALS), "")):
         recording.trials = tables[name]
     recording.tables = {
-        name: len(next(iter(table.values())))
-        for name, table in tables.items()
-        if table is not recording.trials
+        name: count_rows(table) for name, table in tables.items() if table is not recording.trials
     }
     if len(segments) == 1:
         signals = (*segments[0].analogsignals, *segments[0].irregularlysampledsignals)
@@ -479,7 +478,7 @@ def _roles(data: Any) -> dict[Any, str]:
 
 
 def _coordinate(coordinate: Any, options: SourceOptions) -> Array:
-    """Return times in the unit that the options say, where they say their own."""
+    """Return times in the unit of the options, converted where the coordinate names its unit."""
     values = np.asarray(coordinate.values)
     if values.dtype.kind in "mM":
         start = np.zeros(1, values.dtype) if values.dtype.kind == "m" else values[:1]

@@ -301,7 +301,7 @@ class Recording:
     @property
     def n_trials(self) -> int:
         """Number of trials; 0 where the file has none."""
-        return len(next(iter(self.trials.values()))) if self.trials else 0
+        return count_rows(self.trials)
 
     def check(self) -> None:
         """Raise a `DataError` where nothing right can be made of the recording."""
@@ -371,6 +371,11 @@ def median_step(times: Array) -> float:
     return float(f"{np.median(np.diff(times)):.7g}") if len(times) > 1 else 0.0
 
 
+def count_rows(table: Mapping[str, Any]) -> int:
+    """Count the rows of a table; 0 where it has no column."""
+    return len(next(iter(table.values()), ()))
+
+
 def numeric_columns(table: Mapping[str, Array]) -> list[str]:
     """Return the names of the columns that hold one number per row."""
     return [name for name, column in table.items() if column.dtype.kind in "buif"]
@@ -397,3 +402,11 @@ def find(items: Mapping[str, Any], name: str, what: str) -> Any:
     hint = f"; did you mean {near}?" if near else "."
     has = f"Legal are {list_some(list(items), 20)}." if items else f"The file has no {what}."
     raise UnknownNameError(f"There is no {what} {name!r}{hint} {has}", name)
+
+
+def damaged(path: Path, err: Exception) -> str:
+    """Return the text of the error for a file that cannot be read."""
+    return (
+        f"{path} cannot be read; if it is damaged or cut short, make or copy it again. "
+        f"({type(err).__name__}: {err})"
+    )

@@ -1,4 +1,4 @@
-"""Tables of text as the programs and countries of this world write them: CSV and its dialects.
+"""Tables of text as programs and countries write them: CSV and its dialects.
 
 Commas, semicolons, tabs or white space between columns; decimal points or commas; several lines of
 header, comments and titles; units of time in the header.

@@ -22,9 +22,9 @@ from ...errors import DataError, UserError
 from ..binning import Array, Floats
 from .csv import read_table
 from .grouping import group_by_unit
-from .recording import AnyArray, Clock, Recording, SourceOptions, SpikeTimes, Table
+from .recording import AnyArray, Clock, Recording, SourceOptions, SpikeTimes, Table, damaged
 from .tree import Ragged, Tree, as_text
-from .trial_times import lay_out_trials
+from .trial_times import join_trials, lay_out_trials
 
 # Of phy and Kilosort 1 to 4, then of IBL's ALF, whose times are seconds. What was curated by hand
 # (clusters) comes before what the sorter gave (templates).
@@ -45,14 +45,14 @@ def sorting_folder(path: Path) -> Path | None:
         return path.parent if _is_sorting(path.parent) else None
     if not path.is_dir() or _is_sorting(path):
         return path if path.is_dir() else None
-    found = [inner for deep in _DEEP for inner in sorted(path.glob(deep)) if _is_sorting(inner)]
-    if len(found) > 1:
-        names = [str(inner.relative_to(path)) for inner in found]
+    folders = [inner for deep in _DEEP for inner in sorted(path.glob(deep)) if _is_sorting(inner)]
+    if len(folders) > 1:
+        names = [str(inner.relative_to(path)) for inner in folders]
         raise UserError(
-            f"{path} holds {len(found)} sortings: {list_some(names)}. Name the folder of one, such "
-            f"as {found[0]}."
+            f"{path} holds {len(folders)} sortings: {list_some(names)}. Name the folder of one, "
+            f"such as {folders[0]}."
         )
-    return found[0] if found else None
+    return folders[0] if folders else None
 
 
 def _is_sorting(folder: Path) -> bool:
@@ -68,7 +68,7 @@ def read_sorting(folder: Path, options: SourceOptions) -> Recording:
 
 
 def npz_of(folder: Path) -> Path | None:
-    """Return the archive that a folder of SpikeInterface keeps its sorting in, if it does so."""
+    """Return the archive in which a folder of SpikeInterface keeps its sorting, or None."""
     return folder / _NPZ_FOLDER if (folder / _NPZ_FOLDER).is_file() else None
 
 
@@ -117,9 +117,7 @@ def _load(path: Path) -> Any:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as err:
-        raise DataError(
-            f"{path} cannot be read; if it is cut short, copy it again. ({err})"
-        ) from err
+        raise DataError(damaged(path, err)) from err
     if array.dtype.kind not in "uif":
         raise DataError(f"{path} holds {array.dtype}; legal are numbers.")
     return array.reshape(-1)
@@ -148,7 +146,7 @@ def _sampled(
             "such as sample_rate = 30000 is missing): add --sampling-hz, such as 30000."
         )
     notes.append(f"times are samples, {hz:g} per second")
-    # Where trials come beside it, in samples too, they count at the same rate.
+    # Trials in samples, too, count at the same rate.
     if options.time_unit == "samples":
         options = replace(options, sampling_hz=hz)
     return options, Clock(1 / hz, hz)
@@ -221,7 +219,7 @@ def read_shanks(path: Path, options: SourceOptions) -> Recording | None:
         if _SHANK.fullmatch(res.name) is None or not clu.is_file():
             continue
         samples = np.loadtxt(res, dtype=np.int64, ndmin=1)
-        clusters = np.loadtxt(clu, dtype=np.int64, ndmin=1)[1:]  # the first is how many there are
+        clusters = np.loadtxt(clu, dtype=np.int64, ndmin=1)[1:]  # behind the number of clusters
         if samples.shape != clusters.shape:
             raise DataError(f"{res} has {len(samples)} spikes, {clu.name} {len(clusters)}.")
         by_unit, labels = group_by_unit([(clusters, samples)])
@@ -340,9 +338,9 @@ def of_segments(
     units: Table,
     rate: float | None,
     options: SourceOptions,
-    kind: str = "SpikeInterface sorting",
 ) -> Recording:
     """Make a recording of segments, each with the samples of the spikes of all units."""
+    kind = "SpikeInterface sorting"
     notes = [f"spike times: {kind}"]
     options, clock = _sampled(path, options, rate, notes)
     recording = Recording(path, kind, SpikeTimes([]), units, clock=options.clock(), notes=notes)
@@ -364,10 +362,7 @@ def add_segments(
     if len(segments) == 1:
         recording.spikes = SpikeTimes(segments[0], clock)
         return
-    units = [
-        (np.concatenate([np.asarray(times[:]) for times in rows]), _rows(rows))
-        for rows in zip(*segments, strict=True)
-    ]
+    units = [join_trials(trains) for trains in zip(*segments, strict=True)]
     laid = lay_out_trials(units, clock, len(segments), durations)
     recording.spikes, recording.starts = laid.spikes, laid.starts
     recording.extents, recording.observed = laid.extents, laid.observed
@@ -376,7 +371,3 @@ def add_segments(
     recording.notes.append(
         f"{len(segments)} segments with a clock each: taken as trials, laid out one after another"
     )
-
-
-def _rows(lists: Sequence[AnyArray]) -> Array:
-    return np.repeat(np.arange(len(lists)), [len(times) for times in lists])

@@ -21,6 +21,7 @@ from .grouping import group_by_unit, split_by_index
 from .recording import AnyArray, BinnedSpikes, SpikeTimes, Table
 from .time_unit import judge, sample_list
 from .tree import Node, Ragged, Source, last_name, last_of, siblings
+from .trial_times import join_trials
 from .trialwise import Trials
 
 LONG = 1 << 21  # spikes that take a second to group
@@ -109,7 +110,7 @@ def read_times(source: Source, keys: Sequence[str]) -> SpikesRead:
             grid = np.arange(len(rows)).reshape(node.shape)
             grid = grid if axes[0] == "trial" else grid.T
             new: list[tuple[AnyArray, Indices]] = [
-                _join([rows[i] for i in column]) for column in grid.T
+                join_trials([rows[i] for i in column]) for column in grid.T
             ]
         else:
             new, more, labels = _units_of_trials(source, key, rows)
@@ -153,19 +154,11 @@ def _check_unit(source: Source, name: str, used: set[str]) -> None:
         raise UserError(f"{source.file}: {refusal}")
 
 
-def _join(rows: Sequence[AnyArray]) -> tuple[Array, Indices]:
-    """Return the spikes of a unit of all trials, and the trial of each."""
-    arrays = [row[:] for row in rows]
-    trials = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
-    # Empty lists are float64 whatever the others are, and would change the type of all.
-    return np.concatenate([a for a in arrays if len(a)] or arrays[:1]), trials
-
-
 def _units_of_trials(
     source: Source, key: str, rows: Sequence[AnyArray]
 ) -> tuple[list[tuple[AnyArray, Indices]], set[str], Array]:
-    """Split the spikes of each trial by a list with the unit of each, where there is one."""
-    times, trials = _join(rows)
+    """Split the spikes of each trial by a list with the unit of each, where the file has one."""
+    times, trials = join_trials(rows)
     owners = {f"{key.rpartition('.')[0]}.{name}".lstrip("."): None for name in UNIT_OF_SPIKE}
     if source.options.spike_units:
         owners = {source.key(source.options.spike_units): None}
@@ -197,7 +190,7 @@ def entries(source: Source, key: str, node: Ragged) -> tuple[Axes, str]:
         for name, other in siblings(source.tree, key):
             if isinstance(other, Ragged) and other.shape == node.shape[:1]:
                 role = "unit" if OF_UNIT.search(name) else "trial"
-                hints.add(role, node.shape[0], f"{name!r} is beside it in each", sure=False)
+                hints.add(role, node.shape[0], f"{name!r} stands next to it in each", sure=False)
         axes, why = choose(what, node.shape, double, hints)
         return axes, f" ({why})"
     stem = last_name(key.rpartition(".")[0]) or last_name(key)
@@ -207,20 +200,22 @@ def entries(source: Source, key: str, node: Ragged) -> tuple[Axes, str]:
         return ("unit",), ""
     if lower & set(UNIT_OF_SPIKE):
         return ("trial",), " (each with the unit of its spikes)"
-    beside = [name for name, _ in siblings(source.tree, key) if name not in lists]
+    neighbours = [name for name, _ in siblings(source.tree, key) if name not in lists]
     if stem in UNITS or any(n == node.shape[0] for n in hints.sure.get("unit", ())):
         return ("unit",), ""
     if stem in TRIALS:
         return ("trial",), f" ({stem!r} has an entry for each)"
-    of_trial = any(OF_TRIAL.search(name) for name in beside)
-    of_unit = any(OF_UNIT.search(name) for name in beside)
+    of_trial = any(OF_TRIAL.search(name) for name in neighbours)
+    of_unit = any(OF_UNIT.search(name) for name in neighbours)
     if of_unit and not of_trial:
         return ("unit",), ""
     if of_trial and not of_unit:
-        return ("trial",), f" (beside {list_some(beside)})"
+        return ("trial",), f" (next to {list_some(neighbours)})"
     reason = hints.sure.get("trial", {}).get(node.shape[0])
     if reason or of_trial:
-        raise UserError(ask(what, node.shape, single, [reason or f"beside {list_some(beside)}"]))
+        raise UserError(
+            ask(what, node.shape, single, [reason or f"next to {list_some(neighbours)}"])
+        )
     return ("unit",), ""
 
 

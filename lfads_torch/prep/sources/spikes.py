@@ -41,7 +41,7 @@ def spikes_keys(source: Source) -> list[str]:
         if len(keys) == 1:
             return keys
     within = [k for k in candidates if is_times(k) and last_name(k.rpartition(".")[0]) in SPIKES]
-    if len(within) == 1:  # spikes.times beside spikes.clusters
+    if len(within) == 1:  # spikes.times, of which spikes.clusters has the units
         return within
     named = [
         key
@@ -119,14 +119,14 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
             "of one kind."
         )
     read = read_bins(source, keys) if binned[0] else read_times(source, keys)
-    read.notes += [f"{key!r} is a list of times in each row, filled up behind" for key in padded]
+    read.notes += [f"{key!r} is padded lists of spike times" for key in padded]
     if len(keys) > 1:
         read.notes.insert(0, f"units of {list_some(list(keys))} are joined, in this order")
     return read
 
 
 def _split_padded(source: Source, key: str) -> bool:
-    """Make lists of an array along one axis of which there are times, with NaN or 0 behind."""
+    """Make lists of an array whose rows or columns are spike times, padded with NaN or 0."""
     node = source.tree[key]
     if isinstance(node, Ragged) or is_vector(node) or len(node.shape) not in (2, 3):
         return False
@@ -138,7 +138,7 @@ def _split_padded(source: Source, key: str) -> bool:
         matrix = lists.reshape(-1, lists.shape[-1])
         known = np.isfinite(matrix) & ((matrix != 0) | np.isnan(matrix[:, -1:]))
         lengths = known.sum(axis=1)
-        # Counts repeat and fall, and what is sampled has no end of its own.
+        # Counts repeat and fall, and rows of samples all end together.
         if lengths.max() <= 2 or (lengths == matrix.shape[1]).all():
             continue
         if not (known == (np.arange(matrix.shape[1]) < lengths[:, None])).all():
@@ -158,6 +158,6 @@ def _is_binned(source: Source, key: str) -> bool:
         return not all(is_vector(row) for row in node.rows) or hold_counts(node)
     if not is_vector(node) or (source.options.axes and len(node.shape) > 1):
         return True
-    # One list of all spikes has the unit of each beside it.
+    # With one list of all spikes, another has the unit of each.
     is_list = "time" in key.lower() or len(splitter(source, key)[1]) > 1
     return not is_list and hold_counts(Ragged([node]))

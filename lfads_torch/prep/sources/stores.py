@@ -93,11 +93,11 @@ class ZarrGroup:
         return name in self.group or name in self.links
 
     def __getitem__(self, name: str) -> Any:
-        found = self.root[self.links[name]] if name in self.links else self.group[name]
-        return ZarrArray(found) if hasattr(found, "dtype") else ZarrGroup(found, self.root)
+        node = self.root[self.links[name]] if name in self.links else self.group[name]
+        return ZarrArray(node) if hasattr(node, "dtype") else ZarrGroup(node, self.root)
 
     def get(self, name: str, default: Any = None, getlink: bool = False) -> Any:
-        """Return a member, or None for a link, which is followed as if there were none."""
+        """Return a member; with `getlink` the default, since links are followed unseen."""
         return default if getlink or name not in self else self[name]
 
     def keys(self) -> Iterator[str]:

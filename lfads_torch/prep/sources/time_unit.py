@@ -17,7 +17,7 @@ from .recording import UNIT_S, AnyArray
 # Mean spikes/s of a unit. Between these a unit of time is plausible; sparse units of a day-long
 # recording come near the first, a few fast ones near the second.
 _LEAST, _MOST = 0.02, 200.0
-# Seconds are what times are without a word, so they are given up only for rates far beyond.
+# Times are seconds by default, so another unit is taken only where rates are far beyond.
 _TOO_SLOW, _TOO_FAST = 0.01, 1000.0
 # Together they are implausible, too: of a recording, and of a trial.
 _SLOW, _LONG_S, _LONG_TRIAL_S = 0.1, 3 * 3600.0, 120.0
@@ -31,7 +31,7 @@ _LISTS = 200
 
 
 class Verdict(NamedTuple):
-    """A unit of time, with what to say of it, or why there is none."""
+    """A unit of time with a note or a warning, or the reason why it is unclear."""
 
     unit: str = "s"
     note: str = ""
@@ -47,7 +47,7 @@ class Sample:
     high: float
     n_spikes: int
     n_units: int
-    is_whole: bool  # there is no fraction
+    is_whole: bool  # no time has a fraction
 
     @property
     def span(self) -> float:
@@ -111,7 +111,7 @@ def judge(
     say = f"{seen}, so that a unit fires {readings}"
     choose = "--time-unit s, ms, us, or samples with --sampling-hz HZ"
     if sample.is_whole:
-        # Whole seconds are no spike times. Samples are what sorters write, with a rate beside them.
+        # Spike times are never whole seconds. Sorters write samples, and their sampling rate.
         if sampling_hz and samples in fits:
             return _take("samples", f"{seen}: taken as {samples}", fixed, choose)
         # Where samples would fire too fast, nothing but ms is left.

@@ -23,7 +23,7 @@ _FEW = 30  # spikes; fewer say nothing of where all lie
 def settle(recording: Recording, options: SourceOptions) -> None:
     """Bring spikes and trials to one clock; note what was done, or why it cannot be.
 
-    Done once, a second time it changes nothing.
+    A second call changes nothing.
     """
     spikes = recording.spikes
     if recording.is_settled:
@@ -88,8 +88,8 @@ def _set_unit(
     elif spikes.clock.sampling_hz and new.scale < 1e-3 and _are_seconds(recording, spikes):
         recording.clock = clock("s")
         recording.warnings.append(
-            "the trials' times are taken as seconds, beside spike times in samples: as samples all "
-            "would be at once; if not, --event-unit samples"
+            "spike times are samples, but the trials' times are taken as seconds: as samples, all "
+            "trials would be at the beginning; if they are samples, say --event-unit samples"
         )
     if recording.clock == old:
         return
@@ -117,7 +117,7 @@ def _are_seconds(recording: Recording, spikes: SpikeTimes) -> bool:
 
 
 def _compare(recording: Recording, spikes: SpikeTimes) -> None:
-    """Refuse spikes that lie elsewhere than what the file says was recorded."""
+    """Refuse spikes outside the time that the file says was recorded."""
     sample = sample_units(spikes.units)
     if recording.observed is None:
         return

@@ -46,8 +46,8 @@ def lay_out_trials(
 
     `units` has for each unit its times, in the unit of `clock`, and the row of the trial of each.
     `durations` (seconds) say how long trials were recorded; without them a trial lasts to its last
-    spike, or all trials to the last spike of all where that may be by chance. `onsets` (seconds)
-    say when trials began, and are kept where trials do not overlap.
+    spike, or, where trials may have had one length, to the last spike of all trials. `onsets`
+    (seconds) say when trials began, and are kept where trials do not overlap.
     """
     seconds, slack, numbers = [], TOLERANCE_S, np.zeros(n_trials)
     for number, (array, rows) in enumerate(units):
@@ -75,6 +75,14 @@ def lay_out_trials(
     reach = (float(lows[known].min()), float(highs[known].max())) if known.any() else None
     spikes = SpikeTimes(laid, tolerance=slack)
     return Layout(spikes, starts, extents, observed, reach if durations is None else None)
+
+
+def join_trials(trials: Sequence[AnyArray]) -> tuple[Array, Indices]:
+    """Return a unit's spikes in all trials, and the trial of each, out of a list for each trial."""
+    arrays = [spikes[:] for spikes in trials]
+    rows = np.repeat(np.arange(len(arrays)), [len(a) for a in arrays])
+    # Empty lists are float64 whatever the others are, and would change the type of all.
+    return np.concatenate([a for a in arrays if len(a)] or arrays[:1]), rows
 
 
 def _ends(
@@ -198,7 +206,7 @@ def place_trials(
 
 
 def observe_trials(recording: Recording, times: Sequence[Array], places: Sequence[Indices]) -> None:
-    """Take as recorded only what lies about the spikes of a trial, which are stored by trial."""
+    """Take as recorded only the time around the spikes of each trial."""
     place = np.concatenate(places)
     seconds = [recording.clock.seconds(some) for some in times]
     lows, highs = _ends(seconds, places, place.max() + 1)
@@ -242,8 +250,9 @@ def _rows_of(known: Array, recording: Recording) -> Indices:
     low, high = int(known[known >= 0].min(initial=n)), int(known.max(initial=0))
     if high > n:
         raise DataError(
-            f"Spikes belong to trials {low} to {high}, but there are {n} trials. Choose another "
-            "table (--trials), or add a column with the number of each trial, such as trial_id."
+            f"Spikes belong to trials {low} to {high}, but the table has {n} trials. Choose "
+            "another table (--trials), or add a column with the number of each trial, such as "
+            "trial_id."
         )
     is_matlab = "MATLAB" in recording.kind
     if high < n and low > 0 and not is_matlab and n > 1:

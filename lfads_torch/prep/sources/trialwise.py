@@ -190,7 +190,7 @@ def add_columns(
 
 
 def add_series(recording: Recording, nodes: Tree, n_trials: int, trials: Trials | None) -> None:
-    """Add behaviour that is stored trial by trial, with the bins of spikes or times of its own."""
+    """Add behaviour that is stored trial by trial, in the bins of the spikes or with its times."""
     starts = np.zeros(n_trials) if recording.starts is None else recording.starts
     skipped = []
     for name, node in nodes.items():
@@ -203,8 +203,8 @@ def add_series(recording: Recording, nodes: Tree, n_trials: int, trials: Trials 
                 skipped.append(name)
     if skipped:
         recording.notes.append(
-            f"in each trial, but with neither its bins nor times of their own (such as "
-            f"{skipped[0]}_times): {list_some(skipped)}"
+            "not read, since in each trial they have neither as many bins as the spikes nor times "
+            f"(such as {skipped[0]}_times): {list_some(skipped)}"
         )
 
 
@@ -295,7 +295,7 @@ def _as_bins(node: Any, lengths: Indices) -> Part | None:
 
 
 def _times(name: str, nodes: Tree, n_trials: int) -> list[Array] | None:
-    """Return the times of the samples of each trial, from arrays beside them."""
+    """Return the times of the samples of each trial, from arrays of the same group."""
     stem = name.removesuffix(".data")
     candidates = [f"{stem}{end}" for end in TIME_ENDINGS]
     candidates += [key for key in nodes if is_times(key)]
