@@ -2,7 +2,7 @@
 
 `open_recording` recognises the format and returns a `Recording`: spikes, units, trials and series,
 of which nothing large is read before it is needed. One file for each format; `layout` makes sense
-of named arrays, `recording` is what all become.
+of named arrays, `recording` is what all become, `timeline` brings its times to one clock.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def open_recording(source: Any, options: SourceOptions | None = None) -> Recordi
     ----------
     source : str, path or object
         NWB, .npz, .mat, HDF5 or CSV file; folder of a spike sorter; Zarr store; address of an NWB
-        file (https://, s3://). Or an object in memory: an
-        array or a list or dict of arrays, a TsGroup of pynapple, a sorting of SpikeInterface, spike
-        trains, a segment or a block of Neo, a DataArray or Dataset of xarray.
+        file (https://, s3://). Or an object in memory: an array or a list or dict of arrays, a
+        TsGroup of pynapple, a sorting of SpikeInterface, spike trains, a segment or a block of Neo,
+        a DataArray or Dataset of xarray.
     options : SourceOptions, optional
         What the source does not say itself. Its `trials` may be an object, too: an IntervalSet of
         pynapple, a DataFrame, a dict of columns, an Epoch or Event of Neo, an array of times, or

@@ -18,8 +18,7 @@ from .axes import Axes, Hints, choose, gather_hints, parse_axes, readings
 from .recording import UNIT_S, AnyArray, BinnedSpikes, Clock, median_step
 from .spike_lists import SpikesRead, areas, entries, hold_counts
 from .tree import Node, Ragged, Source, Tree, attrs_of, is_vector, last_name, last_of, siblings
-from .trialwise import BinTimes, Joined, Part, Trials, bin_times, of_rows
-from .trialwise import describe as _sizes
+from .trialwise import BinTimes, Joined, StoredBins, Trials, bin_times, describe_sizes, of_rows
 
 _LONGEST_BIN_S = 0.5  # a width above is a number of milliseconds
 _FASTEST_HZ = 2000.0  # a rate above is of the voltages, not of bins
@@ -27,16 +26,16 @@ _FASTEST_HZ = 2000.0  # a rate above is of the voltages, not of bins
 
 def read_bins(source: Source, keys: Sequence[str]) -> SpikesRead:
     """Describe binned spikes; arrays of several keys are joined along their units."""
-    parts, notes, used = [], [], set(keys)
+    stored, notes, used = [], [], set(keys)
     for key in keys:
         node = source.tree[key]
         array, axes, why = _binned(source, key, node)
-        parts.append(Part(array, axes))
+        stored.append(StoredBins(array, axes))
         order = ("trial", *axes) if isinstance(array, Ragged) else axes
-        size = _sizes(node) if isinstance(node, Ragged) else show_shape(node.shape)
+        size = describe_sizes(node) if isinstance(node, Ragged) else show_shape(node.shape)
         notes.append(f"binned spikes: {key!r}, {size}, as {' x '.join(order)} ({why})")
-    lengths = parts[0].lengths()
-    for key, one in zip(keys, parts, strict=True):
+    lengths = stored[0].lengths()
+    for key, one in zip(keys, stored, strict=True):
         if not np.array_equal(one.lengths(), lengths):
             raise DataError(
                 f"{source.file}: {keys[0]!r} and {key!r} differ in trials or bins; arrays that "
@@ -48,16 +47,16 @@ def read_bins(source: Source, keys: Sequence[str]) -> SpikesRead:
     notes += bins.notes
     if timed is not None:
         used.add(timed.key)
-    units = areas(keys, [one.width() for one in parts])
+    units = areas(keys, [one.width() for one in stored])
     trials = Trials(lengths, bins.width_s, -bins.starts)
-    by_trial = isinstance(parts[0].array, Ragged) or "trial" in parts[0].axes
+    by_trial = isinstance(stored[0].array, Ragged) or "trial" in stored[0].axes
     if not by_trial:
-        return SpikesRead(_continuous(parts, bins), used, units, notes)
+        return SpikesRead(_continuous(stored, bins), used, units, notes)
     if len(set(lengths.tolist())) > 1:
         notes.append(
             f"trials of {lengths.min()} to {lengths.max()} bins: what a short one lacks is missing"
         )
-    array = trials.pad(parts)
+    array = trials.pad(stored)
     spikes = BinnedSpikes(array, ("trial", "time", "unit"), bins.width_s)
     return SpikesRead(spikes, used, units, notes, trials, len(lengths))
 
@@ -68,14 +67,14 @@ def _by_distance(source: Source, key: str) -> list[str]:
     return sorted(source.tree, key=lambda other: not (stem and other.startswith(f"{stem}.")))
 
 
-def _continuous(parts: Sequence[Part], bins: Bins) -> BinnedSpikes:
-    first, axes = parts[0].array, parts[0].axes
+def _continuous(stored: Sequence[StoredBins], bins: Bins) -> BinnedSpikes:
+    first, axes = stored[0].array, stored[0].axes
     if isinstance(first, Ragged):
         raise TypeError("a list of arrays has an entry for each trial")
     start = float(bins.starts[0])
-    if len(parts) == 1 and "unit" in axes:
+    if len(stored) == 1 and "unit" in axes:
         return BinnedSpikes(first, axes, bins.width_s, start)
-    return BinnedSpikes(StoredArray(Joined(parts)), ("time", "unit"), bins.width_s, start)
+    return BinnedSpikes(StoredArray(Joined(stored)), ("time", "unit"), bins.width_s, start)
 
 
 def _binned(source: Source, key: str, node: Node) -> tuple[AnyArray | Ragged, Axes, str]:
@@ -135,8 +134,8 @@ def _binned_rows(source: Source, key: str, node: Ragged) -> tuple[AnyArray | Rag
     filled = [row.shape for row in node.rows if 0 not in row.shape]
     if any(len(shape) != 2 for shape in filled) or len(node.shape) > 1:
         raise DataError(
-            f"{source.file}: {key!r} holds {_sizes(node)}; legal are lists of spike times, or an "
-            "array of units x bins (or bins x units) for each trial."
+            f"{source.file}: {key!r} holds {describe_sizes(node)}; legal are lists of spike "
+            "times, or an array of units x bins (or bins x units) for each trial."
         )
     legal: list[Axes] = [("unit", "time"), ("time", "unit")]
     if text and text.count(",") == 1:
@@ -146,12 +145,12 @@ def _binned_rows(source: Source, key: str, node: Ragged) -> tuple[AnyArray | Rag
     varying = np.flatnonzero((shapes != shapes[0]).any(axis=0)).tolist()
     if varying and not text and not _is_by_unit(source, key, node):
         axes = legal[0] if varying[-1] == 1 else legal[1]
-        part = of_rows(node, axes)
-        return part.array, axes, "trials share the number of units, not that of bins"
+        stored = of_rows(node, axes)
+        return stored.array, axes, "trials share the number of units, not that of bins"
     if varying and (not text or not text.startswith("trial")):
         raise DataError(
-            f"{source.file}: {key!r} holds {_sizes(node)}, an entry for each unit; legal are the "
-            "same trials and bins for all units, or an entry for each trial (--axes)."
+            f"{source.file}: {key!r} holds {describe_sizes(node)}, an entry for each unit; "
+            "legal are the same trials and bins for all units, or an entry for each trial (--axes)."
         )
     shape = (len(node.rows), *filled[0])
     if text:

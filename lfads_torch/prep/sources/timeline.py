@@ -47,8 +47,8 @@ def settle(recording: Recording, options: SourceOptions) -> None:
         if 0.1 <= share < 0.5:
             recording.refusals.append(
                 f"the trial of each spike is known, and the times of {share:.0%} of the trials "
-                "overlap those of the next: they do not clearly count from the start of each "
-                "trial (--spike-times relative), nor lie on one clock (--spike-times absolute). "
+                "overlap those of the next: whether they count from the start of each trial "
+                "(--spike-times relative) or lie on one clock (--spike-times absolute) is unclear. "
                 "Say which."
             )
         if share < 0.1 and spikes.are_rows:

@@ -30,7 +30,7 @@ from .tree import Ragged, Source, Tree, as_text, is_vector, siblings, vectors_of
 _INDEX = re.compile(r"(idx_.*|.*_idx|.*_index|.*_bin)", re.IGNORECASE)
 
 
-class Part(NamedTuple):
+class StoredBins(NamedTuple):
     """Binned trials as they are stored: an array with an axis of trials, or an array for each."""
 
     array: AnyArray | Ragged
@@ -72,10 +72,12 @@ class Part(NamedTuple):
 class _Padded:
     """Reader of trials as one array, trials x bins x units, with a gap after each."""
 
-    def __init__(self, parts: Sequence[Part], lengths: Indices, n_bins: int, fill: bool) -> None:
-        self.parts = parts
-        widths = [part.width() for part in parts]
-        dtype = np.result_type(*{part.dtype() for part in parts})
+    def __init__(
+        self, stored: Sequence[StoredBins], lengths: Indices, n_bins: int, fill: bool
+    ) -> None:
+        self.stored = stored
+        widths = [one.width() for one in stored]
+        dtype = np.result_type(*{one.dtype() for one in stored})
         # Integers have no NaN; float32 is exact up to 2^24.
         fill = fill or len(set(lengths.tolist())) > 1
         self.dtype = np.dtype(np.float32) if fill and dtype.kind != "f" else dtype
@@ -85,8 +87,8 @@ class _Padded:
     def read(self, rows: slice) -> Array:
         gap = np.nan if self.dtype.kind == "f" else 0
         values = np.full((rows.stop - rows.start, *self.shape[1:]), gap, self.dtype)
-        for part, place in zip(self.parts, self.places, strict=False):
-            for i, trial in enumerate(part.read(rows)):
+        for one, place in zip(self.stored, self.places, strict=False):
+            for i, trial in enumerate(one.read(rows)):
                 values[i, : len(trial), place : place + trial.shape[1]] = trial
         return values
 
@@ -94,15 +96,15 @@ class _Padded:
 class Joined:
     """Reader of continuous binned arrays side by side, bins x units."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
-        self.dtype = np.result_type(*{part.dtype() for part in parts})
-        n_bins = int(parts[0].lengths()[0])
-        self.shape = (n_bins, sum(part.width() for part in parts))
+    def __init__(self, stored: Sequence[StoredBins]) -> None:
+        self.stored = stored
+        self.dtype = np.result_type(*{one.dtype() for one in stored})
+        n_bins = int(stored[0].lengths()[0])
+        self.shape = (n_bins, sum(one.width() for one in stored))
 
     def read(self, rows: slice) -> Array:
         """Read bins."""
-        arrays = [(part.array, part.axes.index("time")) for part in self.parts]
+        arrays = [(one.array, one.axes.index("time")) for one in self.stored]
         values = [np.asarray(along(array, place)[rows]) for array, place in arrays]
         return np.concatenate([one.reshape(len(one), -1) for one in values], axis=1)
 
@@ -120,9 +122,9 @@ class Trials:
         """Bins from the beginning of a trial to that of the next."""
         return int(self.lengths.max()) + math.ceil(GAP_S / self.bin_s)
 
-    def pad(self, parts: Sequence[Part], *, fill: bool = False) -> StoredArray:
+    def pad(self, stored: Sequence[StoredBins], *, fill: bool = False) -> StoredArray:
         """View trials as one array of trials x bins x channels; `fill` makes the gap NaN."""
-        return StoredArray(_Padded(parts, self.lengths, self.n_bins, fill))
+        return StoredArray(_Padded(stored, self.lengths, self.n_bins, fill))
 
     def place(self, recording: Recording) -> None:
         """Say in the recording where its trials are."""
@@ -132,21 +134,21 @@ class Trials:
         recording.observed = recording.extents
 
 
-def of_rows(ragged: Ragged, axes: Axes) -> Part:
+def of_rows(ragged: Ragged, axes: Axes) -> StoredBins:
     """Describe a list of arrays, one for each trial, after a check that they fit together."""
     if len(axes) < 2:
-        return Part(ragged, axes)
+        return StoredBins(ragged, axes)
     place = 1 - axes.index("time")
     sizes = [row.shape[place] for row in ragged.rows if 0 not in row.shape]
     if len(set(sizes)) > 1:
         raise DataError(
-            f"Trials have {min(sizes)} to {max(sizes)} units ({describe(ragged)}); legal are "
+            f"Trials have {min(sizes)} to {max(sizes)} units ({describe_sizes(ragged)}); legal are "
             "trials with the same units. If the axes are the other way round, say so with --axes "
             "unit,time or --axes time,unit."
         )
     shape = (0, sizes[0])[:: 1 if place else -1]
     empty = np.zeros(shape, ragged.rows[0].dtype)
-    return Part(Ragged([empty if 0 in row.shape else row for row in ragged.rows]), axes)
+    return StoredBins(Ragged([empty if 0 in row.shape else row for row in ragged.rows]), axes)
 
 
 def nodes_of_trials(source: Source, rest: Tree, used: Sequence[str]) -> Tree:
@@ -248,18 +250,18 @@ def _series(
 ) -> Series | None:
     """Describe behaviour that is stored trial by trial, or None where its times are unknown."""
     n_trials = len(starts)
-    if trials is not None and (part := _as_bins(node, trials.lengths)) is not None:
+    if trials is not None and (stored := _as_bins(node, trials.lengths)) is not None:
         axes: tuple[str, ...] = ("trial", "time", "channel")
-        return Series(trials.pad([part], fill=True), axes, rate=1 / trials.bin_s, at_edges=True)
+        return Series(trials.pad([stored], fill=True), axes, rate=1 / trials.bin_s, at_edges=True)
     times = _times(name, nodes, n_trials)
     if times is None:
         return None
     lengths = np.array([len(one) for one in times])
-    if (part := _as_bins(node, lengths)) is None:
+    if (stored := _as_bins(node, lengths)) is None:
         return None
     # A sample that is missing ends each trial: nothing is interpolated between two trials.
     values, moments, step = [], [], 0.0
-    for i, rows in enumerate(part.read(slice(0, n_trials))):
+    for i, rows in enumerate(stored.read(slice(0, n_trials))):
         seconds = recording.clock.seconds(times[i]) + starts[i]
         step = float(np.median(np.diff(seconds))) if len(seconds) > 1 else step or 0.001
         values += [rows, np.full((1, rows.shape[1]), np.nan)]
@@ -267,7 +269,7 @@ def _series(
     return Series(np.concatenate(values), ("time", "channel"), np.concatenate(moments))
 
 
-def _as_bins(node: Any, lengths: Indices) -> Part | None:
+def _as_bins(node: Any, lengths: Indices) -> StoredBins | None:
     """Describe an array, or one for each trial, that has an entry for each bin of each trial."""
     n_trials = len(lengths)
     if isinstance(node, Ragged):
@@ -275,14 +277,14 @@ def _as_bins(node: Any, lengths: Indices) -> Part | None:
             return None
         if all(is_vector(row) for row in node.rows):
             flattened = Ragged([flat(row) for row in node.rows])
-            part = Part(flattened, ("time",))
-            return part if np.array_equal(part.lengths(), lengths) else None
+            stored = StoredBins(flattened, ("time",))
+            return stored if np.array_equal(stored.lengths(), lengths) else None
         for axes in (("channel", "time"), ("time", "channel")):
             place = axes.index("time")
             shapes = [row.shape for row in node.rows]
             ranks, widths = {len(s) for s in shapes}, {s[1 - place] for s in shapes}
             if ranks == {2} and len(widths) == 1 and [s[place] for s in shapes] == lengths.tolist():
-                return Part(node, axes)
+                return StoredBins(node, axes)
         return None
     sizes = {"trial": n_trials, "time": int(lengths[0])}
     if len(set(lengths.tolist())) > 1 or not 2 <= len(node.shape) <= 3:
@@ -290,7 +292,7 @@ def _as_bins(node: Any, lengths: Indices) -> Part | None:
     roles = ("trial", "time", "channel")[: len(node.shape)]
     for order in itertools.permutations(roles):
         if all(node.shape[order.index(role)] == n for role, n in sizes.items()):
-            return Part(node, order)
+            return StoredBins(node, order)
     return None
 
 
@@ -333,7 +335,7 @@ def bin_times(nodes: Tree, lengths: Indices) -> BinTimes | None:
     return None
 
 
-def describe(ragged: Ragged) -> str:
+def describe_sizes(ragged: Ragged) -> str:
     """Describe the sizes of the arrays of a list."""
     shapes = sorted({row.shape for row in ragged.rows})
     sizes = show_shape(shapes[0]) + f" to {show_shape(shapes[-1])}" * (len(shapes) > 1)
