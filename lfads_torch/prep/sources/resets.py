@@ -76,7 +76,7 @@ def place_blocks(recording: Recording, spikes: SpikeTimes) -> None:
             (unseen if counts[unit] < _FEW else other).append(unit)
     if other:
         recording.refusals.append(
-            f"{fell}. Those of other units ({list_some(other)}, counted from 0) do not, or fall "
+            f"{fell}. Those of others (units {list_some(other)}, counted from 0) do not, or fall "
             "back elsewhere: a clock was reset for some units only, or pieces that overlap were "
             "joined. Bring all to one clock, or leave units out of the file. If all lie on one "
             "clock already, say --spike-times absolute: spikes are sorted."
