@@ -142,7 +142,10 @@ def find_checkpoint(place: str | Path, *, best: bool = False) -> Path | None:
     status = folder.single.status
     if not best or status.get("best_checkpoint"):
         return intact(path)
-    newest = max(path.parent.glob("*.ckpt"), key=lambda file: (file.stat().st_mtime, file.name))
+    files = [file for file in path.parent.glob("*.ckpt") if damage(file) is None]
+    if not files:
+        return intact(path)
+    newest = max(files, key=lambda file: (file.stat().st_mtime, file.name))
     states = read_checkpoint(newest).get("callbacks")
     for state in states.values() if isinstance(states, Mapping) else ():
         name = state.get("best_model_path") if isinstance(state, Mapping) else None

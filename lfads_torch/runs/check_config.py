@@ -92,7 +92,7 @@ def arguments_of(target: Any) -> Arguments:
     return Arguments(tuple(legal), required or (), is_open, numbers)
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], *, is_sampled: bool = True) -> None:
     """Check that every ``_target_`` exists and gets legal arguments, and all that it needs."""
     for group in FREE:
         for name, node in (config.get(group) or {}).items():
@@ -124,10 +124,10 @@ def check_config(config: Mapping[str, Any]) -> None:
                 f"{where}: {node['_target_']} needs {', '.join(missing)}; "
                 f"give {where}.{missing[0]}=..."
             )
-    _check_training(config)
+    _check_training(config, is_sampled)
 
 
-def _check_training(config: Mapping[str, Any]) -> None:
+def _check_training(config: Mapping[str, Any], is_sampled: bool) -> None:
     """Refuse what would show only when all epochs are trained: nothing validated, nothing kept."""
     for key, entry in ROOT.items():
         group, _, name = key.rpartition(".")
@@ -145,7 +145,7 @@ def _check_training(config: Mapping[str, Any]) -> None:
             f"trainer.check_val_every_n_epoch is {every}, trainer.max_epochs {epochs}: nothing "
             f"would be validated, so no model kept as the best; legal are 1 to {epochs}"
         )
-    if not sampling.get("fn"):
+    if not (sampling.get("fn") and is_sampled):
         return
     for key in ("fast_dev_run", "barebones"):
         if trainer.get(key):

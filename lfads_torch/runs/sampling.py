@@ -57,16 +57,16 @@ def sample_run(
     if not place.exists():
         raise UserError(f"{place} does not exist; name a run folder or a .ckpt file")
     folder = RunFolder.around(place).single.path
+    trust = trust_of(folder / CONFIG, trust)
+    # Nothing else of the run is built, so nothing else of it needs consent.
+    parts = ("datamodule", "trainer.accelerator")
+    of_run = read_config(folder, trust, parts) if (folder / CONFIG).is_file() else {}
     chosen: Sequence[Path | None] = (
         RunFolder(place).models()[:members] if ensemble else [find_checkpoint(place, best=best)]
     )
     checkpoint = chosen[0]
     if checkpoint is None:
         raise UserError(f"{place} holds no checkpoint; name a run folder or a .ckpt file")
-    trust = trust_of(folder / CONFIG, trust)
-    # Nothing else of the run is built, so nothing else of it needs consent.
-    parts = ("datamodule", "trainer.accelerator")
-    of_run = read_config(folder, trust, parts) if (folder / CONFIG).is_file() else {}
     settings = dict(of_run.get("datamodule") or data_settings(checkpoint))
     # New trials need not have the keys that scores and figures read, and they keep their splits.
     if data is not None:

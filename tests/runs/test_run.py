@@ -421,9 +421,9 @@ def test_rewinding_metrics(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("epoch,step,a,b\n0,2,1.0,\n1,5,2.0,\n2,8,3.0,\n2,8")
     RunFolder(tmp_path).rewind_metrics(6, 3, {"epoch": 1.0, "a": 2.0, "b": 7.0})
-    assert path.read_text() == "epoch,step,a,b\n0,2,1.0,\n1,5,2.0,\n1,5,,7.0\n"
+    assert path.read_text() == "a,b,epoch,step\n1.0,,0,2\n2.0,,1,5\n,7.0,1,5\n"
     RunFolder(tmp_path).rewind_metrics()
-    assert path.read_text() == "epoch,step,a,b\n"
+    assert path.read_text() == "a,b,epoch,step\n"
     RunFolder(tmp_path / "none").rewind_metrics(3)
     assert not (tmp_path / "none").exists()
 

@@ -225,11 +225,12 @@ class TestReading:
         with pytest.raises(DataError, match=r"holds what is not a number: .*low"):
             read_population(tmp_path)
 
-    def test_rows_that_lost_a_part_are_left_out(self, tmp_path):
+    def test_rows_that_lost_a_part_are_named(self, tmp_path):
         History(tmp_path)
         text = "epoch,generation,member,parent,loss\n0,0,0,0,1.5\n0,0,1\n0,0,2,2,2.5\n"
         (tmp_path / POPULATION).write_text(text)
-        assert read_population(tmp_path)["loss"].tolist() == [1.5, 2.5]
+        with pytest.raises(DataError, match="line 3 has 3 values for 5 columns"):
+            read_population(tmp_path)
 
 
 class TestWriting:
@@ -244,5 +245,5 @@ class TestWriting:
         write(history, 0)
         (tmp_path / POPULATION).unlink()
         os.symlink("/dev/full", tmp_path / POPULATION)
-        with pytest.raises(UserError, match=r"the disk is full.*--resume"):
+        with pytest.raises(UserError, match="the disk is full"):
             write(history, 1)
