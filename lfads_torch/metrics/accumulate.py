@@ -276,7 +276,11 @@ class ExpSmoothedMetric(Metric):
 
     def reset(self) -> None:
         """End the epoch; what was smoothed so far stays."""
-        smoothed = self.compute() if hasattr(self, "smoothed") else None
+        smoothed = None
+        if hasattr(self, "smoothed"):
+            # torchmetrics makes a number of what has one item, such as a population of one member.
+            shape = torch.broadcast_shapes(self.smoothed.shape, self.total.shape)
+            smoothed = self.compute().reshape(shape)
         super().reset()
         if smoothed is not None:
             self.smoothed = smoothed

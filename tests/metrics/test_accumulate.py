@@ -164,6 +164,12 @@ class TestExpSmoothedMetric:
         assert metric.compute().item() == 10.0
         assert metric.smooth(0.0).item() == pytest.approx(3.0)
 
+    def test_one_item_keeps_its_axis(self):
+        metric = ExpSmoothedMetric(coef=0.3)
+        metric.smoothed = torch.tensor([torch.nan])
+        for new, smoothed in ((10.0, [10.0]), (0.0, [3.0])):
+            assert metric.smooth(torch.tensor([new])).tolist() == pytest.approx(smoothed)
+
     def test_leaves_no_trace_in_a_state_dict(self):
         module = torch.nn.Module()
         module.smooth = ExpSmoothedMetric()

@@ -537,6 +537,14 @@ def test_members_that_are_the_same_stay_the_same(data: Any) -> None:
         np.testing.assert_array_equal(values, values[0])
 
 
+def test_a_population_of_one_member(data: Any) -> None:
+    trained = population(data, 1)
+    for _ in range(2):
+        scores = trained.train_epoch()["valid/recon_smth"]
+    assert scores.shape == (1,) and np.isfinite(scores).all()
+    assert trained.checkpoint(0)["epoch"] == 1
+
+
 def test_keep(data: Any) -> None:
     whole, part = population(data, 4), population(data, 4)
     for trained in (whole, part):
