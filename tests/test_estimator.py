@@ -71,6 +71,7 @@ def test_saved_estimator_infers_the_same(fitted: LFADSEstimator, tmp_path: Path)
     load_model(tmp_path / "lfads.ckpt")  # it is a checkpoint, too
 
 
+@pytest.mark.slow
 def test_learns_a_known_system() -> None:
     data = lorenz(n_conditions=10, n_trials=12, seed=0)
     X, rates = data["train_recon_data"], data["train_truth"]

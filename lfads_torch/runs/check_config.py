@@ -92,7 +92,9 @@ def arguments_of(target: Any) -> Arguments:
     return Arguments(tuple(legal), required or (), is_open, numbers)
 
 
-def check_config(config: Mapping[str, Any], *, is_sampled: bool = True) -> None:
+def check_config(
+    config: Mapping[str, Any], *, is_trained: bool = True, is_sampled: bool = True
+) -> None:
     """Check that every ``_target_`` exists and gets legal arguments, and all that it needs."""
     for group in FREE:
         for name, node in (config.get(group) or {}).items():
@@ -124,7 +126,8 @@ def check_config(config: Mapping[str, Any], *, is_sampled: bool = True) -> None:
                 f"{where}: {node['_target_']} needs {', '.join(missing)}; "
                 f"give {where}.{missing[0]}=..."
             )
-    _check_training(config, is_sampled)
+    if is_trained:
+        _check_training(config, is_sampled)
 
 
 def _check_training(config: Mapping[str, Any], is_sampled: bool) -> None:

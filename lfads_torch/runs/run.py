@@ -163,7 +163,7 @@ def run_model(
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
     _check_parts(config)
-    check_config(config, is_sampled=do_posterior_sample)
+    check_config(config, is_trained=do_train, is_sampled=do_posterior_sample)
     changes: Changes = {}
     if overrides and before is not None:
         follow_data(before, config)

@@ -36,6 +36,7 @@ def table(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in [cells[0], *cells[2:]]}
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = search_quality.parse(["demo", "--seeds", "0", "1", *FEW, "--folder", str(tmp_path)])
     options.lorenz = (6, 6, 5, 10, 0.5)

@@ -168,6 +168,7 @@ def test_data_in_the_folder_move_with_it(tmp_path: Path) -> None:
 SEARCH = {**SMALL, "search.num_workers": 2}
 
 
+@pytest.mark.slow
 def test_searches_too(tmp_path: Path) -> None:
     data = {"datamodule.datafile_pattern": str(write_data(tmp_path / "data.h5"))}
     for name, epochs in (("a", 4), ("unbroken", 6)):

@@ -188,6 +188,7 @@ def test_the_best_model_belongs_to_its_search(data: Path, tmp_path: Path) -> Non
         run_model(overrides(data), run_dir=folder / "best_model")
 
 
+@pytest.mark.slow
 def test_results_written_elsewhere_need_no_lock(finished: Path, tmp_path: Path) -> None:
     with other_owner(finished):
         assert sample_run(finished, num_samples=1, output=tmp_path / "out.h5")

@@ -93,6 +93,7 @@ def test_one_model_of_several_days(lab: Path, elsewhere: Path) -> None:
     assert len(list(run(script, elsewhere).glob("lfads_output*.h5"))) == 3
 
 
+@pytest.mark.slow
 def test_a_random_search(lab: Path, elsewhere: Path) -> None:
     pytest.importorskip("ray.tune", reason="Ray comes with the extra tune")
     folder = run(lab / "scripts" / "run_multi.py", elsewhere)
