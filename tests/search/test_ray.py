@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,62 @@ def test_a_random_search_that_was_stopped_goes_on_where_it_was(
     run_search(run_dir=tmp_path / "ray", resume=True)
     search(data, tmp_path / "one", overrides, method="random")
     assert_same_search(tmp_path / "one", tmp_path / "ray")
+
+
+def test_the_handler_of_sigusr1_is_put_back_once_tune_has_taken_it() -> None:
+    number, got = signal.SIGUSR1, list[int]()
+    before = signal.signal(number, lambda number, frame: got.append(number))
+    try:
+        watch = scheduler.Watch(None, 0)  # type: ignore[arg-type]  # no trial reports
+        ray.tune.tune._setup_signal_catching()
+        os.kill(os.getpid(), number)
+        assert not got
+        watch.setup()
+        os.kill(os.getpid(), number)
+        assert got == [number]
+    finally:
+        signal.signal(number, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run_command(folder: Path, words: list[str]) -> subprocess.Popen[str]:
+    """Begin `lfads pbt` over a Ray of its own."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-m", "lfads_torch.cli", "pbt", *words]
+    with open(f"{folder}.log", "a") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_driver_that_a_signal_ended_goes_on_and_exits(
+    number: int, data: str, tmp_path: Path
+) -> None:
+    overrides = {**PBT, "search.num_workers": 2, "search.ray.members_per_trial": 1}
+    words = [f"{name}={value}" for name, value in overrides.items()]
+    folder = tmp_path / "ray"
+    process = run_command(
+        folder,
+        ["--backend", "ray", "--run-dir", str(folder), data, "search.ray.num_cpus=2", *words],
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while process.poll() is None and time.monotonic() < deadline:
+            if (folder / "population.csv").is_file() and read_population(folder)["epoch"].size > 7:
+                break
+            time.sleep(0.2)
+        process.send_signal(number)
+        status = process.wait(60)
+        resume = f"lfads pbt --resume {folder}"
+        said = Path(f"{folder}.log").read_text()
+        assert status == 128 + number, said
+        assert f"stopped by {signal.Signals(number).name}; go on with: {resume}" in said
+        process = run_command(folder, ["--resume", str(folder)])
+        assert process.wait(300) == 0, Path(f"{folder}.log").read_text()
+    finally:
+        process.kill()
+    search(data, tmp_path / "one", overrides)
+    assert_same_search(tmp_path / "one", folder)
 
 
 # ---- Tune scripts of a user -------------------------------------------------------------------

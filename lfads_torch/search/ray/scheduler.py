@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,17 @@ class Watch(Callback):
     def __init__(self, coordinator: Coordinator, max_failures: int) -> None:
         self._coordinator = coordinator
         self._max_failures = max_failures
+        self._on_user_signal = _user_signal()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle nothing, as a coordinator; nor can every handler of a signal be pickled."""
+        return {}
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """Put back the handler of SIGUSR1, in whose place Tune has set one of its own."""
+        # Tune's would end the search as if it had been Ctrl-C, with another exit status, and stay.
+        if self._on_user_signal is not None:
+            signal.signal(signal.SIGUSR1, self._on_user_signal)
 
     def on_trial_result(
         self,
@@ -130,6 +143,12 @@ class Watch(Callback):
         if len(members) == 1:
             return f"the trial of member {members[0]}"
         return f"the trial of members {members[0]} to {members[-1]}"
+
+
+def _user_signal() -> Any:
+    """Return the handler of SIGUSR1; None where there is none that could be put back."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return signal.getsignal(signal.SIGUSR1) if in_main and hasattr(signal, "SIGUSR1") else None
 
 
 def _error_of(trial: Trial) -> Any:
