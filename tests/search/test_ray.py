@@ -113,6 +113,7 @@ def at_report(
     monkeypatch.setattr(scheduler.Watch, "on_trial_result", on_trial_result)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_ray")
 def test_pbt_survives_a_killed_worker_and_is_the_search_of_one_process(
     data: str,
