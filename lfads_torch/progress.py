@@ -100,22 +100,27 @@ class Line:
 
 
 @contextmanager
-def quiet_libraries(verbose: bool = False) -> Iterator[None]:
+def quiet_libraries(verbose: bool = False, *, ignore_warnings: bool = False) -> Iterator[None]:
     """Leave out what Lightning and torch say of themselves, unless `verbose`.
 
-    Warnings of this package stay: they name the key or the file to change.
+    Warnings of this package stay: they name the key or the file to change. With `ignore_warnings`,
+    nothing but these stays, of whatever library.
     """
-    if verbose:
+    if verbose and not ignore_warnings:
         yield
         return
     loggers = [logging.getLogger(name) for name in _CHATTER]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=_LIBRARIES)
+        if ignore_warnings:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module="lfads_torch")
+        else:
+            warnings.filterwarnings("ignore", module=_LIBRARIES)
         # A warning on data counts as Lightning's where Lightning reads them.
         warnings.filterwarnings("default", category=DataWarning)
         for logger in loggers:
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(logging.ERROR if ignore_warnings else logging.WARNING)
         try:
             yield
         finally:

@@ -1,11 +1,11 @@
 """The commands of `lfads`, one file each.
 
 A command is a module with ``SUMMARY`` (a line), ``TEXT`` (what it does), ``EXAMPLES`` (command
-lines), ``add_arguments(parser)`` and ``run(options) -> exit status``; optionally
-an argument ``overrides`` takes ``KEY=VALUE`` of the configuration and data files, also after
-options. `run` imports what is heavy, and sets ``options.resume_with`` once an interrupted command
-can be gone on with. Every command has ``-q`` and ``-v``. To add a command: write its file and name
-it in `COMMANDS`.
+lines), ``add_arguments(parser)`` and ``run(options) -> exit status``. A command with an argument
+``overrides`` takes ``KEY=VALUE`` of the configuration and data files there, also after options.
+`run` imports what is heavy, and sets ``options.resume_with`` once an interrupted command can be
+gone on with. Every command has ``-q`` and ``-v``. To add a command: write its file and name it in
+`COMMANDS`.
 """
 
 from __future__ import annotations
@@ -99,6 +99,24 @@ def check_resume(options: argparse.Namespace, kind: str) -> None:
             f"--resume goes on in the {kind}'s own folder with its own configuration; it "
             "does not go with --run-dir, --config or --overwrite"
         )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, configs: str, folder: str) -> None:
+    """Add what every command that trains has; `configs` and `folder` say the defaults."""
+    add = parser.add_argument
+    add(
+        "overrides",
+        nargs="*",
+        metavar="FILE|KEY=VALUE",
+        help="data files, changes of the configuration",
+    )
+    add("--config", metavar="NAME|PATH", help=f"primary configuration ({configs})")
+    add("--run-dir", metavar="DIR", help=f"run folder ({folder})")
+    add("--resume", metavar="RUN", help="go on with what is in this folder")
+    add("--overwrite", action="store_true", help="delete the run that DIR holds")
+    add("--cfg", action="store_true", help="print the configuration and stop")
+    add_trust(parser)
+    add_accept_changed_data(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 def _first_comment(path: Path) -> str:
     """Return the first sentence of the comment that a file begins with."""
     words: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not line.startswith("#"):
             break
         words += line.lstrip("# ").split()

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import (
-    add_accept_changed_data,
-    add_trust,
-    check_resume,
-    data_name,
-    print_config,
-    print_result,
-    start_run,
-)
+from . import add_run_arguments, check_resume, data_name, print_config, print_result, start_run
 
 SUMMARY = "train a population of models (AutoLFADS) and keep the best"
 TEXT = """\
@@ -36,21 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_search_arguments(parser: argparse.ArgumentParser, config: str) -> None:
     """Add the options that every search has."""
-    add = parser.add_argument
-    add(
-        "overrides",
-        nargs="*",
-        metavar="FILE|KEY=VALUE",
-        help="data files, changes of the configuration",
-    )
-    add("--config", metavar="NAME|PATH", help=f"primary configuration ({config})")
-    add("--run-dir", metavar="DIR", help="run folder (runs/<time>_<datamodule>_<command>)")
-    add("--resume", metavar="RUN", help="go on with the search in this folder")
-    add("--overwrite", action="store_true", help="delete the run that DIR holds")
-    add("--cfg", action="store_true", help="print the configuration and stop")
-    add_trust(parser)
-    add_accept_changed_data(parser)
-    add(
+    add_run_arguments(parser, config, "runs/<time>_<datamodule>_<command>")
+    parser.add_argument(
         "--backend",
         choices=("local", "ray"),
         help="all members in one process (local), or trials of Ray Tune (local)",

@@ -88,11 +88,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--spike-units", metavar="NAME", help="what holds the unit of each spike")
     add("--axes", metavar="AXIS,AXIS", help="axes of the spikes: of trial, time, unit")
     add("--input-bin-ms", type=float, metavar="MS", help="bin width of binned spikes")
-    add("--spike-times", choices=("auto", "absolute", "relative"), help="to the trial's start?")
+    add(
+        "--spike-times",
+        choices=("auto", "absolute", "relative"),
+        help="whether times count from the start of each trial (auto)",
+    )
     add("--spike-trials", metavar="NAME", help="what holds the trial of each spike")
     add("--trials", metavar="NAME|CSV", help="table of trials or events, in the file or beside it")
     add("--time-unit", choices=("s", "ms", "us", "samples"), help="unit of times (s, if it can be)")
-    add("--event-unit", choices=("s", "ms", "us", "samples"), help="of trials, if another")
+    add(
+        "--event-unit",
+        choices=("s", "ms", "us", "samples"),
+        help="unit of the times of trials (that of the spikes)",
+    )
     add("--sampling-hz", type=float, metavar="HZ", help="move times to samples of this rate")
 
 

@@ -6,15 +6,7 @@ import argparse
 
 from ..errors import UserError
 from ..files import expanded
-from . import (
-    add_accept_changed_data,
-    add_trust,
-    check_resume,
-    data_name,
-    print_config,
-    print_result,
-    start_run,
-)
+from . import add_run_arguments, check_resume, data_name, print_config, print_result, start_run
 
 SUMMARY = "train a model and average its posterior samples"
 TEXT = """\
@@ -33,20 +25,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    add = parser.add_argument
-    add(
-        "overrides",
-        nargs="*",
-        metavar="FILE|KEY=VALUE",
-        help="data files, changes of the configuration",
-    )
-    add("--config", metavar="single|multi|PATH", help="primary configuration (single)")
-    add("--run-dir", metavar="DIR", help="run folder (runs/<time>_<datamodule>)")
-    add("--resume", metavar="RUN", help="go on with the run in this folder")
-    add("--overwrite", action="store_true", help="delete the run that DIR holds")
-    add("--cfg", action="store_true", help="print the configuration and stop")
-    add_trust(parser)
-    add_accept_changed_data(parser)
+    add_run_arguments(parser, "single; multi for sessions", "runs/<time>_<datamodule>")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -17,19 +17,17 @@ Changes = dict[str, tuple[Any, Any]]
 """By dotted key: the values before and now, None where there was or is none."""
 
 # Arguments of the model that are read anew in each epoch or step.
-_FREE = tuple(
-    [
-        "dropout_rate",
-        "ic_post_var_min",
-        "cell_clip",
-        "loss_scale",
-        "recon_reduce_mean",
-        "weigh_sessions",
-        "weight_decay",
-        "kernel",
-        "train_aug_stack",
-        "infer_aug_stack",
-    ]
+_FREE = (
+    "dropout_rate",
+    "ic_post_var_min",
+    "cell_clip",
+    "loss_scale",
+    "recon_reduce_mean",
+    "weigh_sessions",
+    "weight_decay",
+    "kernel",
+    "train_aug_stack",
+    "infer_aug_stack",
 )
 _FREE_KINDS = ("lr_", "l2_", "kl_")
 _SPLITS = ("reshuffle_tv_seed", "reshuffle_tv_ratio", "sv_rate", "sv_seed", "dm_ic_enc_seq_len")
@@ -46,10 +44,10 @@ def changes_of(before: Any, now: Any, key: str = "") -> Changes:
         pairs = dict(enumerate(zip(before, now, strict=True)))
     elif before != now:
         return {key: (before, now)}
-    found: Changes = {}
+    changes: Changes = {}
     for name, (old, new) in pairs.items():
-        found |= changes_of(old, new, f"{key}.{name}" if key else str(name))
-    return found
+        changes |= changes_of(old, new, f"{key}.{name}" if key else str(name))
+    return changes
 
 
 def follow_data(before: Any, config: Mapping[str, Any]) -> None:

@@ -121,6 +121,8 @@ def read_config(
         plain = OmegaConf.to_container(config)
     except yaml.YAMLError as error:
         raise UserError(no_yaml(path, error)) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; name a run folder") from error
     except (OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no configuration: {_first_line(error)}") from error
     if not isinstance(plain, dict) or not isinstance(config, DictConfig):
@@ -240,6 +242,19 @@ def _errors_of_hydra(primary: Path) -> Iterator[None]:
         raise ConfigError(f"{primary.name}: {_first_line(error)}") from error
     except yaml.YAMLError as error:
         raise ConfigError(no_yaml(primary, error)) from error
+    except UnicodeDecodeError as error:
+        # The error does not say which file it was.
+        files = [primary, *(file for group in option_files().values() for file in group.values())]
+        bad = next((file for file in files if not _is_utf8(file)), primary)
+        raise ConfigError(f"{bad} is not in UTF-8; save it so: {error.reason}") from error
+
+
+def _is_utf8(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _with_groups(

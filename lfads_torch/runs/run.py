@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import shutil
@@ -10,8 +9,8 @@ import signal
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import chdir, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..consent import Trust, trust_of
-from ..data import DataWarning
 from ..data.fingerprint import check_unchanged, fingerprints
 from ..errors import ConfigError, UserError
 from ..files import expanded
@@ -178,8 +176,7 @@ def run_model(
         stoppable(),
         claimed if do_train else place.owned("sampling") as is_own,
         chdir(folder),
-        quiet_libraries(verbose),
-        _quiet(config),
+        quiet_libraries(verbose, ignore_warnings=bool(config.get("ignore_warnings"))),
     ):
         run = _Run(
             config,
@@ -470,28 +467,6 @@ def _check_parts(config: dict[str, Any]) -> None:
         if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
             raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
     trainer.setdefault("_target_", "pytorch_lightning.Trainer")
-
-
-@contextmanager
-def _quiet(config: Mapping[str, Any]) -> Iterator[None]:
-    """Silence all warnings where the configuration says so, but for those of this package."""
-    if not config.get("ignore_warnings"):
-        yield
-        return
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # What was lost or changed in the data, or left out of the configuration, is always said.
-        warnings.filterwarnings("default", module="lfads_torch")
-        warnings.filterwarnings("default", category=DataWarning)
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

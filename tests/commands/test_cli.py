@@ -6,6 +6,7 @@ import argparse
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import h5py
@@ -213,6 +214,16 @@ def test_completion_knows_commands_and_options(capsys: pytest.CaptureFixture[str
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
+def test_configurations_that_cannot_be_read(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("configs/model").mkdir(parents=True)
+    Path("configs/model/bad.yaml").write_bytes(b"# gr\xf6\xdfe\n_target_: x\n")
+    assert cli.main(["configs", "model"]) == 0
+    assert cli.main(["train", str(data), "model=bad", "--cfg"]) == 2
+    assert "bad.yaml" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "nothing", "--cfg"]) == 2
+    assert "nothing/config.yaml cannot be read" in capsys.readouterr().err
+
+
 def test_quiet_shows_results_alone(data: Path, capfd: pytest.CaptureFixture[str]) -> None:
     try:
         assert cli.main(["train", str(data), "--run-dir", "r", "-q", *SMALL]) == 0
@@ -254,7 +265,8 @@ def test_ctrl_c_says_how_to_resume(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lfads_torch.run_model.run_model", interrupted)
+    # By the module itself: the package has a function of the same name.
+    monkeypatch.setattr(import_module("lfads_torch.run_model"), "run_model", interrupted)
     assert cli.main(["train", "--run-dir", "somewhere"]) == cli.INTERRUPTED == 130
     error = capsys.readouterr().err
     assert f"lfads train --resume {Path('somewhere').absolute()}" in error
