@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from .errors import UserError
 
-#: What is built beside the parts of a network. Names, because every other class or function has to
-#: be thought of first: a logger may send data away, a function may read or write any file.
+#: What is built apart from the parts of a network. Names, because every other class or function
+#: has to be thought of first: a logger may send data away, a function may read or write any file.
 _FREE = {
     f"{room}.{name}"
     for room, names in {
@@ -78,7 +78,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Trust:
-    """What may be imported beside known parts: everything, or these names."""
+    """What may be imported apart from known parts: everything, or these names."""
 
     everything: bool = False
     names: frozenset[str] = frozenset()

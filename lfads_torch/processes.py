@@ -96,7 +96,7 @@ def is_gone(of: str) -> bool | None:
 
 
 def temporary(path: Path) -> Path:
-    """Return a name beside `path` for what will take its place."""
+    """Return a name in the folder of `path` for what will take its place."""
     # Short, because a name has 255 bytes at most, and the file's own may need four for a character.
     return path.with_name(f".{path.name[:30]}.{mark()}.tmp")
 

@@ -452,11 +452,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _best_of(trainer: pl.Trainer) -> Path | None:
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if not path:
-        return None
-    # A run that was moved and resumed records the path of before.
-    here = Path(getattr(trainer.checkpoint_callback, "dirpath", "")) / Path(path).name
-    return Path(path) if Path(path).is_file() else here if here.is_file() else None
+    return Path(path) if path and Path(path).is_file() else None
 
 
 def _check_parts(config: dict[str, Any]) -> None:
