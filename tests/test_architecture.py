@@ -52,6 +52,7 @@ NEIGHBOURS = {
     ("progress", "files"),
     ("consent", "errors"),
     ("search", "search"),
+    ("sessions.align", "metrics"),
     ("modules", "data"),
     ("datamodules", "prep"),
     ("prep", "data"),

@@ -57,7 +57,9 @@ def column_r2(preds: FloatArray, targets: FloatArray) -> FloatArray:
     return np.where(varies, 1 - error / np.where(varies, spread, 1.0), error == 0)
 
 
-def fit_linear(x: ArrayLike, y: ArrayLike, alphas: Sequence[float] = (0.0,)) -> list[LinearMap]:
+def fit_linear(
+    x: ArrayLike, y: ArrayLike, alphas: Sequence[float] = (0.0,), *, intercept: bool = True
+) -> list[LinearMap]:
     """Ridge regression with an unpenalised intercept, for several penalties at once.
 
     Parameters
@@ -67,6 +69,8 @@ def fit_linear(x: ArrayLike, y: ArrayLike, alphas: Sequence[float] = (0.0,)) -> 
         Samples with a NaN in `x` or `y` are left out.
     alphas : sequence of float
         Penalties on the squared weights; 0 is least squares of least norm.
+    intercept : bool
+        Without it the line goes through the origin, and the biases are 0.
 
     Returns
     -------
@@ -81,12 +85,15 @@ def fit_linear(x: ArrayLike, y: ArrayLike, alphas: Sequence[float] = (0.0,)) -> 
     if not len(inputs):
         raise UserError("no sample is finite in both x and y, so there is nothing to fit")
     # Centred, the sums of products lose no digits to the means.
-    x_mean, y_mean = inputs.mean(axis=0), targets.mean(axis=0)
-    fits = _solve(_gram(inputs - x_mean, targets - y_mean), np.ones(inputs.shape[1]), alphas)
+    x_mean, y_mean = (a.mean(axis=0) if intercept else 0 * a[0] for a in (inputs, targets))
+    sums = product_sums(inputs - x_mean, targets - y_mean)
+    if not intercept:
+        sums[0, 1:] = sums[1:, 0] = 0.0  # means of zero, about which nothing is subtracted
+    fits = _solve(sums, np.ones(inputs.shape[1]), alphas)
     return [LinearMap(weight, y_mean + bias - x_mean @ weight) for weight, bias in fits]
 
 
-def _gram(x: FloatArray, y: FloatArray) -> FloatArray:
+def product_sums(x: FloatArray, y: FloatArray) -> FloatArray:
     """Sum the products of (1, x, y): all that linear regression needs to know of its data."""
     joined = np.concatenate([np.ones((len(x), 1)), x, y], axis=1)
     return joined.T @ joined
@@ -112,7 +119,7 @@ def _solve(gram: FloatArray, scale: FloatArray, alphas: Sequence[float]) -> list
     ]
 
 
-def _r2_from_gram(gram: FloatArray, fit: LinearMap) -> FloatArray:
+def _r2_from_sums(gram: FloatArray, fit: LinearMap) -> FloatArray:
     """R2 of a linear map for each target; 0 where it does not vary."""
     n_targets = len(fit.bias)
     residual = np.concatenate([fit.bias[None], fit.weight, -np.eye(n_targets)])
@@ -130,30 +137,49 @@ def _choose(
     scaled: bool = False,
 ) -> RidgeChoice:
     """Choose penalties over folds, each (x, y) of finite rows, and fit to all of them."""
-    # scikit-learn's RidgeCV chooses a penalty for each target by leave-one-out alone, which parts
-    # the bins of a trial. From the folds' sums of products every penalty and scale costs one small
-    # eigenproblem, and no row is read twice.
     n = sum(len(x) for x, _ in folds)
     # Centred, the sums of products lose no digits to the means.
     x_mean = np.sum([x.sum(axis=0) for x, _ in folds], axis=0) / n
     y_mean = np.sum([y.sum(axis=0) for _, y in folds], axis=0) / n
-    grams = [_gram(x - x_mean, y - y_mean) for x, y in folds]
-    total, n_features = np.sum(grams, axis=0), len(x_mean)
+    sums = [product_sums(x - x_mean, y - y_mean) for x, y in folds]
+    total, n_features = np.sum(sums, axis=0), len(x_mean)
     scales = _feature_scales(total, n_features) if scaled else [np.ones(n_features)]
+    (weight, bias), alpha, score = choose_ridge(
+        total, [(fold, fold) for fold in sums], alphas, scales, per_target
+    )
+    return RidgeChoice(LinearMap(weight, y_mean + bias - x_mean @ weight), alpha, score)
+
+
+def choose_ridge(
+    total: FloatArray,
+    folds: Sequence[tuple[FloatArray, FloatArray]],
+    alphas: Sequence[float],
+    scales: Sequence[FloatArray],
+    per_target: bool = True,
+) -> RidgeChoice:
+    """Choose penalty and scale of the features by cross-validation, from `product_sums` alone.
+
+    `total` are the sums of all rows. A fold is a pair: the sums of the rows that it judges, and of
+    all rows that are left out of its fit, neighbours among them. A single fold chooses nothing.
+    """
+    # scikit-learn's RidgeCV chooses a penalty for each target by leave-one-out alone, which parts
+    # the bins of a trial. From the folds' sums of products every penalty and scale costs one small
+    # eigenproblem, and no row is read twice.
     options = [(scale, alpha) for scale in scales for alpha in alphas]
-    scores = np.zeros((len(options), len(y_mean)))
-    for gram in grams if len(grams) > 1 else ():
-        fits = [fit for scale in scales for fit in _solve(total - gram, scale, alphas)]
+    n_targets = len(total) - 1 - len(scales[0])
+    scores = np.zeros((len(options), n_targets))
+    for fold, left_out in folds if len(folds) > 1 else ():
+        fits = [fit for scale in scales for fit in _solve(total - left_out, scale, alphas)]
         for score, fit in zip(scores, fits, strict=True):
-            score += _r2_from_gram(gram, fit) / len(grams)
+            score += _r2_from_sums(fold, fit) / len(folds)
     judged = scores if per_target else np.broadcast_to(scores.mean(1, keepdims=True), scores.shape)
     best = judged.argmax(axis=0)
-    fits = [_solve(total, scale, [alpha])[0] for scale, alpha in (options[k] for k in best)]
-    weight = np.stack([fit.weight[:, k] for k, fit in enumerate(fits)], axis=1)
-    bias = np.array([fit.bias[k] for k, fit in enumerate(fits)])
+    fits = [fit for scale in scales for fit in _solve(total, scale, alphas)]
+    weight = np.stack([fits[k].weight[:, target] for target, k in enumerate(best)], axis=1)
+    bias = np.array([fits[k].bias[target] for target, k in enumerate(best)])
     alpha = np.array([float(options[k][1]) for k in best])
-    fit = LinearMap(weight, y_mean + bias - x_mean @ weight)
-    return RidgeChoice(fit, alpha, np.take_along_axis(scores, best[None], axis=0)[0])
+    score = np.take_along_axis(scores, best[None], axis=0)[0]
+    return RidgeChoice(LinearMap(weight, bias), alpha, score)
 
 
 def _feature_scales(gram: FloatArray, n_features: int) -> list[FloatArray]:

@@ -209,7 +209,11 @@ class ErrorScore:
 
     def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See `TrialScore`."""
-        return _column_mean(*self._r2(*(weights @ x for x in self._sums())))
+        return _column_mean(*self.columns(weights))
+
+    def columns(self, weights: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Return each column's score and whether it varies, both of shape (draws, columns)."""
+        return self._r2(*(weights @ x for x in self._sums()))
 
     def by_column(self) -> FloatArray:
         """See `TrialScore`."""
@@ -257,7 +261,11 @@ class CorrelationScore:
 
     def parts(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See `TrialScore`."""
-        return _column_mean(*self._r([weights @ x for x in self.sums]))
+        return _column_mean(*self.columns(weights))
+
+    def columns(self, weights: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+        """Return each column's score and whether it varies, both of shape (draws, columns)."""
+        return self._r([weights @ x for x in self.sums])
 
     def by_column(self) -> FloatArray:
         """See `TrialScore`."""

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..data.find import list_some
 from ..data.smoothing import gaussian_smooth
 from ..errors import DataError, DataWarning, UserError, number, one_of, whole
+from ..metrics.regression import fit_linear
 
 FloatArray = NDArray[np.float64]
 
@@ -415,7 +416,9 @@ def choose_penalty(
     error, power = np.zeros(len(penalties)), 0.0
     for x_fit, y_fit, x_test, y_test in folds:
         rows = np.isfinite(x_test).all(axis=1) & np.isfinite(y_test).all(axis=1)
-        if not rows.any():
+        if not (
+            rows.any() and (np.isfinite(x_fit).all(axis=1) & np.isfinite(y_fit).all(axis=1)).any()
+        ):
             continue
         fits = ridge(x_fit, y_fit, penalties, intercept)
         centre = np.nanmean(y_fit, axis=0) if intercept else 0.0
@@ -431,16 +434,8 @@ def ridge(
 ) -> list[tuple[FloatArray, FloatArray]]:
     """Return weights and biases of ridge regressions of y on x, one pair per penalty."""
     rows = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
-    x, y = x[rows], y[rows]
-    x_mean, y_mean = (
-        (x.mean(axis=0), y.mean(axis=0))
-        if intercept and len(x)
-        else (np.zeros(x.shape[1]), np.zeros(y.shape[1]))
-    )
-    # One decomposition serves all penalties, which take less than a product each.
-    power, axes = np.linalg.eigh((x - x_mean).T @ (x - x_mean))
-    power = np.maximum(power, 0.0)
-    projected = axes.T @ ((x - x_mean).T @ (y - y_mean))
-    unit = power.mean() or 1.0
-    weights = [axes @ (projected / (power + p * unit)[:, None]) for p in penalties]
-    return [(w, y_mean - x_mean @ w) for w in weights]
+    seen = x[rows] - (x[rows].mean(axis=0) if intercept else 0.0)
+    # The mean eigenvalue of the inputs' products: their trace by the number of inputs.
+    unit = (seen**2).sum() / x.shape[1] or 1.0
+    fits = fit_linear(x, y, [penalty * unit for penalty in penalties], intercept=intercept)
+    return [(weight, bias) for weight, bias in fits]

@@ -1,0 +1,664 @@
+"""Decoders of behaviour with lags: fitted by ridge regression, saved as JSON, run bin by bin.
+
+A decoder reads the features of several bins and gives the targets of one. Lags never cross the
+border of a piece: a trial, or a stretch of a recording without a gap. NumPy alone, so that a
+decoder runs where there is no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import DataError, DataWarning, UserError, number
+from ..files import write_whole
+from .regression import LinearMap, choose_ridge, product_sums
+from .trialwise import ROUNDING, CorrelationScore, ErrorScore, interval, ratio, resampled_trials
+
+FloatArray = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+FORMAT = 1
+ALPHAS: tuple[float, ...] = tuple(10.0**k for k in range(-1, 7))
+"""Ridge penalties on the weights of standardised features, among which the folds choose."""
+LEAST_ROWS = 10
+"""A fold of fewer rows judges nothing."""
+BLOCK_S = 5.0
+"""Seconds of the blocks that a longer piece is divided into when intervals are drawn."""
+
+# Rows with all their lags, of this number of entries (32 MB), are made at a time.
+_BLOCK_ENTRIES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How well a decoder's predictions match the targets.
+
+    Attributes
+    ----------
+    targets : list of str
+        Names of the targets.
+    r2, r : list of float
+        R2 and Pearson's correlation of each target; NaN for one that does not vary.
+    r2_uniform : float
+        Mean of `r2`.
+    r2_weighted : float
+        One minus the sum of squared errors by that of squared deviations, over all targets.
+    rows, left_out : int
+        Rows that were scored, and rows that lack a lag, a feature or a target.
+    intervals : dict of str to (low, high)
+        Bootstrap intervals of the other numbers: over pieces, of which those longer than 5 s are
+        divided into blocks. A list of pairs for `r2`.
+    """
+
+    targets: list[str]
+    r2: list[float]
+    r: list[float]
+    r2_uniform: float
+    r2_weighted: float
+    rows: int
+    left_out: int
+    intervals: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """A linear decoder with lags.
+
+    The prediction of a bin t is ``bias + sum over lags l of ((x[t - l] - feature_mean) /
+    feature_scale) @ weight[l]``; a feature of scale 0 is not read.
+
+    Attributes
+    ----------
+    lags : tuple of int
+        Bins by which the features come before the targets, increasing; negative ones look ahead.
+    feature_mean, feature_scale : array, shape (features,)
+    weight : array, shape (lags, features, targets)
+    bias : array, shape (targets,)
+    alpha : array, shape (targets,)
+        Penalty of each target.
+    features : str
+        What the features are: ``factors``, ``output_params``, a key of a data file.
+    bin_ms : float or None
+        Bin width in milliseconds.
+    channels : list of str or None
+        Names of the features, where they have any.
+    target_names : list of str
+    causal : bool
+        Whether a prediction needs no later bin: no lag is negative, and smoothing looks back alone.
+    smooth_ms : float
+        Standard deviation of the Gaussian that smoothed the features; 0 for none.
+    fitted_on : dict
+        Run or file, SHA-256 of the checkpoint, split, rows.
+    scores : dict
+        By split, what ``lfads decode`` found.
+    """
+
+    lags: tuple[int, ...]
+    feature_mean: FloatArray
+    feature_scale: FloatArray
+    weight: FloatArray
+    bias: FloatArray
+    alpha: FloatArray
+    features: str = "features"
+    bin_ms: float | None = None
+    channels: list[str] | None = None
+    target_names: list[str] = field(default_factory=list)
+    causal: bool = False
+    smooth_ms: float = 0.0
+    fitted_on: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_features, n_targets = len(self.feature_mean), len(self.bias)
+        if not self.target_names:
+            object.__setattr__(self, "target_names", [f"target {k}" for k in range(n_targets)])
+        shapes = {
+            "weight": (self.weight, (len(self.lags), n_features, n_targets)),
+            "feature_scale": (self.feature_scale, (n_features,)),
+            "alpha": (self.alpha, (n_targets,)),
+            "target_names": (np.asarray(self.target_names), (n_targets,)),
+        }
+        for name, (array, legal) in shapes.items():
+            if array.shape != legal:
+                raise DataError(f"a decoder's {name} has shape {array.shape}; legal is {legal}")
+        if list(self.lags) != sorted(set(self.lags)) or not self.lags:
+            raise DataError(f"a decoder's lags are {self.lags}; legal are whole numbers that grow")
+
+    @property
+    def n_features(self) -> int:
+        """Features of a bin."""
+        return len(self.feature_mean)
+
+    def matrices(self) -> LinearMap:
+        """Return plain matrices, which read features as they are.
+
+        Returns
+        -------
+        LinearMap
+            ``weight`` of shape (lags, features, targets) and ``bias`` (targets,): the prediction of
+            bin t is ``bias + sum over lags l of x[t - l] @ weight[l]``.
+        """
+        used = self.feature_scale > 0
+        weight = self.weight * (used / np.where(used, self.feature_scale, 1.0))[:, None]
+        return LinearMap(weight, self.bias - np.einsum("f,lfd->d", self.feature_mean, weight))
+
+    def state(self, batch: int | None = None) -> DecoderState:
+        """Return a decoder that takes one bin after another; `batch` streams side by side."""
+        return DecoderState(self, batch)
+
+    def predict(self, x: ArrayLike, pieces: ArrayLike | None = None) -> FloatArray:
+        """Predict the targets of every bin.
+
+        Parameters
+        ----------
+        x : array, shape (rows, features) or (trials, bins, features)
+            Bins in order of time.
+        pieces : array of int, shape (rows,), optional
+            Number of the piece that each row is of; by default all rows are one, or each trial is.
+
+        Returns
+        -------
+        array, shape (rows, targets) or (trials, bins, targets)
+            NaN where a lag leaves the piece, or a feature is missing.
+
+        Raises
+        ------
+        UserError
+            If `x` has another number of features.
+        """
+        flat, labels = _rows(x, pieces)
+        self._check(flat)
+        used = self.feature_scale > 0
+        rows = np.flatnonzero(_complete(_whole(flat[:, used]), labels, self.lags))
+        flat = flat[:, used]
+        weight, bias = self.matrices()
+        out = np.full((len(flat), len(bias)), np.nan)
+        out[rows] = bias + sum(
+            flat[rows - lag] @ matrix[used] for lag, matrix in zip(self.lags, weight, strict=True)
+        )
+        return out.reshape(*np.shape(x)[:-1], len(bias))
+
+    def score(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        pieces: ArrayLike | None = None,
+        *,
+        where: ArrayLike | None = None,
+        n_draws: int = 0,
+        level: float = 0.95,
+        seed: int | Sequence[int] = 0,
+    ) -> Decoding:
+        """Score predictions.
+
+        Parameters
+        ----------
+        x, pieces : as of `predict`
+        y : array, shape (rows, targets) or (trials, bins, targets)
+            NaN is left out.
+        where : array of bool, shape (rows,) or (trials, bins), optional
+            Rows that are scored.
+        n_draws : int
+            Bootstrap draws; 0 for no intervals.
+        level : float
+            Of the intervals.
+        seed : int or sequence of int
+            Of the draws.
+
+        Returns
+        -------
+        Decoding
+
+        Raises
+        ------
+        UserError
+            If sizes do not agree, or nothing is left to score.
+        """
+        _, labels = _rows(x, pieces)
+        preds, targets = self.predict(x, pieces), np.asarray(y, dtype=np.float64)
+        if preds.shape != targets.shape:
+            raise UserError(
+                f"the decoder gives targets of shape {preds.shape}, those that score it have "
+                f"{targets.shape}; they must agree ({', '.join(self.target_names)})"
+            )
+        preds, targets = (a.reshape(-1, a.shape[-1]) for a in (preds, targets))
+        chosen = np.ones(len(preds), bool) if where is None else np.ravel(where).astype(bool)
+        known = chosen & np.isfinite(preds).all(axis=1) & np.isfinite(targets).all(axis=1)
+        if not known.any():
+            raise UserError("no row has all its lags, features and targets: nothing can be scored")
+        drawn = _blocks_of(labels, self.bin_ms)[known]
+        starts = np.flatnonzero(np.diff(drawn, prepend=drawn[0] - 1))
+        # A row is a trial of its own first: the scores' sums per trial then add up by block.
+        p, t = preds[known][:, None], targets[known][:, None]
+        error, both = ErrorScore.of(p, t), CorrelationScore.of(p, t)
+        error = ErrorScore(
+            *(np.add.reduceat(s, starts) for s in (error.n, error.total, error.power, error.error))
+        )
+        both = CorrelationScore(np.add.reduceat(both.sums, starts, axis=1))
+        weights = np.ones((1, len(starts)))
+        if n_draws:
+            weights = np.concatenate([weights, resampled_trials(len(starts), n_draws, seed)])
+        n, total, power, squares = (
+            weights @ s for s in (error.n, error.total, error.power, error.error)
+        )
+        spread = (power - total**2 / n).sum(axis=1)
+        drawn_scores = {
+            "r2": error.columns(weights)[0],
+            "r2_uniform": ratio(*error.parts(weights)),
+            "r2_weighted": ratio(spread - squares.sum(axis=1), spread),
+            "r": both.columns(weights)[0],
+        }
+        intervals: dict[str, Any] = {}
+        # From one block there is nothing to draw.
+        for name, values in drawn_scores.items() if n_draws and len(starts) > 1 else ():
+            if values.ndim == 1:
+                intervals[name] = interval(float(values[0]), values[1:], level)
+            else:
+                intervals[name] = [interval(float(v[0]), v[1:], level) for v in values.T]
+        return Decoding(
+            targets=list(self.target_names),
+            r2=drawn_scores["r2"][0].tolist(),
+            r=drawn_scores["r"][0].tolist(),
+            r2_uniform=float(drawn_scores["r2_uniform"][0]),
+            r2_weighted=float(drawn_scores["r2_weighted"][0]),
+            rows=int(known.sum()),
+            left_out=int(chosen.sum() - known.sum()),
+            intervals=intervals,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the decoder as JSON; `load` reads every number back as it is."""
+        target = Path(path)
+        write_whole(target, json.dumps(self.to_dict(), indent=1) + "\n")
+        return target
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as the file holds them."""
+        return {"format": FORMAT, **plain(asdict(self))}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Decoder:
+        """Read a decoder that `save` wrote.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or is no decoder.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path} is not a decoder that can be read ({error}); name the file that "
+                "`lfads decode --save` wrote"
+            ) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            known = content.get("format") if isinstance(content, dict) else None
+            raise DataError(
+                f"{path} is no decoder of format {FORMAT} (its format: {known}); name the file "
+                "that `lfads decode --save` wrote"
+            )
+        if lacking := [name for name in _NEEDED if name not in content]:
+            raise DataError(f"{path} is no whole decoder: it lacks {', '.join(lacking)}")
+        values = {f.name: content[f.name] for f in fields(cls) if f.name in content}
+        try:
+            arrays = {name: np.array(values[name], dtype=np.float64) for name in _ARRAYS}
+            lags = tuple(int(lag) for lag in values["lags"])
+            return cls(**{**values, **arrays, "lags": lags})
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path} is damaged: {error}") from error
+
+    def _check(self, x: FloatArray) -> None:
+        if x.shape[1] != self.n_features:
+            raise UserError(
+                f"the decoder reads {self.n_features} features ({self.features}), the data have "
+                f"{x.shape[1]}"
+            )
+
+
+_ARRAYS = ("feature_mean", "feature_scale", "weight", "bias", "alpha")
+_NEEDED = (*_ARRAYS, "lags")
+
+
+class DecoderState:
+    """A decoder that takes the features of one bin after another.
+
+    It keeps the last ``max(lags) + 1`` bins. ``step`` gives the same numbers as `Decoder.predict`
+    on all bins as one piece.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    batch : int, optional
+        Streams side by side.
+
+    Raises
+    ------
+    UserError
+        If a lag is negative: it would need a bin that has not come.
+    """
+
+    def __init__(self, decoder: Decoder, batch: int | None = None) -> None:
+        if min(decoder.lags) < 0:
+            raise UserError(
+                f"the decoder has lags {min(decoder.lags)} to {max(decoder.lags)} and so reads "
+                "later bins; bin by bin legal are lags of 0 and more: fit it with --lags 0:3"
+            )
+        weight, bias = decoder.matrices()
+        self._unused = np.flatnonzero(decoder.feature_scale <= 0)
+        self._lags, self._weights, self._bias = decoder.lags, list(weight), bias
+        shape = () if batch is None else (batch,)
+        self._ring = np.full((max(decoder.lags) + 1, *shape, decoder.n_features), np.nan)
+        # Made once, so that a step allocates nothing.
+        self._finite = np.empty((*shape, decoder.n_features), dtype=bool)
+        self._complete = np.empty(shape, dtype=bool)
+        self._part = np.empty((*shape, len(bias)))
+        self._out = np.empty_like(self._part)
+        self._position = 0
+
+    def step(self, features: ArrayLike) -> FloatArray:
+        """Take the next bin.
+
+        Parameters
+        ----------
+        features : array, shape (features,) or (batch, features)
+
+        Returns
+        -------
+        array, shape (targets,) or (batch, targets)
+            NaN until ``max(lags) + 1`` bins were taken, and where a feature that is read is
+            missing. The array is used again by the next step.
+        """
+        values = np.asarray(features)
+        row = self._ring[self._position % len(self._ring)]
+        if values.shape != row.shape:
+            raise UserError(f"features have shape {values.shape}; the decoder takes {row.shape}")
+        row[...] = values
+        row[..., self._unused] = 0.0
+        np.isfinite(row, out=self._finite)
+        np.all(self._finite, axis=-1, out=self._complete)
+        # A bin that lacks one feature is missing as a whole, as in the fit.
+        row[~self._complete] = np.nan
+        self._out[...] = self._bias
+        for lag, weight in zip(self._lags, self._weights, strict=True):
+            np.matmul(self._ring[(self._position - lag) % len(self._ring)], weight, out=self._part)
+            self._out += self._part
+        self._position += 1
+        return self._out
+
+    def reset(self) -> None:
+        """Forget all bins: a new trial begins, or a gap has ended."""
+        self._ring[...] = np.nan
+        self._position = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load_state` goes on from, as copies."""
+        return {"ring": self._ring.copy(), "position": self._position}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of a decoder of the same sizes."""
+        ring = np.asarray(state["ring"])
+        if ring.shape != self._ring.shape:
+            raise UserError(
+                f"the state is of a decoder with a ring of shape {ring.shape}; this one's is "
+                f"{self._ring.shape}"
+            )
+        self._ring[...] = ring
+        self._position = int(state["position"])
+
+
+def fit_decoder(
+    x: ArrayLike,
+    y: ArrayLike,
+    pieces: ArrayLike | None = None,
+    lags: Sequence[int] = (0,),
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    guard: int = 0,
+    n_folds: int = 5,
+    where: ArrayLike | None = None,
+    **facts: Any,
+) -> Decoder:
+    """Fit a decoder by ridge regression, its penalties chosen by folds in order of time.
+
+    ``W = argmin sum over rows of |y - b - W x|^2 + alpha |W|^2``, where x are the standardised
+    features of all lags and b is not penalised. Each target has its own penalty.
+
+    Parameters
+    ----------
+    x : array, shape (rows, features) or (trials, bins, features)
+        Bins in order of time.
+    y : array, shape (rows, targets) or (trials, bins, targets)
+        A row is used only if all its lags are in its piece and it lacks no feature or target (NaN).
+    pieces : array of int, shape (rows,), optional
+        Number of the piece that each row is of; by default all rows are one, or each trial is.
+    lags : sequence of int
+        Bins by which the features come before the targets; negative ones look ahead.
+    alphas : sequence of float
+        Penalties to choose from.
+    guard : int
+        Bins, more than the largest lag, that are left out of the fit on each side of a fold.
+    n_folds : int
+        Contiguous folds. A piece longer than a fold is divided, no other is.
+    where : array of bool, shape (rows,) or (trials, bins), optional
+        Rows to fit to; the others may still be lags.
+    **facts
+        Other attributes of `Decoder`.
+
+    Returns
+    -------
+    Decoder
+
+    Raises
+    ------
+    UserError
+        If sizes do not agree, or a fold has fewer than 10 rows.
+
+    Warns
+    -----
+    DataWarning
+        Where the best penalty is the smallest or largest that was tried.
+    """
+    flat, labels = _rows(x, pieces)
+    targets = np.asarray(y, dtype=np.float64)
+    targets = targets.reshape(-1, targets.shape[-1])
+    lags = tuple(sorted({int(lag) for lag in lags}))
+    penalties = [number("alpha", alpha, least=0) for alpha in alphas]
+    if len(flat) != len(targets):
+        raise UserError(f"x has {len(flat)} rows, y {len(targets)}; they must agree")
+    if not lags or not penalties:
+        raise UserError("a decoder needs at least one lag and one penalty")
+    # A feature that is never there, such as a channel that died, keeps no row from the fit.
+    present = np.asarray(np.isfinite(flat).any(axis=0))
+    usable = _complete(_whole(flat[:, present]), labels, lags)
+    usable &= np.isfinite(targets).all(axis=1)
+    if where is not None:
+        usable &= np.ravel(where).astype(bool)
+    rows = np.flatnonzero(usable)
+    cuts = _fold_cuts(labels[rows], n_folds if len(penalties) > 1 else 1)
+    smallest = int(np.diff(cuts).min())
+    if smallest < LEAST_ROWS:
+        raise UserError(
+            f"{len(rows)} of {len(flat)} rows have all lags, features and targets, so that a fold "
+            f"has {smallest}; it takes {LEAST_ROWS} in each of {max(len(cuts) - 1, 1)}: give more "
+            "data, fewer lags, or a single penalty (--alpha)"
+        )
+    mean, scale = _standard(flat, rows, lags, present)
+    used = scale > 0
+    z = (flat[:, used] - mean[used]) / scale[used]
+    centre = targets[rows].mean(axis=0)
+    centred = targets - centre
+
+    def sums(start: int, stop: int) -> FloatArray:
+        """Sum products over rows, so many at a time that their lags fit into memory."""
+        size = len(lags) * z.shape[1] + centred.shape[1] + 1
+        step = max(1, _BLOCK_ENTRIES // size)
+        total = np.zeros((size, size))
+        for first in range(start, stop, step):
+            some = rows[first : min(first + step, stop)]
+            with_lags = z[some[:, None] - np.array(lags)].reshape(len(some), -1)
+            total += product_sums(with_lags, centred[some])
+        return total
+
+    reach = max(map(abs, lags)) + guard
+    folds, total = [], np.zeros(())
+    for start, stop in pairwise(cuts):
+        fold = sums(start, stop)
+        total = total + fold
+        if len(cuts) > 2:
+            low = int(np.searchsorted(rows, rows[start] - reach))
+            high = int(np.searchsorted(rows, rows[stop - 1] + reach, side="right"))
+            if len(rows) - (high - low) < LEAST_ROWS:
+                raise UserError(
+                    f"{len(rows)} rows are too few for {n_folds} folds with {reach} rows left out "
+                    "on each side; give more data, or a single penalty (--alpha)"
+                )
+            folds.append((fold, fold + sums(low, start) + sums(stop, high)))
+    fit, alpha, _ = choose_ridge(total, folds, penalties, [np.ones(len(lags) * z.shape[1])])
+    decoder = Decoder(
+        lags=lags,
+        feature_mean=np.where(used, mean, 0.0),
+        feature_scale=scale,
+        weight=_spread(fit.weight.reshape(len(lags), -1, len(centre)), used),
+        bias=centre + fit.bias,
+        alpha=alpha,
+        **{"causal": min(lags) >= 0, **facts},
+    )
+    decoder.fitted_on.setdefault("rows", len(rows))
+    _warn_of_ends(decoder, penalties, centred[rows])
+    return decoder
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON can hold: lists for arrays, None for numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rows(x: ArrayLike, pieces: ArrayLike | None) -> tuple[FloatArray, NDArray[np.int64]]:
+    """Return features by row, and the number of each row's piece."""
+    array = np.asarray(x, dtype=np.float64)
+    if array.ndim not in (2, 3):
+        raise UserError(
+            f"features have shape {array.shape}; legal are (rows, features) and (trials, bins, "
+            "features)"
+        )
+    flat = array.reshape(-1, array.shape[-1])
+    if pieces is not None:
+        labels = np.ravel(pieces).astype(np.int64)
+        if len(labels) != len(flat):
+            raise UserError(f"pieces number {len(labels)} rows, there are {len(flat)}")
+        # What is not side by side is not one piece, whatever its number.
+        return flat, np.cumsum(np.diff(labels, prepend=labels[:1]) != 0)
+    n_bins = array.shape[1] if array.ndim == 3 else max(len(flat), 1)
+    return flat, np.arange(len(flat)) // n_bins
+
+
+def _whole(x: FloatArray) -> Mask:
+    """Mark rows without a missing entry."""
+    return np.asarray(np.isfinite(x).all(axis=1))
+
+
+def _complete(finite: Mask, pieces: NDArray[np.int64], lags: Sequence[int]) -> Mask:
+    """Mark rows all of whose lags are in the same piece and finite."""
+    complete, rows = np.ones(len(finite), dtype=bool), np.arange(len(finite))
+    for lag in lags:
+        source = rows - lag
+        inside = (source >= 0) & (source < len(finite))
+        source = np.where(inside, source, 0)
+        complete &= inside & (pieces[source] == pieces) & finite[source]
+    return complete
+
+
+def _fold_cuts(pieces: NDArray[np.int64], n_folds: int) -> list[int]:
+    """Return the borders of contiguous folds of rows, at borders of short pieces."""
+    n = len(pieces)
+    borders = np.concatenate([[0], np.flatnonzero(np.diff(pieces)) + 1, [n]])
+    cuts = {0, n}
+    for cut in (k * n // n_folds for k in range(1, n_folds)):
+        after = int(np.searchsorted(borders, cut, side="right"))
+        low, high = borders[after - 1], borders[min(after, len(borders) - 1)]
+        if high - low <= n / n_folds:
+            cut = low if cut - low <= high - cut else high
+        cuts.add(int(cut))
+    return sorted(cuts) if n else [0, 0]
+
+
+def _standard(
+    x: FloatArray, rows: NDArray[np.int64], lags: Sequence[int], present: Mask
+) -> tuple[FloatArray, FloatArray]:
+    """Return mean and spread of each feature over the bins that are read; 0 for one to drop."""
+    read = np.zeros(len(x), dtype=bool)
+    for lag in lags:
+        read[rows - lag] = True
+    seen = np.where(present, x[read], 0.0)
+    mean, spread = seen.mean(axis=0), seen.std(axis=0)
+    varies = spread**2 > ROUNDING * (seen**2).mean(axis=0)
+    return mean, np.where(varies, spread, 0.0)
+
+
+def _spread(weight: FloatArray, used: Mask) -> FloatArray:
+    """Return weights of all features, 0 for those that are not used."""
+    whole = np.zeros((weight.shape[0], len(used), weight.shape[2]))
+    whole[:, used] = weight
+    return whole
+
+
+def _blocks_of(pieces: NDArray[np.int64], bin_ms: float | None) -> NDArray[np.int64]:
+    """Return the block of each row that is drawn: its piece, or its part of a piece over 5 s."""
+    # Without a bin width 20 ms is taken, at which a block is 250 bins.
+    most = max(1, round(BLOCK_S * 1000 / (bin_ms or 20.0)))
+    _, first, length = np.unique(pieces, return_index=True, return_counts=True)
+    blocks, before = np.zeros(len(pieces), dtype=np.int64), 0
+    for start, n in zip(first, length, strict=True):
+        parts = max(1, n // most)
+        blocks[start : start + n] = before + np.arange(n) * parts // n
+        before += parts
+    return blocks
+
+
+def _warn_of_ends(decoder: Decoder, alphas: Sequence[float], y: FloatArray) -> None:
+    """Warn where the best penalty is the last on offer, so that a better one may lie beyond."""
+    if len(alphas) < 2:
+        return
+    varies = np.asarray(y.any(axis=0))
+    for end, which in ((min(alphas), "smallest"), (max(alphas), "largest")):
+        names = [
+            name
+            for name, alpha, some in zip(decoder.target_names, decoder.alpha, varies, strict=True)
+            if alpha == end and some
+        ]
+        if names:
+            warnings.warn(
+                f"the best penalty of {', '.join(names)} is the {which} that was tried, {end:g}; "
+                "a better one may lie beyond",
+                DataWarning,
+                stacklevel=3,
+            )
+
+
+def parse_lags(text: str) -> tuple[int, ...]:
+    """Read lags from text: ``0:3`` for 0 to 3, or a number."""
+    first, colon, last = text.partition(":")
+    try:
+        low, high = int(first), int(last) if colon else int(first)
+    except ValueError:
+        low, high = 1, 0
+    if high < low:
+        raise UserError(f"--lags is {text!r}; legal are FIRST:LAST in bins, such as 0:3 or -2:2")
+    return tuple(range(low, high + 1))
