@@ -52,8 +52,14 @@ def input_batch(name: str) -> dict[int, SessionBatch]:
 # ---- from its checkpoints ----------------------------------------------------------------------
 
 
+# These four have every kind of part that takes another path through a step; the others are slow.
+QUICK = ("modlist", "poisson", "sbtt", "zig_list")
+
+
 @pytest.mark.filterwarnings("ignore:goes on from")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES]
+)
 def test_twenty_steps_from_a_checkpoint(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
