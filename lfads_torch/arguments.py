@@ -81,6 +81,7 @@ NUMBERS = {
         tunable=True,
         search=SearchRange(0.0, 0.6, None, "uniform", 0.3, True),
     ),
+    "tbptt_bins": _size(0, least=0),
     "ic_post_var_min": Number(1e-4, least=0),
     "cell_clip": Number(5.0, above=0, finite=False),
     "loss_scale": Number(1e4, above=0),
@@ -167,7 +168,7 @@ _STOPPING: dict[str, Legal] = {
 COMPONENTS: dict[str, dict[str, Legal]] = {
     "LFADS": {
         **NUMBERS,
-        **dict.fromkeys(("variational", "recon_reduce_mean", "lr_scheduler"), _SWITCH),
+        **dict.fromkeys(("variational", "recon_reduce_mean", "lr_scheduler", "causal"), _SWITCH),
     },
     "BasicDataModule": {
         **dict.fromkeys(("datafile_pattern", "data_paths", "batch_keys"), Names()),

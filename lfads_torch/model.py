@@ -118,6 +118,13 @@ class LFADS(Network, pl.LightningModule):
         Weight of the KL of initial conditions and of inferred inputs.
     kernel : str
         Implementation of the recurrent nets, see `lfads_torch.kernels`.
+    causal : bool
+        Read no later bin, so that a stream can go on bin by bin: the CI encoder runs forward only,
+        and the initial condition comes from the first `ic_enc_seq_len` bins, or is learned and the
+        same for all trials where that is 0.
+    tbptt_bins : int
+        Of a causal model: bins after which states go on without their gradient, so that windows can
+        be much longer; 0: none.
 
     Raises
     ------
@@ -180,6 +187,8 @@ class LFADS(Network, pl.LightningModule):
         kl_co_scale: float = 1e-6,
         kernel: str = "auto",
         weigh_sessions: str = "session",
+        causal: bool = False,
+        tbptt_bins: int = 0,
     ) -> None:
         given = dict(locals())
         if recon_seq_len is None:
@@ -649,6 +658,17 @@ def _check_arguments(given: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"ic_enc_seq_len is {given['ic_enc_seq_len']}, but only {n_read} bins are "
             "read; legal are 0 (both encoders read all bins) to encod_seq_len - 1"
+        )
+    one_of("causal", given["causal"], (True, False))
+    if (bins := given["tbptt_bins"]) and not given["causal"]:
+        raise ConfigError(
+            f"tbptt_bins is {bins}, but causal is false: the backward encoders read a window as a "
+            "whole; set causal: true, or tbptt_bins: 0"
+        )
+    if 0 < bins <= given["ic_enc_seq_len"]:
+        raise ConfigError(
+            f"tbptt_bins is {bins}, but the first {given['ic_enc_seq_len']} bins (ic_enc_seq_len) "
+            "are read as one; choose more, or 0"
         )
     one_of("weigh_sessions", given["weigh_sessions"], ("session", "trial"))
     if given["lr_scheduler"]:

@@ -5,6 +5,7 @@ The mathematics is in ``docs/model.md``; sources are listed in NOTICE.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -85,9 +86,11 @@ class Network(nn.Module):
         infer_aug_stack: AugmentationStack | None,
         readin: Any,
         readout: Any,
+        causal: bool,
+        tbptt_bins: int,
     ) -> None:
         super().__init__()
-        self.variational = variational
+        self.variational, self.causal = variational, causal
         self.use_con = min(ci_enc_dim, con_dim, co_dim) > 0
         self.register_buffer("dropout_rate", torch.tensor(float(dropout_rate)), persistent=False)
         self.kernels = get_kernels(kernel)
@@ -105,6 +108,8 @@ class Network(nn.Module):
             ic_post_var_min=ic_post_var_min,
             cell_clip=cell_clip,
             use_con=self.use_con,
+            causal=causal,
+            tbptt_bins=tbptt_bins,
         )
         self.decoder = Decoder(
             recon_seq_len=recon_seq_len,
@@ -117,6 +122,8 @@ class Network(nn.Module):
             fac_dim=fac_dim,
             cell_clip=cell_clip,
             use_con=self.use_con,
+            causal=causal,
+            tbptt_bins=tbptt_bins,
         )
         recons = as_list(Poisson() if reconstruction is None else reconstruction)
         if readout is None:
@@ -127,12 +134,13 @@ class Network(nn.Module):
         start_from: Any = getattr(self.readout, "start_from", None)
         if start_from is not None:
             start_from(self.recon)
-        self.ic_prior, self.co_prior = _priors(
-            ic_prior, co_prior, ic_dim, co_dim if self.use_con else 0, variational
-        )
+        dims = ic_dim if self.encoder.has_ic else 0, co_dim if self.use_con else 0
+        self.ic_prior, self.co_prior = _priors(ic_prior, co_prior, *dims, variational)
         self.train_aug_stack = train_aug_stack or AugmentationStack()
         self.infer_aug_stack = infer_aug_stack or AugmentationStack()
         self._check_sessions(encod_data_dim, fac_dim)
+        if causal:
+            self._check_causal()
         _check_prior("ic_prior", self.ic_prior, "ic_dim", ic_dim)
         _check_prior("co_prior", self.co_prior, "co_dim", co_dim)
 
@@ -216,6 +224,29 @@ class Network(nn.Module):
     def _dropout(self) -> Tensor | None:
         return self.dropout_rate if self.training else None
 
+    def _check_causal(self) -> None:
+        """Refuse parts that read ahead, and a model that reads nothing."""
+        if not (self.use_con or self.encoder.has_ic):
+            raise ConfigError(
+                "causal: true without a controller (co_dim, con_dim or ci_enc_dim is 0) and with "
+                "ic_enc_seq_len 0 reads no data; set ic_enc_seq_len to the bins that the initial "
+                "condition may read, or give the controller units"
+            )
+        for name, parts in (
+            ("readin", self.readin),
+            ("readout", self.readout),
+            ("infer_aug_stack", self.infer_aug_stack.batch_transforms),
+        ):
+            for part in parts:
+                bins, kind = lookahead(part), type(getattr(part, "part", part)).__name__
+                if bins > 0:
+                    ahead = "an unknown number of" if bins == math.inf else f"{bins:g}"
+                    raise ConfigError(
+                        f"{name}: {kind} reads {ahead} bins ahead, which causal: true forbids; "
+                        "replace it, or give your own, if it looks at no later bin, the attribute "
+                        "lookahead = 0"
+                    )
+
     def _check_sessions(self, encod_data_dim: int, fac_dim: int) -> None:
         """Refuse read-ins, read-outs and observation models that do not fit one another.
 
@@ -248,6 +279,19 @@ class Network(nn.Module):
                 )
 
 
+def lookahead(part: Any) -> float:
+    """Return by how many bins a map or augmentation reads ahead, infinite where it does not say.
+
+    Your own part says it by an attribute `lookahead`.
+    """
+    if (bins := getattr(part, "lookahead", None)) is not None:
+        return float(bins)
+    if isinstance(part, nn.Sequential | nn.ModuleList):
+        return sum(map(lookahead, part))
+    binwise = nn.Identity, nn.Linear, nn.LayerNorm, nn.Dropout, nn.ReLU, nn.Tanh, nn.Softplus
+    return 0.0 if isinstance(part, binwise) else math.inf
+
+
 def _priors(
     ic_prior: nn.Module | None,
     co_prior: nn.Module | None,
@@ -255,7 +299,7 @@ def _priors(
     co_dim: int,
     variational: bool,
 ) -> tuple[nn.Module, nn.Module]:
-    """Fill in default priors; `co_dim` is 0 where there is no controller."""
+    """Fill in default priors; a dimension of 0 stands for a latent that is not inferred."""
     if not variational:
         for name, prior in (("ic_prior", ic_prior), ("co_prior", co_prior)):
             if not isinstance(prior, (Null, type(None))):
@@ -264,6 +308,8 @@ def _priors(
                     "compared with it. Use Null, or set variational: true"
                 )
         return Null(), Null()
+    if ic_dim == 0:
+        ic_prior = Null()
     if co_dim == 0:
         co_prior = Null()
     return (

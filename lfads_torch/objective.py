@@ -149,10 +149,9 @@ def penalty(network: Network, weights: Weights) -> Tensor:
     Observation models add what their `compute_l2` returns.
     """
     encoder, cell = network.encoder, network.decoder.rnn.cell
-    groups = [
-        (weights.l2_ic_enc, [c.weight_hh for c in encoder.ic_enc.cells]),
-        (weights.l2_gen, [cell.gen_cell.weight_hh]),
-    ]
+    groups = [(weights.l2_gen, [cell.gen_cell.weight_hh])]
+    if encoder.has_ic:
+        groups.insert(0, (weights.l2_ic_enc, [c.weight_hh for c in encoder.ic_enc.cells]))
     if network.use_con:
         groups += [
             (weights.l2_ci_enc, [c.weight_hh for c in encoder.ci_enc.cells]),

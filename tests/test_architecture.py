@@ -27,7 +27,7 @@ LAYERS = [
     "compat.checkpoints compat.records",
     "checkpoint",
     "post_run",
-    "callbacks",
+    "callbacks online",
     "runs",
     "compat.ray_names",
     "run_model",

@@ -17,7 +17,7 @@ from lfads_torch.search.space import parse_space
 
 CONFIGS = Path(__file__).parents[1] / "lfads_torch" / "configs"
 NOT_NUMBERS = {*PARTS, "variational", "recon_reduce_mean", "lr_scheduler", "kernel"}
-NOT_NUMBERS.add("weigh_sessions")
+NOT_NUMBERS |= {"weigh_sessions", "causal"}
 
 
 def test_the_table_has_the_numbers_and_defaults_of_the_signature() -> None:

@@ -208,6 +208,7 @@ class CoordinatedDropout(nn.Module):
     """
 
     MASK = "coordinated_dropout"
+    lookahead = 0
     cd_rate: Tensor
     init_args: dict[str, float]
 
@@ -289,6 +290,8 @@ class SampleValidation(nn.Module):
         Where the rate is out of range, or the data module draws no mask.
     """
 
+    lookahead = 0
+
     def __init__(
         self, sv_rate: float, ic_enc_seq_len: int = 0, recon_reduce_mean: bool = True
     ) -> None:
@@ -343,6 +346,7 @@ class SelectiveBackpropThruTime(nn.Module):
     """
 
     MASK = OBSERVED
+    lookahead = 0
 
     def process_batch(self, batch: SessionBatch) -> SessionBatch:
         """Zero missing entries at the encoder; leave the mask of observed ones in the batch."""

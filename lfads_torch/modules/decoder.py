@@ -6,7 +6,7 @@ Source: Pandarinath et al. 2018 (doi:10.1038/s41592-018-0109-9); the equations a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from ..kernels import DecoderInputs, DecoderStates, Kernels, get_kernels
 from .masks import dropout_mask
 from .readin_readout import FanInLinear
 from .readin_readout import NormalizedLinear as KernelNormalizedLinear
-from .recurrent import CellHolder, ClippedGRUCell
+from .recurrent import CellHolder, ClippedGRUCell, stretches
 
 
 class Decoding(NamedTuple):
@@ -62,7 +62,7 @@ class DecoderCell(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Controller, generator and factors."""
+    """Controller, generator and factors; `causal` and `tbptt_bins` are those of the encoder."""
 
     def __init__(
         self,
@@ -77,10 +77,13 @@ class Decoder(nn.Module):
         fac_dim: int,
         cell_clip: float,
         use_con: bool,
+        causal: bool = False,
+        tbptt_bins: int = 0,
     ) -> None:
         super().__init__()
         self.recon_seq_len = recon_seq_len
-        self.ci_width = 2 * ci_enc_dim
+        self.tbptt_bins = tbptt_bins
+        self.ci_width = ci_enc_dim if causal else 2 * ci_enc_dim
         self.co_dim = co_dim
         # Inferred inputs that the generator takes, none without a controller.
         self.n_inferred = co_dim if use_con else 0
@@ -114,7 +117,7 @@ class Decoder(nn.Module):
         def mask(*shape: int) -> Tensor | None:
             return None if dropout_rate is None else dropout_mask(shape, dropout_rate)
 
-        gen_h0 = self.ic_to_g0(ic_samp)
+        gen_init = gen_h0 = self.ic_to_g0(ic_samp)
         ext = _to_length(ext_input, n_bins).transpose(0, 1)
         ext = _masked(ext, mask(*ext.shape))
         w_gen_u, w_gen_ext = cell.gen_cell.weight_ih.tensor_split([self.n_inferred], dim=1)
@@ -150,10 +153,21 @@ class Decoder(nn.Module):
                 fac_mask=mask(n_bins, n_rows, w_fac.shape[0]),
                 gen_mask=gen_mask,
             )
-            states = _one_net(lambda *x: kernels.decoder(DecoderInputs(*x), self.clip), inputs)
+            con_h0, pieces = inputs.con_h0, []
+            for start, stop in stretches(0, n_bins, self.tbptt_bins):
+                piece = _bins(inputs, start, stop)._replace(con_h0=con_h0, gen_h0=gen_h0)
+                states = _one_net(lambda *x: kernels.decoder(DecoderInputs(*x), self.clip), piece)
+                con_h0, gen_h0 = states.con_states[-1].detach(), states.gen_states[-1].detach()
+                pieces.append(states)
+            states = DecoderStates(*map(_joined, zip(*pieces, strict=True)))
         else:
-            gru = gen_proj.expand(n_bins, n_rows, -1), gen_h0, cell.gen_cell.weight_hh
-            gen_states = _one_net(partial(kernels.clipped_gru, clip=self.clip), gru).states
+            pieces, run = [], partial(kernels.clipped_gru, clip=self.clip)
+            gen_proj, w_hh = gen_proj.expand(n_bins, n_rows, -1), cell.gen_cell.weight_hh
+            for start, stop in stretches(0, n_bins, self.tbptt_bins):
+                states, gen_h0 = _one_net(run, (gen_proj[start:stop], gen_h0, w_hh))
+                pieces.append(states)
+                gen_h0 = gen_h0.detach()
+            gen_states = _joined(pieces)
             zeros = partial(gen_states.new_zeros, n_bins, n_rows)
             kept = gen_states if gen_mask is None else gen_states * gen_mask[1:]
             states = DecoderStates(
@@ -170,7 +184,7 @@ class Decoder(nn.Module):
             co_means=co_means,
             co_stds=(co_logvars / 2).exp(),
             gen_states=states.gen_states.transpose(0, 1),
-            gen_init=gen_h0,
+            gen_init=gen_init,
             gen_inputs=gen_inputs.transpose(0, 1),
             con_states=states.con_states.transpose(0, 1),
         )
@@ -183,6 +197,26 @@ def _one_net(kernel: Callable[..., Any], tensors: Iterable[Tensor | None]) -> An
     # lines alone.
     states = kernel(*(None if x is None else x.unsqueeze(0) for x in tensors))
     return type(states)(*(x[0] for x in states))
+
+
+def _bins(inputs: DecoderInputs, start: int, stop: int) -> DecoderInputs:
+    """Return the decoder's inputs of the bins [start, stop); initial states stay."""
+    if stop - start == len(inputs.con_proj):
+        return inputs
+    by_bin = {"con_proj": stop, "noise": stop, "fac_mask": stop, "gen_mask": stop + 1}
+    if len(inputs.gen_proj) > 1:
+        by_bin["gen_proj"] = stop
+    cut = {
+        name: x[start:end]
+        for name, end in by_bin.items()
+        if (x := getattr(inputs, name)) is not None
+    }
+    return inputs._replace(**cut)
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Join bins (T, B, M)."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def _to_length(ext_input: Tensor, n_bins: int) -> Tensor:

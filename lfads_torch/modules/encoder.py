@@ -17,7 +17,7 @@ from ..kernels import Kernels
 from ..tuples import bins_past
 from .masks import dropout_mask
 from .readin_readout import FanInLinear
-from .recurrent import BidirectionalClippedGRU
+from .recurrent import BidirectionalClippedGRU, stretches
 
 
 class Encoding(NamedTuple):
@@ -33,7 +33,12 @@ class Encoder(nn.Module):
 
     The IC encoder reads bins [0, ic_enc_seq_len) when `ic_enc_seq_len` > 0, else all; the CI
     encoder reads the bins from `ic_enc_seq_len` on. Without a controller, no CI encoder exists.
+    A `causal` CI encoder runs forward only; without an IC segment, the initial condition is then a
+    parameter, `ic_learned`. No gradient passes from one stretch of `tbptt_bins` bins to the one
+    before (0: one stretch).
     """
+
+    ic_learned: Tensor
 
     def __init__(
         self,
@@ -48,19 +53,26 @@ class Encoder(nn.Module):
         ic_post_var_min: float,
         cell_clip: float,
         use_con: bool,
+        causal: bool = False,
+        tbptt_bins: int = 0,
     ) -> None:
         super().__init__()
         self.recon_seq_len = recon_seq_len
         self.ic_enc_seq_len = ic_enc_seq_len
         self.ci_lag = ci_lag
         self.ic_post_var_min = ic_post_var_min
-        self.ic_enc_h0 = nn.Parameter(torch.zeros(2, 1, ic_enc_dim))
-        self.ic_enc = BidirectionalClippedGRU(encod_data_dim, ic_enc_dim, cell_clip)
-        self.ic_linear = FanInLinear(2 * ic_enc_dim, 2 * ic_dim)
+        self.tbptt_bins = tbptt_bins
+        self.has_ic = ic_enc_seq_len > 0 or not causal
+        if self.has_ic:
+            self.ic_enc_h0 = nn.Parameter(torch.zeros(2, 1, ic_enc_dim))
+            self.ic_enc = BidirectionalClippedGRU(encod_data_dim, ic_enc_dim, cell_clip)
+            self.ic_linear = FanInLinear(2 * ic_enc_dim, 2 * ic_dim)
+        else:
+            self.ic_learned = nn.Parameter(torch.zeros(1, ic_dim))
         self.use_con = use_con
         if use_con:
-            self.ci_enc_h0 = nn.Parameter(torch.zeros(2, 1, ci_enc_dim))
-            self.ci_enc = BidirectionalClippedGRU(encod_data_dim, ci_enc_dim, cell_clip)
+            self.ci_enc_h0 = nn.Parameter(torch.zeros(1 if causal else 2, 1, ci_enc_dim))
+            self.ci_enc = BidirectionalClippedGRU(encod_data_dim, ci_enc_dim, cell_clip, causal)
 
     def forward(
         self,
@@ -81,30 +93,39 @@ class Encoder(nn.Module):
         n_bins, segment = x.shape[0], self.ic_enc_seq_len
         padded = None if lengths is None else bins_past(lengths, n_bins).T
 
-        x_ic, padded_ic = (x, padded) if segment == 0 else (x[:segment], _bins(padded, 0, segment))
-        last = self.ic_enc.run(x_ic, self.ic_enc_h0, kernels, padded_ic).last
-        summary = torch.cat([last[0], last[1]], dim=-1)
-        if dropout_rate is not None:
-            summary = summary * dropout_mask(summary.shape, dropout_rate)
-        ic_mean, ic_logvar = self.ic_linear(summary).chunk(2, dim=-1)
-        # The floor is added, not clamped, so that a variance below it keeps its gradient.
-        ic_std = (ic_logvar.exp() + self.ic_post_var_min).sqrt()
+        if self.has_ic:
+            end = segment or n_bins
+            last = self.ic_enc.run(x[:end], self.ic_enc_h0, kernels, _bins(padded, 0, end)).last
+            summary = torch.cat([last[0], last[1]], dim=-1)
+            if dropout_rate is not None:
+                summary = summary * dropout_mask(summary.shape, dropout_rate)
+            ic_mean, ic_logvar = self.ic_linear(summary).chunk(2, dim=-1)
+            # The floor is added, not clamped, so that a variance below it keeps its gradient.
+            ic_std = (ic_logvar.exp() + self.ic_post_var_min).sqrt()
+        else:
+            ic_mean = self.ic_learned.expand(x.shape[1], -1)
+            ic_std = torch.zeros_like(ic_mean)
         if not self.use_con:
             return Encoding(ic_mean, ic_std, None)
 
-        padded_ci = _bins(padded, segment, n_bins)
-        states = self.ci_enc.run(x[segment:], self.ci_enc_h0, kernels, padded_ci).states
-        if padded_ci is not None:
-            # A lag reaches past the end of a trial as it does past that of the window.
-            states = states.masked_fill(padded_ci.unsqueeze(-1), 0.0)
-        forward, backward = states
         # The controller at bin t sees the forward state of bin t - lag and the backward state of
         # bin t + lag, or 0 where none exists.
-        lag, behind = min(self.ci_lag, n_bins - segment), self.recon_seq_len - n_bins
-        kept = n_bins - segment - lag
-        forward = pad(forward[:kept], (0, 0, 0, 0, segment + lag, behind))
-        backward = pad(backward[lag:], (0, 0, 0, 0, segment, behind + lag))
-        ci = torch.cat([forward, backward], dim=-1)
+        h0: Tensor = self.ci_enc_h0
+        pieces, lag = [], self.ci_lag
+        before = x.new_zeros(lag, x.shape[1], h0.shape[-1])
+        for start, stop in stretches(segment, n_bins, self.tbptt_bins):
+            past_end = _bins(padded, start, stop)
+            states, h0 = self.ci_enc.run(x[start:stop], h0, kernels, past_end)
+            if past_end is not None:
+                # A lag reaches past the end of a trial as it does past that of the window.
+                states = states.masked_fill(past_end.unsqueeze(-1), 0.0)
+            late = torch.cat([before, states[0]])
+            early = [pad(x[lag:], (0, 0, 0, 0, 0, min(lag, len(x)))) for x in states[1:]]
+            pieces.append(torch.cat([late[: stop - start], *early], dim=-1))
+            h0, before = h0.detach(), late[stop - start :].detach()
+        ci = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        if segment > 0 or self.recon_seq_len > n_bins:
+            ci = pad(ci, (0, 0, 0, 0, segment, self.recon_seq_len - n_bins))
         return Encoding(ic_mean, ic_std, ci.transpose(0, 1))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import torch
@@ -139,34 +140,44 @@ class BidirectionalClippedGRU(nn.Module):
         Numbers of inputs, and of units per direction.
     clip_value : float
         All states stay within [-clip_value, clip_value].
+    causal : bool
+        Leave out the second one, so that no state has seen a later bin; D, the number of
+        directions, is then 1 instead of 2.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, clip_value: float = math.inf) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        clip_value: float = math.inf,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
         self.fwd_gru = ClippedGRU(input_size, hidden_size, clip_value, is_encoder=True)
-        self.bwd_gru = ClippedGRU(input_size, hidden_size, clip_value, is_encoder=True)
+        if not causal:
+            self.bwd_gru = ClippedGRU(input_size, hidden_size, clip_value, is_encoder=True)
 
     @property
     def cells(self) -> Sequence[ClippedGRUCell]:
-        """Return the forward and the backward cell."""
-        return self.fwd_gru.cell, self.bwd_gru.cell
+        """Return the forward cell and, if there is one, the backward cell."""
+        return [gru.cell for gru in self.children() if isinstance(gru, ClippedGRU)]
 
     def forward(
-        self, input: Float[Tensor, "B T N"], h_0: Float[Tensor, "2 B H"]
+        self, input: Float[Tensor, "B T N"], h_0: Float[Tensor, "D B H"]
     ) -> tuple[Tensor, Tensor]:
         """Run over all bins.
 
         Parameters
         ----------
         input : Tensor, shape (B, T, input_size)
-        h_0 : Tensor, shape (2, B, hidden_size)
+        h_0 : Tensor, shape (D, B, hidden_size)
             Initial states, forward and backward.
 
         Returns
         -------
-        output : Tensor, shape (B, T, 2 * hidden_size)
+        output : Tensor, shape (B, T, D * hidden_size)
             States at every bin, forward and backward.
-        h_n : Tensor, shape (2, B, hidden_size)
+        h_n : Tensor, shape (D, B, hidden_size)
             Last states, the backward one at bin 0.
         """
         result = self.run(input.transpose(0, 1), h_0)
@@ -175,11 +186,11 @@ class BidirectionalClippedGRU(nn.Module):
     def run(
         self,
         x: Float[Tensor, "T B N"],
-        h0: Float[Tensor, "2 1 H"],
+        h0: Float[Tensor, "D B H"],
         kernels: Kernels | None = None,
         padded: Bool[Tensor, "T B"] | None = None,
     ) -> GRUStates:
-        """Return the states of both directions; they pass the bins that `padded` marks unchanged.
+        """Return the states of all directions; they pass the bins that `padded` marks unchanged.
 
         So does the gradient: the last states are those of the trial alone. (An initial state beyond
         the clip, which training would have to bring about, is clipped by those bins.)
@@ -206,7 +217,7 @@ def _run(
         past = padded.unsqueeze(-1)
         x = x.masked_fill(past, 0.0)
         extra.append(past.to(x.dtype))
-        columns.append(_hold(bias))
+        columns.append(_hold(bias.unflatten(0, (len(cells), 3, -1))))
     x = torch.cat([x, *extra], dim=-1)
     x_proj = linear(x, torch.cat([weight_ih, *columns], dim=1))
     x_proj = x_proj.unflatten(-1, (len(cells), -1)).movedim(2, 0)
@@ -215,8 +226,18 @@ def _run(
     return kernels.clipped_gru(x_proj, h0, weight_hh, clip, two_way=len(cells) == 2)
 
 
-def _hold(bias: Float[Tensor, " H6"]) -> Float[Tensor, "H6 1"]:
-    """Return the weights of an input that holds the state of both directions."""
-    cand = bias.unflatten(0, (2, 3, -1))[:, 2]
+def stretches(first: int, last: int, length: int) -> list[tuple[int, int]]:
+    """Cut the bins [first, last) at the multiples of `length`, beyond which no gradient passes.
+
+    With length 0, or without gradients, they are one stretch.
+    """
+    length = length if torch.is_grad_enabled() else 0
+    cuts = range(length * (first // length + 1), last, length) if length else ()
+    return list(pairwise([first, *cuts, last]))
+
+
+def _hold(bias: Float[Tensor, "D 3 H"]) -> Float[Tensor, "DH3 1"]:
+    """Return the weights of an input that holds the state of all directions."""
+    cand = bias[:, 2]
     gates = [torch.full_like(cand, value) for value in (_UPDATE, _RESET)]
     return torch.stack([*gates, -cand], dim=1).flatten().unsqueeze(1)
