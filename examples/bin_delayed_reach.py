@@ -7,7 +7,8 @@
 IN holds `spikes` (trials x milliseconds x units) and `target` (the target of each trial).
 OUT holds `{train,valid}_encod_data` (the channels that are read), `{train,valid}_recon_data`
 (these, and after them the held-out ones), `{train,valid}_target`, `{train,valid}_trial` (rows of
-IN) and `units` (the unit of each channel).
+IN) and `units` (the unit of each channel); with --test and --select the same of `test` and
+`select`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from lfads_torch.errors import UserError
 
 
 def split_and_bin(
-    spikes: Array, target: Array, bin_ms: int, held_out: int, valid_fraction: float, seed: int
+    spikes: Array,
+    target: Array,
+    bin_ms: int,
+    held_out: int,
+    valid_fraction: float,
+    seed: int,
+    test_fraction: float = 0.0,
+    select_fraction: float = 0.0,
 ) -> dict[str, Array]:
     """Make the arrays of a data file.
 
@@ -39,6 +47,9 @@ def split_and_bin(
         Fraction of each target's trials that are kept for validation.
     seed : int
         Seed of the choice of units and of trials.
+    test_fraction, select_fraction : float
+        Fractions of each target's trials that are put aside: to score with in the end, and to
+        choose by which models to average (`lfads ensemble`).
 
     Returns
     -------
@@ -63,19 +74,25 @@ def split_and_bin(
     units = rng.permutation(n_units)
     counts = counts[..., units].astype(np.uint8)
 
-    is_valid = np.zeros(n_trials, dtype=bool)
+    fractions = {"valid": valid_fraction, "test": test_fraction, "select": select_fraction}
+    splits = np.full(n_trials, "train", dtype="<U6")
     for one in np.unique(target):
         trials = rng.permutation(np.flatnonzero(target == one))
-        n_valid = round(valid_fraction * len(trials))
-        if not 0 < n_valid < len(trials):
+        sizes = {split: round(fraction * len(trials)) for split, fraction in fractions.items()}
+        n_aside = sum(sizes.values())
+        if sizes["valid"] < 1 or min(sizes.values()) < 0 or n_aside >= len(trials):
             raise UserError(
-                f"--valid-fraction {valid_fraction} of the {len(trials)} trials to target {one} "
-                "leaves none for training or none for validation"
+                f"--valid-fraction {valid_fraction}, --test {test_fraction} and --select "
+                f"{select_fraction} of the {len(trials)} trials to target {one} leave none for "
+                "training or none for validation"
             )
-        is_valid[trials[:n_valid]] = True
+        splits[trials[:n_aside]] = np.repeat(list(sizes), list(sizes.values()))
 
     arrays = {"units": units}
-    for split, chosen in (("train", ~is_valid), ("valid", is_valid)):
+    for split in ("train", "valid", "test", "select"):
+        chosen = splits == split
+        if not chosen.any():
+            continue
         arrays[f"{split}_recon_data"] = counts[chosen]
         arrays[f"{split}_encod_data"] = counts[chosen][..., : n_units - held_out]
         arrays[f"{split}_target"] = target[chosen]
@@ -94,6 +111,8 @@ def main() -> None:
     add("--bin-ms", type=int, default=10, help="bin width in ms (%(default)s)")
     add("--held-out", type=int, default=24, help="channels to hold out (%(default)s)")
     add("--valid-fraction", type=float, default=0.2, help="of each target's trials (%(default)s)")
+    add("--test", type=float, default=0.0, help="fraction to score with in the end (%(default)s)")
+    add("--select", type=float, default=0.0, help="fraction to choose models by (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the split (%(default)s)")
     options = parser.parse_args()
 
@@ -105,13 +124,17 @@ def main() -> None:
         options.held_out,
         options.valid_fraction,
         options.seed,
+        options.test,
+        options.select,
     )
     attributes = {"bin_ms": float(options.bin_ms), "split_seed": options.seed}
     path = write_session(options.destination, arrays, attributes, compression="gzip")
-    shapes = [arrays[f"{split}_recon_data"].shape for split in ("train", "valid")]
+    rest = {split: len(arrays.get(f"{split}_trial", ())) for split in ("valid", "test", "select")}
+    n_train, n_bins, n_units = arrays["train_recon_data"].shape
+    aside = "".join(f", {split} {n}" for split, n in rest.items() if n and split != "valid")
     print(
-        f"{shapes[0][0]} training and {shapes[1][0]} validation trials x {shapes[0][1]} bins of "
-        f"{options.bin_ms} ms x {shapes[0][2]} channels, the last {options.held_out} held out\n"
+        f"{n_train} training and {rest['valid']} validation trials{aside} x {n_bins} bins of "
+        f"{options.bin_ms} ms x {n_units} channels, the last {options.held_out} held out\n"
         f"written: {path}"
     )
 

@@ -151,7 +151,20 @@ class FileName(NamedTuple):
         return value
 
 
-Legal = Number | Choice | Names | FileName
+class Metric(NamedTuple):
+    """The name of a logged metric."""
+
+    def check(self, name: str, value: Any) -> str:
+        """Return a name, or raise `ConfigError`."""
+        if not isinstance(value, str) or not value:
+            raise ConfigError(
+                f"{name} is {value!r}; legal is the name of a logged metric, such as "
+                "valid/co_bps_smth"
+            )
+        return value
+
+
+Legal = Number | Choice | Names | FileName | Metric
 _ONE, _NONE, _SWITCH = _size(None), _size(None, least=0), Choice((True, False))
 # What NumPy's generators take.
 _SEED = Number(None, whole=True, least=0, most=2**32 - 1)
@@ -228,11 +241,18 @@ COMPONENTS: dict[str, dict[str, Legal]] = {
         "nvar": Number(None, above=0),
     },
     "CoordinatedDropout": {"cd_rate": AUGMENTATION_NUMBERS[CD_RATE]},
+    "ChannelMask": {
+        "rate": Number(None, least=0, below=1),
+        "scale": _SWITCH,
+        "loss": Choice(("masked", "all")),
+        "segment": _NONE,
+    },
 }
 """Legal values of arguments in a configuration, by the last name of their ``_target_``."""
 
 ROOT: dict[str, Legal] = {
     "seed": _SEED,
+    "select_by": Metric(),
     "on_nan": Choice(("stop", "recover")),
     "ignore_warnings": _SWITCH,
     "posterior_sampling.use_best_ckpt": _SWITCH,
@@ -274,3 +294,16 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     """Refuse sizes, rates and scales that no model can have, naming the argument."""
     for name, entry in NUMBERS.items():
         entry.check(name, values[name])
+
+
+LOSS = "valid/recon_smth"
+"""The smoothed reconstruction loss of the validation trials, by which a run selects."""
+
+#: Last names of scores of which more is better, as training and the benchmark's callback log them.
+_MORE_IS_BETTER = {"bps", "co_bps", "fp_bps", "r2", "behavior_r2", "psth_r2", "tp_corr"}
+
+
+def mode_of(metric: str) -> str:
+    """Return "max" for a logged score of which more is better, "min" for any other metric."""
+    name = metric.rpartition("/")[2].removesuffix("_smth")
+    return "max" if name in _MORE_IS_BETTER else "min"

@@ -5,7 +5,7 @@ A run::
     config.yaml                       the composed configuration
     status.json                       stage, versions, best checkpoint, outputs
     csv_logs/metrics.csv              what was logged, a row for each epoch
-    lightning_checkpoints/last.ckpt   and best-*.ckpt
+    lightning_checkpoints/last.ckpt   and best-*.ckpt, best-recon-*.ckpt
     lfads_output*.h5                  posterior means, a file for each session
 
 A search has ``config.yaml`` and ``status.json`` of its own (with a key ``search``) and::
@@ -45,6 +45,8 @@ CONFIG = "config.yaml"
 STATUS = "status.json"
 CHECKPOINTS = "lightning_checkpoints"
 LAST = f"{CHECKPOINTS}/last.ckpt"
+#: Begins the name of the best checkpoint by the loss, in a run that selects by another score.
+BY_LOSS = "best-recon-"
 METRICS = "csv_logs/metrics.csv"
 BEST_MODEL = "best_model"
 POPULATION = "population.csv"
@@ -121,7 +123,7 @@ class RunFolder:
         return RunFolder(best) if is_search else self
 
     def checkpoint(self, *, best: bool = False) -> Path | None:
-        """Return the last checkpoint or the best one by smoothed validation loss, if any.
+        """Return the last checkpoint or the best one by what the run selects by, if any.
 
         `path` may also be a folder of checkpoints, or a checkpoint, which is then returned. For a
         search, return the checkpoint of its best model.
@@ -142,8 +144,9 @@ class RunFolder:
             paths = sorted(place.glob(pattern), key=_age)
             # Where "last.ckpt" is taken, Lightning writes "last-v1.ckpt".
             lasts = [path for path in paths if path.stem == "last" or path.stem.startswith("last-")]
-            others = [path for path in paths if path not in lasts]
-            for group in (others, lasts) if best else (lasts, others):
+            losses = [path for path in paths if path.name.startswith(BY_LOSS)]
+            others = [path for path in paths if path not in lasts and path not in losses]
+            for group in (others, losses, lasts) if best else (lasts, others, losses):
                 if group:
                     return group[-1]
         return place / LAST if has_last else None

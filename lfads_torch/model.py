@@ -22,7 +22,7 @@ from .data import StoredArray, blocks
 from .data.memory import available_bytes
 from .errors import ConfigError, number, one_of
 from .metrics import SMOOTHING, ExpSmoothedMetric
-from .metrics.epoch import EpochScores
+from .metrics.epoch import BITS, EpochScores
 from .modules.augmentations import AugmentationStack
 from .modules.readin_readout import FanInLinear
 from .modules.recons import Poisson, recon_for_channels
@@ -214,6 +214,7 @@ class LFADS(Network, pl.LightningModule):
         self._incomplete: set[int] = set()
         self.scores = {split: EpochScores() for split in ("train", "valid", "test")}
         self.valid_recon_smth = ExpSmoothedMetric(SMOOTHING)
+        self.valid_bits_smth = ExpSmoothedMetric(SMOOTHING)  # one for each of `BITS`
 
     @classmethod
     def from_data(cls, data: Any, **arguments: Any) -> LFADS:
@@ -475,12 +476,20 @@ class LFADS(Network, pl.LightningModule):
             self.log(name, torch.as_tensor(value), on_step=False, on_epoch=True, batch_size=1)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores and smooth the reconstruction loss."""
+        """Log the scores, and smoothed the reconstruction loss and bits per spike."""
         scores = self._log_scores("valid")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.valid_recon_smth.smooth(scores["recon"])
-        smoothed = self.valid_recon_smth.smoothed
-        self.log_dict({"valid/recon_smth": smoothed, "hp_metric": scores["recon"]})
+            bits = [scores[name].float().to(self.device) for name in BITS]
+            self.valid_bits_smth.smooth(torch.stack(bits))
+        smoothed = {"valid/recon_smth": self.valid_recon_smth.smoothed}
+        # A score that has no meaning for the data is missing, so that nothing can wait for it.
+        smoothed |= {
+            f"valid/{name}_smth": value
+            for name, value in zip(BITS, self.valid_bits_smth.smoothed.expand(3), strict=True)
+            if self.scores["valid"].bits[name]
+        }
+        self.log_dict({**smoothed, "hp_metric": scores["recon"]})
 
     def on_test_epoch_end(self) -> None:
         """Log the scores."""
@@ -490,11 +499,16 @@ class LFADS(Network, pl.LightningModule):
 
     def extra_state(self) -> dict[str, Tensor]:
         """Return what training needs to go on, in addition to parameters and optimiser."""
-        return {"recon_smth": self.valid_recon_smth.smoothed.clone()}
+        return {
+            "recon_smth": self.valid_recon_smth.smoothed.clone(),
+            "bits_smth": self.valid_bits_smth.smoothed.clone(),
+        }
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `extra_state` gave."""
         self.valid_recon_smth.smoothed = state["recon_smth"].to(self.device)
+        if "bits_smth" in state:  # checkpoints so far have none
+            self.valid_bits_smth.smoothed = state["bits_smth"].to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the model by plain numbers and names, in addition to the state of training."""

@@ -58,6 +58,7 @@ NEIGHBOURS = {
     ("prep", "data"),
     ("search.space", "arguments"),
     ("search.settings", "search.space"),
+    ("search.settings", "arguments"),
     ("search.rules", "search.space"),
     ("search.rules", "search.settings"),
 }

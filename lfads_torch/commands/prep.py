@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--select",
         action="append",
-        metavar="COLUMN=VALUE",
-        help="trials to take; also != < > <= >=",
+        metavar="COLUMN=VALUE|FRACTION",
+        help="trials to take; also != < > <= >=; or the fraction of the split `select`",
     )
     add("--chop-ms", type=float, metavar="MS", help="cut the recording into windows of this length")
     add("--overlap-ms", type=float, metavar="MS", help="time by which they overlap (0)")
@@ -111,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
     # What is not given keeps the default of `PrepOptions`, which says it once.
     chosen = {k: v for k, v in vars(options).items() if v is not None and v is not False}
     given = {k: v for k, v in chosen.items() if k in PrepOptions.__dataclass_fields__}
+    _take_fraction(given)
     if options.nlb:
         make = _make_nlb(options, given)
     elif len(options.files) != 1:
@@ -138,6 +139,16 @@ def run(options: argparse.Namespace) -> int:
         )
     _report(done)
     return 0
+
+
+def _take_fraction(given: dict[str, Any]) -> None:
+    """Tell the fraction of the split `select` from rules for trials, which hold an operator."""
+    numbers = [x for x in map(_number_or_word, given.get("select", ())) if isinstance(x, float)]
+    if len(numbers) > 1:
+        raise UserError(f"--select gives {len(numbers)} fractions; give one")
+    if numbers:
+        rules = [x for x in given.pop("select") if isinstance(_number_or_word(x), str)]
+        given |= {"select_fraction": numbers[0], **({"select": rules} if rules else {})}
 
 
 def _make_nlb(options: argparse.Namespace, given: dict[str, Any]) -> Callable[..., Any]:

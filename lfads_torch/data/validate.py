@@ -15,7 +15,8 @@ from .memory import available_bytes
 from .missing import length_faults
 from .tree import tree_faults
 
-SPLITS = ("train", "valid", "test")
+# Trials of "select" choose among trained models and among their averages; nothing trains on them.
+SPLITS = ("train", "valid", "test", "select")
 REQUIRED_KEYS = tuple(f"{s}_{k}" for s in ("train", "valid") for k in ("encod_data", "recon_data"))
 MODEL_INPUTS = ("encod_data", "recon_data", "ext_input", "truth")
 ARRAY_KEYS = tuple(f"{split}_{name}" for split in SPLITS for name in MODEL_INPUTS)

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from .accumulate import BitsPerSpikeSums, R2Sums, WeightedMeans, regions
 
+BITS = ("bps", "co_bps", "fp_bps")
+"""The bits-per-spike family, in the order of `regions`."""
+
 
 class EpochScores:
     """Accumulates loss terms by trials and the bits-per-spike family and R2 by sums.
@@ -21,7 +24,7 @@ class EpochScores:
     def __init__(self) -> None:
         self.terms = WeightedMeans()
         self.sessions = WeightedMeans()
-        self.bits = {name: BitsPerSpikeSums() for name in ("bps", "co_bps", "fp_bps")}
+        self.bits = {name: BitsPerSpikeSums() for name in BITS}
         self.r2 = R2Sums()
 
     def reset(self) -> None:

@@ -23,9 +23,9 @@ from torch.distributions import Bernoulli
 from torch.nn.functional import pad
 
 from ..arguments import AUGMENTATION_NUMBERS, CD_RATE
-from ..errors import ConfigError, fraction, number, whole
+from ..errors import ConfigError, fraction, number, one_of, whole
 from ..tuples import SessionBatch, bins_past
-from .masks import coordinated_masks, random_mask, scaled_gradient
+from .masks import channel_masks, coordinated_masks, random_mask, scaled_gradient
 
 LogFn = Callable[[str, Tensor], None]
 
@@ -251,7 +251,7 @@ class CoordinatedDropout(nn.Module):
             learn = torch.maximum(learn, random_mask(shape, passed))
         return batch._replace(
             encod_data=_scaled(data, segment, kept),
-            masks={self.MASK: _to_target(learn, batch, segment)},
+            masks=_hidden(batch, self.MASK, _to_target(learn, batch, segment)),
         )
 
     def process_losses(
@@ -265,6 +265,84 @@ class CoordinatedDropout(nn.Module):
 
 class CoordinatedDropoutTF2(CoordinatedDropout):
     """`CoordinatedDropout` under the name that configurations from AutoLFADS for TensorFlow use."""
+
+
+class ChannelMask(nn.Module):
+    """Silence whole channels of a trial at the encoder, so that it infers them from the others.
+
+    In each trial a channel that is read is 0 over all bins with probability `rate`; one at least
+    stays. Gradients of the reconstruction flow from the silenced channels alone, or from all. The
+    value of the loss does not change. Held-out channels are never masked. Together with
+    `CoordinatedDropout` the encoder sees what both keep, and learns from what either hides.
+
+    Parameters
+    ----------
+    rate : float
+        Probability that a channel is silenced, at least 0 and below 1; 0 turns it off. A tunable
+        number; sensible are 0 to 0.5.
+    scale : bool
+        Scale the channels that stay, so that the mean of the encoder's data is what it was: by
+        1 / (1 - rate), but for the channel that stays where all would go.
+    loss : {"masked", "all"}
+        Where gradients flow from: silenced channels and all that is never masked, or everything.
+    segment : int
+        Bins at the start that are not masked, such as the IC segment (`ic_enc_seq_len`).
+
+    Raises
+    ------
+    ConfigError
+        Where an argument is out of range.
+    """
+
+    MASK = "channel_mask"
+    rate: Tensor
+    init_args: dict[str, float]
+
+    def __init__(
+        self, rate: float = 0.25, scale: bool = True, loss: str = "masked", segment: int = 0
+    ) -> None:
+        super().__init__()
+        keep_tunable(self, "rate", number("rate of ChannelMask", rate, least=0, below=1))
+        # Decided once, as in `CoordinatedDropout`: a population is one graph for all its members.
+        self.off = rate == 0
+        self.scale = scale
+        self.loss = one_of("loss of ChannelMask", loss, ("masked", "all"))
+        self.segment = whole("segment of ChannelMask", segment, least=0)
+
+    def process_batch(self, batch: SessionBatch) -> SessionBatch:
+        """Silence channels at the encoder; leave the mask of the gradient in the batch."""
+        if self.off:
+            return batch
+        data, segment = batch.encod_data, self.segment
+        kept, factor = channel_masks(data.shape[0], data.shape[2], self.rate)
+        hidden = (1 - kept).expand(data[:, segment:].shape)
+        return batch._replace(
+            encod_data=_scaled(data, segment, kept * factor if self.scale else kept),
+            masks=_hidden(batch, self.MASK, _to_target(hidden, batch, segment)),
+        )
+
+    def process_losses(
+        self, recon_loss: Tensor, batch: SessionBatch, log_fn: LogFn, data_split: str
+    ) -> Tensor:
+        """Stop the gradient where the encoder saw the channel."""
+        if self.off or self.loss == "all":
+            return recon_loss
+        return scaled_gradient(recon_loss, (batch.masks or {})[self.MASK])
+
+
+_HIDING = (CoordinatedDropout.MASK, ChannelMask.MASK)
+
+
+def _hidden(batch: SessionBatch, key: str, hidden: Tensor) -> dict[str, Tensor]:
+    """Return gradient masks of all transforms that hide entries: 1 where any of them hides.
+
+    Each mask is of numbers 0 and 1, so to apply the same one twice is to apply it once.
+    """
+    masks = batch.masks or {}
+    others = [name for name in _HIDING if name in masks and name != key]
+    for name in others:
+        hidden = torch.maximum(hidden, masks[name])
+    return dict.fromkeys((key, *others), hidden)
 
 
 class SampleValidation(nn.Module):

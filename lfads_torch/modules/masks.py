@@ -38,6 +38,18 @@ def coordinated_masks(shape: Sequence[int], rate: Tensor) -> tuple[Tensor, Tenso
     return scaled, dropped
 
 
+def channel_masks(n_trials: int, n_channels: int, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw which channels of a trial are kept, and the factor that keeps the mean: (B, 1, N), ().
+
+    A channel goes with probability `rate`; of a trial that would lose all, the channel with the
+    largest draw stays.
+    """
+    drawn = torch.rand(n_trials, 1, n_channels, device=rate.device)
+    # To draw again until one stays has no fixed length, which a population's one graph needs.
+    kept = (drawn >= rate) | (drawn == drawn.amax(dim=-1, keepdim=True))
+    return kept.to(rate.dtype), 1 / (1 - rate + rate**n_channels / n_channels)
+
+
 def _masks(shape: Sequence[int], rate: Tensor, *kinds: bool) -> list[Tensor]:
     """Return masks of one draw: scaled where entries are kept, or 1 where they are dropped."""
     if c_library.fits(rate):

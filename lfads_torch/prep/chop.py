@@ -148,6 +148,7 @@ def plan_chops(
     block: int | None = None,
     valid_fraction: float = 0.2,
     test_fraction: float = 0.0,
+    select_fraction: float = 0.0,
     guard: int = 0,
     seed: int = 0,
     segments: ArrayLike | None = None,
@@ -160,9 +161,10 @@ def plan_chops(
         raise UserError(
             f"overlap={overlap} bins of a window of {window}; legal is 0 to {window - 1}."
         )
-    check_fractions(valid_fraction, test_fraction)
+    fractions = (valid_fraction, test_fraction, select_fraction)
+    check_fractions(*fractions)
     if block is None:
-        smallest = min(fraction for fraction in (valid_fraction, test_fraction) if fraction)
+        smallest = min(fraction for fraction in fractions if fraction)
         block = _default_block(n_bins, window, overlap, smallest)
     block = whole("block", block, least=1)
     if block < window + 2 * guard:
@@ -176,7 +178,7 @@ def plan_chops(
             f"No stretch of the recording ({n_bins} bins) holds a window of {window} bins; take a "
             "shorter window, or join the segments."
         )
-    labels = draw_blocks(len(blocks), valid_fraction, test_fraction, seed)
+    labels = draw_blocks(len(blocks), fractions, seed)
     trimmed = _trim(blocks, labels, guard)
     starts = {
         split: np.concatenate(
@@ -260,12 +262,13 @@ def _blocks(segments: Indices, block: int, window: int) -> Indices:
     return np.array(blocks, dtype=np.int64).reshape(-1, 2)
 
 
-def check_fractions(valid: float, test: float) -> None:
+def check_fractions(valid: float, test: float, select: float = 0.0) -> None:
     """Raise `UserError` where fractions leave nothing to train or to validate."""
-    if not (0 < valid < 1 and 0 <= test < 1 and valid + test < 1):
+    if not (0 < valid < 1 and 0 <= test < 1 and 0 <= select < 1 and valid + test + select < 1):
+        third = f" and select_fraction={select}" if select else ""
         raise UserError(
-            f"valid_fraction={valid} and test_fraction={test}; legal are fractions that leave "
-            "something for training, valid_fraction above 0."
+            f"valid_fraction={valid} and test_fraction={test}{third}; legal are fractions that "
+            "leave something for training, valid_fraction above 0."
         )
 
 
@@ -277,16 +280,21 @@ def _default_block(n_bins: int, window: int, overlap: int, fraction: float) -> i
     return step * max(1, min(count, _BLOCK_WINDOWS)) + overlap
 
 
-def draw_blocks(n_blocks: int, valid: float, test: float, seed: int) -> Indices:
-    """Draw the split of each block, by its index in `SPLITS`.
+def draw_blocks(n_blocks: int, fractions: tuple[float, float, float], seed: int) -> Indices:
+    """Draw the split of each block, by its index in `SPLITS`, from the fractions after training's.
 
     One block is drawn from each of as many stretches, so that slow drift reaches all splits.
     """
-    counts = {1: max(1, round(n_blocks * valid)), 2: round(n_blocks * test) or int(test > 0)}
+    counts = {
+        number: round(n_blocks * fraction) or int(fraction > 0)
+        for number, fraction in enumerate(fractions, start=1)
+    }
     if sum(counts.values()) >= n_blocks:
+        valid, test, select = fractions
+        third = f", select {select:g}" if select else ""
         raise UserError(
             f"the recording has {n_blocks} block(s), too few for validation {valid:g}, test "
-            f"{test:g} and training; make block smaller."
+            f"{test:g}{third} and training; make block smaller."
         )
     rng = np.random.default_rng(seed)
     labels = np.zeros(n_blocks, dtype=np.int64)

@@ -48,8 +48,9 @@ class PrepOptions(SourceOptions):
         "random", "conditions" (each condition has its share), "blocks" (blocks of `block`
         neighbouring trials), or a column of the trials. By default the column ``split`` where the
         file has one, else "conditions" where conditions are given, else "random".
-    valid, test : float
-        Fractions of the trials.
+    valid, test, select_fraction : float
+        Fractions of the trials. The last one is carved out of those that would train: the split
+        ``select`` chooses among trained models, or which of them to average (`lfads ensemble`).
     block : int
         Trials of a block.
     seed : int
@@ -89,6 +90,7 @@ class PrepOptions(SourceOptions):
     split: str | None = None
     valid: float = 0.2
     test: float = 0.0
+    select_fraction: float = 0.0
     block: int = 10
     seed: int = 0
     hold_out: float | str | None = None

@@ -145,6 +145,7 @@ def _labels(
     fractions: dict[str, Any] = {
         "valid_fraction": options.valid,
         "test_fraction": options.test,
+        "select_fraction": options.select_fraction,
         "seed": options.seed,
     }
     n, order = len(windows.starts), np.argsort(windows.starts, kind="stable")
@@ -204,6 +205,7 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
         block=None if block_ms is None else whole_bins(block_ms, bin_ms, "A block (--block-ms)"),
         valid_fraction=options.valid,
         test_fraction=options.test,
+        select_fraction=options.select_fraction,
         guard=whole_bins(options.guard_ms, bin_ms, "A guard (--guard-ms)"),
         seed=options.seed,
         segments=find_segments(observed),
@@ -336,7 +338,7 @@ def coarse_times(recording: Recording, bin_s: float) -> list[str]:
 
 
 def overlapping(windows: Windows, labels: Labels) -> Flags:
-    """Return which windows share time with one of a later split, of train, valid and test."""
+    """Return which windows share time with one of a later split of `SPLITS`."""
     # Whole microseconds, so that windows that adjoin do not overlap by rounding.
     starts = np.round(windows.starts * 1e6).astype(np.int64)
     length = round(windows.n_bins * windows.bin_s * 1e6)

@@ -18,7 +18,8 @@ Labels = NDArray[np.int64]
 UNUSED = -1
 """Label of a trial that is in no split; the others index `SPLITS`."""
 
-_NAMES = {"train": 0, "valid": 1, "val": 1, "validation": 1, "test": 2, "none": UNUSED}
+_NAMES = {"train": 0, "valid": 1, "val": 1, "validation": 1, "test": 2, "select": 3}
+_NAMES["none"] = UNUSED
 
 
 def draw_splits(
@@ -26,6 +27,7 @@ def draw_splits(
     *,
     valid_fraction: float = 0.2,
     test_fraction: float = 0.0,
+    select_fraction: float = 0.0,
     seed: int = 0,
     strata: ArrayLike | None = None,
     block: int | None = None,
@@ -37,8 +39,8 @@ def draw_splits(
     one from each of as many stretches of the session, so that neighbours are mostly in the same
     split and slow drift reaches all splits.
     """
-    check_fractions(valid_fraction, test_fraction)
-    least = 2 + (test_fraction > 0)
+    check_fractions(valid_fraction, test_fraction, select_fraction)
+    least = 2 + (test_fraction > 0) + (select_fraction > 0)
     if n_trials < least:
         raise UserError(f"{n_trials} trial(s) cannot be split; it takes at least {least}.")
     if strata is not None and block is not None:
@@ -46,9 +48,8 @@ def draw_splits(
     if block is not None:
         whole("block (trials)", block, least=1)
         n_blocks = -(-n_trials // block)
-        return np.repeat(draw_blocks(n_blocks, valid_fraction, test_fraction, seed), block)[
-            :n_trials
-        ]
+        fractions = (valid_fraction, test_fraction, select_fraction)
+        return np.repeat(draw_blocks(n_blocks, fractions, seed), block)[:n_trials]
     rng = np.random.default_rng(seed)
     labels = np.zeros(n_trials, dtype=np.int64)
     groups = np.zeros(n_trials, dtype=np.int64)
@@ -57,7 +58,8 @@ def draw_splits(
         if len(groups) != n_trials:
             raise UserError(f"{len(groups)} conditions for {n_trials} trials; give one for each.")
     # Test first: another valid_fraction leaves the trials that are put aside as they are.
-    for number, fraction in ((2, test_fraction), (1, valid_fraction)):
+    # What selects is carved out of what would train.
+    for number, fraction in ((2, test_fraction), (1, valid_fraction), (3, select_fraction)):
         total = max(1, round(n_trials * fraction)) if fraction else 0
         for group, count in enumerate(_shares(groups, labels, total, rng)):
             free = np.flatnonzero((groups == group) & (labels == 0))

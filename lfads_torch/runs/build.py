@@ -17,9 +17,10 @@ from urllib.parse import urlparse
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from ..arguments import LOSS, mode_of
 from ..consent import LOAD_MODEL
 from ..errors import ConfigError, UserError
-from ..folder import CHECKPOINTS
+from ..folder import BY_LOSS, CHECKPOINTS
 from .check_config import find_target
 from .compose import escaped
 
@@ -150,26 +151,35 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
     from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
     from ..callbacks import NaNGuard
-    from .resume import EpochSeed, KnownMonitors, LastCheckpoint, WholeEpoch
+    from .monitors import KnownMonitors
+    from .resume import EpochSeed, LastCheckpoint, WholeEpoch
 
     chosen = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
-    callbacks = [build(node, f"callbacks.{name}") for name, node in chosen.items()]
+    callbacks = [build(_with_mode(node), f"callbacks.{name}") for name, node in chosen.items()]
     # Lightning refuses a bar where the configuration switches bars off.
     if config["trainer"].get("enable_progress_bar", True) is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     # Lightning refuses checkpoint callbacks where the configuration switches checkpoints off.
     is_kept = config["trainer"].get("enable_checkpointing") is not False
-    if is_kept and not checkpoints:
+    select_by = config.get("select_by") or LOSS
+    # Selection by another score keeps the best by the loss, too.
+    needed = [select_by, LOSS] if select_by != LOSS else [LOSS] * (not checkpoints)
+    for monitor in needed if is_kept else ():
+        if monitor in [callback.monitor for callback in checkpoints]:
+            continue
         best = ModelCheckpoint(
             CHECKPOINTS,
-            filename="best-{epoch:04d}",
-            monitor="valid/recon_smth",
+            filename="best-{epoch:04d}" if monitor == select_by else f"{BY_LOSS}{{epoch:04d}}",
+            monitor=monitor,
+            mode=mode_of(monitor),
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
         callbacks.append(best)
-        checkpoints = [best]
+        checkpoints.append(best)
+    # Lightning takes the first one for the best of the run.
+    callbacks.sort(key=lambda callback: callback in checkpoints and callback.monitor != select_by)
     for callback in checkpoints:
         callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
         # LastCheckpoint keeps the last epoch; Lightning would keep the last that was the best.
@@ -184,6 +194,15 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
         *callbacks,
         LastCheckpoint() if is_kept else WholeEpoch(),
     ]
+
+
+def _with_mode(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a callback with a monitor the mode that its name implies, where none is given."""
+    kinds = ("ModelCheckpoint", "EarlyStopping", "EarlyStoppingWithBurnInPeriod")
+    is_known = str(node["_target_"]).endswith(kinds)
+    if is_known and node.get("monitor") and node.get("mode") is None:
+        return {**node, "mode": mode_of(str(node["monitor"]))}
+    return dict(node)
 
 
 def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:

@@ -82,6 +82,8 @@ def _why_not(key: str, search: bool) -> str | None:
     name = rest.partition(".")[0]
     if key == "seed":
         return "first weights and all draws so far come from it"
+    if key == "select_by":
+        return "the best checkpoint so far was chosen by it"
     if group == "datamodule" and name in (*_SPLITS, "_target_"):
         return "what validation has held out so far would be trained on"
     if search and group in ("model", "search") and not key.startswith(_FREE_IN_SEARCH):

@@ -18,7 +18,6 @@ from pytorch_lightning.utilities.migration.utils import migrate_checkpoint
 
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..data.fingerprint import fingerprints
-from ..errors import ConfigError, did_you_mean
 from ..files import Table, damage
 from ..folder import LAST
 from ..seeds import seed_all as seed_all
@@ -40,27 +39,6 @@ class EpochSeed(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Seed Python's, NumPy's and PyTorch's generators."""
         seed_all(self.seed, trainer.current_epoch)
-
-
-class KnownMonitors(Callback):
-    """Refuse callbacks that wait for a score of the model that it does not log.
-
-    Early stopping would look for it only after its burn-in, and the best checkpoint never.
-    """
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look once, after the first epoch that was validated."""
-        names = sorted(trainer.callback_metrics)
-        if not any(name.startswith("valid/") for name in names):
-            return
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            monitor = getattr(callback, "monitor", None)
-            is_of_model = str(monitor).startswith(("valid/", "train/"))
-            if is_of_model and monitor not in names:
-                raise ConfigError(
-                    f"{type(callback).__name__}: monitor is {monitor}, which is not logged; "
-                    f"{did_you_mean(str(monitor), names, limit=40)}"
-                )
 
 
 class WholeEpoch(Callback):

@@ -55,7 +55,7 @@ class RunResult:
     run_dir : Path
         The run folder.
     best_checkpoint, last_checkpoint : Path or None
-        Checkpoints of the lowest smoothed validation loss and of the last epoch.
+        Checkpoints of the best epoch by `select_by`, and of the last one.
     outputs : list of Path
         Output files of posterior sampling, one per session.
     metrics : dict of str to float
@@ -311,8 +311,10 @@ class _Run:
 
     def _train(self, model: LFADS, datamodule: Any) -> tuple[dict[str, Any], dict[str, float]]:
         from ..checkpoint import restore
+        from .monitors import check_monitors
         from .resume import RUN_KEY
 
+        check_monitors(self.config, model, datamodule)
         # Not when the folder is claimed: a mistake in configuration or data, which is noticed in
         # between, must not cost the run that is overwritten.
         if self.overwrite:

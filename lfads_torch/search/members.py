@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
-import torch
 
 from ..errors import ConfigError, UserError, whole
 from ..model import LFADS
 from ..runs.build import build, build_model
 from ..runs.check_config import check_config
+from ..runs.monitors import logged_names
 from .population import capacity
 from .rules import Method, Values, build_method, start_values
 from .settings import SearchSettings
@@ -153,23 +153,6 @@ def build_members(
     start = start_values(method, settings.n_members)
     values = {name: column[chosen] for name, column in start.items()}
     return Members(datamodule, models, [seed + k for k in chosen], values, method)
-
-
-@torch.no_grad()
-def logged_names(model: LFADS, datamodule: Any) -> list[str]:
-    """Return the names of what an epoch logs for these data, from a batch of each split."""
-    names = ["valid/recon_smth"]
-    steps = {"train": model.training_step, "valid": model.validation_step}
-    with torch.random.fork_rng(devices=[]):
-        for split, step in steps.items():
-            step(next(iter(datamodule.split_loader(split, batch_size=datamodule.n_sessions))), 0)
-            scores = model.scores[split]
-            # A score that has no meaning for the data is NaN in every epoch: no metric to judge by.
-            empty = {name for name, sums in {**scores.bits, "r2": scores.r2}.items() if not sums}
-            logged = [*scores.compute(), "loss", "wt_kl", "wt_l2/ramp", "wt_kl/ramp"]
-            names += [f"{split}/{name}" for name in logged if name not in empty]
-            scores.reset()
-    return names
 
 
 def _check_memory(model: LFADS, settings: SearchSettings, n_members: int, device: str) -> None:

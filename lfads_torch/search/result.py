@@ -231,8 +231,7 @@ def draw_search(folder: Path, settings: SearchSettings) -> None:
     table = read_population(folder)
     tunables = [name.removeprefix(HP) for name in table if name.startswith(HP)]
     searched = list(settings.space_for(tunables))
-    # Figures take a loss, of which less is better.
-    metric = settings.metric if settings.mode == "min" else "valid/recon_smth"
+    metric = settings.metric
     figures = {"scores": score_history(table, metric)}
     if settings.method == "pbt":
         figures["hyperparameters"] = hyperparameter_paths(table, searched, metric=metric)

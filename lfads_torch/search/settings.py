@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..arguments import LOSS, Metric, mode_of
 from ..errors import ConfigError, did_you_mean, number, one_of, unknown, whole
 from .space import Space, check_space, default_space, parse_space
 
@@ -29,8 +30,8 @@ class SearchSettings:
     method: str = "pbt"
     num_workers: int = 20
     num_samples: int = 60
-    metric: str = "valid/recon_smth"
-    mode: str = "min"
+    metric: str = LOSS
+    mode: str | None = None  # None: as the name of the metric implies
     burn_in_period: int | None = None
     perturbation_interval: int = 25
     patience: int = 4
@@ -44,9 +45,14 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         one_of("search.method", self.method, METHODS)
+        Metric().check("search.metric", self.metric)
+        if self.mode is None:
+            object.__setattr__(self, "mode", mode_of(self.metric))
         one_of("search.mode", self.mode, ("min", "max"))
-        if not isinstance(self.metric, str) or not self.metric:
-            raise ConfigError(f"search.metric is {self.metric!r}; give the name of a logged metric")
+        if self.mode == "min" != mode_of(self.metric):
+            raise ConfigError(
+                f"search.mode is min, but of {self.metric} more is better; leave search.mode out"
+            )
         take_whole(self, "search", num_workers=1, num_samples=1, perturbation_interval=1)
         take_whole(self, "search", patience=1, burn_in_period=0, max_generations=1)
         take_whole(self, "search", stop_after=1, chunk=1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lfads_torch.errors import ConfigError
 from lfads_torch.modules.augmentations import (
     AugmentationStack,
+    ChannelMask,
     CoordinatedDropout,
     SampleValidation,
     SelectiveBackpropThruTime,
@@ -135,6 +136,90 @@ def test_coordinated_dropout_of_rate_zero_is_off() -> None:
 def test_coordinated_dropout_refuses_rates(arguments: dict[str, float], legal: str) -> None:
     with pytest.raises(ConfigError, match=legal):
         CoordinatedDropout(**arguments)
+
+
+# ---- channel mask ------------------------------------------------------------------------------
+
+
+@few_examples
+@given(
+    sizes=sizes,
+    segment=st.integers(0, 1),
+    rate=st.floats(0.05, 0.9),
+    scale=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_channel_mask_silences_channels_and_learns_from_them(
+    sizes: tuple[int, ...], segment: int, rate: float, scale: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    n, n_bins, more_bins, n_read, more_channels = sizes
+    recon = 1 + torch.rand(n, n_bins + more_bins, n_read + more_channels)
+    raw = batch_of(recon[:, :n_bins, :n_read], recon)
+    stack = one(ChannelMask(rate, scale=scale, segment=segment))
+    batch = stack.process_batch(raw)
+
+    assert torch.equal(batch.encod_data[:, :segment], raw.encod_data[:, :segment])
+    seen = batch.encod_data[:, segment:] != 0
+    assert torch.equal(seen, seen[:, :1].expand(seen.shape))  # over all bins
+    assert seen.any(dim=2).all()  # one channel stays
+    factor = 1 / (1 - rate + rate**n_read / n_read) if scale else 1.0
+    torch.testing.assert_close(
+        batch.encod_data[:, segment:], raw.encod_data[:, segment:] * seen * factor
+    )
+    grad = gradient_of_loss(stack, batch)[1]
+    expected = torch.ones_like(grad)
+    expected[:, segment:n_bins, :n_read] = (~seen).float()
+    assert torch.equal(grad, expected)
+    everywhere = one(ChannelMask(rate, loss="all", segment=segment))
+    assert (gradient_of_loss(everywhere, everywhere.process_batch(raw))[1] == 1).all()
+
+
+@pytest.mark.parametrize("n_channels", [1, 2, 30])
+def test_channel_mask_keeps_the_mean_and_the_value_of_the_loss(n_channels: int) -> None:
+    raw = batch_of(torch.ones(40_000 // n_channels, 2, n_channels))
+    stack = one(ChannelMask(0.25))
+    batch = stack.process_batch(raw)
+    assert batch.encod_data.mean().item() == pytest.approx(1.0, abs=0.01)
+    loss = torch.rand(raw.recon_data.shape)
+    assert torch.equal(stack.process_losses(loss, batch, ignore, "train"), loss)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+@pytest.mark.parametrize("learnt", ["masked", "all"])
+def test_channel_mask_and_coordinated_dropout_learn_from_what_either_hides(
+    order: list[int], learnt: str
+) -> None:
+    raw = batch_of(1 + torch.rand(20, 6, 9)[..., :7], 1 + torch.rand(20, 6, 9))
+    stack = AugmentationStack(
+        [CoordinatedDropout(0.3), ChannelMask(0.25, loss=learnt)], order, [0, 1]
+    )
+    batch = stack.process_batch(raw)
+    seen = batch.encod_data != 0
+    assert seen.float().mean().item() == pytest.approx(0.7 * 0.75, abs=0.08)
+    grad = gradient_of_loss(stack, batch)[1]
+    assert torch.equal(grad[..., :7], (~seen).float())
+    assert (grad[..., 7:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "legal"),
+    [
+        ({"rate": 1.0}, r"rate of ChannelMask is 1.0; legal are numbers >= 0 and < 1"),
+        ({"loss": "hidden"}, r"loss of ChannelMask is 'hidden'.*all, masked"),
+        ({"segment": -1}, r"segment of ChannelMask is -1; legal are whole numbers >= 0"),
+    ],
+)
+def test_channel_mask_refuses(arguments: dict[str, Any], legal: str) -> None:
+    with pytest.raises(ConfigError, match=legal):
+        ChannelMask(**arguments)
+
+
+def test_channel_mask_of_rate_zero_is_off() -> None:
+    off = one(ChannelMask(0.0))
+    batch = off.process_batch(raw := batch_of(counts(3, 5, 4)))
+    assert torch.equal(batch.encod_data, raw.encod_data)
+    assert (gradient_of_loss(off, batch)[1] == 1).all()
 
 
 def test_a_tunable_number_is_a_tensor_described_as_it_was_given() -> None:

@@ -64,6 +64,18 @@ def test_blocks_stay_whole_and_spread_over_the_session() -> None:
     assert valid[0] < 6 <= valid[1] + 1
 
 
+@pytest.mark.parametrize("how", ["random", "conditions", "blocks"])
+def test_what_selects_is_carved_out_of_what_trains(how: str) -> None:
+    options: dict[str, object] = {"valid_fraction": 0.1, "test_fraction": 0.2, "seed": 1}
+    options |= {"strata": np.arange(100) % 4} if how == "conditions" else {}
+    options |= {"block": 5} if how == "blocks" else {}
+    before = draw_splits(100, **options)  # type: ignore[arg-type]
+    labels = draw_splits(100, select_fraction=0.1, **options)  # type: ignore[arg-type]
+    assert count_splits(labels) == {"train": 60, "valid": 10, "test": 20, "select": 10}
+    assert set(before[labels == 3]) == {0}
+    np.testing.assert_array_equal(labels[labels != 3], before[labels != 3])
+
+
 def test_seeds_differ_and_fractions_are_checked() -> None:
     assert (draw_splits(50, seed=0) != draw_splits(50, seed=1)).any()
     for valid, test in ((0.0, 0.0), (0.7, 0.5), (1.0, 0.0), (0.2, -0.1)):
@@ -82,8 +94,8 @@ def test_seeds_differ_and_fractions_are_checked() -> None:
 
 
 def test_splits_of_the_file() -> None:
-    labels = labels_from_column(np.array(["train", "VAL", "valid", "test", "none"]))
-    assert labels.tolist() == [0, 1, 1, 2, -1]
+    labels = labels_from_column(np.array(["train", "VAL", "valid", "test", "select", "none"]))
+    assert labels.tolist() == [0, 1, 1, 2, 3, -1]
     with pytest.raises(UserError, match="holds dev; legal are train"):
         labels_from_column(np.array(["train", "dev"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from lfads_torch.model import LFADS
 from lfads_torch.modules import priors, recons
 from lfads_torch.modules.augmentations import (
     AugmentationStack,
+    ChannelMask,
     CoordinatedDropout,
     SampleValidation,
     SelectiveBackpropThruTime,
@@ -235,6 +237,8 @@ def test_several_sessions(tmp_path: Path) -> None:
     assert_as_alone(tmp_path, members(data, 3, weigh_sessions="trial"), data)
 
 
+RATES = itertools.cycle([0.1, 0.5])  # members differ
+
 PARTS: dict[str, dict[str, Any]] = {
     "autonomous": {"co_dim": 0, "ci_enc_dim": 0, "con_dim": 0},
     "external input": {"_arrays": {"ext": 2}},
@@ -252,6 +256,11 @@ PARTS: dict[str, dict[str, Any]] = {
     "TemporalShift": {
         "train_aug_stack": lambda: AugmentationStack([TemporalShift(1.0, 2)], [0], []),
         "reconstruction": recons.MSE,
+    },
+    "ChannelMask": {
+        "train_aug_stack": lambda: AugmentationStack(
+            [CoordinatedDropout(0.3), ChannelMask(next(RATES))], [0, 1], [0, 1]
+        ),
     },
     "SampleValidation": {
         "train_aug_stack": lambda: AugmentationStack(

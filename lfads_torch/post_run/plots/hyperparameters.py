@@ -13,11 +13,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from ...arguments import LOSS, mode_of
 from ...errors import UserError, did_you_mean
 from ...folder import HP
 from .style import FloatArray, empty_figure, look, styled
 
-SCORE = "valid/recon_smth"
+SCORE = LOSS
 
 _MODEL = "model."
 _LABELS = {SCORE: "validation loss (smoothed)", "valid/recon": "validation loss"}
@@ -131,7 +132,7 @@ def hyperparameter_paths(
     names : sequence of str, optional
         Hyper-parameters, with or without ``model.`` in front; by default all that vary.
     metric : str, default="valid/recon_smth"
-        Loss that tells which member is best.
+        What says which member is best: a loss, or a score of which more is better.
     color : Matplotlib colour, optional
         Of the best member's line.
 
@@ -149,7 +150,7 @@ def hyperparameter_paths(
     if searched is None:
         return empty_figure("nothing searched yet")
     family, figure, panels = searched
-    best = _best(family, family.column(_column(population, metric)))
+    best = _best(family, family.column(_column(population, metric)), metric)
     for axis, values, label in panels:
         _draw_paths(axis, family, values, best, color or look().orange)
         axis.set(title=label, xlabel="epoch")
@@ -168,7 +169,7 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
     population : mapping of str to array
         As `lfads_torch.folder.read_population` returns it; a data frame will do.
     metric : str, default="valid/recon_smth"
-        A loss: the smaller the better.
+        A loss, or a score of which more is better.
 
     Returns
     -------
@@ -186,7 +187,7 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
         return empty_figure("nothing searched yet")
     scores = np.where(family.diverged, np.nan, family.column(_column(population, metric)))
     scores[~np.isfinite(scores)] = np.nan
-    best = _best(family, scores)
+    best = _best(family, scores, metric)
     if best is None:
         return empty_figure(f"no finite {metric}")
     with_tree = len(family.blocks()) > 1
@@ -194,7 +195,7 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
     figure = Figure(figsize=(8.4, 3.6 + tree_height * with_tree), layout="constrained")
     ratios = (3.0, tree_height)[: 1 + with_tree]
     axes = figure.subplots(1 + with_tree, 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
-    _draw_scores(axes[0], family, scores, best)
+    _draw_scores(axes[0], family, scores, best, is_loss=mode_of(metric) == "min")
     axes[0].set_ylabel(_LABELS.get(metric, metric))
     if with_tree:
         _draw_tree(axes[1], family, best)
@@ -219,7 +220,7 @@ def scores_by_value(
     names : sequence of str, optional
         Hyper-parameters, with or without ``model.`` in front; by default all that vary.
     metric : str, default="valid/recon_smth"
-        A loss: the smaller the better.
+        A loss, or a score of which more is better.
 
     Returns
     -------
@@ -241,7 +242,7 @@ def scores_by_value(
         values = family.final(paths)
         axis.scatter(values, scores, s=26, color=look().blue, alpha=0.75, linewidths=0)
         if not lost.all():
-            k = int(np.nanargmin(scores))
+            k = int((np.nanargmax if mode_of(metric) == "max" else np.nanargmin)(scores))
             axis.scatter(values[k], scores[k], s=60, color=look().orange, zorder=3, label="best")
         if lost.any():
             edge = axis.get_xaxis_transform()
@@ -276,9 +277,9 @@ def _column(population: Mapping[str, ArrayLike], metric: str) -> ArrayLike:
     return population[metric]
 
 
-def _best(family: Family, scores: FloatArray) -> int | None:
-    """Return the column of the final member with the smallest finite score."""
-    final = _final_scores(family, scores)
+def _best(family: Family, scores: FloatArray, metric: str) -> int | None:
+    """Return the column of the final member with the best finite score."""
+    final = _final_scores(family, scores) * (-1 if mode_of(metric) == "max" else 1)
     return None if np.isnan(final).all() else int(np.nanargmin(final))
 
 
@@ -370,7 +371,9 @@ def _draw_paths(
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _draw_scores(axis: Axes, family: Family, scores: FloatArray, best: int) -> None:
+def _draw_scores(
+    axis: Axes, family: Family, scores: FloatArray, best: int, *, is_loss: bool
+) -> None:
     x = family.epochs + 1
     marker = "o" if len(x) == 1 else None
     lines = axis.plot(x, scores, color=look().muted, linewidth=0.7, alpha=0.5, marker=marker)
@@ -385,9 +388,14 @@ def _draw_scores(axis: Axes, family: Family, scores: FloatArray, best: int) -> N
         style: dict[str, Any] = {"color": look().muted, "linewidth": 0.7, "linestyle": ":"}
         axis.axvline(family.epochs[start], label=None if i else "copies", **style)
     # The first epochs and members that go astray are not what the figure is about: the first tenth
-    # is cut off, and above it the upper quartile, not the maximum, sets the limit.
+    # is cut off, and on the worse side the quartile, not the extreme, sets the limit.
     n_early = known.sum() // 10
-    bottom, top = np.nanmin(scores[np.flatnonzero(known)[n_early:]]), np.max(high[n_early:])
+    later = scores[np.flatnonzero(known)[n_early:]]
+    bottom, top = (
+        (np.nanmin(later), np.max(high[n_early:]))
+        if is_loss
+        else (np.min(low[n_early:]), np.nanmax(later))
+    )
     margin = 0.06 * (top - bottom) or 0.05 * max(abs(top), 1.0)
     axis.set_ylim(bottom - margin, top + margin)
     axis.set_xlim(family.epochs[0], family.epochs[-1] + 1)

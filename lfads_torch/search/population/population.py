@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import ConfigError, UserError, did_you_mean, whole
+from ...metrics.epoch import BITS
 from ...model import LFADS
 from .capacity import fitting_stack, step_bytes
 from .checkpoints import member_checkpoint
@@ -152,12 +153,23 @@ class Population:
         smooth = smoother(self._tensors.smoothed)
         self._tensors.smoothed = smooth.smooth(self._metrics["valid/recon"])
         self._metrics["valid/recon_smth"] = self._tensors.smoothed.double()
+        self._smooth_bits(scores)
         losses = torch.stack([self._metrics["train/loss"], self._metrics["valid/loss"]])
         is_finite = self._tensors.weights.isfinite().all(1).cpu() & losses.isfinite().all(0)
         self._tensors.alive &= is_finite
         self._settled = False
         self.epoch += 1
         return {name: values.numpy().copy() for name, values in self._metrics.items()}
+
+    def _smooth_bits(self, scores: Sequence[Scores | None]) -> None:
+        """Smooth the bits per spike that the data have, as a run alone does."""
+        new = torch.stack([self._metrics[f"valid/{name}"] for name in BITS], dim=1)
+        smooth = smoother(self._tensors.smoothed_bits)
+        self._tensors.smoothed_bits = smooth.smooth(new)
+        for i, name in enumerate(BITS):
+            if any(by_split["valid"].bits[name] for by_split in scores if by_split):
+                values = self._tensors.smoothed_bits[:, i].double()
+                self._metrics[f"valid/{name}_smth"] = values
 
     def _named(self, scores: Sequence[Scores | None]) -> dict[str, Tensor]:
         """Return what is logged of each member, NaN for one that could not be trained."""

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from ...arguments import TUNABLES
 from ...errors import ConfigError
 from ...metrics import SMOOTHING, ExpSmoothedMetric
+from ...metrics.epoch import BITS
 from ...model import LFADS
 from ...network import PARTS
 
 #: The arrays of a state, besides `frozen` and `buffers`.
 _ARRAYS = (
     *("weights", "exp_avg", "exp_avg_sq", "steps", "lr", "plateau_best", "plateau_bad"),
-    *("smoothed", "alive", "seeds"),
+    *("smoothed", "smoothed_bits", "alive", "seeds"),
 )
 #: Arguments of the constructor that may differ between members.
 _MEMBER_NUMBERS = {
@@ -40,7 +41,8 @@ class MemberTensors:
     that clipping, optimiser and exchange are a few operations; `exp_avg` and `exp_avg_sq` are the
     moments of AdamW. `frozen` and `buffers` hold (K, ...) by their names in the model. `lr`,
     `plateau_best` and `plateau_bad` (K,) are what `ReduceLROnPlateau` knows, `smoothed` (K,) is the
-    smoothed reconstruction loss of the validation trials. `models` are ordinary models whose
+    smoothed reconstruction loss of the validation trials, `smoothed_bits` (K, 3) their smoothed
+    bits per spike. `models` are ordinary models whose
     parameters and buffers are views of these arrays: what is done to one is done to the other.
     """
 
@@ -72,6 +74,7 @@ class MemberTensors:
         self.plateau_best = torch.full((n,), torch.inf, dtype=torch.float64)
         self.plateau_bad = torch.zeros(n, dtype=torch.int64)
         self.smoothed = torch.full((n,), torch.nan)
+        self.smoothed_bits = torch.full((n, len(BITS)), torch.nan)
         self.alive = torch.ones(n, dtype=torch.bool)
         self.seeds = torch.tensor(list(seeds), dtype=torch.int64)
         self._attach()
@@ -137,7 +140,8 @@ class MemberTensors:
 
     def _pairs(self, state: Mapping[str, Any], seeds: bool) -> Iterator[tuple[Tensor, Tensor]]:
         for name in _ARRAYS:
-            if name != "seeds" or seeds:
+            # Searches that were begun before bits per spike were smoothed lack those.
+            if name in state and (name != "seeds" or seeds):
                 yield getattr(self, name), state[name]
         for kind in ("frozen", "buffers"):
             for name, array in getattr(self, kind).items():
@@ -169,6 +173,7 @@ class MemberTensors:
         # A copy of a view brings along the memory of all members, which a checkpoint would store.
         _replace_buffers(model, {id(buffer): buffer.clone() for buffer in model.buffers()})
         model.valid_recon_smth = smoother(self.smoothed[k].clone())
+        model.valid_bits_smth = smoother(self.smoothed_bits[k].clone())
         for name in TUNABLES:
             value = getattr(model, name).item()
             # Where it was not searched, the number as it was given, not rounded to float32.
@@ -178,7 +183,7 @@ class MemberTensors:
 
 
 def smoother(values: Tensor) -> ExpSmoothedMetric:
-    """Return the metric that smooths the validation loss, at some values."""
+    """Return the metric that smooths validation scores, at some values."""
     metric = ExpSmoothedMetric(SMOOTHING)
     metric.smoothed = values
     return metric
