@@ -159,7 +159,7 @@ class RunFolder:
             return True
         if not status or status.get("stage") != "training":
             return bool(status)
-        # The first epoch logs before its checkpoint is written.
+        # Earlier versions logged the first epoch before its checkpoint was written.
         epochs = (row.get("epoch", "") for row in read_table(self.path / METRICS)[1])
         return any(epoch.isdigit() and int(epoch) > 0 for epoch in epochs)
 
@@ -272,7 +272,25 @@ class RunFolder:
             lost["step"] = str(step - 1)  # Lightning numbers an epoch's row by its last step
             header = sorted({*header, *lost})  # the order in which the log writes columns
             kept.append(lost)
-        table.rewrite(kept, header or ["step"])
+        whole: list[dict[str, Any]] = []
+        for row in kept:  # earlier versions wrote what was logged at one time as a row
+            filled = {name: value for name, value in row.items() if value}
+            if whole and (both := joined(whole[-1], filled)):
+                whole[-1] = both
+            else:
+                whole.append(filled)
+        table.rewrite(whole, header or ["step"])
+
+
+def joined(row: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what was logged at two times of an epoch as one row of `METRICS`.
+
+    Return None where it is no one row: the epochs differ, or a name was logged twice.
+    """
+    same = {name for name in more if name in row and name != "step"}
+    if "epoch" in same and float(row["epoch"]) == float(more["epoch"]):
+        same.remove("epoch")
+    return None if same else {**row, **more}
 
 
 def number_outputs(paths: Sequence[Path], stem: str = "lfads_output") -> None:
@@ -296,7 +314,7 @@ def _age(path: Path) -> tuple[float, list[int]]:
 
 
 def read_csv_log(path: str | Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Read Lightning's ``metrics.csv`` into one series per metric."""
+    """Read ``metrics.csv`` into one series per metric; rows with holes are those of Lightning."""
     file = Path(path)
     files = _logs_in(file) if file.is_dir() else [file]
     if not files or not files[0].is_file():

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.migration.utils import migrate_checkpoint
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..data.fingerprint import fingerprints
 from ..files import Table, damage
-from ..folder import LAST
+from ..folder import LAST, joined
 from ..seeds import seed_all as seed_all
 
 #: Key of a checkpoint under which a run keeps what Lightning does not.
@@ -218,7 +218,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which continues a file that is there and writes each row at once."""
+    """Lightning's CSV logger with one row an epoch, which continues a file that is there.
+
+    Lightning writes a row each time something is logged: the learning rate, validation, training.
+    What is logged more than once an epoch gets further rows, so that nothing is lost.
+    """
 
     @property
     def experiment(self) -> Any:
@@ -227,27 +231,43 @@ class RunCSVLogger(CSVLogger):
             self._experiment = _Writer(self.log_dir)
         return self._experiment
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Log one row: values by name, after `step` optimiser steps."""
-        super().log_metrics(metrics, step)
-        self.save()
+    def finalize(self, status: str) -> None:
+        """Write what was logged last; an epoch that was broken off leaves no row."""
+        if self._experiment is not None and status == "success":
+            self.experiment.close_row()
 
 
 class _Writer(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir=log_dir)
         self.table = Table(self.metrics_file_path)
+        self._row: dict[str, Any] = {}
 
     def _check_log_dir_exists(self) -> None:
         """Leave the rows of a resumed run where they are; Lightning would delete them."""
 
-    def save(self) -> None:
-        rows, self.metrics = self.metrics, []
+    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, step)
+        values = self.metrics.pop()
+        row = joined(self._row, values)
+        if row is None:
+            self.close_row()
+            row = values
+        self._row = row
+        # Training's scores are the last of an epoch. Its checkpoint, which is written before, holds
+        # what a kill keeps from the file (`RunFolder.rewind_metrics`).
+        if any(name.startswith("train/") for name in values):
+            self.close_row()
+
+    def close_row(self) -> None:
+        rows, self._row = [self._row] if self._row else [], {}
         # Lightning sorts the columns, and existing files have them so.
         header = sorted({*self.table.header, *(name for row in rows for name in row)})
         if header != sorted(self.table.header):
             self.table.rewrite([*self.table.read(), *rows], header)
         else:
-            # No wait for the disk: a row that a power cut takes is written again from the
-            # checkpoint (`RunFolder.rewind_metrics`).
+            # No wait for the disk: a row that a power cut takes is written again on resume.
             self.table.append(rows, flush=False)
+
+    def save(self) -> None:
+        """Write nothing: Lightning saves whenever something was logged, within an epoch, too."""

@@ -12,7 +12,7 @@ import pytest
 
 from lfads_torch import run_model
 from lfads_torch.errors import DataError
-from lfads_torch.files import Table, read_table
+from lfads_torch.files import Table, csv_text, read_table
 from lfads_torch.folder import (
     METRICS,
     POPULATION,
@@ -39,6 +39,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+def with_holes(row: dict[str, str]) -> list[dict[str, str]]:
+    """Return an epoch as Lightning logs it: learning rate, validation, training."""
+    rates = {name: row[name] for name in row if name.startswith("lr-")}
+    place = {name: row[name] for name in ("epoch", "step")}
+    valid = {n: row[n] for n in row if n.startswith("valid/") or n == "hp_metric"}
+    others = {n: row[n] for n in row if n not in {*rates, *valid}}
+    return [{**rates, "step": place["epoch"]}, {**valid, **place}, others]
+
+
 def left_by_kill(how: str, log: Path) -> None:
     """Leave the log of one epoch as a kill may leave it."""
     text = log.read_text()
@@ -47,15 +56,14 @@ def left_by_kill(how: str, log: Path) -> None:
     if how == "before the first epoch was logged":
         log.unlink()
         log.touch()
-    elif how == "while validation was logged":
+    elif how == "within the first epoch":
         log.write_text(text[: text.index("\n") // 2])
-    elif how == "before the columns of training":
-        kept = rows[: 1 + next(k for k, row in enumerate(rows) if row["valid/loss"])]
-        names = [n for n in rows[0] if any(row[n] for row in kept)]
-        with open(log, "w", newline="") as file:
-            writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
+    elif how.startswith("by an earlier version"):
+        kept = [part for row in rows for part in with_holes(row)]
+        if how.endswith("before training's row"):
+            del kept[-1]
+        names = [name for name in rows[0] if any(row.get(name) for row in kept)]
+        log.write_text(csv_text(names, kept))
     elif how == "within the last row":
         log.write_text(text[: text.rindex(",")])
     elif how == "within the last number":
@@ -70,7 +78,8 @@ def left_by_kill(how: str, log: Path) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        "before the columns of training",
+        "by an earlier version",
+        "by an earlier version before training's row",
         "within the last row",
         "within the last number",
         "without the last row",
@@ -87,9 +96,7 @@ def test_a_resumed_log_is_that_of_an_unbroken_run(how: str, made: Path, tmp_path
     assert not list((tmp_path / "r").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize(
-    "how", ["before the first epoch was logged", "while validation was logged"]
-)
+@pytest.mark.parametrize("how", ["before the first epoch was logged", "within the first epoch"])
 def test_a_log_without_a_checkpoint_begins_again(how: str, made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "one", tmp_path / "r")
     shutil.rmtree(tmp_path / "r" / "lightning_checkpoints")

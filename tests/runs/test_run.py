@@ -421,7 +421,7 @@ def test_rewinding_metrics(tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_text("epoch,step,a,b\n0,2,1.0,\n1,5,2.0,\n2,8,3.0,\n2,8")
     RunFolder(tmp_path).rewind_metrics(6, 3, {"epoch": 1.0, "a": 2.0, "b": 7.0})
-    assert path.read_text() == "a,b,epoch,step\n1.0,,0,2\n2.0,,1,5\n,7.0,1,5\n"
+    assert path.read_text() == "a,b,epoch,step\n1.0,,0,2\n2.0,7.0,1,5\n"
     RunFolder(tmp_path).rewind_metrics()
     assert path.read_text() == "a,b,epoch,step\n"
     RunFolder(tmp_path / "none").rewind_metrics(3)
@@ -432,9 +432,38 @@ def test_names_of_metrics_with_commas_survive_resumes(tmp_path: Path) -> None:
     for step in range(3):
         logger = RunCSVLogger(str(tmp_path), name="csv_logs", version="")
         logger.log_metrics({"epoch": step, "my,score": step + 0.5, f"new_{step}": 1.0}, step)
+        logger.finalize("success")
         RunFolder(tmp_path).rewind_metrics(step + 1)
     assert [row["my,score"] for row in rows(tmp_path)] == ["0.5", "1.5", "2.5"]
     assert list(read_csv_log(tmp_path)["my,score"][1]) == [0.5, 1.5, 2.5]
+
+
+def test_the_log_has_a_row_an_epoch(whole: RunResult) -> None:
+    table = rows(whole.run_dir)
+    assert [row["epoch"] for row in table] == [str(k) for k in range(EPOCHS)]
+    assert [float(row["cur_epoch"]) for row in table] == list(range(EPOCHS))
+    for row in table:
+        assert {"lr-AdamW", "valid/recon_smth", "valid/loss", "train/loss"} <= row.keys()
+
+
+def test_what_is_logged_twice_an_epoch_is_kept(tmp_path: Path) -> None:
+    logger = RunCSVLogger(str(tmp_path), name="csv_logs", version="")
+    for epoch in range(2):
+        for step in (2 * epoch, 2 * epoch + 1):
+            logger.log_metrics({"lr": step}, step)
+            logger.save()
+            logger.log_metrics({"valid/loss": step / 2, "epoch": epoch}, step)
+        logger.log_metrics({"train/loss": epoch, "epoch": epoch}, 2 * epoch + 1)
+    logger.log_metrics({"lr": 4}, 4)  # of an epoch that is broken off
+    logger.finalize("failed")
+    names = ("epoch", "step", "lr", "valid/loss", "train/loss")
+    table = [tuple(row.get(name, "") for name in names) for row in rows(tmp_path)]
+    assert table == [
+        ("0", "0", "0", "0.0", ""),
+        ("0", "1", "1", "0.5", "0"),
+        ("1", "2", "2", "1.0", ""),
+        ("1", "3", "3", "1.5", "1"),
+    ]
 
 
 def test_finding_checkpoints(tmp_path: Path) -> None:
