@@ -119,7 +119,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, configs: str, folder: str
     add_accept_changed_data(parser)
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
+def add_trust(parser: argparse._ActionsContainer) -> None:
     """Add the option that consents to a stranger's code."""
     parser.add_argument(
         "--trust",

@@ -3,48 +3,101 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from ..errors import UserError
-from . import print_written, writing_into
+from ..errors import UserError, one_of
+from . import add_trust, print_written, writing_into
 
-SUMMARY = "write rates, factors and inferred inputs into an NWB file"
+SUMMARY = "write results into an NWB file, or the model into a file for a rig"
 TEXT = """\
-Write what a model inferred into an NWB file: rates, factors and inferred inputs over the time of
-the recording, and a table of trials (or windows) with initial conditions. Windows of a continuous
-recording are joined. With --source, results are added to a copy of the recording's NWB file."""
+The ending of FILE chooses what is written.
+
+.nwb: what the model inferred: rates, factors and inferred inputs over the time of the recording,
+and a table of trials (or windows) with initial conditions. Windows of a continuous recording are
+joined. With --source, results are added to a copy of the recording's NWB file.
+
+.onnx, .pt2: the model itself, from counts to rates, for other programs: ONNX, or torch.export. One
+call takes a window of bins. The file is compared with the model before it is written; where they
+differ by more than 1e-4, the command ends with status 1 and writes nothing."""
 EXAMPLES = """\
   lfads export runs/my_run
   lfads export runs/my_run results.nwb
   lfads export runs/my_run results.nwb --source session.nwb
-  lfads export runs/my_run/lfads_output_day1.h5 day1.nwb"""
+  lfads export runs/my_run/lfads_output_day1.h5 day1.nwb
+  lfads export runs/my_run model.onnx
+  lfads export runs/two_days model.pt2 --session day1"""
+
+ENDINGS = (".nwb", ".onnx", ".pt2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("run_folder", metavar="RUN", help="run folder or output file")
-    add("file", nargs="?", metavar="FILE", help="NWB file to write (RUN/lfads_<session>.nwb)")
-    add("-o", "--output", metavar="FILE", help="the same")
+    add("run_folder", metavar="RUN", help="run folder, output file (.nwb) or checkpoint (others)")
     add(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="file to write: .nwb, .onnx or .pt2 (RUN/lfads_<session>.nwb)",
+    )
+    add("-o", "--output", metavar="FILE", help="the same")
+    add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
+    add("--overwrite", action="store_true", help="replace the file if it is there")
+    nwb = parser.add_argument_group("NWB")
+    nwb.add_argument(
         "--source", metavar="NWB", help="NWB file of the recording, to whose copy results are added"
     )
-    add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
-    add("--overwrite", action="store_true", help="replace the NWB file if it is there")
+    model = parser.add_argument_group("ONNX and torch.export")
+    add = model.add_argument
+    add("--session", metavar="NAME", help="session of a model of several, by name or number")
+    add("--force", action="store_true", help="unroll also windows of more than 128 bins")
+    add("--last", action="store_true", help="last checkpoint, not the best")
+    add_trust(model)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads export --help``."""
-    from ..post_run.export import export_nwb
-
     if options.file and options.output:
         raise UserError(f"two files to write, {options.file} and {options.output}; name one")
-    with writing_into(options.run_folder, options.file or options.output):
+    file = options.file or options.output
+    ending = one_of("the ending of FILE", Path(file or "x.nwb").suffix.lower(), ENDINGS)
+    if ending != ".nwb":
+        return _export_model(options, file)
+    from ..post_run.export import export_nwb
+
+    for name in ("session", "force", "last", "trust"):
+        if getattr(options, name):
+            raise UserError(f"--{name} is for .onnx and .pt2; the file is .nwb")
+    with writing_into(options.run_folder, file):
         paths = export_nwb(
             options.run_folder,
-            options.file or options.output,
+            file,
             source=options.source,
             bin_ms=options.bin_ms,
             overwrite=options.overwrite,
         )
     print_written(*paths)
+    return 0
+
+
+def _export_model(options: argparse.Namespace, file: str) -> int:
+    from ..online.export import CHECKED_BINS, TOLERANCE, export_model
+
+    if options.source:
+        raise UserError(f"--source is for .nwb; {file} holds a model")
+    exported = export_model(
+        options.run_folder,
+        file,
+        session=options.session,
+        bin_ms=options.bin_ms,
+        overwrite=options.overwrite,
+        force=options.force,
+        best=not options.last,
+        trust=options.trust,
+    )
+    print(f"largest difference from the model over {CHECKED_BINS} bins: {exported.difference:.2g}")
+    if exported.path is None:
+        print(f"{file} is not written: legal is a difference of at most {TOLERANCE:g}")
+        return 1
+    print_written(exported.path)
     return 0

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..model import LFADS
+from ..modules import augmentations
 from ..tuples import SessionBatch
 
 
@@ -35,13 +36,18 @@ class Window(nn.Module):
         self, x: Float[Tensor, "B T N"], ext: Float[Tensor, "B Tx E"] | None = None
     ) -> WindowOutput:
         """Take the bins that the encoders read; external inputs that are not given are 0."""
-        # Lengths stay None: a missing bin at the window's end is no end of the trial.
+        # Lengths stay None: a missing bin at the window's end is no end of the trial. Sizes are read
+        # from `shape`, since `len` would be a fixed number in a trace.
         x = torch.where(x.isnan(), 0.0, x)
-        ext = x.new_zeros(len(x), 0, self.model.hparams["ext_input_dim"]) if ext is None else ext
-        none = x.new_zeros(len(x), 0, 0)
-        output = self.model({self.session: SessionBatch(x, x, ext, none, none.bool())})[
-            self.session
-        ]
+        none = x.new_zeros(x.shape[0], 0, 0)
+        if ext is None:
+            ext = x.new_zeros(x.shape[0], 0, self.model.hparams["ext_input_dim"])
+        batch = SessionBatch(x, x, ext, none, none.bool())
+        for transform in self.model.infer_aug_stack.batch_transforms:
+            # The packaged ones serve training and scoring alone: they hide or move entries.
+            if type(transform).__module__ != augmentations.__name__:
+                batch = augmentations.as_batch(transform.process_batch(batch), batch)
+        output = self.model({self.session: batch})[self.session]
         return WindowOutput(
             output.output_params, output.factors, output.gen_states, output.co_means
         )
