@@ -36,7 +36,7 @@ class Window(nn.Module):
         self, x: Float[Tensor, "B T N"], ext: Float[Tensor, "B Tx E"] | None = None
     ) -> WindowOutput:
         """Take the bins that the encoders read; external inputs that are not given are 0."""
-        # Lengths stay None: a missing bin at the window's end is no end of the trial. Sizes are read
+        # Lengths stay None: a missing bin at the window's end is no end of the trial. Sizes come
         # from `shape`, since `len` would be a fixed number in a trace.
         x = torch.where(x.isnan(), 0.0, x)
         none = x.new_zeros(x.shape[0], 0, 0)
