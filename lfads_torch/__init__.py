@@ -6,8 +6,6 @@ Public names are imported when first used, so that ``import lfads_torch`` costs 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
-
 _PUBLIC = {
     "LFADS": "model",
     "LFADSEstimator": "estimator",
@@ -25,6 +23,11 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from .version import read_version
+
+        globals()[name] = read_version().version
+        return globals()[name]
     if name in _PUBLIC:
         value = getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
         globals()[name] = value  # the import has just put the module `run_model` in its place

@@ -123,7 +123,7 @@ class _Version(argparse.Action):
     """Print what computes here; torch is imported for it, so not before it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> NoReturn:
-        from .runs.run import describe_install
+        from .provenance import describe_install
 
         print(describe_install())
         parser.exit()

@@ -30,6 +30,7 @@ from .modules.spec import to_spec
 from .network import PARTS, Network, as_list, is_list
 from .objective import Weights, augment, count_batch, evaluate, total
 from .progress import html_table
+from .provenance import provenance
 from .tuples import Batch, BatchResult, SessionBatch, SessionOutput, last_bins, sessions_of
 
 
@@ -524,6 +525,7 @@ class LFADS(Network, pl.LightningModule):
             "parts": {name: to_spec(part) for name, part in self.parts().items()},
             "frozen": [name for name, p in self.named_parameters() if not p.requires_grad],
             "extra": self.extra_state(),
+            "provenance": provenance(self.device, getattr(self._trainer, "datamodule", None)),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -18,9 +18,10 @@ MODULES = {
 # From the ground up. A module imports only from lines above its own, and from its own room. A name
 # stands for the module and all below it; the longest match decides.
 LAYERS = [
-    "errors seeds tuples processes files ownership progress folder consent utils compat",
+    "version errors seeds tuples processes files ownership progress folder consent utils compat",
     "arguments kernels data search.space search.rules search.settings search.history",
-    "modules metrics datamodules prep sessions.align sessions.align_files compat.populations",
+    "provenance modules metrics datamodules prep sessions.align sessions.align_files "
+    "compat.populations",
     "network compat.training",
     "objective",
     "model modules.l2",
@@ -57,6 +58,7 @@ NEIGHBOURS = {
     ("modules", "data"),
     ("datamodules", "prep"),
     ("prep", "data"),
+    ("prep", "provenance"),
     ("search.space", "arguments"),
     ("search.settings", "search.space"),
     ("search.settings", "arguments"),
@@ -122,7 +124,7 @@ def place(name: str) -> str:
 
 def arrows() -> Iterator[tuple[str, str, int]]:
     """Imports between modules of the package, named without it."""
-    for name in MODULES:
+    for name in MODULES.keys() - {"lfads_torch"}:
         for imported, line in imports(name):
             if inside(imported, "lfads_torch") and imported != "lfads_torch":
                 yield name[len("lfads_torch.") :], imported[len("lfads_torch.") :], line

@@ -54,7 +54,7 @@ def check_unchanged(
     for old, new in zip(before, now, strict=False):
         if differences := _differences(old, new):
             texts.append(f"{new['file']}: {', '.join(differences)}")
-            changed[f"data.{new['file']}"] = _summary(old), _summary(new)
+            changed[f"data.{new['file']}"] = summary(old), summary(new)
     if texts and not accept:
         raise DataError(
             f"the data are not those that the run was trained on: {'; '.join(texts)}. Put the "
@@ -78,5 +78,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return texts
 
 
-def _summary(fingerprint: Mapping[str, Any]) -> str:
+def summary(fingerprint: Mapping[str, Any]) -> str:
+    """Return one checksum of all arrays of a fingerprint."""
     return f"{zlib.crc32(repr(sorted(fingerprint['arrays'].items())).encode()):08x}"

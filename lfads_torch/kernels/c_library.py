@@ -10,12 +10,30 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+from contextlib import suppress
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_TORCH = Path(torch.__file__).parent / "lib"
+_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
+_OPENMP = ("libgomp.so.1", "libiomp5.so", "libomp.dylib")
+_NOT_BUILT = {"win32": "not built: on Windows torch exports no matrix product that they could call"}
+
+
+def _load_openmp() -> None:
+    """Let the library find the OpenMP functions that torch uses; a build without needs none."""
+    # torch's wheels carry it, some under a name with a hash; in conda's it is where libraries are.
+    stems = [name.partition(".")[0] for name in _OPENMP]
+    places = (_TORCH, _TORCH.parents[1] / "torch.libs")
+    carried = [p for place in places for stem in stems for p in place.glob(f"{stem}[.-]*")]
+    for name in (*map(str, carried), *_OPENMP):
+        with suppress(OSError):
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
+            return
 
 
 @cache
@@ -23,17 +41,18 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     """Return the library, or None and the reason."""
     if os.environ.get("LFADS_NATIVE") == "0":
         return None, "switched off by LFADS_NATIVE=0"
-    folder = Path(__file__).parent
-    paths = [folder / f"_native{suffix}" for suffix in EXTENSION_SUFFIXES]
-    path = next((p for p in paths if p.is_file()), None)
+    # The shortest name: builds of earlier states have Python's ABI in theirs.
+    paths = Path(__file__).parent.glob("_native.*so")
+    path = min(paths, key=lambda path: len(path.name), default=None)
     if path is None:
-        return None, "not built: the install found no C compiler with OpenMP"
+        return None, _NOT_BUILT.get(sys.platform, "not built: the install found no C compiler")
     try:
+        _load_openmp()
         library = ctypes.CDLL(str(path))
         # The product comes from the BLAS inside torch, which every install has, by its address at
         # run time: to link to it would bind a build to one version of torch, and a second BLAS
         # would be one more dependency with threads that compete with torch's.
-        blas = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        blas = ctypes.CDLL(str(_TORCH / f"libtorch_cpu{_SUFFIX}"))
         library.lfads_set_sgemm.argtypes = [ctypes.c_void_p]
         library.lfads_set_sgemm(ctypes.cast(blas.sgemm_, ctypes.c_void_p))
         # glibc would return the memory of large tensors after each step and fetch it again; who

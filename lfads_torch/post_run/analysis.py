@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
@@ -18,6 +19,7 @@ from ..datamodules import BasicDataModule
 from ..errors import UserError, nearest
 from ..model import LFADS
 from ..modules.decoder import Decoding
+from ..provenance import provenance
 from ..tuples import SessionBatch, SessionOutput
 from .writing import OutputFile, RowWriter, computing, output_file
 
@@ -190,7 +192,7 @@ def write_posterior_means(
     """Write the posterior means of all trials, one file per session."""
     for number, model_session in enumerate(match_sessions(model, data)):
         rows = data.all_rows()[number]
-        attributes = _attributes(model.session_names, data, number, draws, run)
+        attributes = _attributes(model, model.session_names, data, number, draws, run)
         if not model.hparams["variational"]:
             attributes["num_samples"] = 1
         if checkpoint is not None:
@@ -250,11 +252,12 @@ def run_ensemble_sampling(
             total.divide(n_models)
         draws = Draws(num_samples, seed, max_bytes)
         for number, file in enumerate(files):
-            attributes = _attributes(names, datamodule, number, draws, run)
+            attributes = _attributes(model, names, datamodule, number, draws, run)
             file.finish({**attributes, "num_models": n_models})
 
 
 def _attributes(
+    model: LFADS,
     model_names: Sequence[str],
     data: BasicDataModule,
     number: int,
@@ -269,6 +272,7 @@ def _attributes(
         "model_session_names": list(model_names) or [name],
         "num_samples": draws.num_samples,
         "sampling_seed": draws.seed,
+        "provenance": json.dumps(provenance(model.device, data)),
         **({} if run is None else {"run": str(run)}),
     }
 

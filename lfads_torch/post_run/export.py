@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..data import DataWarning
 from ..data.find import absolute_pattern, check_output, new_file, open_h5
 from ..errors import DataError, UserError
 from ..prep.merging import START_KEY, covered_bins, merge_chops
+from ..version import read_version
 from .outputs import RunOutputs, SessionOutputs, Trials, load_outputs
 
 if TYPE_CHECKING:
@@ -322,17 +322,17 @@ def _new_nwb(session: SessionOutputs) -> Any:
         ),
         identifier=f"{session.name} {written.isoformat()}",
         session_start_time=written,
-        was_generated_by=[["lfads-torch", __version__]],
+        was_generated_by=[["lfads-torch", read_version().version]],
     )
 
 
 def _fill(file: Any, session: SessionOutputs, trials: Sequence[Trials]) -> None:
     """Add the module with its series, and the table of windows."""
-    pynwb, bin_s = _pynwb(), _bin_s(session)
+    pynwb, bin_s, version = _pynwb(), _bin_s(session), read_version().version
     made = [f"{key}: {session.attrs[key]}" for key in _MADE_BY if key in session.attrs]
     module = file.create_processing_module(
         name=MODULE,
-        description=f"Inferred by LFADS (lfads-torch {__version__}). {'; '.join(made)}".strip(),
+        description=f"Inferred by LFADS (lfads-torch {version}). {'; '.join(made)}".strip(),
     )
     units = ""
     if "unit_ids" in session.keys:  # of `lfads prep`

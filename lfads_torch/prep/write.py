@@ -12,10 +12,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .. import __version__
 from ..data.find import add_to_file, new_file, trial_chunks
 from ..data.validate import SPLITS
 from ..errors import DataError
+from ..provenance import provenance
+from ..version import read_version
 from .binning import Array, Indices
 from .counting import Counted, Progress
 from .options import PrepOptions
@@ -172,7 +173,8 @@ def source_attributes(
         files["trials"] = [Path(options.trials)]
         given["trials"] = Path(options.trials).name
     attributes: dict[str, Any] = {
-        "prep_version": __version__,
+        "prep_version": read_version().version,
+        "provenance": json.dumps(provenance()),
         "prep_options": json.dumps(
             {k: v for k, v in given.items() if k not in ("compress", "strict")}, sort_keys=True
         ),

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import signal
-import subprocess
 import time
 import warnings
 from collections.abc import Mapping
 from contextlib import chdir, suppress
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..consent import Trust, trust_of
 from ..data.fingerprint import check_unchanged, fingerprints
 from ..errors import ConfigError, UserError
@@ -24,10 +19,12 @@ from ..files import expanded
 from ..folder import CONFIG, LAST, RunFolder, Stage
 from ..processes import Stopped, stoppable
 from ..progress import Line, html_table, quiet_libraries
+from ..provenance import provenance
+from ..version import read_version
 from .build import build, build_model, build_trainer, check_trainer, pick_device
 from .changes import Changes, changes_of, check_changes, follow_data, recorded_changes
 from .check_config import arguments_of, check_config, find_target
-from .compose import PACKAGE, Overrides, compose_config, draw_seed, read_config, write_config
+from .compose import Overrides, compose_config, draw_seed, read_config, write_config
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -42,8 +39,6 @@ _OF_SAMPLING = (
     "trainer.accelerator",
     "trainer.devices",
 )
-#: Packages whose versions a run records.
-_PACKAGES = ("torch", "pytorch-lightning", "numpy", "h5py", "hydra-core", "scikit-learn")
 
 
 @dataclass
@@ -336,11 +331,11 @@ class _Run:
             RunFolder(self.folder).rewind_metrics()
         trainer = build_trainer(self.config, self.folder, self.seed, step)
         facts = {
-            "version": __version__,
+            "version": read_version().version,
             "seed": self.seed,
             "max_epochs": self.config["trainer"].get("max_epochs"),
             "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "environment": environment(pick_device(self.config["trainer"])),
+            "environment": provenance(pick_device(self.config["trainer"])),
             "data": fingerprints(datamodule),
         }
         before = RunFolder(self.folder).status if self.goes_on else {}
@@ -465,47 +460,3 @@ def _check_parts(config: dict[str, Any]) -> None:
         if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
             raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
     trainer.setdefault("_target_", "pytorch_lightning.Trainer")
-
-
-def environment(device: str = "cpu") -> dict[str, Any]:
-    """Describe what computes: versions, system and device, without names of hosts or users."""
-    import torch
-
-    from ..kernels.c_library import why_not
-
-    packages = {}
-    for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            packages[name] = metadata.version(name)
-    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(torch.device(device)) if on_gpu else device,
-        "packages": packages,
-        "commit": commit(),
-        "kernels": f"torch ({reason})" if (reason := why_not()) else "C",
-    }
-
-
-def commit() -> str | None:
-    """Return the commit of a checkout, with ``-dirty`` where files differ; None elsewhere."""
-    if not (PACKAGE.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=10"]
-    with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return None
-
-
-def describe_install() -> str:
-    """Say in a few lines which versions compute, and whether the kernels are in C."""
-    facts = environment()
-    which = f" (commit {facts['commit']})" if facts["commit"] else ""
-    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    return (
-        f"lfads-torch {__version__}{which}\nkernels in {facts['kernels']}\n"
-        f"Python {facts['python']}, {packages}"
-    )

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..data.fingerprint import check_unchanged
 from ..errors import UserError
 from ..files import copy_whole, csv_text, write_whole
@@ -28,9 +27,12 @@ from ..folder import (
     RunFolder,
     read_population,
 )
+from ..provenance import provenance
 from ..run_model import RunResult, run_model
+from ..runs.build import pick_device
 from ..runs.changes import Changes, recorded_changes
 from ..runs.compose import write_config
+from ..version import read_version
 from .live_table import LiveTable
 from .members import max_epochs_of
 from .settings import SearchSettings
@@ -71,7 +73,8 @@ def recorded(
     `more` are further facts, as `GoingOn.facts` gives them.
     """
     facts: dict[str, Any] = {
-        "version": __version__,
+        "version": read_version().version,
+        "environment": provenance(pick_device(config.get("trainer") or {})),
         "search": settings.method,
         "backend": backend,
         "seed": int(config.get("seed") or 0),
@@ -121,7 +124,8 @@ def finish_search(
     header, text = _metrics_of(table, rows, outcome.steps_per_epoch)
     write_whole(place / METRICS, csv_text(header, text))
     status = {
-        "version": __version__,
+        "version": read_version().version,
+        "environment": facts.get("environment"),
         "seed": single["seed"],
         "max_epochs": single["trainer"]["max_epochs"],
         "epochs": last_epoch + 1,

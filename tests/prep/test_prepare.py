@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+import lfads_torch
 from lfads_torch.data import check_file, read_session
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import PrepOptions, bin_spikes, counting, merge_chops, prepare
@@ -94,6 +95,7 @@ def test_windows_around_an_event(tmp_path: Path) -> None:
         assert options["align"] == ALIGN
         assert file.attrs["source"] == "s.npz"
         assert len(file.attrs["source_sha256"]) == 64
+        assert json.loads(file.attrs["provenance"])["version"] == lfads_torch.__version__
 
 
 def test_same_options_same_bytes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import lfads_torch
 from lfads_torch import cli
 from lfads_torch.checkpoint import load_model, read_checkpoint
 from lfads_torch.data import write_session
@@ -89,6 +90,9 @@ def test_the_best_model_has_the_weights_and_numbers_of_the_best_member(whole: Pa
     smoothed = float(last["lfads"]["extra"]["recon_smth"])
     assert smoothed == pytest.approx(status["members"][0]["score"])
     assert min(table["valid/recon_smth"]) == status["best"]["score"]
+    for record in (status, RunFolder(whole / "best_model").status):
+        assert record["environment"]["version"] == lfads_torch.__version__
+    assert last["lfads_run"]["data"] == status["data"]
     # Scores of the exchange are those of the epoch before.
     copies = read_exchanges(whole)
     assert set(copies["epoch"].tolist()) == {3, 5}

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ... import __version__
+from ...version import read_version
 from ..plots.style import LOOKS, paper
 
 DPI = 144
@@ -110,7 +110,7 @@ def render(template: str, **content: Any) -> str:
     )
     environment.filters.update(number=number, interval=interval)
     written = time.strftime("%Y-%m-%d %H:%M")
-    made = {"looks": LOOKS, "written": written, "version": __version__}
+    made = {"looks": LOOKS, "written": written, "version": read_version().version}
     return environment.get_template(template).render(**made, **content)
 
 

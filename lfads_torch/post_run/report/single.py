@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...data.fingerprint import summary
 from ...errors import UserError, did_you_mean
 from ...files import expanded, write_whole
 from ..evaluation.behavior import Recording
@@ -241,12 +242,19 @@ def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
     """List what the run was computed with, as it recorded it."""
     environment = record.status.get("environment") or {}
     facts = [("lfads-torch", str(record.status["version"]))] if "version" in record.status else []
+    if environment.get("commit"):
+        changed = " and changes that were not committed" if environment.get("dirty") else ""
+        facts.append(("commit", f"{environment['commit']}{changed}"))
     facts += [
         (key, str(environment[key]))
-        for key in ("python", "system", "device", "cores", "threads")
+        for key in ("kernels", "python", "system", "device", "cores", "threads")
         if key in environment
     ]
-    return facts + [(name, str(v)) for name, v in (environment.get("packages") or {}).items()]
+    facts += [(name, str(v)) for name, v in (environment.get("packages") or {}).items()]
+    return facts + [
+        (f"data, {data['file']}", f"checksum {summary(data)}")
+        for data in record.status.get("data") or []
+    ]
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ...data.fingerprint import Fingerprint
 from ...model import LFADS
 from .tensors import MemberTensors
 
@@ -26,10 +27,11 @@ def member_checkpoint(
     epoch: int,
     steps_per_epoch: int,
     n_batches: int,
+    data: list[Fingerprint],
 ) -> dict[str, Any]:
     """Describe member k after `epoch`, whose log is `metrics`, as ``last.ckpt`` of a run does.
 
-    `n_batches` are those of validation.
+    `n_batches` are those of validation, `data` the fingerprints of what it is trained on.
     """
     model = tensors.detached(k)
     n_steps = steps_per_epoch * (epoch + 1)
@@ -49,6 +51,7 @@ def member_checkpoint(
             "first_step": n_steps - steps_per_epoch,
             "metrics": {"epoch": float(epoch), **metrics},
             "should_stop": False,
+            "data": data,
         },
     }
     model.on_save_checkpoint(checkpoint)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...data.fingerprint import fingerprints
 from ...errors import ConfigError, UserError, did_you_mean, whole
 from ...metrics.epoch import BITS
 from ...model import LFADS
@@ -319,6 +320,7 @@ class Population:
             epoch=self.epoch - 1,
             steps_per_epoch=self.steps_per_epoch,
             n_batches=len(self._data.val_dataloader()),
+            data=fingerprints(self._data),
         )
 
 
