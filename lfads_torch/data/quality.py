@@ -12,7 +12,7 @@ from ..errors import nearest
 from .find import list_some
 from .stored import BLOCK_ENTRIES, blocks, same_numbers, window
 from .survey import Survey, bin_hashes
-from .validate import REQUIRED_KEYS, SCHEMA_KEYS
+from .validate import REQUIRED_KEYS, SCHEMA_KEYS, SPLITS
 
 Array = NDArray[Any]
 
@@ -253,7 +253,7 @@ def _bin_hashes(array: Any) -> Iterator[NDArray[np.uint64]]:
 
 def _misaligned(arrays: Mapping[str, Array]) -> list[str]:
     messages = []
-    for split in ("train", "valid", "test"):
+    for split in SPLITS:
         encod, recon = arrays.get(f"{split}_encod_data"), arrays.get(f"{split}_recon_data")
         if encod is None or recon is None or len(encod) != len(recon):
             continue

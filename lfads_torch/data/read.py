@@ -62,7 +62,7 @@ class SessionData:
 
     path: Path
     name: str  # the file's name without its ending
-    splits: dict[str, SplitData]  # "train", "valid", and "test" where the file has it
+    splits: dict[str, SplitData]  # "train", "valid", and the others that the file has
     # Of these the splits are views: each array with all splits, one after another.
     pooled: dict[str, Array]
     conversion_factor: float = 1.0
@@ -273,11 +273,11 @@ def _read(
     # Where `encod_data` equals the window of `recon_data` that is read, a view of that takes its
     # place, which frees up to half of the memory. A test split without `recon_data` is made equal.
     read_part = window(recon, *encod.shape[1:])
-    if "test" in splits and "test" not in has["recon_data"]:
+    for split in set(splits) - set(has["recon_data"]):
         if in_memory:
-            read_part[rows["test"]] = encod[rows["test"]]
+            read_part[rows[split]] = encod[rows[split]]
         elif lengths is not None:
-            part(recon, rows["test"]).end_at(lengths[rows["test"]], np.nan)
+            part(recon, rows[split]).end_at(lengths[rows[split]], np.nan)
     if same_numbers(encod, read_part):
         pooled["encod_data"] = read_part
     for name in batch_keys:

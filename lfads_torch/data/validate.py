@@ -17,6 +17,7 @@ from .tree import tree_faults
 
 # Trials of "select" choose among trained models and among their averages; nothing trains on them.
 SPLITS = ("train", "valid", "test", "select")
+OPTIONAL = SPLITS[2:]
 REQUIRED_KEYS = tuple(f"{s}_{k}" for s in ("train", "valid") for k in ("encod_data", "recon_data"))
 MODEL_INPUTS = ("encod_data", "recon_data", "ext_input", "truth")
 ARRAY_KEYS = tuple(f"{split}_{name}" for split in SPLITS for name in MODEL_INPUTS)
@@ -154,10 +155,10 @@ def _split_faults(
 ) -> list[str]:
     problems = []
     encod, recon = shapes.get(f"{split}_encod_data"), shapes.get(f"{split}_recon_data")
-    if split == "test" and f"{split}_encod_data" not in keys:
+    if split in OPTIONAL and f"{split}_encod_data" not in keys:
         problems += [
-            f"'{split}_{name}' is there without 'test_encod_data'; add that key or leave the "
-            f"test split out."
+            f"'{split}_{name}' is there without '{split}_encod_data'; add that key or leave the "
+            f"{split} split out."
             for name in MODEL_INPUTS[1:]
             if f"{split}_{name}" in keys
         ]
@@ -272,8 +273,8 @@ def _batch_key_faults(
     for split in SPLITS:
         key = f"{split}_{name}"
         if key not in keys:
-            # A test split may come without what is only known of the others.
-            if split != "test":
+            # These may come without what is only known of the others.
+            if split not in OPTIONAL:
                 hint = suggest(name, sorted(bare - {name} - set(MODEL_INPUTS)))
                 if prefix in SPLITS and rest in bare:
                     hint = f"; name it without the split: {rest!r}."

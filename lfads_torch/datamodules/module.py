@@ -509,7 +509,7 @@ class BasicDataModule(pl.LightningDataModule):
 
         Parameters
         ----------
-        split : {"train", "valid", "test"} or sequence of these
+        split : {"train", "valid", "test", "select"} or sequence of these
         batch_size : int, optional
             Trials per step, divided among the sessions; by default the data module's.
         session : int or sequence of int, optional
