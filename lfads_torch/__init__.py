@@ -17,6 +17,9 @@ _PUBLIC = {
     "sample_posterior": "post_run.analysis",
     "run_posterior_sampling": "post_run.analysis",
     "load_outputs": "post_run.outputs",
+    "stream": "online.stream",
+    "Stream": "online.stream",
+    "StreamOutput": "online.stream",
 }
 
 __all__ = ["__version__", *_PUBLIC]

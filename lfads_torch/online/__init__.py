@@ -1,1 +1,1 @@
-"""A trained model bin by bin: `stream`, and what it and an export run."""
+"""A trained model bin by bin, and what such a stream and an export run."""

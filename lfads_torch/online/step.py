@@ -115,6 +115,7 @@ class Step(nn.Module):
         self.recon = model.recon[session]
         self.first_bins, self.n_lag = encoder.ic_enc_seq_len, encoder.ci_lag
         self.has_con, self.n_inputs = model.use_con, decoder.co_dim
+        self.n_read = int(getattr(self.readin, "in_features", model.hparams["encod_data_dim"]))
         self.n_ext = int(model.hparams["ext_input_dim"])
         self.gen = Cell(cell.gen_cell)
         self.register_buffer("w_fac", cell.fac_linear.unit_weight.detach().T.contiguous())
