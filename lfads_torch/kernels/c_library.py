@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 _TORCH = Path(torch.__file__).parent / "lib"
-_SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _OPENMP = ("libgomp.so.1", "libiomp5.so", "libomp.dylib")
 _NOT_BUILT = {"win32": "not built: on Windows torch exports no matrix product that they could call"}
 
@@ -52,7 +51,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         # The product comes from the BLAS inside torch, which every install has, by its address at
         # run time: to link to it would bind a build to one version of torch, and a second BLAS
         # would be one more dependency with threads that compete with torch's.
-        blas = ctypes.CDLL(str(_TORCH / f"libtorch_cpu{_SUFFIX}"))
+        suffix = ".dylib" if sys.platform == "darwin" else ".so"
+        blas = ctypes.CDLL(str(_TORCH / f"libtorch_cpu{suffix}"))
         library.lfads_set_sgemm.argtypes = [ctypes.c_void_p]
         library.lfads_set_sgemm(ctypes.cast(blas.sgemm_, ctypes.c_void_p))
         # glibc would return the memory of large tensors after each step and fetch it again; who

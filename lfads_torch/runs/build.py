@@ -73,13 +73,21 @@ def build_model(node: Mapping[str, Any], datamodule: Any, *, trusts_all: bool = 
     return build(dict(node), "model")
 
 
-def pick_device(trainer: Mapping[str, Any]) -> str:
-    """Return "cuda" or "cpu", as the trainer's configuration means it, for sampling."""
+#: Devices that an accelerator of Lightning means, in its order of choice; none of them: the CPU.
+DEVICES = {"auto": ("mps", "cuda"), "gpu": ("mps", "cuda"), "cuda": ("cuda",), "mps": ("mps",)}
+
+
+def pick_device(trainer: Mapping[str, Any], *, is_stacked: bool = False) -> str:
+    """Return "cuda", "mps" or "cpu", as the trainer's configuration means it.
+
+    A stack of models draws from generators of its members, which "mps" does not have.
+    """
     import torch
 
-    accelerator = str(trainer.get("accelerator", "auto"))
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "cuda" if on_gpu else "cpu"
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    kinds = DEVICES.get(str(trainer.get("accelerator", "auto")), ())
+    usable = [kind for kind in kinds if not (is_stacked and kind == "mps")]
+    return next((kind for kind in usable if backends[kind].is_available()), "cpu")
 
 
 def build_trainer(config: Mapping[str, Any], folder: Path, seed: int, step: int) -> pl.Trainer:

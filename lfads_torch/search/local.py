@@ -34,7 +34,7 @@ def search_locally(
     overwrite: bool,
 ) -> RunResult:
     """Build and check the members, train them, and write what is left."""
-    device = pick_device(config["trainer"])
+    device = pick_device(config["trainer"], is_stacked=True)
     group = Group(config, settings, range(settings.n_members), device=device)
     going_on.check_data(RunFolder(folder), group.data)
     if overwrite:  # now that nothing is left to be wrong

@@ -74,7 +74,7 @@ def recorded(
     """
     facts: dict[str, Any] = {
         "version": read_version().version,
-        "environment": provenance(pick_device(config.get("trainer") or {})),
+        "environment": provenance(pick_device(config["trainer"], is_stacked=True)),
         "search": settings.method,
         "backend": backend,
         "seed": int(config.get("seed") or 0),

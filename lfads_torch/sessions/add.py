@@ -214,7 +214,7 @@ def _prepare(
 def _losses(model: LFADS, data: BasicDataModule, config: Mapping[str, Any]) -> dict[str, float]:
     """Reconstruction loss of each session's validation trials."""
     trainer = pl.Trainer(
-        accelerator=pick_device(config.get("trainer") or {}).replace("cuda", "gpu"),
+        accelerator=pick_device(config.get("trainer") or {}),
         devices=1,
         logger=False,
         enable_checkpointing=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
@@ -181,3 +182,36 @@ def test_the_source_compiles_without_a_warning(tmp_path: object) -> None:
     sources = list(Path(c_library.__file__).parent.glob("*.c"))
     flags = "-O1 -std=gnu11 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -shared"
     subprocess.run(["cc", *flags.split(), "-o", f"{tmp_path}/plain.so", *sources], check=True)
+
+
+@pytest.mark.parametrize(
+    ("platform", "name"), [("linux", "libtorch_cpu.so"), ("darwin", "libtorch_cpu.dylib")]
+)
+def test_the_matrix_product_is_that_of_torch(
+    platform: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = [], ctypes.CDLL
+
+    def load(path: str, *mode: int) -> ctypes.CDLL:
+        asked.append(Path(path))
+        return real(path, *mode)
+
+    monkeypatch.setattr(c_library.sys, "platform", platform)
+    monkeypatch.setattr(c_library.ctypes, "CDLL", load)
+    _, reason = c_library._load.__wrapped__()
+    assert asked[-1] == Path(torch.__file__).parent / "lib" / name
+    assert (platform == sys.platform) == (not reason)
+    # Threads are those of torch: its library of them, and no other, answers.
+    carried = [path for path in asked[-1].parent.glob("libgomp*")]
+    assert asked[0] in carried or not carried
+
+
+def test_a_build_without_a_library_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(c_library, "__file__", str(tmp_path / "c_library.py"))
+    assert "no C compiler" in c_library._load.__wrapped__()[1]
+    monkeypatch.setattr(c_library.sys, "platform", "win32")
+    assert "Windows" in c_library._load.__wrapped__()[1]
+    (tmp_path / "_native.so").write_bytes(b"no library")
+    assert "_native.so cannot be used" in c_library._load.__wrapped__()[1]

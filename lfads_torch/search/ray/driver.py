@@ -23,6 +23,7 @@ from ...errors import UserError
 from ...files import copy_whole, damage
 from ...folder import RunFolder
 from ...run_model import RunResult
+from ...runs.build import DEVICES
 from ..coordinator import Coordinator, read_state
 from ..live_table import LiveTable
 from ..members import build_members, max_epochs_of
@@ -120,7 +121,7 @@ class Driver:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         # Not by what this machine has: trials may run on others.
         accelerator = str(config["trainer"].get("accelerator", "auto"))
-        may_use_gpu = accelerator in ("auto", "gpu", "cuda")
+        may_use_gpu = "cuda" in DEVICES.get(accelerator, ())
         self.resources = options.resources(nodes, may_use_gpu=may_use_gpu)
         groups, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
         state = read_state(folder) if going_on.resume else {}

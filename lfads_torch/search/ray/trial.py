@@ -78,7 +78,7 @@ class MemberTrial(tune.Trainable):
             self.run,
             SearchSettings.from_config(self.run["search"]),
             config[MEMBERS],
-            device=pick_device(self.run["trainer"]),
+            device=pick_device(self.run["trainer"], is_stacked=True),
         )
         if config[START]:
             with self._open(config[START]) as folder:
