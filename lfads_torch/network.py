@@ -243,7 +243,7 @@ class Network(nn.Module):
                     ahead = "an unknown number of" if bins == math.inf else f"{bins:g}"
                     raise ConfigError(
                         f"{name}: {kind} reads {ahead} bins ahead, which causal: true forbids; "
-                        "replace it, or give your own, if it looks at no later bin, the attribute "
+                        "replace it, or give your own, if it maps each bin alone, the attribute "
                         "lookahead = 0"
                     )
 

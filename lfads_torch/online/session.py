@@ -63,7 +63,7 @@ def open_session(
     model = load_model(place, best=best, trust=trust)
     checkpoint = find_checkpoint(place, best=best)
     assert checkpoint is not None  # load_model has refused it
-    number = _number_of(session, model, run)
+    number = session_number(session, model, run)
     names = model.session_names
     name = names[number] if number < len(names) else str(number)
     folder = RunFolder.around(checkpoint)
@@ -94,7 +94,8 @@ def open_session(
     )
 
 
-def _number_of(session: str | int | None, model: LFADS, run: str | Path) -> int:
+def session_number(session: str | int | None, model: LFADS, run: str | Path) -> int:
+    """Return the number of a session of a model, given by number or name; `run` is for errors."""
     names, n_sessions = model.session_names, len(model.readin)
     if session is None and n_sessions == 1:
         return 0

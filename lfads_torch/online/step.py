@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import get_kernels
 from ..model import LFADS
+from ..modules import augmentations
 from ..modules.recurrent import ClippedGRUCell
 
 
@@ -110,6 +111,13 @@ class Step(nn.Module):
                 f"mode is 'step', but the model is not causal: {ahead} read bins to come; use "
                 "mode='window', or train with model.causal: true"
             )
+        packaged = augmentations.__name__
+        for transform in model.infer_aug_stack.batch_transforms:
+            if (kind := type(transform)).__module__ != packaged:
+                raise ConfigError(
+                    f"infer_aug_stack: {kind.__name__} changes what the model reads, and a step "
+                    "cannot know from which bins; use mode='window', or make it a readin"
+                )
         encoder, decoder, cell = model.encoder, model.decoder, model.decoder.rnn.cell
         self.readin, self.readout = model.readin[session], model.readout[session]
         self.recon = model.recon[session]

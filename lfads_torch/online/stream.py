@@ -14,13 +14,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ..checkpoint import load_model
-from ..errors import ConfigError, UserError, one_of, unknown, whole
+from ..errors import ConfigError, UserError, one_of, whole
 from ..files import expanded
-from ..folder import RunFolder
 from ..metrics.decoding import Decoder, DecoderState
 from ..model import LFADS
-from ..post_run.outputs import load_outputs
+from .session import open_session, session_number
 from .step import Step, StepOutput, StepState
 from .window import Window
 
@@ -145,11 +143,16 @@ class Stream:
     t : int
         Bins so far.
     bin_ms : float or None
-        Bin width of the run in milliseconds, where its outputs say it.
+        Bin width of the run in milliseconds, where its data or outputs say it, or yours.
+    window : int
+        Bins of a training window.
     n_channels : int
         Channels of a bin.
+    for_counts : bool
+        Whether the model is one of spike counts.
     channel_names : list of str or None
-        Rows of the recording's units, where the run's outputs say them.
+        Rows of the recording's units, where data or outputs say them, else numbers; None where a
+        model was given.
 
     Raises
     ------
@@ -176,8 +179,11 @@ class Stream:
         best: bool = True,
         trust: bool = False,
     ) -> None:
+        self.bin_ms = bin_ms
+        self.channel_names: list[str] | None = None
         if isinstance(run, LFADS):
-            model, place = run, None
+            model, self._run = run, "the model"
+            self._session = session_number(session, model, self._run)
             if model.training or model.device != torch.device(device):
                 # A model of yours is left as it is.
                 where = "in training mode" if model.training else f"on {model.device}"
@@ -185,7 +191,9 @@ class Stream:
                     f"the model is {where}; call model.eval().to({str(device)!r}) first"
                 )
         else:
-            model, place = load_model(run, best=best, trust=trust), run
+            opened = open_session(run, session, bin_ms=bin_ms, best=best, trust=trust)
+            model, self._run, self._session = opened.model, str(run), opened.number
+            self.bin_ms, self.channel_names = opened.bin_ms, list(opened.channel_names)
         model = model.to(device)
         hp = model.hparams
         one_of("mode", mode, ("auto", "window", "step"))
@@ -193,20 +201,9 @@ class Stream:
         self._threads = whole("threads", threads, least=1)
         self._batch = None if batch is None else whole("batch", batch, least=1)
         n = self._batch or 1
-        self._session = session_number(model, session)
-        self._run = "the model" if place is None else str(place)
         readout, self._recon = model.readout[self._session], model.recon[self._session]
         n_read = getattr(model.readin[self._session], "in_features", hp["encod_data_dim"])
         self.n_channels, self._n_ext = int(n_read), int(hp["ext_input_dim"])
-        self.bin_ms: float | None = None
-        self.channel_names: list[str] | None = None
-        if place is not None:
-            self.bin_ms, self.channel_names = facts(place, self._session, self.n_channels)
-        if bin_ms is not None and self.bin_ms is not None and not math.isclose(bin_ms, self.bin_ms):
-            raise UserError(
-                f"bin_ms is {bin_ms:g}, but {self._run} was trained on bins of {self.bin_ms:g} ms; "
-                "count the spikes in bins of that width, or train on yours"
-            )
         n_ahead = hp["recon_seq_len"] - hp["encod_seq_len"]
         horizon = whole("horizon", horizon, least=0)
         if horizon > n_ahead:
@@ -255,7 +252,8 @@ class Stream:
         self._x, self._e = torch.from_numpy(self._counts), torch.from_numpy(self._ext)
         self._device, self._horizon = torch.device(device), horizon
         self._times, self._n_calls = np.zeros(_TIMES, np.float32), 0
-        self.t = 0
+        self.t, self.window = 0, int(hp["encod_seq_len"])
+        self.for_counts = bool(getattr(self._recon, "for_counts", False))
 
     # ---- bins ------------------------------------------------------------------------------------
 
@@ -687,28 +685,6 @@ def limited_to(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def session_number(model: LFADS, session: int | str) -> int:
-    """Return the number of a session of a model, which may be given by its name."""
-    names = list(model.session_names)
-    if isinstance(session, str) and session in names:
-        return names.index(session)
-    if isinstance(session, str) and not session.isdigit():
-        raise unknown("the model", f"session {session!r}", names)
-    return whole("session", int(session), least=0, most=len(model.readin) - 1)
-
-
-def facts(run: str | Path, session: int, n_channels: int) -> tuple[float | None, list[str] | None]:
-    """Return bin width in ms and names of the channels read, where a run's outputs say them."""
-    try:
-        outputs = load_outputs(RunFolder.around(expanded(run).absolute()).single.path)[session]
-    except (UserError, IndexError):
-        return None, None
-    names = None
-    if "unit_ids" in outputs.keys:
-        names = [str(name) for name in outputs.read("unit_ids").tolist()[:n_channels]]
-    return outputs.bin_ms, names
 
 
 def _shown(value: Any) -> str:

@@ -271,7 +271,7 @@ def test_fractions_are_legal_where_the_model_takes_them() -> None:
         ({"mode": "step"}, "mode is 'step', but the model is not causal: the IC encoder over all"),
         ({"mode": "steps"}, "did you mean step"),
         ({"horizon": 3}, r"horizon is 3; legal are 0 to 2, .*\(recon_seq_len - encod_seq_len\)"),
-        ({"session": 1}, "session is 1"),
+        ({"session": 1}, "the model has no session 1"),
         ({"session": "day1"}, "the model has no session 'day1'"),
         ({"every": 0}, "every is 0"),
         ({"warmup": "none"}, "warmup is 'none'"),

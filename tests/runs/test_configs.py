@@ -150,7 +150,7 @@ def test_rouse(name: str, factors: int, trained: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("primary", ["single", "multi", "pbt", "demo"])
-@pytest.mark.parametrize("name", ["default", "demo", "multisession"])
+@pytest.mark.parametrize("name", ["default", "demo", "causal", "multisession"])
 def test_configs_for_own_data(primary: str, name: str, tmp_path: Path) -> None:
     path = write_nlb(tmp_path, "nlb_area2_bump")
     chosen = {"model": name, "datamodule.datafile_pattern": str(path)}
@@ -174,7 +174,7 @@ def test_every_model_names_all_of_the_constructor(path: Path) -> None:
     check_config(config)
     known = set(inspect.signature(find_target(config["model"]["_target_"], "")).parameters)
     assert known - {"kernel"} == set(config["model"]) - {"_target_"}
-    assert len(config["model"]) == 1 + 46
+    assert len(config["model"]) == 1 + 48
 
 
 @pytest.mark.parametrize(
