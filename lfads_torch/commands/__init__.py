@@ -35,6 +35,7 @@ COMMANDS = (
     "search",
     "sample",
     "evaluate",
+    "decode",
     "report",
     "compare",
     "export",
@@ -44,6 +45,7 @@ COMMANDS = (
     "check",
     "repack",
     "merge",
+    "split",
     "align-init",
     "add-session",
 )

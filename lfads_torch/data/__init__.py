@@ -43,6 +43,7 @@ from .find import (
     open_h5,
     write_session,
 )
+from .order import Order, SplitKind, read_order, split_kind
 from .quality import shared_ends, shared_trials
 from .read import (
     SessionData,
@@ -64,9 +65,11 @@ __all__ = [
     "SPLITS",
     "DataWarning",
     "FileReport",
+    "Order",
     "ReportRow",
     "SessionData",
     "SplitData",
+    "SplitKind",
     "StoredArray",
     "Survey",
     "absolute_pattern",
@@ -82,6 +85,7 @@ __all__ = [
     "new_file",
     "open_h5",
     "part",
+    "read_order",
     "read_session",
     "session_in_use",
     "session_of",
@@ -89,6 +93,7 @@ __all__ = [
     "shared_trials",
     "shares",
     "slow_reads",
+    "split_kind",
     "warnings_for",
     "write_rows",
     "write_session",

@@ -16,7 +16,8 @@ from ..errors import DataError
 from .find import absolute_pattern, open_h5
 from .memory import default_bound
 from .missing import describe_missing, given_lengths, settle_split
-from .quality import Array, count_faults, data_warnings
+from .order import read_order, split_kind
+from .quality import Array, count_faults, data_warnings, shared_ends
 from .read import SessionData, bin_width_ms, read_attrs
 from .stored import blocks, store
 from .survey import Survey
@@ -190,6 +191,37 @@ def _fill(report: FileReport, file: h5py.File, max_bytes: float) -> None:
             report.errors += errors
             report.warnings += warnings
     report.warnings += data_warnings(arrays, surveys, keys)
+    if not problems:
+        report.warnings += _interleaved(file, arrays, report.attrs)
+
+
+def _interleaved(
+    file: h5py.File, arrays: Mapping[str, Array], attrs: Mapping[str, Any]
+) -> list[str]:
+    """Say which share of validation windows of a recording lies between two training windows."""
+    encod = {
+        split: arrays[f"{split}_encod_data"] for split in SPLITS if f"{split}_encod_data" in arrays
+    }
+    order = read_order({s: len(x) for s, x in encod.items()}, file, lambda key: file[key][()])
+    if (kind := split_kind(order, "valid")).name != "interleaved":
+        return []
+    # Trials are drawn at random as a rule; windows of one recording go on in the next.
+    n_bins, width_ms = encod["train"].shape[1], bin_width_ms(attrs)
+    if order.key == "window_start" and width_ms:
+        places = np.sort(np.concatenate(list(order.positions.values())))
+        is_recording = np.median(np.diff(places)) < (n_bins + 1) * width_ms / 1000
+    else:
+        is_recording = (
+            order.key == "chop_start" or shared_ends(encod["train"], encod["valid"])[0] > 0
+        )
+    if not is_recording:
+        return []
+    return [
+        f"{kind.between:.0%} of the validation windows lie between two training windows "
+        f"({order.key}), so scores say nothing of later data, which may be decoded far worse. "
+        "`lfads split FILE -o OUT --by time` splits in order of time, `--by blocks` by "
+        "stretches."
+    ]
 
 
 def _fill_missing(

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -68,6 +68,15 @@ class Decoding:
     rows: int
     left_out: int
     intervals: dict[str, Any] = field(default_factory=dict)
+
+
+class BlockSums(NamedTuple):
+    """Sums behind the scores of a decoder, by block: pieces, those over 5 s divided evenly."""
+
+    error: ErrorScore
+    correlation: CorrelationScore
+    rows: int
+    left_out: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +233,44 @@ class Decoder:
         UserError
             If sizes do not agree, or nothing is left to score.
         """
+        sums = self.sums(x, y, pieces, where=where)
+        error, both = sums.error, sums.correlation
+        weights = np.ones((1, len(error.n)))
+        # From one block there is nothing to draw.
+        if n_draws and len(error.n) > 1:
+            weights = np.concatenate([weights, resampled_trials(len(error.n), n_draws, seed)])
+        scores = {
+            "r2": error.columns(weights)[0],
+            "r2_uniform": ratio(*error.parts(weights)),
+            "r2_weighted": ratio(*error.pooled(weights)),
+            "r": both.columns(weights)[0],
+        }
+        intervals: dict[str, Any] = {}
+        for name, values in scores.items() if len(weights) > 1 else ():
+            if values.ndim == 1:
+                intervals[name] = interval(float(values[0]), values[1:], level)
+            else:
+                intervals[name] = [interval(float(v[0]), v[1:], level) for v in values.T]
+        return Decoding(
+            targets=list(self.target_names),
+            r2=scores["r2"][0].tolist(),
+            r=scores["r"][0].tolist(),
+            r2_uniform=float(scores["r2_uniform"][0]),
+            r2_weighted=float(scores["r2_weighted"][0]),
+            rows=sums.rows,
+            left_out=sums.left_out,
+            intervals=intervals,
+        )
+
+    def sums(
+        self,
+        x: ArrayLike,
+        y: ArrayLike,
+        pieces: ArrayLike | None = None,
+        *,
+        where: ArrayLike | None = None,
+    ) -> BlockSums:
+        """Sum up what scores are made of, by blocks in the order of the rows; as of `score`."""
         _, labels = _rows(x, pieces)
         preds, targets = self.predict(x, pieces), np.asarray(y, dtype=np.float64)
         if preds.shape != targets.shape:
@@ -236,8 +283,8 @@ class Decoder:
         known = chosen & np.isfinite(preds).all(axis=1) & np.isfinite(targets).all(axis=1)
         if not known.any():
             raise UserError("no row has all its lags, features and targets: nothing can be scored")
-        drawn = _blocks_of(labels, self.bin_ms)[known]
-        starts = np.flatnonzero(np.diff(drawn, prepend=drawn[0] - 1))
+        blocks = _blocks_of(labels, self.bin_ms)[known]
+        starts = np.flatnonzero(np.diff(blocks, prepend=-1))
         # A row is a trial of its own first: the scores' sums per trial then add up by block.
         p, t = preds[known][:, None], targets[known][:, None]
         error, both = ErrorScore.of(p, t), CorrelationScore.of(p, t)
@@ -245,36 +292,7 @@ class Decoder:
             *(np.add.reduceat(s, starts) for s in (error.n, error.total, error.power, error.error))
         )
         both = CorrelationScore(np.add.reduceat(both.sums, starts, axis=1))
-        weights = np.ones((1, len(starts)))
-        if n_draws:
-            weights = np.concatenate([weights, resampled_trials(len(starts), n_draws, seed)])
-        n, total, power, squares = (
-            weights @ s for s in (error.n, error.total, error.power, error.error)
-        )
-        spread = (power - total**2 / n).sum(axis=1)
-        drawn_scores = {
-            "r2": error.columns(weights)[0],
-            "r2_uniform": ratio(*error.parts(weights)),
-            "r2_weighted": ratio(spread - squares.sum(axis=1), spread),
-            "r": both.columns(weights)[0],
-        }
-        intervals: dict[str, Any] = {}
-        # From one block there is nothing to draw.
-        for name, values in drawn_scores.items() if n_draws and len(starts) > 1 else ():
-            if values.ndim == 1:
-                intervals[name] = interval(float(values[0]), values[1:], level)
-            else:
-                intervals[name] = [interval(float(v[0]), v[1:], level) for v in values.T]
-        return Decoding(
-            targets=list(self.target_names),
-            r2=drawn_scores["r2"][0].tolist(),
-            r=drawn_scores["r"][0].tolist(),
-            r2_uniform=float(drawn_scores["r2_uniform"][0]),
-            r2_weighted=float(drawn_scores["r2_weighted"][0]),
-            rows=int(known.sum()),
-            left_out=int(chosen.sum() - known.sum()),
-            intervals=intervals,
-        )
+        return BlockSums(error, both, int(known.sum()), int(chosen.sum() - known.sum()))
 
     def save(self, path: str | Path) -> Path:
         """Write the decoder as JSON; `load` reads every number back as it is."""
@@ -524,7 +542,14 @@ def fit_decoder(
                     "on each side; give more data, or a single penalty (--alpha)"
                 )
             folds.append((fold, fold + sums(low, start) + sums(stop, high)))
-    fit, alpha, _ = choose_ridge(total, folds, penalties, [np.ones(len(lags) * z.shape[1])])
+    fit, alpha, of_folds = choose_ridge(
+        # Pooled, or a minute in which the animal rests would choose the penalty.
+        total,
+        folds,
+        penalties,
+        [np.ones(len(lags) * z.shape[1])],
+        pooled=True,
+    )
     decoder = Decoder(
         lags=lags,
         feature_mean=np.where(used, mean, 0.0),
@@ -534,7 +559,9 @@ def fit_decoder(
         alpha=alpha,
         **{"causal": min(lags) >= 0, **facts},
     )
-    decoder.fitted_on.setdefault("rows", len(rows))
+    decoder.fitted_on["rows"] = len(rows)
+    if folds:
+        decoder.fitted_on["r2_of_folds"] = float(of_folds.mean())
     _warn_of_ends(decoder, penalties, centred[rows])
     return decoder
 

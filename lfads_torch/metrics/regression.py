@@ -119,11 +119,16 @@ def _solve(gram: FloatArray, scale: FloatArray, alphas: Sequence[float]) -> list
     ]
 
 
+def _error_from_sums(gram: FloatArray, fit: LinearMap) -> FloatArray:
+    """Return the sum of squared errors of a linear map for each target."""
+    residual = np.concatenate([fit.bias[None], fit.weight, -np.eye(len(fit.bias))])
+    return np.asarray((residual * (gram @ residual)).sum(axis=0))
+
+
 def _r2_from_sums(gram: FloatArray, fit: LinearMap) -> FloatArray:
     """R2 of a linear map for each target; 0 where it does not vary."""
     n_targets = len(fit.bias)
-    residual = np.concatenate([fit.bias[None], fit.weight, -np.eye(n_targets)])
-    error = (residual * (gram @ residual)).sum(axis=0)
+    error = _error_from_sums(gram, fit)
     power = gram.diagonal()[-n_targets:]
     spread = power - gram[0, -n_targets:] ** 2 / gram[0, 0]
     varies = spread > ROUNDING * power
@@ -156,11 +161,14 @@ def choose_ridge(
     alphas: Sequence[float],
     scales: Sequence[FloatArray],
     per_target: bool = True,
+    pooled: bool = False,
 ) -> RidgeChoice:
     """Choose penalty and scale of the features by cross-validation, from `product_sums` alone.
 
     `total` are the sums of all rows. A fold is a pair: the sums of the rows that it judges, and of
     all rows that are left out of its fit, neighbours among them. A single fold chooses nothing.
+    Scores are the mean of the folds' R2; `pooled` is the R2 of all folds together, in which a fold
+    whose targets hardly vary does not count as much as one whose targets do.
     """
     # scikit-learn's RidgeCV chooses a penalty for each target by leave-one-out alone, which parts
     # the bins of a trial. From the folds' sums of products every penalty and scale costs one small
@@ -171,7 +179,11 @@ def choose_ridge(
     for fold, left_out in folds if len(folds) > 1 else ():
         fits = [fit for scale in scales for fit in _solve(total - left_out, scale, alphas)]
         for score, fit in zip(scores, fits, strict=True):
-            score += _r2_from_sums(fold, fit) / len(folds)
+            error = _error_from_sums(fold, fit)
+            score += -error if pooled else _r2_from_sums(fold, fit) / len(folds)
+    if pooled and len(folds) > 1:
+        spread = total.diagonal()[-n_targets:] - total[0, -n_targets:] ** 2 / total[0, 0]
+        scores = 1 + scores / np.where(spread > 0, spread, np.inf)
     judged = scores if per_target else np.broadcast_to(scores.mean(1, keepdims=True), scores.shape)
     best = judged.argmax(axis=0)
     fits = [fit for scale in scales for fit in _solve(total, scale, alphas)]

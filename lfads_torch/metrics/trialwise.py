@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,6 +93,51 @@ def interval(value: float, draws: ArrayLike, level: float = 0.95) -> tuple[float
 def score_value(score: TrialScore, n_trials: int) -> float:
     """Return the score over all trials."""
     return float(ratio(*score.parts(np.ones((1, n_trials))))[0])
+
+
+class ByTime(NamedTuple):
+    """A score of consecutive parts of the scored time, and how it changes from part to part."""
+
+    rows: list[int]  # trials (or blocks) of each part
+    values: list[float]
+    intervals: list[tuple[float, float]]
+    slope: float  # of the straight line through the parts, per part
+    slope_interval: tuple[float, float]
+
+
+def score_by_time(
+    score: TrialScore,
+    parts: Sequence[NDArray[np.int64]],
+    n_draws: int = 1000,
+    level: float = 0.95,
+    seed: int | Sequence[int] = 0,
+) -> ByTime:
+    """Score consecutive parts of the trials, with bootstrap intervals.
+
+    `parts` are the trials of each part, in order of time. Trials are drawn within their part. R2
+    is one minus the part's mean squared error by the variance of all trials, so that the parts'
+    scores average to that of all, and a part in which little moves is no outlier.
+    """
+    of = score.within_all if isinstance(score, ErrorScore) else score.parts
+    n_trials = 1 + max(int(part.max(initial=0)) for part in parts)
+    values = []
+    for number, part in enumerate(parts):
+        weights = np.zeros((1 + n_draws, n_trials))
+        weights[0, part] = 1.0
+        if n_draws and len(part):
+            key = [*(seed if isinstance(seed, Sequence) else [seed]), number]
+            weights[1:, part] = resampled_trials(len(part), n_draws, key)
+        values.append(ratio(*of(weights)))
+    by_draw = np.stack(values, axis=1)  # (draws, parts)
+    place = np.arange(len(parts)) - (len(parts) - 1) / 2
+    slopes = by_draw @ place / max((place**2).sum(), 1e-300)
+    return ByTime(
+        rows=[len(part) for part in parts],
+        values=by_draw[0].tolist(),
+        intervals=[interval(float(v[0]), v[1:], level) for v in by_draw.T],
+        slope=float(slopes[0]),
+        slope_interval=interval(float(slopes[0]), slopes[1:], level),
+    )
 
 
 def ratio(numerator: FloatArray, denominator: FloatArray) -> FloatArray:
@@ -214,6 +259,22 @@ class ErrorScore:
     def columns(self, weights: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
         """Return each column's score and whether it varies, both of shape (draws, columns)."""
         return self._r2(*(weights @ x for x in self._sums()))
+
+    def within_all(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the parts of R2 of weighted trials, about the variance of all trials."""
+        n_all, total, power, _ = (x.sum(axis=0) for x in self._sums())
+        spread = power - total**2 / np.maximum(n_all, 1)
+        varies = spread > ROUNDING * power
+        variance = np.where(varies, spread / np.maximum(n_all, 1), 1.0)
+        n = weights @ self.n
+        r2 = 1 - weights @ self.error / np.maximum(n, 1) / variance
+        return _column_mean(r2, varies & (n > 0))
+
+    def pooled(self, weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the parts of R2 over all columns together, weighted by their variance."""
+        n, total, power, error = (weights @ x for x in self._sums())
+        spread = (power - total**2 / np.maximum(n, 1)).sum(axis=1)
+        return spread - error.sum(axis=1), spread
 
     def by_column(self) -> FloatArray:
         """See `TrialScore`."""

@@ -1,9 +1,9 @@
 """Continuous recordings cut into overlapping windows.
 
-A recording of n bins is split into blocks (train, valid, test) and every block is cut into its
-windows, so that no window shares a bin with a window of another split. The last window of a
-block is shifted back to end with it, so that every bin lies in a window. The way back is in
-`lfads_torch.prep.merging`.
+A recording of n bins is split into blocks (train, valid, test), or in order of time, and every
+block is cut into its windows, so that no window shares a bin with a window of another split. The
+last window of a block is shifted back to end with it, so that every bin lies in a window. The way
+back is in `lfads_torch.prep.merging`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..data.validate import SPLITS
-from ..errors import DataError, UserError, whole
+from ..errors import DataError, UserError, one_of, whole
 from .binning import Array, Indices
 from .merging import START_KEY, covered_bins
+
+SPLIT_BY = "split_by"
+"""Attribute of a file that was split in order of time: "time"."""
 
 # Windows of a block by default: with fewer, more windows of train and valid are neighbours; with
 # more, the splits are spread less evenly over the session.
@@ -31,8 +34,8 @@ _BLOCK_WINDOWS = 10
 class ChopPlan:
     """Which windows of a recording go to which split; sizes are bins, as given to `chop_recording`.
 
-    `starts` are the first bins of the windows by split, ascending. The last window of a block
-    shares more than `overlap` bins with the one before.
+    `block` is 0 for a split in order of time. `starts` are the first bins of the windows by split,
+    ascending. The last window of a block shares more than `overlap` bins with the one before.
     """
 
     n_bins: int
@@ -51,6 +54,7 @@ class ChopPlan:
         """Return the attributes of the data file; `series` names the arrays that were cut."""
         sizes = ("n_bins", "window", "overlap", "block", "guard", "seed")
         numbers: dict[str, Any] = {f"chop_{name}": int(getattr(self, name)) for name in sizes}
+        numbers |= {} if self.block else {SPLIT_BY: "time"}
         return numbers | {"chop_uncovered": self.uncovered(), "chop_series": list(series)}
 
     def uncovered(self) -> int:
@@ -70,6 +74,7 @@ def chop_recording(
     guard: int = 0,
     seed: int = 0,
     segments: ArrayLike | None = None,
+    by: str = "blocks",
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Cut continuous series into overlapping windows, split by blocks of the recording.
 
@@ -93,6 +98,8 @@ def chop_recording(
     segments : array of int, shape (n, 2), optional
         First bin and end (exclusive) of the stretches that were recorded without a gap; by
         default one stretch. What lies between them is in no window. See `find_segments`.
+    by : {"blocks", "time"}
+        "time" takes no blocks: what comes first trains, then comes validation, then test.
 
     Returns
     -------
@@ -131,6 +138,7 @@ def chop_recording(
         guard=guard,
         seed=seed,
         segments=segments,
+        by=by,
     )
     chopped = {
         f"{split}_{name}": cut_windows(array, starts, plan.window)
@@ -152,6 +160,7 @@ def plan_chops(
     guard: int = 0,
     seed: int = 0,
     segments: ArrayLike | None = None,
+    by: str = "blocks",
 ) -> ChopPlan:
     """Decide which windows go to which split, as `chop_recording`, without the data."""
     window, n_bins = whole("window", window, least=1), whole("n_bins", n_bins, least=1)
@@ -163,22 +172,29 @@ def plan_chops(
         )
     fractions = (valid_fraction, test_fraction, select_fraction)
     check_fractions(*fractions)
-    if block is None:
-        smallest = min(fraction for fraction in fractions if fraction)
-        block = _default_block(n_bins, window, overlap, smallest)
-    block = whole("block", block, least=1)
-    if block < window + 2 * guard:
-        raise UserError(
-            f"block={block} bins do not hold a window of {window} with a guard of {guard} bins on "
-            f"both sides; legal is {window + 2 * guard} or more."
-        )
-    blocks = _blocks(_segments(segments, n_bins), block, window)
-    if not len(blocks):
-        raise DataError(
-            f"No stretch of the recording ({n_bins} bins) holds a window of {window} bins; take a "
-            "shorter window, or join the segments."
-        )
-    labels = draw_blocks(len(blocks), fractions, seed)
+    stretches = _segments(segments, n_bins)
+    if one_of("by", by, ("blocks", "time")) == "time":
+        if block is not None:
+            raise UserError("a split in order of time has no blocks; leave block out")
+        block = 0
+        blocks, labels = _in_order(stretches, fractions)
+    else:
+        if block is None:
+            smallest = min(fraction for fraction in fractions if fraction)
+            block = _default_block(n_bins, window, overlap, smallest)
+        block = whole("block", block, least=1)
+        if block < window + 2 * guard:
+            raise UserError(
+                f"block={block} bins do not hold a window of {window} with a guard of {guard} bins "
+                f"on both sides; legal is {window + 2 * guard} or more."
+            )
+        blocks = _blocks(stretches, block, window)
+        if not len(blocks):
+            raise DataError(
+                f"No stretch of the recording ({n_bins} bins) holds a window of {window} bins; "
+                "take a shorter window, or join the segments."
+            )
+        labels = draw_blocks(len(blocks), fractions, seed)
     trimmed = _trim(blocks, labels, guard)
     starts = {
         split: np.concatenate(
@@ -187,6 +203,11 @@ def plan_chops(
         for number, split in enumerate(SPLITS)
         if (labels == number).any()
     }
+    if empty := [split for split, of_split in starts.items() if not len(of_split)]:
+        raise UserError(
+            f"no window of {window} bins fits into what is {' and '.join(empty)} of {n_bins} bins "
+            f"with a guard of {guard}; take larger fractions, or a shorter window or guard"
+        )
     return ChopPlan(n_bins, window, overlap, block, guard, seed, starts)
 
 
@@ -303,6 +324,33 @@ def draw_blocks(n_blocks: int, fractions: tuple[float, float, float], seed: int)
         for stretch in np.array_split(free, count) if count else []:
             labels[rng.choice(stretch)] = number
     return labels
+
+
+def order_in_time(n: int, fractions: tuple[float, float, float]) -> list[tuple[int, int, int]]:
+    """Divide n bins or trials in order of time: first, end and split (in `SPLITS`) of each part.
+
+    What selects comes between training and validation; the last part tests.
+    """
+    valid, test, select = fractions
+    shares = [(0, 1 - valid - test - select), (3, select), (1, valid), (2, test)]
+    cuts = [round(n * total) for total in itertools.accumulate(share for _, share in shares)]
+    parts = zip([0, *cuts], [*cuts[:-1], n], shares, strict=False)
+    return [(low, high, number) for low, high, (number, share) in parts if share]
+
+
+def _in_order(segments: Indices, fractions: tuple[float, float, float]) -> tuple[Indices, Indices]:
+    """Divide the bins of all segments in order of time; return stretches and their splits."""
+    ends = np.cumsum(segments[:, 1] - segments[:, 0])
+    stretches, labels = [], []
+    # Bins of the recording that come first, counted without its gaps.
+    for low, high, number in order_in_time(int(ends[-1]), fractions):
+        for (start, stop), end in zip(segments.tolist(), ends.tolist(), strict=True):
+            first = start + max(0, low - (end - (stop - start)))
+            last = stop - max(0, end - high)
+            if first < last:
+                stretches.append((first, last))
+                labels.append(number)
+    return np.array(stretches, dtype=np.int64), np.array(labels, dtype=np.int64)
 
 
 def _trim(blocks: Indices, labels: Indices, guard: int) -> Indices:

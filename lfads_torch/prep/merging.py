@@ -163,9 +163,9 @@ def merge_file(
         raise UserError(f"the merged file would overwrite {source}; name another output")
     with open_h5(source) as file:
         warn_of_other_files(file)
-        starts, window, n_bins = _places(file, source, positions, overlap)
+        starts, window, n_bins = window_places(file, source, positions, overlap)
         attrs = read_attrs(file)
-        names = _series(file, source, starts, only, list(attrs.get("chop_series", ())))
+        names = series_names(file, source, starts, only, list(attrs.get("chop_series", ())))
         arrays = {}
         for name in names:
             splits = [split for split in starts if f"{split}_{name}" in file]
@@ -192,7 +192,7 @@ def merge_file(
     return write_session(target, {**arrays, "split": labels}, attrs)
 
 
-def _places(
+def window_places(
     file: h5py.File, path: Path, positions: str | None, overlap: int | None
 ) -> tuple[dict[str, Array], int, int]:
     """Return first bins of the windows by split, their length, and the bins of the recording."""
@@ -242,7 +242,7 @@ def _lengths(file: h5py.File, splits: Iterable[str], name: str) -> dict[str, tup
     }
 
 
-def _series(
+def series_names(
     file: h5py.File,
     path: Path,
     starts: Mapping[str, Array],
