@@ -75,7 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drop-duplicates", action="store_true", help="drop spikes at the time of another")
 
     add = parser.add_argument_group("split").add_argument
-    add("--split", metavar="HOW", help="random, conditions, blocks, or a column that says it")
+    add(
+        "--split",
+        metavar="HOW",
+        help="random, conditions, blocks, time, last:20%%, or a column that says it",
+    )
     add("--valid", type=float, metavar="FRACTION", help="trials that validate (0.2)")
     add("--test", type=float, metavar="FRACTION", help="trials put aside (0)")
     add("--block", type=int, metavar="N", help="trials of a block (10)")

@@ -106,6 +106,8 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
         choice = "one of:" if len(planned) > 1 else "for example:"
         lines += ["", f"To prepare it, {if_so}{choice}"]
         lines += [f"  {_words(path, *one, number)}" for number, one in enumerate(planned, 1)]
+        lines += ["", "Splits: `--split blocks` to choose models, `--split time` for claims about"]
+        lines += ["later data (docs/data.md)."]
     else:
         lines += ["", "No command is known that prepares it as it is; docs/data.md says how."]
     return "\n".join(lines)

@@ -46,8 +46,10 @@ class PrepOptions(SourceOptions):
         Bin width for that; at most `bin_ms`.
     split : str, optional
         "random", "conditions" (each condition has its share), "blocks" (blocks of `block`
-        neighbouring trials), or a column of the trials. By default the column ``split`` where the
-        file has one, else "conditions" where conditions are given, else "random".
+        neighbouring trials), "time" (what comes first trains, then comes validation, then test),
+        "last:20%" (the same, by the share of the last part), or a column of the trials. By default
+        the column ``split`` where the file has one, else "conditions" where conditions are given,
+        else "random".
     valid, test, select_fraction : float
         Fractions of the trials. The last one is carved out of those that would train: the split
         ``select`` chooses among trained models, or which of them to average (`lfads ensemble`).

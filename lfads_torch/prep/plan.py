@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,21 @@ import numpy as np
 from ..data.find import list_some
 from ..data.memory import default_bound
 from ..data.validate import SPLITS
-from ..errors import DataError, UserError
+from ..errors import DataError, UserError, number
 from .binning import Array, Flags, Floats, Indices, first_bin
 from .chop import find_segments, plan_chops
 from .merging import leaking_windows
 from .options import PrepOptions
 from .sources.recording import BinnedSpikes, Recording, SpikeTimes, find
-from .splits import UNUSED, Labels, conditions_of, count_splits, draw_splits, labels_from_column
+from .splits import (
+    UNUSED,
+    Labels,
+    conditions_of,
+    count_splits,
+    draw_splits,
+    labels_from_column,
+    read_split,
+)
 from .trials import Windows, parse_align, select_rows, trial_windows, whole_bins
 
 
@@ -36,6 +44,8 @@ class Plan:
 def plan_windows(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     """Cut windows around events, or chop the recording, and split them."""
     recording.check()
+    how, valid, test = read_split(options.split, options.valid, options.test)
+    options = replace(options, split=how, valid=valid, test=test)
     if options.chop_ms is not None:
         if options.until is not None:
             raise UserError(
@@ -156,16 +166,24 @@ def _labels(
         if strata is None:
             raise UserError("--split conditions needs --conditions COLUMN[,COLUMN].")
         labels = draw_splits(n, strata=strata, **fractions)
-    elif how == "blocks":
-        labels[order] = draw_splits(n, block=options.block, **fractions)
+    elif how in ("blocks", "time"):
+        in_time = how == "time"
+        block = None if in_time else options.block
+        labels[order] = draw_splits(n, block=block, in_time=in_time, **fractions)
         # Left out, because in the other block they would overlap windows of the block they left.
-        shared = overlapping(windows, labels)
+        guard_s = number("--guard-ms", options.guard_ms, least=0) / 1000
+        shared = overlapping(windows, labels, guard_s)
         labels[shared] = UNUSED
         if shared.any():
+            near = f" or lie within {options.guard_ms:g} ms of one" if guard_s else ""
+            what = "splits" if in_time else "blocks"
             recording.notes.append(
-                f"{int(shared.sum())} trials at the borders of blocks are in no split: their "
-                "windows overlap one of another split"
+                f"{int(shared.sum())} trials at the borders of {what} are in no split: their "
+                f"windows overlap one of another split{near}"
             )
+        if in_time:
+            recording.notes.append("split: in order of time")
+            return labels
     else:
         column = find(recording.trials, how, "column of the trials")
         labels = labels_from_column(column, how)[windows.trials]
@@ -196,6 +214,11 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
             f"{(before - int(observed.sum())) * bin_s:g} s of {before * bin_s:g} s are not valid "
             f"by {name!r}; they are in no window"
         )
+    if options.split not in (None, "blocks", "time"):
+        raise UserError(
+            f"--split {options.split} is for trials; of a recording that is chopped legal are "
+            "blocks (the default), time and last:20%."
+        )
     block_ms = options.block_ms
     window = whole_bins(options.chop_ms or 0.0, bin_ms, "A window (--chop-ms)")
     chops = plan_chops(
@@ -209,6 +232,7 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
         guard=whole_bins(options.guard_ms, bin_ms, "A guard (--guard-ms)"),
         seed=options.seed,
         segments=find_segments(observed),
+        by=options.split or "blocks",
     )
     first = np.concatenate([chops.starts.get(split, []) for split in SPLITS]).astype(np.int64)
     labels = np.concatenate(
@@ -223,7 +247,10 @@ def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     series += [key for key in ("behavior", "ext_input") if getattr(options, key)]
     plan = Plan(windows, labels, {"chop_start": first, "window_start": starts})
     plan.attrs = chops.attributes(series) | {"chop_first_s": start}
-    recording.notes.append(f"split: blocks of {chops.block} bins, seed {options.seed}")
+    how = (
+        f"blocks of {chops.block} bins, seed {options.seed}" if chops.block else "in order of time"
+    )
+    recording.notes.append(f"split: {how}")
     return plan
 
 
@@ -337,15 +364,15 @@ def coarse_times(recording: Recording, bin_s: float) -> list[str]:
     ]
 
 
-def overlapping(windows: Windows, labels: Labels) -> Flags:
+def overlapping(windows: Windows, labels: Labels, guard_s: float = 0.0) -> Flags:
     """Return which windows share time with one of a later split of `SPLITS`."""
     # Whole microseconds, so that windows that adjoin do not overlap by rounding.
     starts = np.round(windows.starts * 1e6).astype(np.int64)
-    length = round(windows.n_bins * windows.bin_s * 1e6)
+    length = round((windows.n_bins * windows.bin_s + guard_s) * 1e6)
     shared = np.zeros(len(starts), dtype=bool)
-    for number in range(len(SPLITS) - 1):
-        later = starts[labels > number]
-        of_split = labels == number
+    for split in range(len(SPLITS) - 1):
+        later = starts[labels > split]
+        of_split = labels == split
         if later.size and of_split.any():
             shared[of_split] = leaking_windows(starts[of_split], later, length)
     return shared

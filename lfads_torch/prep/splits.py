@@ -12,7 +12,7 @@ from ..data.find import list_some
 from ..data.validate import SPLITS
 from ..errors import UserError, whole
 from .binning import Array, Indices
-from .chop import check_fractions, draw_blocks
+from .chop import check_fractions, draw_blocks, order_in_time
 
 Labels = NDArray[np.int64]
 UNUSED = -1
@@ -31,18 +31,27 @@ def draw_splits(
     seed: int = 0,
     strata: ArrayLike | None = None,
     block: int | None = None,
+    in_time: bool = False,
 ) -> Labels:
     """Draw the split of each trial, by its index in `SPLITS`; trials come in order of time.
 
     With `strata` (the condition of each trial), every split gets its share of each condition; a
     condition of a single trial trains. With `block`, whole blocks of that many trials are drawn,
     one from each of as many stretches of the session, so that neighbours are mostly in the same
-    split and slow drift reaches all splits.
+    split and slow drift reaches all splits. `in_time` draws nothing: what comes first trains, then
+    comes validation, then test.
     """
     check_fractions(valid_fraction, test_fraction, select_fraction)
     least = 2 + (test_fraction > 0) + (select_fraction > 0)
     if n_trials < least:
         raise UserError(f"{n_trials} trial(s) cannot be split; it takes at least {least}.")
+    if in_time:
+        labels = np.zeros(n_trials, dtype=np.int64)
+        for low, high, number in order_in_time(
+            n_trials, (valid_fraction, test_fraction, select_fraction)
+        ):
+            labels[low:high] = number
+        return labels
     if strata is not None and block is not None:
         raise UserError("Stratify by condition or split by blocks, not both.")
     if block is not None:
@@ -85,6 +94,33 @@ def _shares(groups: Labels, labels: Labels, total: int, rng: np.random.Generator
             if shares.sum() < total and shares[group] < left[group]:
                 shares[group] += 1
     return shares
+
+
+def read_split(how: str | None, valid: float, test: float) -> tuple[str | None, float, float]:
+    """Read ``last:20%`` and ``last:20%,valid:10%``: a split in order of time and its fractions.
+
+    The last part validates; where ``valid`` is given too, it tests and what comes before validates.
+    """
+    if how is None or not how.startswith("last:"):
+        return how, valid, test
+    shares: dict[str, float] = {}
+    for part in how.split(","):
+        name, _, text = part.strip().partition(":")
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if name not in ("last", "valid") or not 0 < share < 1:
+            raise UserError(
+                f"--split {how}: {part.strip()!r} is no share of the recording; legal are last:20% "
+                "and last:20%,valid:10%"
+            )
+        shares[name] = share
+    return (
+        ("time", shares["valid"], shares["last"])
+        if len(shares) > 1
+        else ("time", shares["last"], 0.0)
+    )
 
 
 def labels_from_column(column: ArrayLike, name: str = "split") -> Labels:

@@ -441,3 +441,37 @@ def test_no_trials_and_no_spikes(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", spike_times=np.empty(0), spike_times_index=np.array([0, 0]))
     with pytest.raises(DataError, match="none of the 2 units has a spike"):
         prepare(tmp_path / "e.npz", tmp_path / "o.h5", bin_ms=10, chop_ms=100)
+
+
+def test_trials_in_order_of_time_with_a_guard(tmp_path: Path) -> None:
+    options = {"bin_ms": 10, "align": "go_time:0:200", "strict": True}
+    source = session(tmp_path)
+    done = prepare(source, tmp_path / "o.h5", split="last:20%,valid:10%", **options)
+    assert sum(done.trials.values()) == N_TRIALS
+    assert done.trials["test"] == round(0.2 * N_TRIALS)
+    names = ["train", "valid", "test"]
+    data = read_session(tmp_path / "o.h5", ["window_start"])
+    train, valid, test = (data.splits[s].extras["window_start"] for s in names)
+    assert train.max() < valid.min() <= valid.max() < test.min()
+    guarded = prepare(
+        source, tmp_path / "g.h5", split="time", valid=0.1, test=0.2, guard_ms=3_000, **options
+    )
+    data = read_session(tmp_path / "g.h5", ["window_start"])
+    late = {s: data.splits[s].extras["window_start"] for s in names}
+    assert late["train"].max() + 0.2 + 3 <= late["valid"].min()
+    assert guarded.trials["test"] == done.trials["test"]
+    assert any("within 3000 ms" in text for text in guarded.notes)
+
+
+def test_a_recording_in_order_of_time(tmp_path: Path) -> None:
+    source = session(tmp_path)
+    options = {"bin_ms": 10, "chop_ms": 500, "overlap_ms": 100}
+    prepare(source, tmp_path / "o.h5", split="last:25%", guard_ms=200, **options)
+    with h5py.File(tmp_path / "o.h5") as file:
+        train, valid = (file[f"{s}_chop_start"][()] for s in ("train", "valid"))
+        assert "test_chop_start" not in file
+        assert file.attrs["split_by"] == "time"
+    assert train.max() + 50 + 40 <= valid.min()
+    for how, message in (("random", "is for trials"), ("last:x", "no share of the recording")):
+        with pytest.raises(UserError, match=message):
+            prepare(source, tmp_path / "p.h5", split=how, **options)
