@@ -1,4 +1,4 @@
-# docker build -t lfads . && docker run --rm -v "$PWD:/work" lfads train my_data.h5
+# docker build -t lfads-torch . && docker run --rm -v "$PWD:/work" lfads-torch train my_data.h5
 FROM python:3.11-slim AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc git libc6-dev
 COPY . /src
