@@ -100,6 +100,7 @@ class Step(nn.Module):
     w_co: Tensor
     b_co: Tensor
     ic_h0: Tensor
+    zero: Tensor
     ic_learned: Tensor
     con_h0: Tensor
     ci_h0: Tensor
@@ -129,6 +130,7 @@ class Step(nn.Module):
         self.register_buffer("w_fac", cell.fac_linear.unit_weight.detach().T.contiguous())
         self.register_buffer("con_h0", decoder.con_h0.detach().clone())
         self.to_g0 = decoder.ic_to_g0
+        self.register_buffer("zero", torch.zeros(()))
         if self.has_con:
             self.ci, self.con = Cell(encoder.ci_enc.fwd_gru.cell), Cell(cell.con_cell)
             self.register_buffer("ci_h0", encoder.ci_enc_h0[0].detach().clone())
@@ -157,16 +159,18 @@ class Step(nn.Module):
         self, ci_t: Float[Tensor, "B H"] | None, ext: Float[Tensor, "B E"] | None, state: StepState
     ) -> StepOutput:
         """Run controller, generator, factors and read-out for one bin; the state's ci stays."""
-        con, inputs = state.con, state.gen.new_zeros(state.gen.shape[0], self.n_inputs)
-        driven = []
-        if con is not None and ci_t is not None:
+        n, con = state.gen.shape[0], state.con
+        if con is None or ci_t is None:
+            inputs = state.gen.new_zeros(n, self.n_inputs)
+            driven = []
+        else:
             con = self.con(torch.cat([ci_t, state.fac], dim=1), con)
             inputs = torch.addmm(self.b_co, con, self.w_co)
-            driven.append(inputs)
+            driven = [inputs]
         if ext is not None:
             driven.append(ext)
         gen = self.gen(
-            torch.cat(driven, dim=1) if driven else state.gen.new_zeros(state.gen.shape[0], 0),
+            torch.cat(driven, dim=1) if driven else state.gen.new_zeros(n, 0),
             state.gen,
         )
         fac = gen @ self.w_fac
@@ -200,7 +204,7 @@ class Step(nn.Module):
 
     def read_in(self, x: Float[Tensor, "B T N"]) -> Float[Tensor, "B T D"]:
         """Map channels to what the encoders read, 0 where they are missing."""
-        return self.readin(torch.where(x.isnan(), 0.0, x)).to(x.dtype)
+        return self.readin(torch.where(x.isnan(), self.zero, x)).to(x.dtype)
 
     def _begin(self, ic: Float[Tensor, "B I"]) -> StepState:
         gen = self.to_g0(ic)

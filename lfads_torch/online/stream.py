@@ -18,6 +18,7 @@ from ..errors import ConfigError, UserError, one_of, whole
 from ..files import expanded
 from ..metrics.decoding import Decoder, DecoderState
 from ..model import LFADS
+from .plan import plan
 from .session import open_session, session_number
 from .step import Step, StepOutput, StepState
 from .window import Window
@@ -354,8 +355,6 @@ class Stream:
         mine = self.state()
         for name, value in mine.items():
             other = state.get(name)
-            if name not in state and name in self._engine.optional:
-                continue
             is_same = other is not None and np.shape(other) == np.shape(value)
             if name in ("mode", "session"):
                 is_same = other == value
@@ -471,8 +470,6 @@ class Stream:
 class _Windows:
     """The last T_e bins, and the model on all of them."""
 
-    optional: tuple[str, ...] = ()
-
     def __init__(
         self,
         window: Window,
@@ -545,64 +542,100 @@ class _Result(NamedTuple):
 class _Track:
     """One state of a causal model and the bins since it began."""
 
-    def __init__(self, step: Step, n_streams: int, device: Any) -> None:
-        self._step, self._n, self._device = step, n_streams, device
+    def __init__(self, steps: _Step, n_streams: int, device: Any) -> None:
+        self._run, step = steps, steps.step
         self.age = 0
-        self.state: StepState | None = None
         # The bins of the IC segment, until the initial condition is inferred from them.
         shape = n_streams, step.first_bins
         self.first = torch.zeros(*shape, step.n_read, device=device)
         self.first_ext = torch.zeros(*shape, step.n_ext, device=device)
+        self.state: list[Tensor] = [x.clone() for x in steps.begin]
 
-    def push(self, x: Tensor, ext: Tensor | None) -> StepOutput | None:
+    def push(self, x: Tensor, ext: Tensor | None) -> _Result | None:
         """Take a bin; return the outputs, None within the IC segment."""
-        first, self.age = self.age, self.age + 1
-        if first < self._step.first_bins:
-            self.first[:, first] = x
-            if ext is not None:
-                self.first_ext[:, first] = ext
-            if self.age < self._step.first_bins:
-                return None
-            output = self._step.start(self.first, self.first_ext if ext is not None else None)
-        else:
-            state = self._step.initial(self._n) if self.state is None else self.state
-            output = self._step(x, ext, state)
-        self.state = output.state
-        return output
+        bin_, self.age = self.age, self.age + 1
+        n_first = self._run.step.first_bins
+        if bin_ >= n_first:
+            return self._run(x, ext, self.state)
+        self.first[:, bin_] = x
+        if ext is not None:
+            self.first_ext[:, bin_] = ext
+        if self.age < n_first:
+            return None
+        return self._run.start(self.first, None if ext is None else self.first_ext, self.state)
 
     def arrays(self, prefix: str) -> State:
         """Return copies of everything, under names with a prefix."""
         kept = {"first": self.first, "first_ext": self.first_ext}
-        if self.state is not None:
-            kept |= {f"state_{k}": v for k, v in self.state._asdict().items() if v is not None}
+        kept |= {f"state_{k}": v for k, v in enumerate(self.state)}
         named = {f"{prefix}_{k}": v.cpu().numpy().copy() for k, v in kept.items()}
         return {f"{prefix}_age": self.age, **named}
 
-    @classmethod
-    def of(
-        cls, prefix: str, saved: Mapping[str, Any], step: Step, n_streams: int, device: Any
-    ) -> _Track:
-        """Rebuild a track from its arrays."""
-        track = cls(step, n_streams, device)
-        track.age = int(saved[f"{prefix}_age"])
-        track.first.copy_(torch.as_tensor(saved[f"{prefix}_first"]))
-        track.first_ext.copy_(torch.as_tensor(saved[f"{prefix}_first_ext"]))
-        if f"{prefix}_state_gen" in saved:
-            arrays = (saved.get(f"{prefix}_state_{name}") for name in StepState._fields)
-            tensors = (None if a is None else torch.tensor(a, device=device) for a in arrays)
-            track.state = StepState._make(tensors)
-        return track
+    def load(self, prefix: str, saved: Mapping[str, Any]) -> _Track:
+        """Take what `arrays` gave."""
+        self.age = int(saved[f"{prefix}_age"])
+        kept = {"first": self.first, "first_ext": self.first_ext}
+        for name, tensor in (kept | {f"state_{k}": v for k, v in enumerate(self.state)}).items():
+            tensor.copy_(torch.as_tensor(saved[f"{prefix}_{name}"]))
+        return self
+
+
+class _Step:
+    """One bin of a causal model and of those to come, planned once for all tracks of a stream."""
+
+    def __init__(self, step: Step, n_streams: int, device: Any, horizon: int) -> None:
+        self.step, self._horizon = step, horizon
+        with torch.no_grad():
+            # With an IC segment, the state of any bins serves: it is written before it is read.
+            segment = n_streams, step.first_bins
+            x, ext = (torch.zeros(*segment, n, device=device) for n in (step.n_read, step.n_ext))
+            state = step.start(x, ext if step.n_ext else None).state if step.first_bins else None
+            state = step.initial(n_streams) if state is None else state
+        self._is_kept = [value is not None for value in state]
+        self.begin = [value.clone() for value in state if value is not None]
+        sizes = (step.n_read, step.n_ext) if step.n_ext else (step.n_read,)
+        bins = [torch.zeros(n_streams, size, device=device) for size in sizes]
+        self._plan = plan(self._of_tensors, [*bins, *(value.clone() for value in self.begin)])
+
+    def __call__(self, x: Tensor, ext: Tensor | None, state: list[Tensor]) -> _Result:
+        """Take a bin; the new state is written over the old one."""
+        given = (x, *state) if ext is None else (x, ext, *state)
+        for room, value in zip(self._plan.inputs, given, strict=True):
+            room.copy_(value)
+        self._plan.run()
+        outputs = self._plan.outputs
+        for old, new in zip(state, outputs[len(_Result._fields) :], strict=True):
+            old.copy_(new)
+        return _Result(*outputs[: len(_Result._fields)])
+
+    def start(self, x: Tensor, ext: Tensor | None, state: list[Tensor]) -> _Result:
+        """Take the bins of the IC segment."""
+        result, *new = self._with_ahead(self.step.start(x, ext))
+        for old, value in zip(state, new, strict=True):
+            old.copy_(value)
+        return result
+
+    def _of_tensors(self, x: Tensor, *others: Tensor) -> list[Tensor]:
+        values = iter(others)
+        ext = next(values) if self.step.n_ext else None
+        state = StepState._make(next(values) if kept else None for kept in self._is_kept)
+        result, *new = self._with_ahead(self.step(x, ext, state))
+        return [*result, *new]
+
+    def _with_ahead(self, output: StepOutput) -> tuple[Any, ...]:
+        """Return the result with the bins to come, and the tensors of the state."""
+        rates, state = [], output.state
+        for _ in range(self._horizon):
+            later = self.step.ahead(state)
+            rates.append(later.rates)
+            state = later.state
+        ahead = torch.stack(rates, dim=1) if rates else output.rates.unsqueeze(1)[:, :0]
+        result = _Result(output.rates, output.factors, output.gen_states, output.inputs, ahead)
+        return result, *(value for value in output.state if value is not None)
 
 
 class _Steps:
     """One step of every net per bin, and the change to a new state at a restart."""
-
-    #: Entries of the state that are not there at every bin.
-    optional = tuple(
-        f"{prefix}_{name}"
-        for prefix in ("first", "second")
-        for name in ("age", "first", "first_ext", *(f"state_{k}" for k in StepState._fields))
-    )
 
     def __init__(
         self,
@@ -613,8 +646,9 @@ class _Steps:
         restart: int,
         blend: int | None,
     ) -> None:
-        self._new: tuple[Any, ...] = (step, n_streams, device)
-        self._step, self._horizon = step, horizon
+        steps = _Step(step, n_streams, device, horizon)
+        self._tracks = [_Track(steps, n_streams, device) for _ in range(2)]
+        self._fresh, self._has_second = self._tracks[0].arrays("first"), False
         segment = step.first_bins
         self._restart = whole("restart", restart, least=0)
         self._blend = whole("blend", (2 * segment or BLEND) if blend is None else blend, least=1)
@@ -625,52 +659,48 @@ class _Steps:
                 f"restart is {restart} and blend {self._blend}; legal are blend from "
                 f"{self._silent + 1} (the IC segment) to restart - 1"
             )
-        self._first = _Track(*self._new)
-        self._second: _Track | None = None
 
     @property
     def started(self) -> bool:
         """Whether there are outputs."""
-        return self._first.age > self._silent
+        return self._tracks[0].age > self._silent
 
     def push(self, t: int, x: Tensor, ext: Tensor | None) -> _Result | None:
         """Take a bin; return the outputs, None within the IC segment."""
+        first, second = self._tracks
         if self._restart and t and t % self._restart == 0:
-            self._second = _Track(*self._new)
-        result = self._result(self._first.push(x, ext))
-        if self._second is None:
+            second.load("first", self._fresh)
+            self._has_second = True
+        result = first.push(x, ext)
+        if not self._has_second:
             return result
-        other = self._result(self._second.push(x, ext))
-        share = (self._second.age - self._silent) / (self._blend - self._silent)
-        if self._second.age >= self._blend:
-            self._first, self._second = self._second, None
+        # The plan's outputs are those of its last call.
+        result = None if result is None else _Result(*(a.clone() for a in result))
+        other = second.push(x, ext)
+        share = (second.age - self._silent) / (self._blend - self._silent)
+        if second.age >= self._blend:
+            self._tracks, self._has_second = [second, first], False
         if result is None or other is None:
             return result
         return _Result(*(a + share * (b - a) for a, b in zip(result, other, strict=True)))
 
-    def _result(self, output: StepOutput | None) -> _Result | None:
-        if output is None:
-            return None
-        ahead, state = output.rates.unsqueeze(1)[:, :0], output.state
-        for _ in range(self._horizon):
-            later = self._step.ahead(state)
-            state, ahead = later.state, torch.cat([ahead, later.rates.unsqueeze(1)], dim=1)
-        return _Result(output.rates, output.factors, output.gen_states, output.inputs, ahead)
-
     def reset(self) -> None:
         """Forget all bins."""
-        self._first, self._second = _Track(*self._new), None
+        self._tracks[0].load("first", self._fresh)
+        self._has_second = False
 
     def state(self) -> State:
         """Return copies of the states."""
-        second = {} if self._second is None else self._second.arrays("second")
-        return {**self._first.arrays("first"), **second}
+        first, second = (
+            t.arrays(n) for t, n in zip(self._tracks, ("first", "second"), strict=True)
+        )
+        return {**first, **second, "has_second": self._has_second}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
-        self._first = _Track.of("first", state, *self._new)
-        has_second = "second_age" in state
-        self._second = _Track.of("second", state, *self._new) if has_second else None
+        self._has_second = bool(state["has_second"])
+        for track, name in zip(self._tracks, ("first", "second"), strict=True):
+            track.load(name, state)
 
 
 @contextmanager
