@@ -36,6 +36,7 @@ COMMANDS = (
     "sample",
     "evaluate",
     "decode",
+    "stream",
     "report",
     "compare",
     "export",
