@@ -8,6 +8,9 @@ A run::
     lightning_checkpoints/last.ckpt   and best-*.ckpt, best-recon-*.ckpt
     lfads_output*.h5                  posterior means, a file for each session
 
+An ensemble has ``ensemble.json``, ``status.json`` (with a key ``ensemble``) and output files.
+Several seeds have ``config.yaml``, ``status.json`` (with a key ``seeds``) and a run folder each.
+
 A search has ``config.yaml`` and ``status.json`` of its own (with a key ``search``) and::
 
     population.csv    every member in every epoch; exchanges.csv: who copied whom
@@ -23,7 +26,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +53,8 @@ BY_LOSS = "best-recon-"
 METRICS = "csv_logs/metrics.csv"
 BEST_MODEL = "best_model"
 POPULATION = "population.csv"
+#: What an ensemble is made of, in its folder.
+ENSEMBLE = "ensemble.json"
 EXCHANGES = "exchanges.csv"
 #: Column of a hyper-parameter in `POPULATION`, as training logs it: "hp/lr_init".
 HP = "hp/"
@@ -102,10 +107,12 @@ class RunFolder:
         write_whole(self.path / STATUS, json.dumps({"stage": stage, **facts}, indent=2) + "\n")
 
     @property
-    def kind(self) -> Literal["run", "search", "none"]:
+    def kind(self) -> Literal["run", "search", "seeds", "ensemble", "none"]:
         """What the folder holds, complete or not."""
-        if "search" in self.status:
-            return "search"
+        status = self.status
+        for kind in ("search", "seeds", "ensemble"):
+            if kind in status:
+                return cast(Any, kind)
         # A run of the existing implementation has no status.
         holds_run = (
             (self.path / STATUS).is_file()
@@ -130,6 +137,12 @@ class RunFolder:
         """
         if self.path.is_file():
             return self.path
+        if self.kind in ("seeds", "ensemble"):
+            raise UserError(
+                f"{self.path} holds {'an ensemble' if self.kind == 'ensemble' else 'several seeds'}"
+                ", which has no checkpoint of its own; name one of its members: "
+                f"{', '.join(self.members()[:8])}"
+            )
         place = self.single.path
         recorded = self.single.status.get("best_checkpoint")
         if best and recorded:
@@ -163,13 +176,23 @@ class RunFolder:
         epochs = (row.get("epoch", "") for row in read_table(self.path / METRICS)[1])
         return any(epoch.isdigit() and int(epoch) > 0 for epoch in epochs)
 
+    def members(self) -> list[str]:
+        """Return the run folders of the seeds of this folder, or of the models of an ensemble."""
+        if self.kind == "seeds":
+            return [str(self.path / name) for name in self.status["seeds"]]
+        try:
+            about = json.loads((self.path / ENSEMBLE).read_text(encoding="utf-8"))
+            return [str(member["run"]) for member in about["members"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
     def models(self) -> list[Path]:
         """Return the checkpoints of the final members of a search, the best first."""
         status = self.status
         if self.kind != "search":
             raise UserError(
-                f"{self.path} holds no search; an ensemble averages the final members of a search. "
-                "Name the folder of a search, or leave out --ensemble"
+                f"{self.path} holds no search; --ensemble averages the final members of a search. "
+                "Name the folder of a search, or make an ensemble of runs: lfads ensemble RUN RUN"
             )
         if status.get("stage") == "training" or not status.get("members"):
             raise UserError(
@@ -239,7 +262,11 @@ class RunFolder:
     def delete(self) -> None:
         """Delete what a run or a search left in the folder, and nothing else."""
         # By name, because people keep files of their own in run folders.
-        for name in (*_OF_RUNS, *_SCORES, *(_OF_SEARCHES if self.kind == "search" else ())):
+        more = {"search": _OF_SEARCHES, "ensemble": (ENSEMBLE, "members")}.get(self.kind, ())
+        if self.kind == "seeds":
+            for name in self.status["seeds"]:
+                RunFolder(self.path / name).delete()
+        for name in (*_OF_RUNS, *_SCORES, *more):
             path = self.path / name
             # Of a link to another disk the link goes; what it points to stays.
             if path.is_dir() and not path.is_symlink():

@@ -39,6 +39,7 @@ COMMANDS = (
     "stream",
     "report",
     "compare",
+    "ensemble",
     "export",
     "configs",
     "completion",

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data import Survey, list_some
 from ..datamodules import BasicDataModule
 from ..errors import UserError, nearest
+from ..metrics.trialwise import NLB_FLOOR
 from ..model import LFADS
 from ..modules.decoder import Decoding
 from ..provenance import provenance
@@ -60,7 +61,7 @@ def sample_posterior(
         session's trials (an array has no split).
     num_samples : int
         Posterior samples; a model that is not variational has one.
-    split : {"train", "valid", "test"}
+    split : {"train", "valid", "test", "select"}
     session : str, optional
         Which session of the model an array is of; a model of one session needs none.
     seed : int
@@ -188,6 +189,7 @@ def write_posterior_means(
     *,
     run: str | Path | None = None,
     checkpoint: str | Path | None = None,
+    fields: Sequence[str] = SessionOutput._fields,
 ) -> None:
     """Write the posterior means of all trials, one file per session."""
     for number, model_session in enumerate(match_sessions(model, data)):
@@ -201,7 +203,7 @@ def write_posterior_means(
             for split in rows:
                 arguments = (model, data, number, model_session, split, draws)
                 with computing():
-                    sample_session(*arguments, sink=out.rows(split).add)
+                    sample_session(*arguments, sink=out.rows(split, fields).add)
             out.finish(attributes)
 
 
@@ -211,11 +213,15 @@ def run_ensemble_sampling(
     paths: Sequence[Path],
     num_samples: int = 50,
     *,
+    counts: Sequence[int] | None = None,
+    is_log: bool = False,
     seed: int = 0,
     max_bytes: int = MAX_BYTES,
     run: str | Path | None = None,
 ) -> None:
     """Write the rates of all trials, averaged over models, one file per session.
+
+    A model counts once, or as often as `counts` says; with `is_log` logarithms are averaged.
 
     A file holds every key of the session's data file and ``{split}_output_params``, the mean over
     models of their posterior mean rates (or other means). Factors, states, initial conditions and
@@ -242,18 +248,34 @@ def run_ensemble_sampling(
                 }
             # A seed for each model: equal noise in all of them would not average out.
             draws = Draws(num_samples, seed + n_models - 1, max_bytes)
+            count = 1 if counts is None else counts[n_models - 1]
             for (number, split), total in sums.items():
                 arguments = (model, datamodule, number, numbers[number], split, draws)
                 with computing():
-                    sample_session(*arguments, sink=total.add)
+                    sample_session(*arguments, sink=_Counted(total, count, is_log).add)
         if not n_models:
             raise UserError("an ensemble needs at least one model")
+        n = n_models if counts is None else sum(counts)
         for total in sums.values():
-            total.divide(n_models)
+            total.apply(lambda block: np.exp(block / n) if is_log else block / n)
         draws = Draws(num_samples, seed, max_bytes)
         for number, file in enumerate(files):
             attributes = _attributes(model, names, datamodule, number, draws, run)
             file.finish({**attributes, "num_models": n_models})
+
+
+class _Counted(NamedTuple):
+    """Adds a model's rates to a sum, as often as the model counts."""
+
+    total: RowWriter
+    count: int
+    is_log: bool
+
+    def add(self, output: SessionOutput) -> None:
+        rates = output.output_params
+        if self.is_log:
+            rates = rates.clamp_min(NLB_FLOOR).log()
+        self.total.add(output._replace(output_params=rates * self.count))
 
 
 def _attributes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,11 @@ class RowWriter:
             data[rows] = values if is_first else data[rows] + values
         self._done += n
 
-    def divide(self, by: int) -> None:
-        """Divide what was written."""
+    def apply(self, function: Callable[[Any], Any]) -> None:
+        """Change what was written, block by block."""
         for data in self._data.values():
             for rows, block in blocks(data):
-                data[rows] = block / by
+                data[rows] = function(block)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ _OF_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
-    from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+    from pytorch_lightning.callbacks import ProgressBar
 
     from ..callbacks import NaNGuard
     from .monitors import KnownMonitors
@@ -167,9 +167,50 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
     # Lightning refuses a bar where the configuration switches bars off.
     if config["trainer"].get("enable_progress_bar", True) is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     # Lightning refuses checkpoint callbacks where the configuration switches checkpoints off.
     is_kept = config["trainer"].get("enable_checkpointing") is not False
+    _add_checkpoints(callbacks, config, folder, is_kept=is_kept)
+    # The order counts: seeds before anything draws, the guard before the epoch's checkpoints, the
+    # last checkpoint when all others have changed what it stores.
+    if not any(isinstance(callback, NaNGuard) for callback in callbacks):
+        callbacks.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
+    return [
+        EpochSeed(seed),
+        KnownMonitors(),
+        *callbacks,
+        LastCheckpoint() if is_kept else WholeEpoch(),
+    ]
+
+
+def build_selection(config: Mapping[str, Any], folder: Path) -> tuple[list[Any], list[Any]]:
+    """Build what chooses checkpoints, the chooser of the run's best first, and what stops early."""
+    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+
+    nodes = {name: node for name, node in (config.get("callbacks") or {}).items() if node}
+    names = ("ModelCheckpoint", *_STOPPING)
+    callbacks = [
+        build(_with_mode(node), f"callbacks.{name}")
+        for name, node in nodes.items()
+        if str(node["_target_"]).rpartition(".")[2] in names
+    ]
+    _add_checkpoints(callbacks, config, folder, is_kept=True)
+    kinds = (ModelCheckpoint, EarlyStopping)
+    checkpoints, stopping = ([c for c in callbacks if isinstance(c, kind)] for kind in kinds)
+    for callback in checkpoints:
+        callback.dirpath = str(folder / CHECKPOINTS)
+    return checkpoints, stopping
+
+
+_STOPPING = ("EarlyStopping", "EarlyStoppingWithBurnInPeriod")
+
+
+def _add_checkpoints(
+    callbacks: list[Any], config: Mapping[str, Any], folder: Path, *, is_kept: bool
+) -> None:
+    """Add the best checkpoints that a configuration lacks: by `select_by`, and by the loss."""
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    checkpoints = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
     select_by = config.get("select_by") or LOSS
     # Selection by another score keeps the best by the loss, too.
     needed = [select_by, LOSS] if select_by != LOSS else [LOSS] * (not checkpoints)
@@ -192,22 +233,11 @@ def _callbacks(config: Mapping[str, Any], folder: Path, seed: int) -> list[Any]:
         callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
         # LastCheckpoint keeps the last epoch; Lightning would keep the last that was the best.
         callback.save_last = False
-    # The order counts: seeds before anything draws, the guard before the epoch's checkpoints, the
-    # last checkpoint when all others have changed what it stores.
-    if not any(isinstance(callback, NaNGuard) for callback in callbacks):
-        callbacks.insert(0, NaNGuard(on_nan=config.get("on_nan", "stop")))
-    return [
-        EpochSeed(seed),
-        KnownMonitors(),
-        *callbacks,
-        LastCheckpoint() if is_kept else WholeEpoch(),
-    ]
 
 
 def _with_mode(node: Mapping[str, Any]) -> dict[str, Any]:
     """Add to a callback with a monitor the mode that its name implies, where none is given."""
-    kinds = ("ModelCheckpoint", "EarlyStopping", "EarlyStoppingWithBurnInPeriod")
-    is_known = str(node["_target_"]).endswith(kinds)
+    is_known = str(node["_target_"]).rpartition(".")[2] in ("ModelCheckpoint", *_STOPPING)
     if is_known and node.get("monitor") and node.get("mode") is None:
         return {**node, "mode": mode_of(str(node["monitor"]))}
     return dict(node)

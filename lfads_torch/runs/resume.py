@@ -78,8 +78,7 @@ class WholeEpoch(Callback):
         }
         folder = Path(trainer.default_root_dir).resolve()
         for key, state in checkpoint.get("callbacks", {}).items():
-            if "best_k_models" in state:
-                checkpoint["callbacks"][key] = _with_paths(state, partial(_below, folder))
+            checkpoint["callbacks"][key] = portable(state, folder)
         # A checkpoint within an epoch keeps its place in it.
         loop = checkpoint["loops"]["fit_loop"]
         progress = loop["epoch_progress"]
@@ -127,6 +126,11 @@ class WholeEpoch(Callback):
             stopping.patience = patience
         if self._patience:
             trainer.should_stop = trainer.should_stop or (stops and not goes_on)
+
+
+def portable(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the state of a callback with paths as seen from the run's folder."""
+    return _with_paths(state, partial(_below, folder)) if "best_k_models" in state else state
 
 
 def _with_paths(state: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:

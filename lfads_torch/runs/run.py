@@ -237,7 +237,7 @@ class _Run:
                 self._check_that_changes_act(n_epochs)
                 status = {**status, "changes": self._record(status, n_epochs)}
                 status["data"] = fingerprints(datamodule)
-                write_config(self.folder / CONFIG, self.config, _parts_of(model))
+                write_config(self.folder / CONFIG, self.config, parts_of(model))
         outputs = self._sample(model, datamodule, trained=do_train) if do_posterior_sample else []
         if do_train:
             names = [_relative(path, self.folder) for path in outputs]
@@ -341,7 +341,7 @@ class _Run:
         before = RunFolder(self.folder).status if self.goes_on else {}
         if changes := self._record(before, n_epochs):
             facts["changes"] = changes
-        write_config(self.folder / CONFIG, self.config, _parts_of(model))
+        write_config(self.folder / CONFIG, self.config, parts_of(model))
         self._write_status("training", facts)
         try:
             self._fit(trainer, model, datamodule, checkpoint)
@@ -431,7 +431,7 @@ class _Run:
         return [Path(output).absolute() for output in outputs or []]
 
 
-def _parts_of(model: Any) -> set[str]:
+def parts_of(model: Any) -> set[str]:
     """Return the classes that a checkpoint of the model will name."""
     from ..modules.spec import targets_of, to_spec
 

@@ -14,6 +14,7 @@ from ..errors import UserError, whole
 from ..files import expanded
 from ..folder import CONFIG, RunFolder, number_outputs
 from ..processes import stoppable
+from ..tuples import SessionOutput
 from .build import build, pick_device
 from .compose import absolute_pattern, read_config
 
@@ -32,8 +33,13 @@ def sample_run(
     reconstruction: str | None = None,
     trust: bool | Trust = False,
     accept_changed_data: bool = False,
+    member: Path | None = None,
+    rates_only: bool = False,
 ) -> list[Path]:
-    """Average posterior samples of a trained model, or of the final members of a search.
+    """Average posterior samples of a trained model, or rates of the models of an ensemble.
+
+    An ensemble is a folder of `lfads ensemble`, or with `ensemble` the final members of a search.
+    `member` is another checkpoint of the run or search that is to be sampled.
 
     `config` and `reconstruction` say what a checkpoint of the existing implementation lacks.
     `trust` consents to code outside this package that the run or its checkpoint names,
@@ -56,14 +62,33 @@ def sample_run(
     place = expanded(run).absolute()
     if not place.exists():
         raise UserError(f"{place} does not exist; name a run folder or a .ckpt file")
-    folder = RunFolder.around(place).single.path
+    home, counts, is_log = place, None, False
+    if RunFolder(place).kind == "ensemble":
+        from ..post_run.ensemble import ensemble_models
+
+        if ensemble or members is not None:
+            raise UserError(f"{place} is an ensemble already; leave out --ensemble and --members")
+        about, files, counts = ensemble_models(place)
+        if data is None:
+            raise UserError(
+                f"{place} has its rates already; give other trials with --data FILE, or make the "
+                "ensemble again: lfads ensemble"
+            )
+        # Where the data of its first member are described, those of all are.
+        first = next(one for one in about["members"] if one["count"])
+        home, is_log, ensemble = Path(first["run"]), about["space"] == "log", True
+    folder = RunFolder.around(home).single.path
     trust = trust_of(folder / CONFIG, trust)
     # Nothing else of the run is built, so nothing else of it needs consent.
     parts = ("datamodule", "trainer.accelerator")
     of_run = read_config(folder, trust, parts) if (folder / CONFIG).is_file() else {}
-    chosen: Sequence[Path | None] = (
-        RunFolder(place).models()[:members] if ensemble else [find_checkpoint(place, best=best)]
-    )
+    chosen: Sequence[Path | None]
+    if counts is not None:
+        chosen = files
+    elif ensemble:
+        chosen = RunFolder(place).models()[:members]
+    else:
+        chosen = [member or find_checkpoint(place, best=best)]
     checkpoint = chosen[0]
     if checkpoint is None:
         raise UserError(f"{place} holds no checkpoint; name a run folder or a .ckpt file")
@@ -83,11 +108,11 @@ def sample_run(
         replace(trust, is_own=False).check({"datamodule": settings}, checkpoint)
     datamodule = build(settings, "datamodule")
     datamodule.setup("fit")
-    if data is None:
+    if data is None and member is None:
         _check_data(RunFolder(folder), checkpoint, datamodule, accept=accept_changed_data)
     device = pick_device({"accelerator": of_run.get("trainer.accelerator", "auto")})
     stem = "lfads_output" if data is None else f"{_stem(data)}_output"
-    name = f"{stem}_ensemble.h5" if ensemble else f"{stem}.h5"
+    name = f"{stem}_ensemble.h5" if ensemble and counts is None else f"{stem}.h5"
     where = place if ensemble else folder
     path = expanded(output).absolute() if output else where / name
     # One session's file is named as it was asked for; several need the names of their data files.
@@ -102,15 +127,18 @@ def sample_run(
         if ensemble:
             # A generator: one member is in memory at a time.
             models = (load_model(one, trust=trust).to(device) for one in chosen if one is not None)
-            run_ensemble_sampling(models, datamodule, paths, num_samples, run=place)
+            run_ensemble_sampling(
+                models, datamodule, paths, num_samples, counts=counts, is_log=is_log, run=place
+            )
         else:
             answers: dict[str, Any] = {"reconstruction": reconstruction} if reconstruction else {}
             model = load_model(
                 checkpoint, config=config, data=datamodule, trust=trust, **answers
             ).to(device)
             draws = Draws(num_samples, seed=0, max_bytes=MAX_BYTES)
+            fields = ("output_params",) if rates_only else SessionOutput._fields
             write_posterior_means(
-                model, datamodule, paths, draws, run=folder, checkpoint=checkpoint
+                model, datamodule, paths, draws, run=folder, checkpoint=checkpoint, fields=fields
             )
         if output is None and data is None:
             number_outputs(paths, path.stem)

@@ -18,7 +18,7 @@ from .rules import Method, Values, build_method, start_values
 from .settings import SearchSettings
 
 #: Settings of the trainer that would change the numbers, and what of them a population does.
-_TRAINER_ONLY: dict[str, tuple[Any, ...]] = {
+TRAINER_ONLY: dict[str, tuple[Any, ...]] = {
     "accumulate_grad_batches": (None, 1),
     "gradient_clip_algorithm": (None, "norm"),
     "precision": (None, 32, "32", "32-true"),
@@ -59,7 +59,7 @@ def check_search(config: dict[str, Any]) -> SearchSettings:
     settings = SearchSettings.from_config(config.get("search"))
     max_epochs_of(config)
     trainer = config["trainer"]
-    for name, legal in _TRAINER_ONLY.items():
+    for name, legal in TRAINER_ONLY.items():
         if name in trainer and trainer[name] not in legal:
             raise ConfigError(
                 f"trainer.{name}={trainer[name]!r} does not act on members of a search, which "

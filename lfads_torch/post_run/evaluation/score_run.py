@@ -51,7 +51,7 @@ def evaluate_run(
     ----------
     run : str, Path or RunOutputs
         As of `load_outputs`.
-    split : {"valid", "train", "test"}
+    split : {"valid", "train", "test", "select"}
         The trials that are scored. Baselines and decoders are fitted to the training trials.
     baselines : bool
         Smoothed data, PSTHs and factor analysis beside the model.

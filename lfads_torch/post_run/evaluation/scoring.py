@@ -54,6 +54,8 @@ def model_predictions(recording: Recording) -> list[Prediction]:
     """Return the model's rates, and its factors."""
     predictions = []
     for name, source in (("lfads", "output_params"), ("lfads_factors", "factors")):
+        if any(source not in recording.trials[kind] for kind in (TRAIN, SCORED)):
+            continue  # models of an ensemble share no factors
         train, scored = (recording.trials[kind][source] for kind in (TRAIN, SCORED))
         rates = scored if source == "output_params" else None
         predictions.append(Prediction(name, rates, features=only(train, scored)))

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import UserError
 from ...files import expanded, write_whole
+from ...folder import RunFolder
 from ..evaluation.table import COLUMNS, ROWS
 from ..plots.training import training_beside
 from .findings import find_all
@@ -55,7 +56,11 @@ def compare_runs(
     UserError
         If there are fewer than two runs, the same one twice, or a folder holds no run.
     """
-    folders = [expanded(run).absolute() for run in runs]
+    folders = [
+        Path(one)
+        for folder in (RunFolder(expanded(run).absolute()) for run in runs)
+        for one in (folder.members() if folder.kind == "seeds" else [folder.path])
+    ]
     if len(folders) < 2:
         raise UserError("a comparison needs two runs or more: lfads compare RUN1 RUN2 ...")
     twice = {str(f) for f in folders if folders.count(f) > 1}
@@ -80,6 +85,7 @@ def compare_runs(
         facts=[(name, run_facts(r)) for name, r in zip(names, records, strict=True)],
         table=score_comparison(names, records),
         caveats=list(caveats(names, records)),
+        seeds=list(seed_groups(names, records)),
         settings=differing_settings(names, records),
         training=press.show(curves) if logs else None,
         rows=[
@@ -169,6 +175,27 @@ def differing_settings(
     keys = dict.fromkeys(key for settings in flat for key in settings)
     rows = {key: [settings.get(key, ABSENT) for settings in flat] for key in keys}
     return [(key, values) for key, values in rows.items() if len(set(values)) > 1]
+
+
+def seed_groups(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
+    """Say of runs that differ by their seed alone what their scores are together."""
+    groups: dict[str, list[int]] = {}
+    for k, record in enumerate(records):
+        rest = {name: value for name, value in record.config.items() if name != "seed"}
+        if rest:
+            groups.setdefault(str(sorted(_flatten(rest))), []).append(k)
+    for members in groups.values():
+        scores = [(records[k].scores or {}).get("scores", {}).get("lfads", {}) for k in members]
+        if len(members) < 2:
+            continue
+        texts = []
+        for key, title in COLUMNS.items():
+            values = [s[key]["value"] for s in scores if s.get(key) and s[key]["value"] is not None]
+            if len(values) == len(members):
+                spread = f"{np.mean(values):.3f}, sd {np.std(values, ddof=1):.3f}"
+                texts.append(f"{title} {spread} ({min(values):.3f} to {max(values):.3f})")
+        listed = ", ".join(names[k] for k in members)
+        yield f"{listed} differ by their seed alone: {'; '.join(texts) or 'no scores'}."
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

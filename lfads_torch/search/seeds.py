@@ -1,0 +1,347 @@
+"""Several seeds of one configuration: `lfads train --seeds`, stacked as one population if possible.
+
+Each seed has an ordinary run folder, `seed0`, `seed1`, ..., whose checkpoints and log are those of
+a run of that seed alone. So a resume, and what cannot be stacked, is a run after another.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from ..arguments import LOSS, mode_of
+from ..checkpoint import write_checkpoint
+from ..consent import Trust, trust_of
+from ..data.fingerprint import fingerprints
+from ..errors import UserError, whole
+from ..files import Table, expanded, write_whole
+from ..folder import CONFIG, LAST, METRICS, RunFolder, read_csv_log
+from ..processes import stoppable
+from ..progress import Line, quiet_libraries
+from ..provenance import provenance
+from ..run_model import RunResult, run_model
+from ..runs.build import build, build_model, build_selection, pick_device
+from ..runs.check_config import check_config
+from ..runs.compose import Overrides, compose_config, draw_seed, write_config
+from ..runs.monitors import check_monitors
+from ..runs.resume import portable
+from ..runs.run import parts_of
+from ..version import read_version
+from .members import TRAINER_ONLY
+from .population import Population, capacity
+
+SEEDS = "seeds.json"
+#: Callbacks that a stacked run has, or that change nothing of what it leaves but figures.
+_KNOWN = (
+    *("ModelCheckpoint", "EarlyStopping", "EarlyStoppingWithBurnInPeriod"),
+    *("LearningRateMonitor", "RasterPlot", "TrajectoryPlot", "EpochProgressBar"),
+)
+
+
+@dataclass
+class SeedResults:
+    """What several seeds left behind: a run for each, and scores of each at its best epoch."""
+
+    run_dir: Path
+    runs: list[RunResult]
+    scores: dict[str, dict[str, float]]
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Return mean, standard deviation, minimum and maximum of each score over the seeds."""
+        names = dict.fromkeys(name for scores in self.scores.values() for name in scores)
+        columns = {
+            name: np.array([scores.get(name, np.nan) for scores in self.scores.values()])
+            for name in names
+        }
+        return {
+            name: {
+                "mean": float(np.mean(values)),
+                "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+                "min": float(np.min(values)),
+                "max": float(np.max(values)),
+            }
+            for name, values in columns.items()
+        }
+
+    def text(self) -> str:
+        """Return the table of `summary`."""
+        summary = self.summary()
+        width = max(map(len, summary))
+        kinds = ("mean", "sd", "min", "max")
+        lines = [" " * width + "".join(f"{kind:>10}" for kind in kinds)]
+        lines += [
+            f"{name:<{width}}" + "".join(f"{row[kind]:>10.4f}" for kind in kinds)
+            for name, row in summary.items()
+        ]
+        return "\n".join(lines)
+
+
+def train_seeds(
+    overrides: Overrides | None = None,
+    n_seeds: int | None = None,
+    config_path: str | Path = "../configs/single.yaml",
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+    trust: bool | Trust = False,
+) -> SeedResults:
+    """Train one configuration with several seeds, from that of the configuration on.
+
+    Parameters
+    ----------
+    overrides, config_path, overwrite, verbose, trust
+        As of `run_model`.
+    n_seeds : int
+        How many; of a resumed folder those that it was begun with.
+    run_dir : str or Path, optional
+        The folder of the seeds' run folders; the working directory by default.
+    resume : bool, default=False
+        Go on with the seeds that `run_dir` holds.
+
+    Returns
+    -------
+    SeedResults
+
+    Raises
+    ------
+    UserError
+        For whatever is wrong with configuration, data or folder.
+    """
+    place = RunFolder(expanded(run_dir or Path.cwd()).absolute())
+    if resume:
+        if place.kind != "seeds":
+            raise UserError(f"{place.path} holds no seeds to go on with")
+        config_path = place.path / CONFIG
+        trust = trust_of(config_path, trust)
+    config = compose_config(config_path, overrides or ())
+    draw_seed(config)
+    check_config(config)
+    first = int(config.get("seed") or 0)
+    if resume:
+        seeds = [int(name.removeprefix("seed")) for name in place.status["seeds"]]
+    else:
+        seeds = list(range(first, first + whole("--seeds", n_seeds, least=1)))
+    claimed = place.claimed("training", resume=resume, overwrite=overwrite)
+    with stoppable(), claimed, quiet_libraries(verbose):
+        singles = {seed: {**copy.deepcopy(config), "seed": seed} for seed in seeds}
+        facts = {"version": read_version().version, "seeds": [f"seed{seed}" for seed in seeds]}
+        if not resume:
+            stack = _Stack(singles, place.path) if (why := _why_not(config)) is None else None
+            if overwrite:
+                place.delete()
+            write_config(place.path / CONFIG, config)
+            place.write_status("training", **facts)
+            why = why if stack is None else stack.why_not
+            if stack is not None and why is None:
+                stack.train()
+            else:
+                Line().say(f"the seeds train one after another: {why}")
+        runs = [_finish(place.path, seed, singles[seed], trust, verbose) for seed in seeds]
+        scores = {run.run_dir.name: _scores(run.run_dir, config) for run in runs}
+        result = SeedResults(place.path, runs, scores)
+        about = {"seeds": scores, "summary": result.summary()}
+        write_whole(place.path / SEEDS, json.dumps(about, indent=2) + "\n")
+        place.write_status("complete", **facts)
+    return result
+
+
+def _finish(
+    folder: Path, seed: int, config: dict[str, Any], trust: Any, verbose: bool
+) -> RunResult:
+    """Train what is left of a seed's run, and sample it."""
+    run = RunFolder(folder / f"seed{seed}")
+    goes_on = run.kind == "run"
+    if not goes_on:
+        write_config(run.path / CONFIG, config)
+    return run_model(
+        config_path=run.path / CONFIG,
+        run_dir=run.path,
+        resume=goes_on,
+        verbose=verbose,
+        trust=trust,
+    )
+
+
+def _scores(run: Path, config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of a run's validation trials in its best epoch."""
+    log, monitor = read_csv_log(run / METRICS), config.get("select_by") or LOSS
+    epochs, values = log.get(monitor, log[LOSS])
+    best = epochs[(np.nanargmax if mode_of(monitor) == "max" else np.nanargmin)(values)]
+    scores = {"best epoch": float(best)}
+    for name in dict.fromkeys((monitor, LOSS, "valid/bps", "valid/co_bps", "valid/fp_bps")):
+        if name in log and np.isfinite(
+            value := dict(zip(*log[name], strict=True)).get(best, np.nan)
+        ):
+            scores[name] = float(value)
+    return scores
+
+
+def _why_not(config: Mapping[str, Any]) -> str | None:
+    """Return why runs of a configuration cannot train stacked, None where they can."""
+    trainer = config["trainer"]
+    for name, legal in TRAINER_ONLY.items():
+        if name in trainer and trainer[name] not in legal:
+            return f"trainer.{name}={trainer[name]!r} does not act on what trains stacked"
+    if not (trainer.get("max_epochs") or 0) >= 1:
+        return "trainer.max_epochs sets no limit"
+    if config.get("on_nan", "stop") != "stop":
+        return "on_nan=recover is of a single run"
+    for name, node in (config.get("callbacks") or {}).items():
+        if node and str(node["_target_"]).rpartition(".")[2] not in _KNOWN:
+            return f"callbacks.{name} needs Lightning's Trainer"
+        if node and node.get("save_top_k", 1) != 1:
+            return f"callbacks.{name}.save_top_k={node['save_top_k']}"
+    return None
+
+
+class _Stack:
+    """Runs that train as one population; each epoch leaves what a run alone leaves."""
+
+    def __init__(self, configs: Mapping[int, dict[str, Any]], folder: Path) -> None:
+        self.configs, self.folder = configs, folder
+        config = next(iter(configs.values()))
+        device = pick_device(config["trainer"])
+        pl.seed_everything(next(iter(configs)), workers=True, verbose=False)
+        data = build(config["datamodule"], "datamodule")
+        data.setup("fit")
+        models: list[Any] = []
+        self.why_not: str | None = None
+        for seed in configs:
+            pl.seed_everything(seed, workers=True, verbose=False)
+            models.append(build_model(config["model"], data))
+            if len(models) == 1:
+                if not hasattr(models[0], "tunables"):
+                    self.why_not = f"{config['model']['_target_']} has no tunables()"
+                    return
+                models[0].check_data(data)
+                check_monitors(config, models[0], data)
+                needed = capacity.bytes_per_member(models[0]) * len(configs)
+                available = capacity.bytes_available(device)
+                if available is not None and needed > available:
+                    self.why_not = f"{len(configs)} models do not fit into memory together"
+                    return
+        self.parts = parts_of(models[0])
+        self.max_epochs = int(config["trainer"]["max_epochs"])
+        self.facts = {
+            "version": read_version().version,
+            "max_epochs": self.max_epochs,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "environment": provenance(device),
+            "data": fingerprints(data),
+        }
+        self.population = Population(
+            models,
+            data,
+            list(configs),
+            gradient_clip_val=float(config["trainer"].get("gradient_clip_val") or 0.0),
+            device=device,
+        )
+        self.runs = [_Run(folder / f"seed{seed}", seed, configs[seed]) for seed in configs]
+
+    def train(self) -> None:
+        """Train until every run has ended."""
+        for run in self.runs:
+            write_config(run.folder.path / CONFIG, run.config, self.parts)
+            run.folder.write_status("training", **self.facts, seed=run.seed)
+        line, running = Line(), list(self.runs)
+        while running:
+            metrics = self.population.train_epoch()
+            epoch, alive = self.population.epoch - 1, self.population.alive
+            values = self.population.values
+            staying = []
+            for k, run in enumerate(running):
+                logged = {name: float(column[k]) for name, column in metrics.items()}
+                logged |= {f"hp/{name}": float(column[k]) for name, column in values.items()}
+                if not alive[k]:
+                    text = f"its loss or weights are NaN or infinite in epoch {epoch}"
+                    run.folder.write_status("training", **self.facts, seed=run.seed, stopped=text)
+                    warnings.warn(f"{run.folder.path.name} has diverged: {text}", stacklevel=2)
+                    continue
+                ends = run.keep(self.population.checkpoint(k), epoch, logged, self.facts["data"])
+                run.log(epoch, (epoch + 1) * self.population.steps_per_epoch - 1, logged)
+                if not ends and epoch + 1 < self.max_epochs:
+                    staying.append(k)
+                    continue
+                facts = {"finished": time.strftime("%Y-%m-%d %H:%M:%S"), "epochs": epoch + 1}
+                best = run.best.relative_to(run.folder.path).as_posix()
+                facts |= {"seed": run.seed, "best_checkpoint": best}
+                run.folder.write_status("sampling", **self.facts, **facts)
+            losses = metrics[LOSS]
+            line.show(
+                f"epoch {epoch + 1}/{self.max_epochs} | {len(running)} seeds | "
+                f"valid recon (smoothed) {np.nanmean(losses):.5g}"
+            )
+            if 0 < len(staying) < len(running):
+                self.population.keep(np.array(staying))
+            running = [running[k] for k in staying]
+        line.clear()
+
+
+class _Run:
+    """One of the stacked runs: its log, its checkpoints, and whether it stops early."""
+
+    def __init__(self, folder: Path, seed: int, config: dict[str, Any]) -> None:
+        self.folder, self.seed, self.config = RunFolder(folder), seed, config
+        # Lightning's own callbacks, so that a resumed run goes on with their state.
+        self.checkpoints, self.stopping = build_selection(config, folder)
+        self._table = Table(folder / METRICS)
+
+    @property
+    def best(self) -> Path:
+        """The best checkpoint so far."""
+        return Path(self.checkpoints[0].best_model_path)
+
+    def log(self, epoch: int, step: int, logged: Mapping[str, float]) -> None:
+        """Write the row of an epoch, as a run alone logs it."""
+        row = {"cur_epoch": float(epoch), "hp_metric": logged["valid/recon"], **logged}
+        known = {name: str(value) for name, value in row.items()}
+        self._table.append([{"epoch": str(epoch), "step": str(step), **known}], flush=False)
+
+    def keep(
+        self, checkpoint: dict[str, Any], epoch: int, logged: Mapping[str, float], data: Any
+    ) -> bool:
+        """Write the epoch's checkpoints, and return whether the run stops here."""
+        replaced: list[Path] = []
+        new: list[Path] = []
+        for callback in self.checkpoints:
+            value = torch.tensor(logged[callback.monitor])
+            before, is_max = callback.best_model_score, callback.mode == "max"
+            if before is not None and not (value > before if is_max else value < before):
+                continue
+            path = callback.format_checkpoint_name({"epoch": torch.tensor(epoch), **logged})
+            if callback.best_model_path:
+                replaced.append(Path(callback.best_model_path))
+            new.append(Path(path))
+            callback.best_k_models = {path: value}
+            callback.best_model_path = callback.kth_best_model_path = path
+            callback.best_model_score = callback.current_score = callback.kth_value = value
+        ends = False
+        for stopping in self.stopping:
+            if epoch >= getattr(stopping, "burn_in_period", 0):
+                value = torch.tensor(logged[stopping.monitor])
+                ends |= bool(stopping._evaluate_stopping_criteria(value)[0])
+        callbacks = (*self.checkpoints, *self.stopping)
+        states = {callback.state_key: callback.state_dict() for callback in callbacks}
+        checkpoint["callbacks"] = {
+            key: portable(state, self.folder.path) for key, state in states.items()
+        }
+        checkpoint["lfads_run"] |= {"data": data, "should_stop": ends}
+        for path in new:
+            write_checkpoint(path, checkpoint, flush=False)
+        # The last one is written when the best is there, which it names, and before that goes.
+        write_checkpoint(self.folder.path / LAST, checkpoint, flush=False, keep=True)
+        for path in replaced:
+            path.unlink(missing_ok=True)
+        return ends

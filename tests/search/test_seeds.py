@@ -1,0 +1,107 @@
+"""Several seeds at once: each is the run of that seed alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lfads_torch.checkpoint import load_model
+from lfads_torch.data import write_session
+from lfads_torch.errors import UserError
+from lfads_torch.folder import RunFolder, read_csv_log
+from lfads_torch.post_run.report import compare_runs
+from lfads_torch.run_model import run_model
+from lfads_torch.search import seeds
+from lfads_torch.search.seeds import train_seeds
+from tests.small import DIMS, arrays
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*batch of .* trials is more than")
+
+SETTINGS: dict[str, Any] = {
+    "trainer": {"max_epochs": 4, "accelerator": "cpu", "enable_progress_bar": False},
+    "model": {**DIMS, "l2_increase_epoch": 1, "kl_increase_epoch": 1, "lr_init": 0.05},
+    "callbacks": {
+        **{"raster_plot": None, "trajectory_plot": None},
+        "early_stopping": {"burn_in_period": 0, "patience": 1},
+    },
+    "logger.tensorboard": None,
+    "posterior_sampling.fn.num_samples": 2,
+    "select_by": "valid/co_bps_smth",
+    "seed": 3,
+}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    path = write_session(tmp_path / "data.h5", arrays(12, 8, channels=(3, 5)), {"bin_ms": 10.0})
+    return {**SETTINGS, "datamodule.datafile_pattern": str(path)}
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    first, second = read_csv_log(one), read_csv_log(other)
+    for name in ("train/loss", "valid/recon_smth", "valid/co_bps_smth", "hp_metric", "hp/lr_init"):
+        assert first[name][0].tolist() == second[name][0].tolist()
+        np.testing.assert_allclose(first[name][1], second[name][1], rtol=2e-4, atol=1e-6)
+    names = [
+        {p.name for p in (run / "lightning_checkpoints").iterdir()} - {"last.ckpt.previous"}
+        for run in (one, other)
+    ]
+    assert names[0] == names[1]
+    weights = [load_model(run).state_dict() for run in (one, other)]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(value, weights[1][name], rtol=1e-3, atol=2e-5)
+    facts = [RunFolder(run).status for run in (one, other)]
+    for key in ("stage", "epochs", "best_checkpoint", "outputs", "data"):
+        assert facts[0][key] == facts[1][key], key
+
+
+def test_stacked_seeds_are_runs_alone_and_go_on(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = train_seeds(settings, 2, run_dir=tmp_path / "seeds")
+    assert [run.run_dir.name for run in result.runs] == ["seed3", "seed4"]
+    for seed in (3, 4):
+        run_model({**settings, "seed": seed}, run_dir=tmp_path / f"alone{seed}")
+        assert_same_runs(tmp_path / "seeds" / f"seed{seed}", tmp_path / f"alone{seed}")
+    about = json.loads((tmp_path / "seeds" / "seeds.json").read_text())
+    values = [scores["valid/co_bps"] for scores in about["seeds"].values()]
+    assert about["summary"]["valid/co_bps"]["mean"] == pytest.approx(np.mean(values))
+    assert about["summary"]["valid/co_bps"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert "valid/co_bps" in result.text()
+    page = compare_runs([tmp_path / "seeds"], tmp_path / "page.html")
+    assert "seed3, seed4 differ by their seed alone: " in page.path.read_text()
+    with pytest.raises(UserError, match=r"holds several seeds.*name one of its members: .*seed3"):
+        RunFolder(tmp_path / "seeds").checkpoint()
+
+    # Killed after two epochs: what is left is as if nothing had happened.
+    keep = seeds._Run.keep
+
+    def killed(run: Any, checkpoint: Any, epoch: int, *rest: Any) -> bool:
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return keep(run, checkpoint, epoch, *rest)
+
+    monkeypatch.setattr(seeds._Run, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_seeds(settings, 2, run_dir=tmp_path / "cut")
+    assert RunFolder(tmp_path / "cut").kind == "seeds"
+    train_seeds(run_dir=tmp_path / "cut", resume=True)
+    for seed in (3, 4):
+        assert_same_runs(tmp_path / "cut" / f"seed{seed}", tmp_path / f"alone{seed}")
+
+
+def test_what_cannot_be_stacked_trains_one_after_another(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"trainer.accumulate_grad_batches": 2, "trainer.max_epochs": 1}
+    result = train_seeds({**settings, **more}, 2, run_dir=tmp_path / "seeds")
+    assert "one after another: trainer.accumulate_grad_batches=2" in capsys.readouterr().err
+    assert {RunFolder(run.run_dir).status["stage"] for run in result.runs} == {"complete"}
+    with pytest.raises(UserError, match=r"--seeds is 0; legal are whole numbers >= 1"):
+        train_seeds(settings, 0, run_dir=tmp_path / "none")
+    with pytest.raises(UserError, match=r"already holds a finished run"):
+        train_seeds(settings, 2, run_dir=tmp_path / "seeds")
