@@ -222,10 +222,14 @@ class RunFolder:
         if kind != "none" and not resume and not overwrite:
             state = "a finished" if self.status.get("stage") == "complete" else "an unfinished"
             command = "pbt" if kind == "search" else "train"
+            goes_on = (
+                f"Go on with it (lfads {command} --resume {folder}; run_model(..., resume=True)), "
+                "delete it"
+            )
             raise UserError(
-                f"{folder} already holds {state} run. Go on with it (lfads {command} --resume "
-                f"{folder}; run_model(..., resume=True)), delete it (--overwrite; "
-                "overwrite=True), or name another folder (--run-dir; run_dir=...)."
+                f"{folder} already holds {state} run. "
+                f"{'Delete it' if kind == 'ensemble' else goes_on} (--overwrite; overwrite=True), "
+                "or name another folder (--run-dir; run_dir=...)."
             )
 
     @contextmanager

@@ -212,7 +212,7 @@ class _Stack:
     def __init__(self, configs: Mapping[int, dict[str, Any]], folder: Path) -> None:
         self.configs, self.folder = configs, folder
         config = next(iter(configs.values()))
-        device = pick_device(config["trainer"])
+        device = pick_device(config["trainer"], is_stacked=True)
         pl.seed_everything(next(iter(configs)), workers=True, verbose=False)
         data = build(config["datamodule"], "datamodule")
         data.setup("fit")
