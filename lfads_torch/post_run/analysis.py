@@ -268,14 +268,14 @@ class _Counted(NamedTuple):
     """Adds a model's rates to a sum, as often as the model counts."""
 
     total: RowWriter
-    count: int
+    times: int
     is_log: bool
 
     def add(self, output: SessionOutput) -> None:
         rates = output.output_params
         if self.is_log:
             rates = rates.clamp_min(NLB_FLOOR).log()
-        self.total.add(output._replace(output_params=rates * self.count))
+        self.total.add(output._replace(output_params=rates * self.times))
 
 
 def _attributes(

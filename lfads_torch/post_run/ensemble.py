@@ -553,10 +553,11 @@ def _cut(member: Member, chosen: TrialChoice, metric: str) -> Iterator[tuple[Arr
     for session, rows in zip(member.outputs, chosen.rows, strict=True):
         bins, channels = metric_regions(session, metric)
         trials = session.trials(chosen.split)
-        yield tuple(
+        rates, data = (
             np.asarray(trials[name])[rows][:, bins, channels]
             for name in ("output_params", "recon_data")
         )
+        yield rates, data
 
 
 def _score_of(pair: tuple[Array, Array], is_counts: bool) -> Any:

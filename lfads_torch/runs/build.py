@@ -194,8 +194,8 @@ def build_selection(config: Mapping[str, Any], folder: Path) -> tuple[list[Any],
         if str(node["_target_"]).rpartition(".")[2] in names
     ]
     _add_checkpoints(callbacks, config, folder, is_kept=True)
-    kinds = (ModelCheckpoint, EarlyStopping)
-    checkpoints, stopping = ([c for c in callbacks if isinstance(c, kind)] for kind in kinds)
+    checkpoints = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
+    stopping = [c for c in callbacks if isinstance(c, EarlyStopping)]
     for callback in checkpoints:
         callback.dirpath = str(folder / CHECKPOINTS)
     return checkpoints, stopping
