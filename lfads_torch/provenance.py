@@ -37,7 +37,7 @@ def provenance(device: Any = None, datamodule: Any = None) -> dict[str, Any]:
 def _computing(device: str) -> dict[str, Any]:
     import torch
 
-    from .kernels.c_library import why_not
+    from .kernels.c_library import describe
 
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
     return {
@@ -45,7 +45,7 @@ def _computing(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(torch.device(device)) if on_gpu else device,
-        "kernels": f"torch ({reason})" if (reason := why_not()) else "C",
+        "kernels": describe(),
     }
 
 

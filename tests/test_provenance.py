@@ -17,7 +17,7 @@ from lfads_torch import run_model
 from lfads_torch.checkpoint import read_checkpoint
 from lfads_torch.data.fingerprint import summary
 from lfads_torch.folder import LAST, RunFolder
-from lfads_torch.kernels.c_library import why_not
+from lfads_torch.kernels.c_library import describe
 from lfads_torch.post_run.report.record import Wanted, read_run
 from lfads_torch.post_run.report.single import environment_facts
 from lfads_torch.provenance import describe_install, provenance
@@ -57,7 +57,7 @@ def test_status_checkpoint_and_outputs_say_what_made_them(run: Path) -> None:
     for made in (stored, written):
         check(made)
         assert made["data"] == status["data"]
-        assert made["kernels"] == (f"torch ({why_not()})" if why_not() else "C")
+        assert made["kernels"] == describe()
         assert (made["device"], made["threads"]) == ("cpu", torch.get_num_threads())
 
 

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 
-from ..kernels.c_library import why_not
+from ..kernels.c_library import describe
 from ..progress import Line, clock
 
 _RECENT = 20
@@ -129,8 +129,7 @@ def _describe(trainer: pl.Trainer, model: pl.LightningModule) -> str:
     if len(trials) > 1:
         trials = [f"{len(sizes)} sessions, {sum(s.n_train for s in sizes)} trials"]
     device = str(trainer.strategy.root_device)
-    reason = why_not() if device == "cpu" else ""
-    kernels = f"kernels in torch: {reason}" if reason else "kernels in C" if device == "cpu" else ""
+    kernels = f"kernels in {describe()}" if device == "cpu" else ""
     return ", ".join(filter(None, [*trials, f"{n_parameters:,} parameters", device, kernels]))
 
 

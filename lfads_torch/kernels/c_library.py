@@ -69,6 +69,15 @@ def why_not() -> str:
     return _load()[1]
 
 
+def describe() -> str:
+    """Say in a few words whether the kernels are in C, and what they lack."""
+    loaded, reason = _load()
+    if loaded is None:
+        return f"torch ({reason})"
+    has_threads = not hasattr(loaded, "lfads_has_threads") or loaded.lfads_has_threads()
+    return "C" if has_threads else "C (on one thread: the compiler had no OpenMP)"
+
+
 def fits(like: Tensor) -> bool:
     """Return whether the library can work on tensors such as `like`."""
     is_right = like.device.type == "cpu" and like.dtype == torch.float32

@@ -16,6 +16,15 @@ void lfads_keep_memory(void) {
 #endif
 }
 
+/* Whether the loops over trials run on several threads. */
+int lfads_has_threads(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 /* Random bits by counter (splitmix64): entry i depends on the seed and i alone, whichever thread
  * draws it. Each entry takes 16 bits, and is dropped where they are below the threshold. */
 enum { BLOCK = 1024, PER_WORD = 4 };

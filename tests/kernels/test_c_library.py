@@ -181,7 +181,12 @@ def test_it_can_be_switched_off() -> None:
 def test_the_source_compiles_without_a_warning(tmp_path: object) -> None:
     sources = list(Path(c_library.__file__).parent.glob("*.c"))
     flags = "-O1 -std=gnu11 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -shared"
-    subprocess.run(["cc", *flags.split(), "-o", f"{tmp_path}/plain.so", *sources], check=True)
+    for library, more in (("plain.so", []), ("threads.so", ["-fopenmp"])):
+        command = ["cc", *flags.split(), *more, "-o", f"{tmp_path}/{library}", *sources]
+        subprocess.run(command, check=True)
+        if sys.platform != "darwin":
+            built = ctypes.CDLL(f"{tmp_path}/{library}")
+            assert built.lfads_has_threads() == bool(more)
 
 
 @pytest.mark.parametrize(
@@ -211,8 +216,9 @@ def test_a_build_without_a_library_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(c_library, "__file__", str(tmp_path / "c_library.py"))
-    assert "no C compiler" in c_library._load.__wrapped__()[1]
+    monkeypatch.setattr(c_library, "_load", c_library._load.__wrapped__)
+    assert c_library.describe() == "torch (not built: the install found no C compiler)"
     monkeypatch.setattr(c_library.sys, "platform", "win32")
-    assert "Windows" in c_library._load.__wrapped__()[1]
+    assert "Windows" in c_library.why_not()
     (tmp_path / "_native.so").write_bytes(b"no library")
-    assert "_native.so cannot be used" in c_library._load.__wrapped__()[1]
+    assert "_native.so cannot be used" in c_library.why_not()
