@@ -80,11 +80,14 @@ def interval(value: float, draws: ArrayLike, level: float = 0.95) -> tuple[float
     Returns
     -------
     low, high : float
-        NaN where the value, or every draw, is not finite.
+        NaN where the value, or every draw, is not finite, and where all draws score the same:
+        nothing of the score depends on which trials are drawn, which does not make it sure.
     """
     scores = np.asarray(draws, dtype=np.float64)
     scores = scores[np.isfinite(scores)]
     if not scores.size or not math.isfinite(value):
+        return math.nan, math.nan
+    if np.ptp(scores) <= ROUNDING * max(1.0, abs(value)):
         return math.nan, math.nan
     low, middle, high = np.quantile(scores, [(1 - level) / 2, 0.5, (1 + level) / 2])
     return float(value + low - middle), float(value + high - middle)
