@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import json
 import os
 import zipfile
 import zlib
@@ -151,6 +152,40 @@ def cannot_write(path: Path | str, error: OSError) -> UserError:
 def is_write_failure(error: OSError) -> bool:
     """Return whether the system refused to write (disk full, quota, permission)."""
     return error.errno in _FULL_OR_FORBIDDEN
+
+
+def read_json(path: Path, shape: Any) -> dict[str, Any]:
+    """Read a mapping from JSON; `DataError` where values have other types than `shape` says.
+
+    A shape is a type, a list with the shape of its items, or a dict with the shapes of keys, which
+    may be absent; its key `str` stands for every key. None is a value of every type but these two.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if wrong := next(_misfits(content, shape, ""), ""):
+        raise DataError(f"{path} is damaged: {wrong}")
+    return dict(content)
+
+
+def _misfits(value: Any, shape: Any, name: str) -> Iterator[str]:
+    """Yield what does not fit a shape of `read_json`."""
+    is_container = isinstance(shape, dict | list)
+    kind = type(shape) if is_container else shape
+    if not isinstance(value, kind) and (is_container or value is not None):
+        yield f"{name or 'the whole'} is {str(value)[:40]!r}; legal is {_words(kind)}"
+    elif isinstance(shape, list):
+        for item in value:
+            yield from _misfits(item, shape[0], f"an item of {name}")
+    elif isinstance(shape, dict):
+        for key, item in value.items():
+            if (of_key := shape.get(key, shape.get(str))) is not None:
+                yield from _misfits(item, of_key, f"{name}.{key}" if name else key)
+
+
+def _words(kind: Any) -> str:
+    return {dict: "a mapping", list: "a list", str: "text"}.get(kind, "a number")
 
 
 class Table:

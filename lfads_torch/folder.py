@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,13 +32,14 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, UserError
+from .errors import DataError, DataWarning, UserError
 from .files import (
     Table,
     cannot_write,
     copy_whole,
     generation_before,
     is_write_failure,
+    read_json,
     read_table,
     write_whole,
 )
@@ -76,6 +78,21 @@ Stage = Literal["training", "sampling", "complete"]
 Columns = dict[str, NDArray[Any]]
 """Columns by name, all of one length: whole numbers, booleans, or floats with NaN for blanks."""
 
+# Types of what `RunFolder.status` reads; other keys are for people.
+_STATUS: dict[Any, Any] = {
+    "stage": str,
+    "stopped": str,
+    "search": str,
+    "backend": str,
+    "epochs": int,
+    "best_checkpoint": str,
+    "outputs": [str],
+    "members": [{"checkpoint": str}],
+    "data": [{"file": str, "scheme": str, "arrays": {str: {"shape": [int], "crc32": str}}}],
+    "changes": [dict],
+    "environment": {"packages": {str: object}},
+}
+
 _INTEGERS = ("epoch", "generation", "member", "parent")
 _FLAGS = ("diverged",)
 
@@ -96,11 +113,14 @@ class RunFolder:
     @property
     def status(self) -> dict[str, Any]:
         """How far the run got: ``stage`` and further facts; empty where there is no run."""
-        try:
-            status = json.loads((self.path / STATUS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        path = self.path / STATUS
+        if not path.exists():
             return {}
-        return status if isinstance(status, dict) else {}
+        try:
+            return read_json(path, _STATUS)
+        except DataError as error:
+            warnings.warn(f"{error}. What it recorded is not known", DataWarning, stacklevel=2)
+            return {}
 
     def write_status(self, stage: Stage, **facts: Any) -> None:
         """Record how far the run got; only "complete" means that every output is there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..data import SPLITS, bin_width_ms, open_h5
 from ..data.find import warn_of_other_files
+from ..data.tree import unwritten
 from ..errors import DataError, UserError, did_you_mean
 from ..files import expanded
 from ..progress import html_table
@@ -42,6 +43,8 @@ _DIMENSIONS = {
     "gen_inputs": ("time", "gen_input"),
     "con_states": ("time", "con"),
 }
+# What people add to their data under these names may have any shape.
+_WRITTEN = set(_DIMENSIONS) - {"rates", "truth"}
 _TIMES = ("time", "time_read", "time_ext")
 
 _ENSEMBLE = "lfads_output_ensemble"
@@ -307,7 +310,8 @@ class SessionOutputs:
         with open_h5(path) as file:
             warn_of_other_files(file)
             self.attrs: dict[str, Any] = dict(file.attrs)
-            shapes = {k: v.shape for k, v in file.items() if isinstance(v, h5py.Dataset)}
+            _check_arrays(file)
+            shapes = {k: v.shape or () for k, v in file.items() if isinstance(v, h5py.Dataset)}
             known = [file.attrs, *(file[k].attrs for k in shapes if k.endswith("_recon_data"))]
             widths = [width for width in map(bin_width_ms, known) if width is not None]
         self.keys = tuple(shapes)
@@ -410,13 +414,7 @@ class SessionOutputs:
 
     def n_trials(self, split: str) -> int:
         """Return the number of trials of a split."""
-        shape = self._shapes[f"{split}_output_params"]
-        if not shape:
-            raise DataError(
-                f"{self.path}: '{split}_output_params' is no array of trials x bins x channels; "
-                "sample the run again"
-            )
-        return int(shape[0])
+        return int(self._shapes[f"{split}_output_params"][0])
 
     def names_of(self, split: str) -> list[str]:
         """Return the names, without the split, of arrays that have a row for each of its trials."""
@@ -454,6 +452,31 @@ class SessionOutputs:
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.n_trials(s)} {s}" for s in self.splits)
         return f"<outputs of session {self.name}: {counts} trials, {self.path}>"
+
+
+def _check_arrays(file: h5py.File) -> None:
+    """Raise `DataError` where an array is not what a model or a data module writes by its name."""
+    for key, item in file.items():
+        split, _, name = key.partition("_")
+        if isinstance(item, h5py.Dataset) and (why := unwritten(item)):
+            raise DataError(f"{file.filename}: '{key}' {why}")
+        if split not in SPLITS or name not in _WRITTEN:
+            continue
+        axes = ("trial", *_DIMENSIONS[name])
+        is_array = isinstance(item, h5py.Dataset) and item.dtype.kind in "buif"
+        if not is_array or item.ndim != len(axes) or item.shape is None:
+            raise DataError(
+                f"{file.filename}: '{key}' is no array of numbers, {' x '.join(axes)}; sample the "
+                "run again, or delete this key"
+            )
+
+
+def whole_attribute(attrs: Mapping[str, Any], name: str) -> int | None:
+    """Return an attribute of a file that is a whole number, None where it is none."""
+    value = np.asarray(attrs.get(name))
+    if value.shape or value.dtype.kind not in "iuf" or not np.isfinite(value):
+        return None
+    return int(value)
 
 
 class RunOutputs:
@@ -573,6 +596,6 @@ def output_files(place: Path) -> list[Path]:
 def _session_number(path: Path) -> int | None:
     """Return the number of the session that a file says it is of, by its contents or its name."""
     with open_h5(path) as file:
-        number = file.attrs.get("session_number")
+        number = whole_attribute(file.attrs, "session_number")
     match = _NUMBERED.search(path.stem)
-    return int(number) if number is not None else int(match[1]) if match else None
+    return number if number is not None else int(match[1]) if match else None

@@ -193,7 +193,7 @@ class TestBootstrap:
         assert interval(7.0, [1.0, np.nan, 3.0], 0.5) == (6.5, 7.5), "about the value"
         assert all(math.isnan(x) for x in interval(1.0, [np.nan]))
         assert all(math.isnan(x) for x in interval(math.nan, [1.0, 2.0]))
-        # One trial, or rates and targets that are the same whatever is drawn: no width, no interval.
+        # One trial, or the same rates and targets whatever is drawn: no width, no interval.
         assert all(math.isnan(x) for x in interval(0.7, [0.7, 0.7 + 1e-14, 0.7]))
 
     def test_it_holds_what_it_promises(self):

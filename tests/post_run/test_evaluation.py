@@ -255,7 +255,7 @@ class TestOtherData:
         assert len(found.sessions[0].by_channel["lfads"]["behavior_r2"]) == 4
         assert scores["behavior_r2"].value == pytest.approx(nlb["behavior_r2"], abs=0.05)
         assert not any("file has no psth" in note for note in found.notes)
-        # A width that lacks the noise in the targets is said to; where there is none, none is shown.
+        # That a width lacks the noise in the targets is said; where it is none, none is shown.
         assert any("psth of the file, which stays as it is" in note for note in found.notes)
         assert scores["psth_r2"].low < scores["psth_r2"].value < scores["psth_r2"].high
         baseline = found.scores["psth"]["psth_r2"]

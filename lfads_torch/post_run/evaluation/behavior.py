@@ -98,14 +98,19 @@ def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording
     recording.truth = _pair(trials, "truth", named=False)
     if "conversion_factor" in session.keys:
         # Files of synthetic data hold true rates times a factor, in other units than the counts.
-        factor = float(np.ravel(session.read("conversion_factor"))[0])
-        recording.truth = {kind: array / factor for kind, array in recording.truth.items()}
-    recording.jitter = trials[SCORED].get("jitter")
+        factor = _numbers(session, "conversion_factor", session.read("conversion_factor"))
+        scale = float(factor.ravel()[0])
+        recording.truth = {kind: array / scale for kind, array in recording.truth.items()}
+    if "jitter" in trials[SCORED]:
+        recording.jitter = _numbers(session, "jitter", trials[SCORED]["jitter"], 1)
     if "psth" in session.keys and key == "cond_idx":
-        recording.psth = np.asarray(session.read("psth"), dtype=np.float64)
-    recording.sets = {
-        kind: trial_sets(some.get("decode_mask"), some.n_trials) for kind, some in trials.items()
-    }
+        psth = _numbers(session, "psth", session.read("psth"), 3)
+        recording.psth = psth.astype(np.float64)
+    for kind, some in trials.items():
+        mask = some.get("decode_mask")
+        if mask is not None:
+            mask = _numbers(session, "decode_mask", mask)
+        recording.sets[kind] = trial_sets(mask, some.n_trials)
     return recording
 
 
@@ -113,7 +118,22 @@ def _pair(trials: dict[str, Trials], name: str, named: bool) -> dict[str, Array]
     """Return the array of both kinds of trials; nothing where one lacks it and none named it."""
     if not named and not all(name in some for some in trials.values()):
         return {}
-    return {kind: _ended(some, some[name]) for kind, some in trials.items()}
+    n_axes = 3 if name in (Keys.latents, "truth") else None
+    return {
+        kind: _ended(some, _numbers(some.session, name, some[name], n_axes))
+        for kind, some in trials.items()
+    }
+
+
+def _numbers(session: SessionOutputs, key: str, array: Array, n_axes: int | None = None) -> Array:
+    """Return an array that people have in their data, or raise where it holds no numbers."""
+    if array.dtype.kind not in "buif" or not array.size or array.ndim != (n_axes or array.ndim):
+        legal = "numbers" + (f", with {n_axes} axes" if n_axes else "")
+        raise DataError(
+            f"{session.path}: '{key}' is an array of {array.dtype} with shape {array.shape}; legal "
+            f"are {legal}. Delete or rename it, and sample the run again"
+        )
+    return array
 
 
 def _ended(trials: Trials, array: Array) -> Array:

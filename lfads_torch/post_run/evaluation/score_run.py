@@ -193,8 +193,8 @@ def _notes(recording: Recording, split: str, baselines: bool) -> list[str]:
         notes.append(
             "PSTH R2 is against the psth of the file, which stays as it is when trials are drawn: "
             "its intervals hold the scatter of the inferred rates over trials, and not the noise "
-            "in those PSTHs. The row PSTH, of the same rates in all trials of a condition, has next "
-            "to none"
+            "in those PSTHs. The row PSTH, of the same rates in all trials of a condition, has "
+            "next to none"
         )
     if baselines and not recording.condition_names:
         notes.append("the file names no conditions, so the row PSTH is the mean over all trials")

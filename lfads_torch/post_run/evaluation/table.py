@@ -45,6 +45,30 @@ NLB_NAMES = {
 """Scores as the Neural Latents Benchmark calls them."""
 
 
+_NUMBER = (float, int)
+_ESTIMATES = {str: {str: {key: _NUMBER for key in ("value", "low", "high")}}}
+_SESSION = {
+    "name": str,
+    "facts": dict,
+    "scores": _ESTIMATES,
+    "by_channel": {str: {str: [_NUMBER]}},
+    "by_condition": {str: {str: [_NUMBER]}},
+    "nlb": {str: _NUMBER},
+    "choices": {str: dict},
+}
+SHAPE: dict[str, Any] = {
+    "format": int,
+    "split": str,
+    "level": _NUMBER,
+    "n_draws": int,
+    "sessions": [_SESSION],
+    "scores": _ESTIMATES,
+    "differences": _ESTIMATES,
+    "notes": [str],
+}
+"""What ``scores.json`` holds, for `files.read_json`."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A score and its bootstrap interval over trials; NaN where undefined."""

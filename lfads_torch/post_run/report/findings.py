@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -59,12 +59,22 @@ FEW = 20
 
 def find_all(record: RunRecord) -> list[Finding]:
     """Run all checks on a run; return the findings, problems first."""
-    findings = [finding for check in RUN_CHECKS for finding in check(record)]
+    findings = [finding for check in RUN_CHECKS for finding in _results(check, record)]
     for recording in record.recordings:
         where = f"{recording.session.name}: " if len(record.recordings) > 1 else ""
         for session_check in SESSION_CHECKS:
-            findings += [f._replace(text=where + f.text) for f in session_check(record, recording)]
+            results = _results(session_check, record, recording)
+            findings += [finding._replace(text=where + finding.text) for finding in results]
     return sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+
+
+def _results(check: Callable[..., Iterator[Finding]], *about: Any) -> list[Finding]:
+    try:
+        return list(check(*about))
+    except Exception as error:  # the rest of a report is worth having without one check
+        name = check.__name__.strip("_").replace("_", " ")
+        why = f"{name}: {type(error).__name__}: {error}."
+        return [Finding("caution", "A check could not be made", why, "Is a file damaged?")]
 
 
 def _stage(record: RunRecord) -> Iterator[Finding]:
@@ -189,7 +199,7 @@ def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
 
 
 def _generator_clip(record: RunRecord) -> Iterator[Finding]:
-    clip = float(record.config.get("model", {}).get("cell_clip") or math.inf)
+    clip = float(record.set_up("cell_clip") or math.inf)
     for recording in record.recordings:
         states = recording.trials[SCORED].get("gen_states")
         if states is None or not states.size:
@@ -255,8 +265,7 @@ def _gap(record: RunRecord, recording: Recording) -> Iterator[Finding]:
 
 def _collapse(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     trials = recording.trials[SCORED]
-    model = record.config.get("model", {})
-    if model.get("variational") is False or len(trials) < 2:
+    if record.set_up("variational") is False or len(trials) < 2:
         return
     if {"ic_mean", "ic_std"} <= set(trials.names):
         n_active, n_all = _active(trials["ic_mean"], trials["ic_std"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,7 +72,9 @@ class Press:
                 width = round(96 * float(figure.get_figwidth()))
                 if name == "light" and self.folder is not None:
                     self.folder.mkdir(parents=True, exist_ok=True)
-                    path = self.folder / f"{prefix}{picture.key}.{self.file_format}"
+                    # A session's name comes from a file, and may hold what leads elsewhere.
+                    stem = re.sub(r"[^\w.+-]", "_", prefix) + picture.key
+                    path = self.folder / f"{stem}.{self.file_format}"
                     figure.set_layout_engine("none")  # it has been laid out for the page
                     figure.savefig(path, dpi=2 * DPI)
                     self.files.append(path)

@@ -151,12 +151,18 @@ def _flat(values: NDArray[Any]) -> NDArray[Any]:
 def session_pictures(record: RunRecord, recording: Recording) -> list[Picture]:
     """Return figures of one session, as far as its data allow."""
     arrays = set(_scored(recording).names) & set(recording.trials[TRAIN].names)
-    return [
-        picture
-        for make, needed in MAKERS
-        if arrays.issuperset(needed)
-        for picture in make(record, recording)
-    ]
+    pictures = []
+    for make, needed in MAKERS:
+        if not arrays.issuperset(needed):
+            continue
+        try:
+            pictures += make(record, recording)
+        except UserError:
+            raise
+        except Exception as error:  # arrays that do not fit together; see `Press.show`
+            what = f"The figure of {make.__name__.strip('_').replace('_', ' ')}"
+            record.absent.append(f"{what} is left out: {type(error).__name__}: {error}.")
+    return pictures
 
 
 def _scored(recording: Recording) -> Any:
@@ -323,7 +329,7 @@ def _inputs(record: RunRecord, recording: Recording) -> Iterator[Picture]:
 
 
 def _usage(record: RunRecord, recording: Recording) -> Iterator[Picture]:
-    if record.model is None or record.config.get("model", {}).get("variational") is False:
+    if record.model is None or record.set_up("variational") is False:
         return
     trials = _scored(recording)
     ic = kl_by_dimension(record.model.ic_prior, trials["ic_mean"], trials["ic_std"])

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from ...consent import trust_of
-from ...errors import UserError
-from ...files import expanded
+from ...data import SPLITS
+from ...errors import DataError, DataWarning, UserError
+from ...files import expanded, read_json
 from ...folder import BEST_MODEL, CONFIG, METRICS, POPULATION, RunFolder, read_population
 from ..evaluation import evaluate_run
 from ..evaluation.behavior import Keys, Recording, read_recording
+from ..evaluation.table import SHAPE
 from ..outputs import RunOutputs, load_outputs, output_files
 from ..plots.training import read_csv_log
 
@@ -86,8 +88,18 @@ class RunRecord:
         recordings = []
         for session in self.outputs or ():
             split = "valid" if "valid" in session.splits else session.splits[0]
-            recordings.append(read_recording(session, split, self.wanted.keys))
+            try:
+                recordings.append(read_recording(session, split, self.wanted.keys))
+            except UserError as error:
+                if self.wanted.keys != Keys():  # what was named must be there
+                    raise
+                self.absent.append(f"Session {session.name} is left out: {error}.")
         return recordings
+
+    def set_up(self, name: str) -> Any:
+        """Return a setting of the model, or None where it is not known."""
+        model = self.config.get("model")
+        return model.get(name) if isinstance(model, dict) else None
 
     @cached_property
     def population(self) -> Any:
@@ -130,6 +142,10 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     if is_search and (folder / BEST_MODEL).is_dir():
         place = folder / BEST_MODEL
     absent: list[str] = []
+    with catch_warnings(record=True) as noticed:
+        simplefilter("always", DataWarning)
+        status = RunFolder(place).status
+    absent += dict.fromkeys(f"{warning.message}." for warning in noticed)
     outputs: RunOutputs | None = None
     try:
         outputs = load_outputs(place, bin_ms=wanted.bin_ms)
@@ -160,7 +176,7 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
         folder=folder,
         place=place,
         wanted=wanted,
-        status=RunFolder(place).status,
+        status=status,
         config=config,
         config_text=text,
         log=log,
@@ -203,7 +219,10 @@ def _stored_scores(record: RunRecord) -> dict[str, Any] | None:
     if any(f.stat().st_mtime > path.stat().st_mtime for f in output_files(record.place)):
         return None
     try:
-        scores = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        scores = read_json(path, SHAPE)
+    except DataError:  # computed anew
         return None
-    return scores if isinstance(scores, dict) and scores.get("format") == 1 else None
+    parts = [(scores, SHAPE), *((s, SHAPE["sessions"][0]) for s in scores.get("sessions", []))]
+    is_whole = all(part.get(key) is not None for part, shape in parts for key in shape)
+    is_known = scores.get("format") == 1 and scores.get("split") in SPLITS
+    return scores if is_whole and is_known else None

@@ -12,6 +12,7 @@ from ...errors import UserError, did_you_mean
 from ...files import expanded, write_whole
 from ..evaluation.behavior import Recording
 from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
+from ..outputs import whole_attribute
 from .findings import CHECKED, Finding, find_all
 from .page import FORMATS, Press, render
 from .pictures import run_pictures, score_picture, session_pictures
@@ -113,7 +114,7 @@ def report_run(
         if many and model
         else None,
         nlb=[
-            (s["name"], [(NLB_NAMES[k], v) for k, v in s["nlb"].items()])
+            (s["name"], [(NLB_NAMES[k], v) for k, v in s["nlb"].items() if k in NLB_NAMES])
             for s in scored_sessions
             if s.get("nlb")
         ],
@@ -210,7 +211,7 @@ def score_rows(
 
 def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     """Describe in words how the run went."""
-    status, model = record.status, record.config.get("model", {})
+    status = record.status
     facts = [("state", str(status.get("stage", "unknown")))]
     if record.log:
         epochs = max((int(e[-1]) for e, _ in record.log.values() if len(e)), default=-1) + 1
@@ -219,15 +220,19 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     for key in ("started", "finished"):
         if status.get(key):
             facts.append((key, str(status[key])))
-    sizes = [f"{model[k]} {name}" for k, name in SIZES.items() if model.get(k)]
+    sizes = [f"{size} {name}" for k, name in SIZES.items() if (size := record.set_up(k))]
     if sizes:
         facts.append(("model", ", ".join(sizes)))
     if record.model is not None:
         n_weights = sum(p.numel() for p in record.model.parameters() if p.requires_grad)
         facts.append(("trained parameters", f"{n_weights:,}"))
-    if record.outputs is not None and "num_samples" in record.outputs[0].attrs:
-        facts.append(("posterior samples", str(record.outputs[0].attrs["num_samples"])))
+    if (samples := _samples(record)) is not None:
+        facts.append(("posterior samples", str(samples)))
     return facts
+
+
+def _samples(record: RunRecord) -> int | None:
+    return record.outputs and whole_attribute(record.outputs[0].attrs, "num_samples")
 
 
 SIZES = {
@@ -261,9 +266,7 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
     """Return commands that make the run and this report again, each with what it does."""
     search = record.status.get("search")
     kind = search if isinstance(search, str) else "pbt" if record.population is not None else ""
-    samples = 50
-    if record.outputs is not None:
-        samples = int(record.outputs[0].attrs.get("num_samples", samples))
+    samples = _samples(record) or 50
     seed = record.status.get("seed", record.config.get("seed", 0))
     return [
         (
