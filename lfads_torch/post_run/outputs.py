@@ -315,14 +315,15 @@ class SessionOutputs:
             known = [file.attrs, *(file[k].attrs for k in shapes if k.endswith("_recon_data"))]
             widths = [width for width in map(bin_width_ms, known) if width is not None]
         self.keys = tuple(shapes)
-        self._shapes = shapes
+        self._shapes: dict[str, tuple[int, ...]] = shapes
         self.splits = tuple(s for s in SPLITS if f"{s}_output_params" in shapes)
         if not self.splits:
             raise DataError(
                 f"{path} holds no model output (it lacks 'train_output_params'); name a run "
                 "folder, or a file that `lfads sample` wrote"
             )
-        self.name = str(self.attrs.get("session_name", path.stem))
+        name = str(self.attrs.get("session_name", path.stem))
+        self.name = name.encode(errors="backslashreplace").decode()  # bytes that are no text
         self.bin_ms = float(bin_ms) if bin_ms is not None else next(iter(widths), None)
         self._trials: dict[str, Trials] = {}
 
@@ -414,7 +415,8 @@ class SessionOutputs:
 
     def n_trials(self, split: str) -> int:
         """Return the number of trials of a split."""
-        return int(self._shapes[f"{split}_output_params"][0])
+        shape: tuple[int, ...] = self._shapes[f"{split}_output_params"]
+        return shape[0]
 
     def names_of(self, split: str) -> list[str]:
         """Return the names, without the split, of arrays that have a row for each of its trials."""
@@ -456,6 +458,7 @@ class SessionOutputs:
 
 def _check_arrays(file: h5py.File) -> None:
     """Raise `DataError` where an array is not what a model or a data module writes by its name."""
+    sizes: dict[str, tuple[int, str]] = {}
     for key, item in file.items():
         split, _, name = key.partition("_")
         if isinstance(item, h5py.Dataset) and (why := unwritten(item)):
@@ -464,11 +467,18 @@ def _check_arrays(file: h5py.File) -> None:
             continue
         axes = ("trial", *_DIMENSIONS[name])
         is_array = isinstance(item, h5py.Dataset) and item.dtype.kind in "buif"
-        if not is_array or item.ndim != len(axes) or item.shape is None:
+        if not is_array or len(item.shape or ()) != len(axes):
             raise DataError(
                 f"{file.filename}: '{key}' is no array of numbers, {' x '.join(axes)}; sample the "
                 "run again, or delete this key"
             )
+        for axis, size in zip(axes[1:], item.shape[1:], strict=True):
+            first, other = sizes.setdefault(axis, (size, key))
+            if size != first:
+                raise DataError(
+                    f"{file.filename}: '{key}' has {axis} {size}, '{other}' {first}; they must "
+                    "agree. Sample the run again"
+                )
 
 
 def whole_attribute(attrs: Mapping[str, Any], name: str) -> int | None:

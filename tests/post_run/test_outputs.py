@@ -147,9 +147,9 @@ class TestMerging:
             load_outputs(write_run(tmp_path, known)).merged()
 
     def test_arrays_that_do_not_fit(self, tmp_path: Path, known: dict) -> None:
-        known["test_output_params"] = known["test_output_params"][:, :4]
+        known["test_truth"] = known["test_truth"][:, :4]
         with pytest.raises(DataError, match="cannot be merged: its shapes are train"):
-            _ = load_outputs(write_run(tmp_path, known)).merged()["output_params"]
+            _ = load_outputs(write_run(tmp_path, known)).merged()["truth"]
 
 
 class TestSessions:

@@ -18,6 +18,7 @@ import pytest
 from lfads_torch import load_model
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
+from lfads_torch.errors import UserError
 from lfads_torch.extensions.tune import HyperParam, read_pbt_fitlog
 from lfads_torch.folder import RunFolder, read_exchanges, read_population
 from lfads_torch.search.run import run_search
@@ -220,6 +221,44 @@ def test_a_driver_that_a_signal_ended_goes_on_and_exits(
         process.kill()
     search(data, tmp_path / "one", overrides)
     assert_same_search(tmp_path / "one", folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_room", [True, False], ids=["room elsewhere", "no node left"])
+def test_a_dead_node_is_survived(
+    has_room: bool,
+    data: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    overrides = {**PBT, "search.num_workers": 2, "search.ray.members_per_trial": 1}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # Both trials on the node that dies, or one of them.
+    head = {"num_cpus": int(has_room), "object_store_memory": 2**27, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        other = cluster.add_node(num_cpus=2 - int(has_room), object_store_memory=2**27)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        with monkeypatch.context() as patch:
+            patch.setattr(scheduler, "_GRACE_S", 15.0)
+            at_report(patch, 5, lambda result: cluster.remove_node(other, allow_graceful=False))
+            if has_room:
+                search(data, tmp_path / "ray", overrides, backend="ray")
+                assert " starts again from epoch " in capsys.readouterr().err
+            else:
+                with pytest.raises(UserError, match="no node of the Ray cluster is left"):
+                    search(data, tmp_path / "ray", overrides, backend="ray")
+                cluster.add_node(num_cpus=2, object_store_memory=2**27)
+                run_search(run_dir=tmp_path / "ray", resume=True)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    search(data, tmp_path / "one", overrides)
+    assert_same_search(tmp_path / "one", tmp_path / "ray")
 
 
 # ---- Tune scripts of a user -------------------------------------------------------------------

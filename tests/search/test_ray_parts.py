@@ -277,7 +277,8 @@ def test_members_are_divided_evenly_among_the_places_there_are(
     options = RayOptions(cpus_per_trial=cpus, gpus_per_trial=gpus, members_per_trial=per_trial)
     nodes = [NODE] * n_nodes
     resources = options.resources(nodes, may_use_gpu=True)
-    chunks, slots = options.divide(n_members, nodes, resources)
+    chunks = options.divide(n_members, nodes, resources)
+    slots = options.slots(nodes, resources)
     assert [k for part in chunks for k in part] == list(range(n_members))
     sizes = {len(part) for part in chunks}
     assert max(sizes) - min(sizes) <= 1

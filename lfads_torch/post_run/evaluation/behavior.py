@@ -119,10 +119,13 @@ def _pair(trials: dict[str, Trials], name: str, named: bool) -> dict[str, Array]
     if not named and not all(name in some for some in trials.values()):
         return {}
     n_axes = 3 if name in (Keys.latents, "truth") else None
-    return {
-        kind: _ended(some, _numbers(some.session, name, some[name], n_axes))
-        for kind, some in trials.items()
-    }
+    pair = {k: _numbers(some.session, name, some[name], n_axes) for k, some in trials.items()}
+    if pair[TRAIN].shape[2:] != pair[SCORED].shape[2:]:
+        raise DataError(
+            f"{trials[TRAIN].session.path}: '{name}' has shape {pair[TRAIN].shape} for training "
+            f"trials, {pair[SCORED].shape} for those that are scored; columns must agree"
+        )
+    return {kind: _ended(some, pair[kind]) for kind, some in trials.items()}
 
 
 def _numbers(session: SessionOutputs, key: str, array: Array, n_axes: int | None = None) -> Array:
@@ -168,6 +171,11 @@ def _conditions(
         n_trials = trials[kind].n_trials
         if values is None:
             conditions[kind] = np.full(n_trials, np.nan)
+        elif not values.ndim or values.dtype.kind not in "buifSUO":
+            raise DataError(
+                f"{session.path}: '{file_splits[kind]}_{key}' is an array of {values.dtype} with "
+                f"shape {values.shape}; legal is one condition for each of the {n_trials} trials"
+            )
         elif values.ndim == 1 and values.dtype.kind != "O" and len(values) == n_trials:
             conditions[kind] = values
         elif len(values) == n_trials and all(isinstance(value, bytes | str) for value in values):

@@ -114,7 +114,8 @@ def render(template: str, **content: Any) -> str:
     environment.filters.update(number=number, interval=interval)
     written = time.strftime("%Y-%m-%d %H:%M")
     made = {"looks": LOOKS, "written": written, "version": read_version().version}
-    return environment.get_template(template).render(**made, **content)
+    page = environment.get_template(template).render(**made, **content)
+    return page.encode(errors="backslashreplace").decode()  # names of files need be no text
 
 
 def number(value: float | None, digits: int = 3) -> str:

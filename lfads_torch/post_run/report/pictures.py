@@ -151,7 +151,7 @@ def _flat(values: NDArray[Any]) -> NDArray[Any]:
 def session_pictures(record: RunRecord, recording: Recording) -> list[Picture]:
     """Return figures of one session, as far as its data allow."""
     arrays = set(_scored(recording).names) & set(recording.trials[TRAIN].names)
-    pictures = []
+    pictures: list[Picture] = []
     for make, needed in MAKERS:
         if not arrays.issuperset(needed):
             continue

@@ -232,7 +232,9 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _samples(record: RunRecord) -> int | None:
-    return record.outputs and whole_attribute(record.outputs[0].attrs, "num_samples")
+    if record.outputs is None:
+        return None
+    return whole_attribute(record.outputs[0].attrs, "num_samples")
 
 
 SIZES = {

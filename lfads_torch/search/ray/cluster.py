@@ -68,12 +68,16 @@ class RayOptions:
 
     def divide(
         self, n_members: int, nodes: Nodes, resources: Mapping[str, float]
-    ) -> tuple[list[list[int]], int]:
+    ) -> list[list[int]]:
         """Divide the members among trials."""
-        slots = sum(_slots(node, resources) for node in nodes)
+        slots = self.slots(nodes, resources)
         per_trial = self.members_per_trial or math.ceil(n_members / max(slots, 1))
         n_trials = math.ceil(n_members / per_trial)
-        return [group.tolist() for group in np.array_split(np.arange(n_members), n_trials)], slots
+        return [group.tolist() for group in np.array_split(np.arange(n_members), n_trials)]
+
+    def slots(self, nodes: Nodes, resources: Mapping[str, float]) -> int:
+        """Return how many trials the nodes hold at once."""
+        return sum(_slots(node, resources) for node in nodes)
 
 
 def _slots(node: Mapping[str, float], resources: Mapping[str, float]) -> int:

@@ -10,13 +10,15 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ...data.fingerprint import fingerprints
 from ...errors import UserError
@@ -118,12 +120,12 @@ class Driver:
         self.going_on = going_on
         self.max_epochs = max_epochs_of(config)
         self.storage = (options.storage_path or str(folder / "ray")).rstrip("/")
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = _live_nodes()
         # Not by what this machine has: trials may run on others.
         accelerator = str(config["trainer"].get("accelerator", "auto"))
         may_use_gpu = "cuda" in DEVICES.get(accelerator, ())
         self.resources = options.resources(nodes, may_use_gpu=may_use_gpu)
-        groups, self.n_slots = options.divide(settings.n_members, nodes, self.resources)
+        groups = options.divide(settings.n_members, nodes, self.resources)
         state = read_state(folder) if going_on.resume else {}
         state["checkpoints"] = [self._intact(saved) for saved in state.get("checkpoints", ())]
         groups = state.get("chunks", groups)
@@ -206,7 +208,9 @@ class Driver:
 
     def _train(self) -> None:
         coordinator, options = self.coordinator, self.options
-        board = ray.remote(Board).options(num_cpus=0).remote()
+        # Beside this process: with another node, the plans would be lost and not trials alone.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
         trainable = tune.with_parameters(
             MemberTrial,
             run=self.config,
@@ -225,7 +229,9 @@ class Driver:
             tune.with_resources(trainable, self.resources),
             param_space={GROUP: tune.grid_search(starts)},
             tune_config=tune.TuneConfig(
-                scheduler=GroupScheduler(coordinator, board, self.n_slots),
+                scheduler=GroupScheduler(
+                    coordinator, board, partial(_count_slots, options, self.resources)
+                ),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: f"trial_{trial.config[GROUP][NUMBER]:03d}",
             ),
@@ -297,6 +303,14 @@ class Driver:
             for place in session.glob("trial_*/checkpoint_*"):
                 if place not in last:
                     shutil.rmtree(place, ignore_errors=True)
+
+
+def _live_nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _count_slots(options: RayOptions, resources: Mapping[str, float]) -> int:
+    return options.slots(_live_nodes(), resources)
 
 
 def _order(best: Best) -> tuple[float, int, int]:

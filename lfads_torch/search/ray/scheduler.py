@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ class GroupScheduler(FIFOScheduler):
     # Every result says whether its trial waits, so Tune may not collect several before a decision.
     _supports_buffered_results = False
 
-    def __init__(self, coordinator: Coordinator, board: Any, n_slots: int) -> None:
+    def __init__(self, coordinator: Coordinator, board: Any, slots: Callable[[], int]) -> None:
         super().__init__()
         self._coordinator = coordinator
         self._board = board
-        self._n_slots = n_slots
+        self._slots = slots  # of the nodes that are there now
+        self._last_ran = time.monotonic()
         self._n_posted = 0
         self._waits_since: dict[str, float] = {}
 
@@ -53,7 +55,7 @@ class GroupScheduler(FIFOScheduler):
             other.status == Trial.PENDING or (other.status == Trial.PAUSED and self._can_go(other))
             for other in trials
         )
-        if needs_room and (len(trials) > self._n_slots or is_long):
+        if needs_room and (is_long or len(trials) > self._slots()):
             return str(self.PAUSE)
         return str(self.CONTINUE)
 
@@ -64,6 +66,7 @@ class GroupScheduler(FIFOScheduler):
             ray.get(self._board.post.remote(plan))
             self._n_posted += 1
         trials = tune_controller.get_trials()
+        self._check_nodes(trials)
         for trial in trials:
             if trial.status == Trial.PENDING:
                 return trial
@@ -71,6 +74,17 @@ class GroupScheduler(FIFOScheduler):
             if trial.status == Trial.PAUSED and self._can_go(trial):
                 return trial
         return None
+
+    def _check_nodes(self, trials: Sequence[Trial]) -> None:
+        """Give the search up where nodes died and none that is left can hold a trial."""
+        now = time.monotonic()
+        if any(trial.status == Trial.RUNNING for trial in trials):
+            self._last_ran = now
+        elif now - self._last_ran > _GRACE_S and not self._slots():
+            self._coordinator.failure = UserError(
+                "no node of the Ray cluster is left that has what one trial takes. Start one, and "
+                f"go on with lfads pbt --resume {self._coordinator.folder}"
+            )
 
     def _can_go(self, trial: Trial) -> bool:
         plans = self._coordinator.plans
