@@ -16,18 +16,21 @@ The ending of FILE chooses what is written.
 and a table of trials (or windows) with initial conditions. Windows of a continuous recording are
 joined. With --source, results are added to a copy of the recording's NWB file.
 
-.onnx, .pt2: the model itself, from counts to rates, for other programs: ONNX, or torch.export. One
-call takes a window of bins. The file is compared with the model before it is written; where they
-differ by more than 1e-4, the command ends with status 1 and writes nothing."""
+.onnx, .pt2, .npz: the model itself, from counts to rates and decoded behaviour, for programs that
+run without this package: ONNX, torch.export, or weights for NumPy (numpy_runner.py is written
+beside them). One call takes a window of bins; of a causal model, one bin and the states. The file
+is compared with the model before it is written; where they differ by more than 1e-4, the command
+ends with status 1 and writes nothing."""
 EXAMPLES = """\
   lfads export runs/my_run
   lfads export runs/my_run results.nwb
   lfads export runs/my_run results.nwb --source session.nwb
   lfads export runs/my_run/lfads_output_day1.h5 day1.nwb
   lfads export runs/my_run model.onnx
+  lfads export runs/causal model.npz --decoder decoder.json
   lfads export runs/two_days model.pt2 --session day1"""
 
-ENDINGS = (".nwb", ".onnx", ".pt2")
+ENDINGS = (".nwb", ".onnx", ".pt2", ".npz")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,19 +41,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         nargs="?",
         metavar="FILE",
-        help="file to write: .nwb, .onnx or .pt2 (RUN/lfads_<session>.nwb)",
+        help="file to write: .nwb, .onnx, .pt2 or .npz (RUN/lfads_<session>.nwb)",
     )
     add("-o", "--output", metavar="FILE", help="the same")
     add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
     add("--overwrite", action="store_true", help="replace the file if it is there")
-    nwb = parser.add_argument_group("NWB")
+    nwb = parser.add_argument_group(".nwb")
     nwb.add_argument(
         "--source", metavar="NWB", help="NWB file of the recording, to whose copy results are added"
     )
-    model = parser.add_argument_group("ONNX and torch.export")
+    model = parser.add_argument_group(".onnx, .pt2 and .npz")
     add = model.add_argument
+    add(
+        "--mode",
+        choices=["auto", "window", "step"],
+        default="auto",
+        help="what a call takes: a window of bins, or one (auto: one, of a causal model)",
+    )
+    add("--decoder", metavar="FILE", help="decoder of behaviour, from `lfads decode --save`")
     add("--session", metavar="NAME", help="session of a model of several, by name or number")
     add("--force", action="store_true", help="unroll also windows of more than 128 bins")
+    add(
+        "--native",
+        action="store_true",
+        help="keep fast operators in a .pt2, which then needs `import lfads_torch`",
+    )
     add("--last", action="store_true", help="last checkpoint, not the best")
     add_trust(model)
 
@@ -65,9 +80,9 @@ def run(options: argparse.Namespace) -> int:
         return _export_model(options, file)
     from ..post_run.export import export_nwb
 
-    for name in ("session", "force", "last", "trust"):
+    for name in ("decoder", "session", "force", "native", "last", "trust"):
         if getattr(options, name):
-            raise UserError(f"--{name} is for .onnx and .pt2; the file is .nwb")
+            raise UserError(f"--{name} is for .onnx, .pt2 and .npz; the file is .nwb")
     with writing_into(options.run_folder, file):
         paths = export_nwb(
             options.run_folder,
@@ -88,16 +103,19 @@ def _export_model(options: argparse.Namespace, file: str) -> int:
     exported = export_model(
         options.run_folder,
         file,
+        mode=options.mode,
         session=options.session,
+        decoder=options.decoder,
         bin_ms=options.bin_ms,
         overwrite=options.overwrite,
         force=options.force,
+        native=options.native,
         best=not options.last,
         trust=options.trust,
     )
     print(f"largest difference from the model over {CHECKED_BINS} bins: {exported.difference:.2g}")
-    if exported.path is None:
+    if not exported.paths:
         print(f"{file} is not written: legal is a difference of at most {TOLERANCE:g}")
         return 1
-    print_written(exported.path)
+    print_written(*exported.paths)
     return 0

@@ -208,7 +208,7 @@ class Step(nn.Module):
 
     def _begin(self, ic: Float[Tensor, "B I"]) -> StepState:
         gen = self.to_g0(ic)
-        ci, con, n = None, None, len(ic)
+        ci, con, n = None, None, ic.shape[0]
         if self.has_con:
             h0 = self.ci_h0.expand(n, -1)
             # Before the first bin the controller sees zeros, not the encoder's initial state.

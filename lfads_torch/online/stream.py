@@ -34,7 +34,7 @@ _TIMES = 120_000
 
 _FIELDS = ("rates", "factors", "gen_states", "inputs")
 # What a decoder calls its features, and the field that holds them.
-_FEATURES = {name: name for name in _FIELDS} | {"output_params": "rates", "co_means": "inputs"}
+FEATURES = {name: name for name in _FIELDS} | {"output_params": "rates", "co_means": "inputs"}
 
 
 class StreamOutput(NamedTuple):
@@ -245,7 +245,13 @@ class Stream:
         self._ext = np.zeros((n, self._n_ext), np.float32)
         self._decoder: DecoderState | None = None
         if decoder is not None:
-            used, self._read = self._checked_decoder(decoder, every)
+            widths = {name: array.shape[1] for name, array in self._arrays.items()}
+            used, self._read = checked_decoder(decoder, widths, self.bin_ms, self._run)
+            if every > 1 and used.lags != (0,):
+                raise UserError(
+                    f"the decoder has lags {used.lags}, which need every bin, but every is "
+                    f"{every}; fit it with --lags 0, or leave every out"
+                )
             self._decoder = used.state(n)
             self._arrays["decoded"] = np.full((n, len(used.bias)), np.nan, np.float32)
         # Tensors and arrays that share their memory: nothing is made anew at a bin.
@@ -432,39 +438,6 @@ class Stream:
             array = array if self._batch else array[0]
             fields[name] = array.copy() if copy else array
         return StreamOutput(self.t, fresh, **fields)
-
-    def _checked_decoder(self, decoder: str | Path | Decoder, every: int) -> tuple[Decoder, str]:
-        """Return a decoder and the field that it reads, or refuse it."""
-        name = "the decoder"
-        if not isinstance(decoder, Decoder):
-            name, decoder = str(decoder), Decoder.load(expanded(decoder))
-        field = _FEATURES.get(decoder.features)
-        if field is None:
-            raise UserError(
-                f"{name} was fitted to {decoder.features!r}; a stream has {', '.join(_FEATURES)}"
-            )
-        size = self._arrays[field].shape[1]
-        if decoder.n_features != size:
-            raise UserError(
-                f"{name} reads {decoder.n_features} features ({decoder.features}), the model has "
-                f"{size}; fit it on outputs of this run"
-            )
-        if decoder.bin_ms and self.bin_ms and not math.isclose(decoder.bin_ms, self.bin_ms):
-            raise UserError(
-                f"{name} was fitted to bins of {decoder.bin_ms:g} ms, {self._run} has bins of "
-                f"{self.bin_ms:g} ms; fit it on outputs of this run"
-            )
-        if decoder.smooth_ms:
-            raise UserError(
-                f"{name} reads features that were smoothed over {decoder.smooth_ms:g} ms; fit one "
-                "to what the model infers, without --smooth-ms"
-            )
-        if every > 1 and decoder.lags != (0,):
-            raise UserError(
-                f"{name} has lags {decoder.lags}, which need every bin, but every is {every}; fit "
-                "it with --lags 0, or leave every out"
-            )
-        return decoder, field
 
 
 class _Windows:
@@ -715,6 +688,37 @@ def limited_to(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def checked_decoder(
+    decoder: str | Path | Decoder, sizes: Mapping[str, int], bin_ms: float | None, run: str
+) -> tuple[Decoder, str]:
+    """Return a decoder and the field that it reads, or refuse it; `sizes` are those of fields."""
+    name = "the decoder"
+    if not isinstance(decoder, Decoder):
+        name, decoder = str(decoder), Decoder.load(expanded(decoder))
+    field = FEATURES.get(decoder.features)
+    if field is None:
+        raise UserError(
+            f"{name} was fitted to {decoder.features!r}; legal are {', '.join(FEATURES)}"
+        )
+    size = sizes[field]
+    if decoder.n_features != size:
+        raise UserError(
+            f"{name} reads {decoder.n_features} features ({decoder.features}), the model has "
+            f"{size}; fit it on outputs of this run"
+        )
+    if decoder.bin_ms and bin_ms and not math.isclose(decoder.bin_ms, bin_ms):
+        raise UserError(
+            f"{name} was fitted to bins of {decoder.bin_ms:g} ms, {run} has bins of "
+            f"{bin_ms:g} ms; fit it on outputs of this run"
+        )
+    if decoder.smooth_ms:
+        raise UserError(
+            f"{name} reads features that were smoothed over {decoder.smooth_ms:g} ms; fit one "
+            "to what the model infers, without --smooth-ms"
+        )
+    return decoder, field
 
 
 def _shown(value: Any) -> str:

@@ -110,7 +110,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_window_in_onnx_equals_the_model(rich: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     exported = export_model(rich, file, session="day1", bin_ms=10)
-    assert exported.path == file and exported.difference < 1e-5
+    assert exported.paths == (file,) and exported.difference < 1e-5
     function, model = onnx_function(file.read_bytes()), load_model(rich)
     for n_rows in (1, 3):
         ext = np.random.default_rng(1).normal(size=(n_rows, 5, 2)).astype(np.float32)
@@ -172,8 +172,7 @@ def test_every_observation_model_and_your_own_parts(
     run = trained(tmp_path, session, **PARTS[parts])
     x = counts(2, 3, 3)
     if is_traced:
-        file = export_model(run, tmp_path / "m.pt2").path
-        assert file is not None
+        (file,) = export_model(run, tmp_path / "m.pt2").paths
         outputs = program_function(file.read_bytes())({"x": x})
     else:
         with torch.no_grad():
@@ -212,9 +211,9 @@ def test_what_is_refused(rich: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "old.pt2").write_bytes(b"kept")
     assert "--overwrite" in error(f"{tmp_path}/old.pt2", "--session", "0")
     assert (tmp_path / "old.pt2").read_bytes() == b"kept"
-    assert "'.txt'; legal: .nwb, .onnx, .pt2" in error(f"{tmp_path}/m.txt")
+    assert "'.txt'; legal: .npz, .nwb, .onnx, .pt2" in error(f"{tmp_path}/m.txt")
     assert "--source is for .nwb" in error(f"{tmp_path}/m.onnx", "--source", "a.nwb")
-    assert "--session is for .onnx" in error("--session", "0")
+    assert "--session is for .onnx, .pt2 and .npz" in error("--session", "0")
 
 
 def test_long_windows_need_force(rich: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -280,7 +280,7 @@ def test_fractions_are_legal_where_the_model_takes_them() -> None:
         ({"decoder": decoder((-1, 0))}, "lags -1 to 0"),
         (
             {"decoder": decoder(features="spikes")},
-            "fitted to 'spikes'; a stream has rates, factors",
+            "fitted to 'spikes'; legal are rates, factors",
         ),
         ({"decoder": decoder(features="gen_states")}, "reads 4 features .*, the model has 5"),
         ({"decoder": decoder(smooth_ms=50.0)}, "smoothed over 50 ms"),

@@ -232,7 +232,7 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
         file["x"] = 1
     one = str(run / "lfads_output_sess0.h5")
     for arguments, message in (
-        ([str(run), "out.h5"], "legal: .nwb, .onnx"),
+        ([str(run), "out.h5"], "legal: .npz, .nwb"),
         ([str(run), "a.nwb", "-o", "b.nwb"], "name one"),
         ([one, "there.nwb"], "--overwrite"),
         ([one, "x.nwb", "--source", "gone.nwb"], "does not exist"),
