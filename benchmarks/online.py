@@ -47,7 +47,7 @@ FEATURES = "gen_states"
 def model_of(causal: bool) -> LFADS:
     """Return a model of the wrist's size with random weights."""
     torch.manual_seed(0)
-    sizes = dict.fromkeys(("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim"), UNITS)
+    sizes: Any = dict.fromkeys(("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim"), UNITS)
     model = LFADS(N_CHANNELS, N_BINS, co_dim=4, fac_dim=30, causal=causal, **sizes)
     return model.eval()
 
@@ -100,7 +100,7 @@ def exported(checkpoint: Path, file: Path, mode: str) -> Callable[[Any], object]
 
     export_model(checkpoint, file, mode=mode)
     if file.suffix == ".npz":
-        from lfads_torch.post_run.numpy_runner import Runner
+        from lfads_torch.online.numpy_runner import Runner
 
         return Runner(file).step
     import onnxruntime
