@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--draws", type=int, default=1000, metavar="N", help="bootstrap draws (%(default)s)")
     add("--level", type=float, default=0.95, help="of the intervals (%(default)s)")
     add("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    add("--by-time", type=int, metavar="N", help="also N consecutive parts of time, and the slope")
     add("--no-baselines", action="store_true", help="only the model")
     add("--output", metavar="DIR", help="folder for the files (the run folder)")
 
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
             behavior=options.behavior,
             condition=options.condition,
             latents=options.latents,
+            by_time=options.by_time,
         )
         print(evaluation.text())
         place = expanded(options.run_folder).absolute()

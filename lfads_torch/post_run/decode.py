@@ -33,6 +33,7 @@ from ..metrics.decoding import ALPHAS, Decoder, Decoding, fit_decoder, plain
 from ..metrics.trialwise import ByTime, score_by_time
 from ..prep.chop import find_segments
 from ..prep.merging import START_KEY, covered_bins, merge_chops, window_places
+from .evaluation.table import by_time_text
 from .outputs import output_files
 
 Array = NDArray[Any]
@@ -287,17 +288,6 @@ class DecodeResult:
         parts.append("\n".join(f"{split}: {kind}" for split, kind in kinds.items()))
         parts += [f"note: {note}" for note in self.notes]
         return "\n\n".join(parts)
-
-
-def by_time_text(name: str, by_time: ByTime) -> str:
-    """Lay out the scores of consecutive parts, and their slope."""
-    values = [
-        f"{value:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(low) else f"{value:.3f}"
-        for value, (low, high) in zip(by_time.values, by_time.intervals, strict=True)
-    ]
-    low, high = by_time.slope_interval
-    slope = f"{by_time.slope:+.4f} a part [{low:+.4f}, {high:+.4f}]"
-    return f"{name} in {len(values)} parts of time: {'  '.join(values)}; slope {slope}"
 
 
 @dataclass(frozen=True)

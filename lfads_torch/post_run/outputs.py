@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import SPLITS, bin_width_ms, open_h5
+from ..data import SPLITS, Order, bin_width_ms, open_h5, read_order
 from ..data.find import warn_of_other_files
 from ..data.tree import unwritten
 from ..errors import DataError, UserError, did_you_mean
@@ -433,6 +433,12 @@ class SessionOutputs:
         inferred = self._shapes[f"{self.splits[0]}_output_params"]
         shape = self._shapes.get(f"{self.splits[0]}_encod_data", inferred)
         return int(shape[1]), int(shape[2])
+
+    @cached_property
+    def order(self) -> Order:
+        """Where the trials of all splits lie in the recording."""
+        sizes = {split: self.n_trials(split) for split in self.splits}
+        return read_order(sizes, self.keys, self.read)
 
     @cached_property
     def counts(self) -> bool:

@@ -430,3 +430,36 @@ class TestReport:
             "| LFADS rates | 0.250 [0.200, 0.300] |        |",
             "| PSTH        |                      | 0.100  |",
         ]
+
+
+class TestTime:
+    def test_parts_of_time_and_the_kind_of_split(self, tmp_path: Path, known: Data) -> None:
+        """Rates that fail in the last trials show it in the last part, and in the slope."""
+        late = np.argsort(known["valid_inds"])[-6:]
+        known["valid_output_params"][late] = known["valid_output_params"].mean(axis=(0, 1))
+        scored = evaluated(tmp_path, known, by_time=5, n_draws=200)
+        parts = scored.sessions[0].by_time["lfads"]["bps"]
+        assert parts.rows == [6] * 5
+        assert parts.values[-1] < min(parts.values[:-1]) - 0.1
+        assert parts.slope_interval[1] < 0
+        expected = SpikeScore.of(
+            known["valid_output_params"][late][:, : READ[0], : READ[1]],
+            known["valid_recon_data"][late][:, : READ[0], : READ[1]],
+        )
+        assert parts.values[-1] == pytest.approx(score_value(expected, 6))
+        behavior = scored.sessions[0].by_time["smoothing"]["behavior_r2"]
+        assert np.mean(behavior.values) == pytest.approx(
+            scored.scores["smoothing"]["behavior_r2"].value
+        )
+        # Trials were drawn at random.
+        assert any("day0: valid is interleaved" in note for note in scored.notes)
+        assert scored.sessions[0].facts["split_kind"] == "interleaved"
+        assert "LFADS rates, bits/spike in 5 parts of time" in scored.text()
+        plain = json.loads(json.dumps(scored.to_dict()))
+        assert plain["sessions"][0]["by_time"]["lfads"]["bps"]["values"] == parts.values
+
+    def test_a_split_in_order_of_time(self, tmp_path: Path, known: Data) -> None:
+        known["train_inds"], known["valid_inds"] = np.arange(60), np.arange(60, 90)
+        scored = evaluated(tmp_path, known, baselines=False)
+        assert any("day0: valid is chronological" in note for note in scored.notes)
+        assert scored.sessions[0].by_time == {}

@@ -341,6 +341,15 @@ class TestScores:
     def test_nothing_to_draw(self):
         assert texts(score_intervals({"x": {"a": (None, None, None)}})) == ["no score to draw"]
 
+    def test_parts_of_time_are_lines(self):
+        row = {"bps": {"values": [0.3, 0.2], "intervals": [(0.2, 0.4), (None, None)]}}
+        figure = drawn(
+            plots.scores_over_time({"ours": row, "other": {}}, {"bps": "bits", "x": "X"})
+        )
+        assert [ax.get_title() for ax in visible(figure)] == ["bits"]
+        assert visible(figure)[0].lines[0].get_ydata().tolist() == [0.3, 0.2]
+        assert texts(plots.scores_over_time({})) == ["no score to draw"]
+
     def test_channels_against_a_baseline(self):
         own, other = [0.5, np.nan, -0.1, 0.3], [0.4, 0.2, 0.0, np.nan]
         figure = drawn(channel_scores(own, other, n_encod=3))

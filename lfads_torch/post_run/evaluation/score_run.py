@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data import SPLITS
-from ...errors import UserError, did_you_mean
-from ...metrics.trialwise import interval, ratio, resampled_trials
+from ...data import SPLITS, split_kind
+from ...errors import UserError, did_you_mean, whole
+from ...metrics.trialwise import ByTime, interval, ratio, resampled_trials, score_by_time
 from ..outputs import RunOutputs, load_outputs
 from .baselines import baseline_predictions
 from .behavior import Keys, Recording, read_recording
@@ -44,6 +44,7 @@ def evaluate_run(
     behavior: str = Keys.behavior,
     condition: str | None = None,
     latents: str = Keys.latents,
+    by_time: int | None = None,
 ) -> Evaluation:
     """Score what a run inferred of its trials, beside what simpler methods reach.
 
@@ -66,6 +67,8 @@ def evaluate_run(
     behavior, condition, latents : str
         Keys, without their split, that hold behaviour, each trial's condition (by default one of
         ``cond_idx``, ``cond_id``, ``condition``, ``target``), and true latents.
+    by_time : int, optional
+        Consecutive parts of the scored trials, in order of time, that are scored as well.
 
     Returns
     -------
@@ -85,6 +88,8 @@ def evaluate_run(
             f"n_draws={n_draws}, level={level}; legal are 0 or more draws and a level between "
             "0 and 1"
         )
+    if by_time is not None:
+        whole("by_time", by_time, least=2)
     outputs = run if isinstance(run, RunOutputs) else load_outputs(run, bin_ms=bin_ms)
     keys = Keys(behavior, latents, condition)
     sessions, pooled = [], []
@@ -99,7 +104,20 @@ def evaluate_run(
         # the same draws, so that differences between them are of the same trials.
         draws = resampled_trials(recording.n_scored, n_draws, [seed, number])
         weights = np.concatenate([np.ones((1, recording.n_scored)), draws])
-        scored, parts = _score(recording, predictions, weights, level)
+        order = session.order
+        kind = split_kind(order, split)
+        periods: list[NDArray[np.int64]] = []
+        if by_time and order.key and recording.n_scored >= by_time:
+            in_time = np.argsort(order.positions[split], kind="stable")
+            periods = np.array_split(in_time, by_time)
+        elif by_time:
+            why = "has too few trials" if order.key else "does not say where its trials lie in time"
+            notes.append(f"parts of time are not scored: {session.name} {why}")
+        drawing = Drawing(n_draws, level, [seed, number])
+        scored, parts = _score(recording, predictions, weights, periods, drawing)
+        scored.facts |= {"split_kind": kind.name, "between_training": kind.between}
+        if kind.name != "unknown":
+            notes.append(f"{session.name}: {split} is {kind.text}")
         scored.nlb = benchmark_scores(recording, split)
         sessions.append(scored)
         pooled.append(parts)
@@ -125,9 +143,27 @@ def evaluate_run(
     )
 
 
+class Drawing(NamedTuple):
+    """How intervals are drawn."""
+
+    n_draws: int
+    level: float
+    seed: Sequence[int]
+
+
+# PSTHs and correlations within a part of time would have too few trials.
+_IN_TIME = ("bps", "co_bps", "fp_bps", "r2", "behavior_r2")
+
+
 def _score(
-    recording: Recording, predictions: Sequence[Prediction], weights: FloatArray, level: float
+    recording: Recording,
+    predictions: Sequence[Prediction],
+    weights: FloatArray,
+    periods: Sequence[NDArray[np.int64]],
+    drawing: Drawing,
 ) -> tuple[SessionScores, dict[str, dict[str, Parts]]]:
+    level = drawing.level
+    by_time: dict[str, dict[str, ByTime]] = {}
     parts: dict[str, dict[str, Parts]] = {}
     scores: Scores = {}
     by_channel: dict[str, dict[str, list[float]]] = {}
@@ -137,6 +173,8 @@ def _score(
         parts[row], by_channel[row], by_condition[row] = {}, {}, {}
         for name, score in trial_scores(recording, prediction).items():
             parts[row][name] = score.parts(weights)
+            if periods and name in _IN_TIME:
+                by_time.setdefault(row, {})[name] = score_by_time(score, periods, *drawing)
             if (channels := score.by_column()) is not None:
                 by_channel[row][name] = channels.tolist()
             if (groups := score.by_group(recording.members)) is not None and groups.size:
@@ -150,6 +188,7 @@ def _score(
         by_condition=by_condition,
         nlb={},
         choices={p.name: p.choices for p in predictions if p.choices},
+        by_time=by_time,
     )
     return session, parts
 

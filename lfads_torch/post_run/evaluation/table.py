@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...metrics.trialwise import ByTime
+
 ROWS = {
     "lfads": "LFADS rates",
     "lfads_factors": "LFADS factors",
@@ -106,6 +108,8 @@ class SessionScores:
     nlb: dict[str, float]
     # What was chosen for each baseline
     choices: dict[str, dict[str, Any]]
+    # Of consecutive parts of time, by row and score, where wanted
+    by_time: dict[str, dict[str, ByTime]] = field(default_factory=dict)
 
 
 @dataclass
@@ -143,6 +147,11 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; numbers that are not finite are None."""
         content: dict[str, Any] = _plain(asdict(self))
+        for plain, session in zip(content["sessions"], self.sessions, strict=True):
+            plain["by_time"] = {
+                row: {name: _plain(by_time._asdict()) for name, by_time in scores.items()}
+                for row, scores in session.by_time.items()
+            }
         return {"format": 1, **content}
 
     def text(self) -> str:
@@ -185,8 +194,30 @@ class Evaluation:
                 name = f" ({session.name})" if many else ""
                 numbers = ", ".join(f"{NLB_NAMES[k]} {v:.4f}" for k, v in session.nlb.items())
                 parts.append(f"By the Neural Latents Benchmark's own definitions{name}: {numbers}")
+        for session in self.sessions:
+            name = f"{session.name}, " if many else ""
+            lines = [
+                by_time_text(f"{name}{ROWS[row]}, {COLUMNS[score]}", by_time)
+                for row, scores in session.by_time.items()
+                if row in ("lfads", "lfads_factors", "smoothing")
+                for score, by_time in scores.items()
+            ]
+            parts += (
+                ["\n".join(f"- {line}" if markdown else line for line in lines)] if lines else []
+            )
         parts += [f"- {note}" if markdown else f"note: {note}" for note in self.notes]
         return "\n\n".join(parts)
+
+
+def by_time_text(name: str, by_time: ByTime) -> str:
+    """Lay out the scores of consecutive parts, and their slope."""
+    values = [
+        f"{value:.3f} [{low:.3f}, {high:.3f}]" if math.isfinite(low) else f"{value:.3f}"
+        for value, (low, high) in zip(by_time.values, by_time.intervals, strict=True)
+    ]
+    low, high = by_time.slope_interval
+    slope = f"{by_time.slope:+.4f} a part [{low:+.4f}, {high:+.4f}]"
+    return f"{name} in {len(values)} parts of time: {'  '.join(values)}; slope {slope}"
 
 
 def score_table(

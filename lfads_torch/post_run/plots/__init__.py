@@ -14,7 +14,7 @@ from .hyperparameters import hyperparameter_paths, score_history, scores_by_valu
 from .initial import initial_conditions
 from .inputs import aligned_inputs, latent_usage
 from .responses import psths, single_trials
-from .scores import channel_scores, score_intervals
+from .scores import channel_scores, score_intervals, scores_over_time
 from .shared import shared_factors
 from .style import paper
 from .training import read_csv_log, training_beside, training_curves
@@ -36,6 +36,7 @@ __all__ = [
     "score_history",
     "score_intervals",
     "scores_by_value",
+    "scores_over_time",
     "shared_factors",
     "single_trials",
     "training_beside",

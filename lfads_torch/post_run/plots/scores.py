@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -71,6 +72,48 @@ def score_intervals(
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_ylim(len(methods) - 0.5, -0.5)
     grid[0, 0].set_yticks(range(len(methods)), methods)
+    return figure
+
+
+@styled
+def scores_over_time(
+    scores: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]],
+    names: Mapping[str, str] | None = None,
+) -> Figure:
+    """Draw scores of consecutive parts of time, a panel for each score and a line per method.
+
+    Parameters
+    ----------
+    scores : dict of dict of dict
+        By method, then by score: ``values`` and ``intervals`` of the parts, as `score_by_time`
+        gives them.
+    names : dict of str to str, optional
+        Titles of the scores, in the order of the panels.
+
+    Returns
+    -------
+    Figure
+    """
+    defined = dict.fromkeys(name for row in scores.values() for name in row)
+    panels = [name for name in (names or defined) if name in defined]
+    if not panels:
+        return empty_figure("no score to draw")
+    figure = Figure(figsize=(3.2 * len(panels) + 0.4, 2.6), layout="constrained")
+    colours = (look().blue, look().orange, look().muted)
+    for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, (method, row) in enumerate(scores.items()):
+            if name not in row:
+                continue
+            values = np.array(row[name]["values"], dtype=np.float64)
+            ends = np.array(row[name]["intervals"], dtype=np.float64)
+            place = np.arange(1, len(values) + 1)
+            colour = colours[number % len(colours)]
+            axis.plot(place, values, "o-", color=colour, label=method)
+            axis.vlines(place, ends[:, 0], ends[:, 1], color=colour, linewidth=2)
+        axis.set_title((names or {}).get(name, name))
+        axis.set_xlabel("part of the scored time")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.axes[0].legend()
     return figure
 
 

@@ -79,6 +79,26 @@ def score_picture(scores: dict[str, Any]) -> Picture:
     return Picture("scores", "Scores", f"Dots are scores, lines {level}.", draw)
 
 
+def time_picture(scores: dict[str, Any]) -> Picture | None:
+    """Return a picture of the scores of consecutive parts of time, where they were computed."""
+    titles = {key: title.replace("R2", "R²") for key, title in COLUMNS.items()}
+    several = len(scores["sessions"]) > 1
+    shown = {
+        ROWS[row] + (f", {session['name']}" if several else ""): by_time
+        for session in scores["sessions"]
+        for row, by_time in (session.get("by_time") or {}).items()
+        if row in ("lfads", "smoothing")
+    }
+    if not any(shown.values()):
+        return None
+    caption = (
+        "Scores of consecutive parts of the scored trials in order of time. A fall towards the end "
+        "is what a user of later data meets."
+    )
+    draw = partial(plots.scores_over_time, shown, titles)
+    return Picture("scores_over_time", "Scores over time", caption, draw)
+
+
 def _dynamics(record: RunRecord) -> Picture:
     """Show fixed points of the generator near the states of trials, at their mean input."""
     states, inputs = (

@@ -189,6 +189,10 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     return record
 
 
+N_PARTS = 5
+"""Parts of time that are scored."""
+
+
 def _scores(record: RunRecord, outputs: RunOutputs) -> dict[str, Any] | None:
     """Score the outputs now, or note why they cannot be scored."""
     keys = record.wanted.keys
@@ -200,6 +204,7 @@ def _scores(record: RunRecord, outputs: RunOutputs) -> dict[str, Any] | None:
             behavior=keys.behavior,
             condition=keys.condition,
             latents=keys.latents,
+            by_time=N_PARTS if all(session.order.key for session in outputs) else None,
         )
     except UserError as error:
         record.absent.append(f"Scores cannot be computed: {error}.")

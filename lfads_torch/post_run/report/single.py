@@ -15,7 +15,7 @@ from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
 from ..outputs import whole_attribute
 from .findings import CHECKED, Finding, find_all
 from .page import FORMATS, Press, render
-from .pictures import run_pictures, score_picture, session_pictures
+from .pictures import run_pictures, score_picture, session_pictures, time_picture
 from .record import RunRecord, Wanted, read_run
 
 REPORT = "report.html"
@@ -100,6 +100,7 @@ def report_run(
     pictures = {p.key: press.show(p) for p in run_pictures(record)}
     scores = record.scores
     scored_sessions = scores["sessions"] if scores else []
+    over_time = time_picture(scores) if scores else None
     model = {s["name"]: s["scores"].get("lfads", {}) for s in scored_sessions}
     page = render(
         "report.html.j2",
@@ -119,6 +120,7 @@ def report_run(
             if s.get("nlb")
         ],
         score_figure=press.show(score_picture(scores)) if scores else None,
+        time_figure=press.show(over_time) if over_time else None,
         sessions=sessions,
         pictures=pictures,
         facts=run_facts(record),
