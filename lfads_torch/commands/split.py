@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from ..data import list_some
-
 SUMMARY = "split a ready file of windows anew, without shared bins"
 TEXT = """\
 Put the windows of a ready data file together by their positions and cut them anew, so that no
@@ -44,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     windows = ", ".join(f"{split} {count}" for split, count in done.windows.items())
     print(f"{windows} windows; {done.uncovered} bins of the recording are in none")
     if done.left_out:
+        from ..data import list_some
+
         print(f"left out, since they have no row for each window: {list_some(done.left_out)}")
     print(f"written: {done.path}")
     print(f"next: lfads check {done.path}")
