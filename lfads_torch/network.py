@@ -149,7 +149,7 @@ class Network(nn.Module):
         # The recurrent nets compute in the precision of the data under mixed precision, too: errors
         # of bfloat16 would add up from bin to bin, and the kernels take one type.
         data = [
-            self.readin[s](filled := _filled(trials)).to(filled.dtype)
+            self.readin[s](_filled(trials)).to(trials.encod_data.dtype)
             for s, trials in batch.items()
         ]
         with _own_precision(data[0]):

@@ -7,7 +7,7 @@ and carry a leading axis K of independent nets.
 from __future__ import annotations
 
 from ..errors import one_of
-from . import autograd, reference
+from . import recurrent, reference
 from .types import DecoderInputs, DecoderStates, GRUStates, Kernels
 
 __all__ = [
@@ -21,8 +21,8 @@ __all__ = [
 
 IMPLEMENTATIONS = {
     "reference": Kernels(reference.clipped_gru, reference.decoder),
-    "explicit": autograd.kernels(native=False),
-    "native": autograd.kernels(native=True),
+    "explicit": recurrent.kernels(native=False),
+    "native": recurrent.kernels(native=True),
 }
 
 

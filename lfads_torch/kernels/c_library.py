@@ -53,6 +53,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         # would be one more dependency with threads that compete with torch's.
         suffix = ".dylib" if sys.platform == "darwin" else ".so"
         blas = ctypes.CDLL(str(_TORCH / f"libtorch_cpu{suffix}"))
+        # A library built from earlier sources reads other structs; it lacks this name.
+        _ = library.lfads_clipped_gru
         library.lfads_set_sgemm.argtypes = [ctypes.c_void_p]
         library.lfads_set_sgemm(ctypes.cast(blas.sgemm_, ctypes.c_void_p))
         # glibc would return the memory of large tensors after each step and fetch it again; who
@@ -81,7 +83,9 @@ def describe() -> str:
 def fits(like: Tensor) -> bool:
     """Return whether the library can work on tensors such as `like`."""
     is_right = like.device.type == "cpu" and like.dtype == torch.float32
-    return is_right and _load()[0] is not None
+    # A tensor of another class, as those of `FakeTensorMode`, may have no numbers.
+    has_numbers = type(like) in (Tensor, torch.nn.Parameter)
+    return is_right and has_numbers and _load()[0] is not None
 
 
 def library() -> ctypes.CDLL:

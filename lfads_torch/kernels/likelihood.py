@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import c_library
+from .operators import elementwise, one_by_one, operator
 
 
 def poisson_loss(
@@ -25,7 +26,7 @@ def poisson_loss(
     The last term is Stirling's approximation for counts above 1, and 0 for others; counts get no
     gradient.
     """
-    return _PoissonLoss.apply(log_rates, counts)
+    return _PoissonLoss(log_rates, counts)
 
 
 def spike_sums(
@@ -35,7 +36,7 @@ def spike_sums(
 
     NaN counts are missing and ignored. The sums are float64 where the device has it.
     """
-    return _SpikeSums.apply(log_rates, counts)
+    return _SpikeSums(log_rates, counts)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -48,39 +49,12 @@ def channel_sum(tensor: Tensor) -> Tensor:
     return wide(tensor.reshape(-1, tensor.shape[-1]).sum(0))
 
 
-def _aligned(info: Any, in_dims: Any, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return tensors of one shape with the mapped axis in front, repeated where not mapped."""
-    return [
-        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip(tensors, in_dims, strict=True)
-    ]
-
-
-class _Elementwise(Function):
-    """A `Function` of tensors of one shape, element by element."""
-
-    @classmethod
-    def vmap(cls, info: Any, in_dims: Any, *tensors: Tensor) -> tuple[Tensor, int]:
-        return cls.apply(*_aligned(info, in_dims, tensors)), 0
-
-
-class _PoissonLoss(_Elementwise):
-    @staticmethod
-    def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
-        if c_library.fits(log_rates) and c_library.fits(counts):
-            return c_library.poisson_loss(log_rates, counts)
-        return log_rates.exp() - counts * log_rates + _log_factorial(counts)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _PoissonGradient.apply(grads[0], *ctx.saved_tensors), None
-
-
-class _PoissonGradient(_Elementwise):
+@operator(
+    "poisson_gradient(Tensor grad, Tensor log_rates, Tensor counts) -> Tensor",
+    lambda grad, log_rates, counts: torch.empty_like(log_rates),
+    elementwise,
+)
+class _PoissonGradient(Function):
     """``grad (exp(log_rate) - count)``, which can itself be differentiated."""
 
     @staticmethod
@@ -100,16 +74,47 @@ class _PoissonGradient(_Elementwise):
         return grads[0] * (rates - counts), grads[0] * grad * rates, None
 
 
+@operator(
+    "poisson_loss(Tensor log_rates, Tensor counts) -> Tensor",
+    lambda log_rates, counts: torch.empty_like(log_rates),
+    elementwise,
+)
+class _PoissonLoss(Function):
+    @staticmethod
+    def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
+        if c_library.fits(log_rates) and c_library.fits(counts):
+            return c_library.poisson_loss(log_rates, counts)
+        return log_rates.exp() - counts * log_rates + _log_factorial(counts)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _PoissonGradient(grads[0], *ctx.saved_tensors), None
+
+
 def _log_factorial(counts: Tensor) -> Tensor:
     """Approximate log count! as `poisson_loss` says."""
+    if counts.device.type != "cpu":
+        # To pick the counts above 1 would make the host wait for their number.
+        return torch.where(counts > 1, _stirling(counts.clamp_min(1)), 0.0)
     # Counts are mostly 0 and 1; two logarithms of every entry would outweigh the likelihood.
     flat = counts.flatten()
     many = (flat > 1).nonzero().squeeze(1)
-    x = flat[many]
-    values = x * x.log() - x + 0.5 * (2 * math.pi * x).log()
-    return torch.zeros_like(flat).index_copy_(0, many, values).view(counts.shape)
+    return torch.zeros_like(flat).index_copy_(0, many, _stirling(flat[many])).view(counts.shape)
 
 
+def _stirling(x: Tensor) -> Tensor:
+    return x * x.log() - x + 0.5 * (2 * math.pi * x).log()
+
+
+@operator(
+    "spike_sums(Tensor log_rates, Tensor counts) -> Tensor",
+    lambda log_rates, counts: wide(counts.new_empty(3, counts.shape[-1])),
+    one_by_one,
+)
 class _SpikeSums(Function):
     @staticmethod
     def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
@@ -140,6 +145,5 @@ class _SpikeSums(Function):
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> tuple[Tensor, int]:
-        members = zip(*_aligned(info, in_dims, tensors), strict=True)
-        return torch.stack([_SpikeSums.apply(*member) for member in members]), 0
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None

@@ -149,13 +149,12 @@ static int chunk_rows(int n_nets, int n_trials) {
     return (n_trials + pieces - 1) / pieces;
 }
 
-/* A clipped GRU. Bin t of `states` (K, T + 2, B, n) is its entry t + 1; entries 0 and T + 1 are the
- * initial states of nets that run forward and backward in time. With two_way, every other net runs
- * backward. Strides in floats; where all bins share one buffer, that over bins is 0. */
+/* A clipped GRU: `h0` (K, B, n), `states` (K, T, B, n). With two_way, every other net runs backward.
+ * Strides in floats; where all bins share one buffer, that over bins is 0. */
 typedef struct {
     int K, T, B, n, two_way;
     float clip;
-    const float *w;
+    const float *w, *h0;
     float *states, *gates, *cand;
     int64_t gates_s[2], cand_s[2]; /* over K, T */
     int each;                      /* nets of a model, see `net_at` */
@@ -167,7 +166,7 @@ static int64_t net_at(const gru *a, int k, const int64_t *s) {
     return k / a->each * s[0] + k % a->each * s[1];
 }
 
-void lfads_gru_forward(const gru *a, const float *x, const int64_t *x_s) {
+void lfads_clipped_gru(const gru *a, const float *x, const int64_t *x_s) {
     const int n = a->n, T = a->T, B = a->B;
     const int step = chunk_rows(a->K, B), chunks = (B + step - 1) / step;
 #pragma omp parallel for schedule(static)
@@ -175,11 +174,12 @@ void lfads_gru_forward(const gru *a, const float *x, const int64_t *x_s) {
         const int k = task / chunks, b = task % chunks * step, rows = B - b < step ? B - b : step;
         const int back = a->two_way && k % 2;
         const cell c = {n, a->w + (int64_t)k * 3 * n * n, a->clip};
+        const float *h0 = a->h0 + ((int64_t)k * B + b) * n;
         float *rh = malloc(sizeof(float) * rows * n);
         for (int i = 0; i < T; i++) {
             const int t = back ? T - 1 - i : i;
-            float *s = a->states + (((int64_t)k * (T + 2) + t + 1) * B + b) * n;
-            const float *h = back ? s + (int64_t)B * n : s - (int64_t)B * n;
+            float *s = a->states + (((int64_t)k * T + t) * B + b) * n;
+            const float *h = i == 0 ? h0 : back ? s + (int64_t)B * n : s - (int64_t)B * n;
             float *gates = a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n;
             float *cand = a->cand + k * a->cand_s[0] + t * a->cand_s[1] + (int64_t)b * n;
             cell_forward(&c, rows, x + net_at(a, k, x_s) + t * x_s[2] + b * x_s[3], x_s[3], h, 0.0f,
@@ -191,7 +191,7 @@ void lfads_gru_forward(const gru *a, const float *x, const int64_t *x_s) {
 
 /* grad_states (K, T, B, n) and grad_last (K, B, n), of the last state that a net computes, may be
  * NULL. Out: grad_x by strides, grad_h0 (K, B, n), rh (K, T, B, n). */
-void lfads_gru_backward(const gru *a, const float *grad_states, const float *grad_last,
+void lfads_clipped_gru_backward(const gru *a, const float *grad_states, const float *grad_last,
                         float *grad_x, const int64_t *grad_s, float *grad_h0, float *rh) {
     const int n = a->n, T = a->T, B = a->B;
     const int step = chunk_rows(a->K, B), chunks = (B + step - 1) / step;
@@ -209,8 +209,9 @@ void lfads_gru_backward(const gru *a, const float *grad_states, const float *gra
         for (int i = T - 1; i >= 0; i--) {
             const int t = back ? T - 1 - i : i;
             const int64_t at = (((int64_t)k * T + t) * B + b) * n;
-            const float *s = a->states + (((int64_t)k * (T + 2) + t + 1) * B + b) * n;
-            const float *h = back ? s + (int64_t)B * n : s - (int64_t)B * n;
+            const float *s = a->states + at;
+            const int64_t before = back ? (int64_t)B * n : -(int64_t)B * n;
+            const float *h = i == 0 ? a->h0 + first : s + before;
             if (grad_states) add_rows(size, grad_states + at, gh);
             cell_backward(&c, rows, h, s,
                           a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n,
@@ -222,14 +223,14 @@ void lfads_gru_backward(const gru *a, const float *grad_states, const float *gra
 }
 
 /* The decoder: C controller, G generator, F factors, U inferred inputs. Optional arrays are NULL.
- * Bin t of con_states, gen_states and factors (K, T + 1, B, .) is their entry t + 1; entry 0 is the
- * initial state. Strides as in `gru`. */
+ * Initial states (K, B, .), `first` the factors that they make; all else (K, T, B, .) but gen_mask
+ * (K, T + 1, B, G), whose entry 0 belongs to the initial state. Strides as in `gru`. */
 typedef struct {
     int K, T, B, C, G, F, U;
     float clip;
     const float *w_con_fac, *w_con_hh, *w_co, *b_co, *w_gen_u, *w_gen_hh, *w_fac;
     const float *noise, *fac_mask, *gen_mask;
-    float *con_states, *gen_states, *factors, *co, *inputs;
+    float *con_h0, *gen_h0, *first, *con_states, *gen_states, *factors, *co, *inputs;
     float *con_gates, *con_cand, *gen_gates, *gen_cand;
     int64_t con_gates_s[2], con_cand_s[2], gen_gates_s[2], gen_cand_s[2];
 } decoder;
@@ -259,6 +260,12 @@ static share share_of(const decoder *d, int task, int step) {
     };
 }
 
+/* Row `at` of an array of T bins, or where the bin is the one before the first, row `at0` of the
+ * initial ones. */
+INLINE float *entry(int t, float *initial, int64_t at0, float *bins, int64_t at, int n) {
+    return t < 0 ? initial + at0 * n : bins + at * n;
+}
+
 static int widest(const decoder *d) {
     int n = d->F > d->G ? d->F : d->G;
     n = n > d->C ? n : d->C;
@@ -281,7 +288,7 @@ PER_CPU static void draw_rows(int rows, int n, const float *co, const float *noi
 }
 
 /* con_x and gen_x: input products, their rows by strides over K, T, B. */
-void lfads_decoder_forward(const decoder *d, const float *con_x, const int64_t *con_s,
+void lfads_decoder(const decoder *d, const float *con_x, const int64_t *con_s,
                            const float *gen_x, const int64_t *gen_s) {
     const int C = d->C, G = d->G, F = d->F, U = d->U, T = d->T, B = d->B;
     const int step = chunk_rows(d->K, B), tasks = d->K * ((B + step - 1) / step);
@@ -292,19 +299,22 @@ void lfads_decoder_forward(const decoder *d, const float *con_x, const int64_t *
         const int rows = s.rows;
         float *scratch = malloc(sizeof(float) * rows * widest(d));
         for (int t = -1; t < T; t++) {
-            const int64_t at = (k * T + t) * B + b;           /* of arrays of T bins */
-            const int64_t at1 = (k * (T + 1) + t + 1) * B + b; /* of arrays of T + 1 entries */
-            float *f = d->factors + at1 * F, *g = d->gen_states + at1 * G;
+            const int64_t at0 = k * B + b, at = (k * T + t) * B + b, was = at - B;
+            const int64_t at1 = (k * (T + 1) + t + 1) * B + b;
+            float *f = entry(t, d->first, at0, d->factors, at, F);
+            float *g = entry(t, d->gen_h0, at0, d->gen_states, at, G);
             if (t >= 0) {
-                const float *f_in = masked(f - (int64_t)B * F, d->fac_mask ? d->fac_mask + at * F : NULL,
+                const float *f_in = masked(entry(t - 1, d->first, at0, d->factors, was, F),
+                                           d->fac_mask ? d->fac_mask + at * F : NULL,
                                            (int64_t)rows * F, scratch);
                 float *gates = d->con_gates + k * d->con_gates_s[0] + t * d->con_gates_s[1] + b * 2 * C;
                 float *cand = d->con_cand + k * d->con_cand_s[0] + t * d->con_cand_s[1] + b * C;
-                float *c = d->con_states + at1 * C;
+                float *c = d->con_states + at * C;
                 product(rows, 2 * C, F, f_in, F, s.w_con_fac, 3 * C, 0.0f, gates, 2 * C);
                 product(rows, C, F, f_in, F, s.w_con_fac + 2 * C, 3 * C, 0.0f, cand, C);
                 cell_forward(&s.con, rows, con_x + k * con_s[0] + t * con_s[1] + b * con_s[2],
-                             con_s[2], c - (int64_t)B * C, 1.0f, gates, cand, scratch, c);
+                             con_s[2], entry(t - 1, d->con_h0, at0, d->con_states, was, C), 1.0f, gates,
+                             cand, scratch, c);
 
                 float *co = d->co + at * 2 * U, *u = d->inputs + at * U;
                 copy_rows(rows, 2 * U, s.b_co, 0, co, 2 * U);
@@ -316,7 +326,8 @@ void lfads_decoder_forward(const decoder *d, const float *con_x, const int64_t *
                 product(rows, 2 * G, U, u, U, s.w_gen_u, 3 * G, 0.0f, gates, 2 * G);
                 product(rows, G, U, u, U, s.w_gen_u + 2 * G, 3 * G, 0.0f, cand, G);
                 cell_forward(&s.gen, rows, gen_x + k * gen_s[0] + t * gen_s[1] + b * gen_s[2],
-                             gen_s[2], g - (int64_t)B * G, 1.0f, gates, cand, scratch, g);
+                             gen_s[2], entry(t - 1, d->gen_h0, at0, d->gen_states, was, G), 1.0f, gates,
+                             cand, scratch, g);
             }
             const float *g_out = masked(g, d->gen_mask ? d->gen_mask + at1 * G : NULL,
                                         (int64_t)rows * G, scratch);
@@ -364,10 +375,10 @@ void lfads_decoder_backward(const decoder *d, const outside *grad, const found *
         memset(gc, 0, sizeof(float) * n_c);
         memset(gg, 0, sizeof(float) * n_g);
         for (int t = T - 1; t >= -1; t--) {
-            const int64_t at = (k * T + t) * B + b;
+            const int64_t at0 = k * B + b, at = (k * T + t) * B + b, was = at - B;
             const int64_t at1 = (k * (T + 1) + t + 1) * B + b;
             float *gf = out->grad_f + at1 * F;
-            const float *g = d->gen_states + at1 * G;
+            const float *g = entry(t, d->gen_h0, at0, d->gen_states, at, G);
             if (t == T - 1) memset(gf, 0, sizeof(float) * n_f);
             if (t >= 0 && grad->factors) add_rows(n_f, grad->factors + at * F, gf);
             if (d->gen_mask) {
@@ -380,7 +391,7 @@ void lfads_decoder_backward(const decoder *d, const outside *grad, const found *
             if (t < 0) break;
             if (grad->gen_states) add_rows(n_g, grad->gen_states + at * G, gg);
             float *ggx = out->gen_x + at * 3 * G;
-            cell_backward(&s.gen, rows, g - (int64_t)B * G, g,
+            cell_backward(&s.gen, rows, entry(t - 1, d->gen_h0, at0, d->gen_states, was, G), g,
                           d->gen_gates + k * d->gen_gates_s[0] + t * d->gen_gates_s[1] + b * 2 * G,
                           d->gen_cand + k * d->gen_cand_s[0] + t * d->gen_cand_s[1] + b * G, gg,
                           ggx, 3 * G, out->gen_rh + at * G);
@@ -393,9 +404,9 @@ void lfads_decoder_backward(const decoder *d, const outside *grad, const found *
 
             product(rows, C, 2 * U, gco, 2 * U, s.w_co, C, 1.0f, gc, C);
             if (grad->con_states) add_rows(n_c, grad->con_states + at * C, gc);
-            const float *c = d->con_states + at1 * C;
+            const float *c = d->con_states + at * C;
             float *gcx = out->con_x + at * 3 * C;
-            cell_backward(&s.con, rows, c - (int64_t)B * C, c,
+            cell_backward(&s.con, rows, entry(t - 1, d->con_h0, at0, d->con_states, was, C), c,
                           d->con_gates + k * d->con_gates_s[0] + t * d->con_gates_s[1] + b * 2 * C,
                           d->con_cand + k * d->con_cand_s[0] + t * d->con_cand_s[1] + b * C, gc,
                           gcx, 3 * C, out->con_rh + at * C);
@@ -405,7 +416,8 @@ void lfads_decoder_backward(const decoder *d, const outside *grad, const found *
             if (d->fac_mask) {
                 const float *mask = d->fac_mask + at * F;
                 times_rows(n_f, gf_before, mask, gf_before);
-                times_rows(n_f, d->factors + (at1 - B) * F, mask, out->fac_in + at * F);
+                times_rows(n_f, entry(t - 1, d->first, at0, d->factors, was, F), mask,
+                           out->fac_in + at * F);
             }
         }
         free(scratch);

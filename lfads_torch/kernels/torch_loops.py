@@ -36,30 +36,28 @@ class DecoderGradients(NamedTuple):
     co: Tensor  # (K, T, B, 2U), all paths counted
     con_reset: Tensor  # (K, T, B, C), states before each bin times the reset gate
     gen_reset: Tensor  # (K, T, B, G)
-    fac_in: Tensor | None  # (K, T, B, F), factors times their mask, if any
-    gen_in: Tensor | None  # (K, T + 1, B, G), generator states times their mask, if any
+    fac_in: Tensor  # (K, T, B, F), factors before each bin times their mask, if any
+    gen_in: Tensor  # (K, T + 1, B, G), generator states times their mask, if any
 
 
 def weight_gradients(
-    grad: DecoderGradients, p: DecoderInputs, inputs: Tensor, saved: DecoderSaved
+    grad: DecoderGradients, p: DecoderInputs, states: DecoderStates
 ) -> DecoderInputs:
     """Return the gradients of the decoder's inputs, those of weights as products over all bins."""
     # Axes on which one entry of the generator's input product stands for all bins, or all trials.
     shared = tuple(i for i in (1, 2) if p.gen_proj.shape[i] < p.con_proj.shape[i])
-    fac_in = saved.factors[:, :-1] if grad.fac_in is None else grad.fac_in
-    gen_in = saved.gen_states if grad.gen_in is None else grad.gen_in
     return DecoderInputs(
         con_proj=grad.con_x,
         gen_proj=_sum_over(grad.gen_x, shared),
         con_h0=grad.con_h0,
         gen_h0=grad.gen_h0,
-        w_con_fac=over_bins(grad.con_x, fac_in),
-        w_con_hh=recurrent_gradient(grad.con_x, saved.con_states[:, :-1], grad.con_reset),
-        w_co=over_bins(grad.co, saved.con_states[:, 1:]),
+        w_con_fac=over_bins(grad.con_x, grad.fac_in),
+        w_con_hh=recurrent_gradient(grad.con_x, p.con_h0, states.con_states, grad.con_reset),
+        w_co=over_bins(grad.co, states.con_states),
         b_co=grad.co.sum(dim=(1, 2)),
-        w_gen_u=over_bins(grad.gen_x, inputs),
-        w_gen_hh=recurrent_gradient(grad.gen_x, saved.gen_states[:, :-1], grad.gen_reset),
-        w_fac=over_bins(grad.factors, gen_in),
+        w_gen_u=over_bins(grad.gen_x, states.inputs),
+        w_gen_hh=recurrent_gradient(grad.gen_x, p.gen_h0, states.gen_states, grad.gen_reset),
+        w_fac=over_bins(grad.factors, grad.gen_in),
     )
 
 
@@ -78,67 +76,113 @@ def over_bins(grad_out: Tensor, inp: Tensor) -> Tensor:
     return torch.bmm(inp.flatten(1, 2).mT, grad_out.flatten(1, 2)).mT
 
 
-def recurrent_gradient(grad_x: Tensor, before: Tensor, reset: Tensor) -> Tensor:
+def recurrent_gradient(
+    grad_x: Tensor, h0: Tensor, states: Tensor, reset: Tensor, *, backward: bool = False
+) -> Tensor:
     """Return the gradient of w_hh (K, 3H, H) from those of the input products (K, T, B, 3H).
 
-    `before` are the states before each bin, `reset` those times the reset gate, which acts before
-    the candidate's product.
+    `reset` are the states before each bin times the reset gate, which acts before the candidate's
+    product. `backward` says that the nets ran from the last bin to the first.
     """
-    n_zr = 2 * before.shape[-1]
-    return torch.cat(
-        [over_bins(grad_x[..., :n_zr], before), over_bins(grad_x[..., n_zr:], reset)], dim=1
-    )
+    zr, n = grad_x.split([2 * h0.shape[-1], h0.shape[-1]], dim=-1)
+    # Two products, because to join the initial state to the others would copy these.
+    if backward:
+        grad_zr = over_bins(zr[:, :-1], states[:, 1:]) + over_bins(zr[:, -1:], h0.unsqueeze(1))
+    else:
+        grad_zr = over_bins(zr[:, 1:], states[:, :-1]) + over_bins(zr[:, :1], h0.unsqueeze(1))
+    return torch.cat([grad_zr, over_bins(n, reset)], dim=1)
 
 
-def gate_buffers(h0: Tensor, n_bins: int, keep: bool) -> tuple[Tensor, Tensor]:
+def gate_buffers(h0: Tensor, n_bins: int | torch.SymInt, keep: bool) -> tuple[Tensor, Tensor]:
     """Return room for gates (K, T, B, 2H) and candidates (K, T, B, H) of nets with h0 (K, B, H)."""
     n_nets, n_trials, n_units = h0.shape
     # Where no backward pass follows, all bins share the room of one.
     kept = n_bins if keep else 1
     gates = h0.new_empty(n_nets, kept, n_trials, 2 * n_units)
-    cand = h0.new_empty(n_nets, kept, n_trials, n_units)
-    return gates.expand(-1, n_bins, -1, -1), cand.expand(-1, n_bins, -1, -1)
+    return gates, h0.new_empty(n_nets, kept, n_trials, n_units)
 
 
-def from_initial(h0: Tensor, n_bins: int) -> Tensor:
-    """Return room for states (K, T + 1, B, H), with the initial ones in entry 0."""
-    states = h0.new_empty(h0.shape[0], n_bins + 1, *h0.shape[1:])
-    states[:, 0] = h0
-    return states
+def gru_room(inputs: GRUInputs, keep: bool) -> tuple[GRUStates, GRUSaved]:
+    """Return room for the results of K clipped GRUs."""
+    h0, n_bins = inputs.h0, inputs.x_proj.shape[2]
+    states = h0.new_empty(h0.shape[0], n_bins, *h0.shape[1:])
+    last = torch.empty_like(h0, memory_format=torch.contiguous_format)
+    return GRUStates(states, last), GRUSaved(*gate_buffers(h0, n_bins, keep))
 
 
 def decoder_room(p: DecoderInputs, keep: bool) -> tuple[DecoderStates, DecoderSaved]:
-    """Return room for the decoder's results, initial states filled in; states are views of it."""
+    """Return room for the decoder's results."""
     (n_nets, n_bins, n_trials), n_inputs = p.con_proj.shape[:3], p.w_gen_u.shape[-1]
-    make = p.con_h0.new_empty
+    n_factors, make = p.w_fac.shape[1], p.con_h0.new_empty
     saved = DecoderSaved(
-        make(n_nets, n_bins + 1, n_trials, p.w_fac.shape[1]),
-        *(from_initial(p.con_h0, n_bins), *gate_buffers(p.con_h0, n_bins, keep)),
-        *(from_initial(p.gen_h0, n_bins), *gate_buffers(p.gen_h0, n_bins, keep)),
+        make(n_nets, n_trials, n_factors),
+        *gate_buffers(p.con_h0, n_bins, keep),
+        *gate_buffers(p.gen_h0, n_bins, keep),
     )
     states = DecoderStates(
-        factors=saved.factors[:, 1:],
-        gen_states=saved.gen_states[:, 1:],
-        con_states=saved.con_states[:, 1:],
+        factors=make(n_nets, n_bins, n_trials, n_factors),
+        gen_states=make(n_nets, n_bins, *p.gen_h0.shape[1:]),
+        con_states=make(n_nets, n_bins, *p.con_h0.shape[1:]),
         co_params=make(n_nets, n_bins, n_trials, 2 * n_inputs),
         inputs=make(n_nets, n_bins, n_trials, n_inputs),
     )
     return states, saved
 
 
+def gru_gradient(inputs: GRUInputs) -> Tensor:
+    """Return room for the gradient of the input products of K clipped GRUs."""
+    # A model's nets come from one input product, so its gradient has them side by side, too.
+    n_models, n_each, n_bins, n_trials, _ = inputs.x_proj.shape
+    size = n_models, n_bins, n_trials, n_each, inputs.w_hh.shape[1]
+    return inputs.w_hh.new_empty(size).permute(0, 3, 1, 2, 4)
+
+
+def decoder_gradients(
+    from_co: Tensor | None, p: DecoderInputs, states: DecoderStates, saved: DecoderSaved
+) -> DecoderGradients:
+    """Return room for what the decoder's backward loop gives, with all that needs no loop."""
+    con, gen, factors, make = (
+        *(states.con_states, states.gen_states, states.factors),
+        states.inputs.new_empty,
+    )
+
+    def before(initial: Tensor, bins: Tensor, mask: Tensor | None) -> Tensor:
+        # A loop has only the product with a mask to add.
+        return after(initial, bins) if mask is None else make(mask.shape)
+
+    return DecoderGradients(
+        con_x=make(*con.shape[:3], 3 * con.shape[3]),
+        gen_x=make(*gen.shape[:3], 3 * gen.shape[3]),
+        con_h0=make(p.con_h0.shape),
+        gen_h0=make(p.gen_h0.shape),
+        factors=make(factors.shape[0], factors.shape[1] + 1, *factors.shape[2:]),
+        co=torch.zeros_like(states.co_params) if from_co is None else from_co.clone(),
+        con_reset=make(con.shape),
+        gen_reset=make(gen.shape),
+        fac_in=before(saved.first, factors[:, :-1], p.fac_mask),
+        gen_in=before(p.gen_h0, gen, p.gen_mask),
+    )
+
+
+def after(initial: Tensor, bins: Tensor) -> Tensor:
+    """Put initial states (K, B, H) before those of the bins (K, T, B, H)."""
+    return torch.cat([initial.unsqueeze(1), bins], dim=1)
+
+
 class _Cell:
     """One bin of a clipped GRU, forward and backward, over buffers in the order of the loop."""
 
     def __init__(
-        self, w_hh: Tensor, clip: float, states: Tensor, gates: Tensor, cand: Tensor
+        self, w_hh: Tensor, clip: float, h0: Tensor, states: Tensor, gates: Tensor, cand: Tensor
     ) -> None:
-        n = w_hh.shape[-1]
-        self.n_units, self.clip = n, clip
-        self.states, self.gates, self.cand = states, gates, cand
+        n, n_bins = w_hh.shape[-1], states.shape[1]
+        self.n_units, self.clip, self.h0, self.states = n, clip, h0, states
+        self.gates, self.cand = (x.expand(-1, n_bins, -1, -1) for x in (gates, cand))
         self.w_zr, self.w_n = w_hh[:, : 2 * n], w_hh[:, 2 * n :]
 
     def forward(self, t: int, x: Tensor) -> Tensor:
-        n, h, state = self.n_units, self.states[:, t], self.states[:, t + 1]
+        n, state = self.n_units, self.states[:, t]
+        h = self.states[:, t - 1] if t else self.h0
         gates, cand = self.gates[:, t], self.cand[:, t]
         torch.baddbmm(x[..., : 2 * n], h, self.w_zr.mT, out=gates)
         gates.sigmoid_()
@@ -150,14 +194,14 @@ class _Cell:
     def prepare_backward(self) -> None:
         # All that does not depend on the gradient of the next bin, for all bins at once.
         n, gates, cand = self.n_units, self.gates, self.cand
-        self.before, states = self.states[:, :-1], self.states[:, 1:]
+        states, before = self.states, after(self.h0, self.states[:, :-1])
         z, r = gates[..., :n], gates[..., n:]
         inside = (states.abs() < self.clip).to(states.dtype)
         self.r = r
-        self.reset = self.before * r
+        self.reset = before * r
         self.carry = z * inside
         self.by_n = (inside - self.carry) * (1 - cand * cand)
-        self.by_z = (self.before - cand) * self.carry * (1 - z)
+        self.by_z = (before - cand) * self.carry * (1 - z)
         self.by_r = self.reset * (1 - r)
         self.grad_x = states.new_empty(*states.shape[:3], 3 * n)
 
@@ -171,44 +215,45 @@ class _Cell:
         return grad_prev.baddbmm_(grad_x[..., : 2 * n], self.w_zr)
 
 
-def gru_forward(inputs: GRUInputs, options: Options) -> tuple[GRUStates, GRUSaved]:
+def clipped_gru_forward(inputs: GRUInputs, options: Options) -> tuple[GRUStates, GRUSaved]:
     """Run K clipped GRUs over the bins."""
     x = turn_odd(inputs.x_proj.flatten(0, 1), options.two_way)
-    n_bins = x.shape[1]
-    buffers = gate_buffers(inputs.h0, n_bins, options.keep)
-    saved = GRUSaved(from_initial(inputs.h0, n_bins), *buffers)
-    cell = _Cell(inputs.w_hh, options.clip, *saved)
-    for t in range(n_bins):
+    (states, last), saved = gru_room(inputs, options.keep)
+    cell = _Cell(inputs.w_hh, options.clip, inputs.h0, states, *saved)
+    for t in range(x.shape[1]):
         cell.forward(t, x[:, t])
-    states = saved.states
-    return GRUStates(turn_odd(states[:, 1:], options.two_way), states[:, -1].clone()), saved
+    last.copy_(states[:, -1])
+    return GRUStates(turn_odd(states, options.two_way), last), saved
 
 
-def gru_backward(
+def clipped_gru_backward(
     grad: GRUStates, inputs: GRUInputs, states: GRUStates, saved: GRUSaved, options: Options
 ) -> GRUInputs:
     """Run K clipped GRUs backward."""
-    cell = _Cell(inputs.w_hh, options.clip, *saved)
+    in_order = turn_odd(states.states, options.two_way)
+    cell = _Cell(inputs.w_hh, options.clip, inputs.h0, in_order, *saved)
     cell.prepare_backward()
     outside = None if grad.states is None else turn_odd(grad.states, options.two_way)
-    grad_h = torch.zeros_like(saved.states[:, 0]) if grad.last is None else grad.last.clone()
+    grad_h = torch.zeros_like(in_order[:, 0]) if grad.last is None else grad.last.clone()
     for t in reversed(range(cell.grad_x.shape[1])):
         if outside is not None:
             grad_h = grad_h.add_(outside[:, t])
         grad_h = cell.backward(t, grad_h)
-    grad_x = turn_odd(cell.grad_x, options.two_way).unflatten(0, inputs.x_proj.shape[:2])
-    return GRUInputs(grad_x, grad_h, recurrent_gradient(cell.grad_x, cell.before, cell.reset))
+    turned = turn_odd(cell.grad_x, options.two_way).unflatten(0, inputs.x_proj.shape[:2])
+    grad_x = gru_gradient(inputs).copy_(turned)
+    grad_w = recurrent_gradient(cell.grad_x, inputs.h0, in_order, cell.reset)
+    return GRUInputs(grad_x, grad_h, grad_w)
 
 
 def decoder_forward(p: DecoderInputs, options: Options) -> tuple[DecoderStates, DecoderSaved]:
     """Run controller, inferred input, generator and factors over the bins."""
     (n_bins, n_trials), n_inputs = p.con_proj.shape[1:3], p.w_gen_u.shape[-1]
     states, saved = decoder_room(p, options.keep)
-    factors, con, gen = saved.factors, *_cells(p, saved, options)
+    con, gen = _cells(p, states, saved, options)
     gen_proj, b_co = p.gen_proj.expand(-1, n_bins, n_trials, -1), p.b_co.unsqueeze(1)
-    torch.bmm(_masked(gen.states[:, 0], p.gen_mask, 0), p.w_fac.mT, out=factors[:, 0])
+    torch.bmm(_masked(p.gen_h0, p.gen_mask, 0), p.w_fac.mT, out=saved.first)
     for t in range(n_bins):
-        f = _masked(factors[:, t], p.fac_mask, t)
+        f = _masked(states.factors[:, t - 1] if t else saved.first, p.fac_mask, t)
         c = con.forward(t, torch.baddbmm(p.con_proj[:, t], f, p.w_con_fac.mT))
         co, u = states.co_params[:, t], states.inputs[:, t]
         torch.baddbmm(b_co, c, p.w_co.mT, out=co)
@@ -218,7 +263,7 @@ def decoder_forward(p: DecoderInputs, options: Options) -> tuple[DecoderStates, 
             std = torch.mul(co[..., n_inputs:], 0.5).exp_()
             torch.addcmul(co[..., :n_inputs], p.noise[:, t], std, out=u)
         g = gen.forward(t, torch.baddbmm(gen_proj[:, t], u, p.w_gen_u.mT))
-        torch.bmm(_masked(g, p.gen_mask, t + 1), p.w_fac.mT, out=factors[:, t + 1])
+        torch.bmm(_masked(g, p.gen_mask, t + 1), p.w_fac.mT, out=states.factors[:, t])
     return states, saved
 
 
@@ -229,14 +274,13 @@ def decoder_backward(
     saved: DecoderSaved,
     options: Options,
 ) -> DecoderInputs:
-    """Run the decoder backward; of `states`, `co_params` and `inputs` are needed."""
-    factors, con, gen = saved.factors, *_cells(p, saved, options)
+    """Run the decoder backward."""
+    con, gen = _cells(p, states, saved, options)
     con.prepare_backward()
     gen.prepare_backward()
     n_inputs = p.w_gen_u.shape[-1]
-    grad_f = torch.zeros_like(factors)
-    if grad.factors is not None:
-        grad_f[:, 1:] = grad.factors
+    bins = torch.zeros_like(states.factors) if grad.factors is None else grad.factors
+    grad_f = after(torch.zeros_like(saved.first), bins)
     given: Tensor | None = grad.co_params
     grad_co = torch.zeros_like(states.co_params) if given is None else given.clone()
     if p.noise is not None:
@@ -261,6 +305,7 @@ def decoder_backward(
         grad_c = con.backward(t, grad_c)
         grad_f[:, t].add_(_masked(torch.bmm(con.grad_x[:, t], p.w_con_fac), p.fac_mask, t))
     grad_g = grad_g + _masked(torch.bmm(grad_f[:, 0], p.w_fac), p.gen_mask, 0)
+    fac_in, gen_in = after(saved.first, states.factors[:, :-1]), after(p.gen_h0, states.gen_states)
     gradients = DecoderGradients(
         con_x=con.grad_x,
         gen_x=gen.grad_x,
@@ -270,15 +315,17 @@ def decoder_backward(
         co=grad_co,
         con_reset=con.reset,
         gen_reset=gen.reset,
-        fac_in=None if p.fac_mask is None else factors[:, :-1] * p.fac_mask,
-        gen_in=None if p.gen_mask is None else gen.states * p.gen_mask,
+        fac_in=fac_in if p.fac_mask is None else fac_in * p.fac_mask,
+        gen_in=gen_in if p.gen_mask is None else gen_in * p.gen_mask,
     )
-    return weight_gradients(gradients, p, states.inputs, saved)
+    return weight_gradients(gradients, p, states)
 
 
-def _cells(p: DecoderInputs, saved: DecoderSaved, options: Options) -> tuple[_Cell, _Cell]:
-    con = saved.con_states, saved.con_gates, saved.con_cand
-    gen = saved.gen_states, saved.gen_gates, saved.gen_cand
+def _cells(
+    p: DecoderInputs, states: DecoderStates, saved: DecoderSaved, options: Options
+) -> tuple[_Cell, _Cell]:
+    con = p.con_h0, states.con_states, saved.con_gates, saved.con_cand
+    gen = p.gen_h0, states.gen_states, saved.gen_gates, saved.gen_cand
     return _Cell(p.w_con_hh, options.clip, *con), _Cell(p.w_gen_hh, options.clip, *gen)
 
 

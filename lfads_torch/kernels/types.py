@@ -32,10 +32,9 @@ class GRUStates(NamedTuple):
 
 
 class GRUSaved(NamedTuple):
-    """What the backward pass of K GRUs needs; bins in the order of the loop that wrote them."""
+    """What the backward pass of K GRUs needs besides; bins in the order of the loop."""
 
-    states: Float[Tensor, "K Tp B H"]  # initial states included, so Tp > T
-    gates: Float[Tensor, "K T B H2"]
+    gates: Float[Tensor, "K T B H2"]  # one bin alone, the last that was computed, unless kept
     cand: Float[Tensor, "K T B H"]
 
 
@@ -76,13 +75,11 @@ class DecoderStates(NamedTuple):
 
 
 class DecoderSaved(NamedTuple):
-    """What the decoder's backward pass needs; entry 0 of T + 1 is the initial one."""
+    """What the decoder's backward pass needs besides; gates as in `GRUSaved`."""
 
-    factors: Float[Tensor, "K T1 B F"]
-    con_states: Float[Tensor, "K T1 B C"]
+    first: Float[Tensor, "K B F"]  # factors of the initial state, which the controller reads at 0
     con_gates: Float[Tensor, "K T B C2"]
     con_cand: Float[Tensor, "K T B C"]
-    gen_states: Float[Tensor, "K T1 B G"]
     gen_gates: Float[Tensor, "K T B G2"]
     gen_cand: Float[Tensor, "K T B G"]
 
@@ -114,3 +111,4 @@ class Options(NamedTuple):
     clip: float
     two_way: bool
     keep: bool  # everything that a backward pass needs
+    native: bool  # loop in C where it can

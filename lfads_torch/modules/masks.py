@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ..kernels import c_library
+from ..kernels.operators import one_by_one, operator
 
 _LEVELS = 2**16
 _PER_WORD = 4  # 16-bit numbers in one of 64 bits
@@ -55,7 +56,7 @@ def _masks(shape: Sequence[int], rate: Tensor, *kinds: bool) -> list[Tensor]:
     if c_library.fits(rate):
         # Entry by entry from a seed, so that the same seed gives masks of the same draw.
         seed = _draw(1, rate)
-        return [_NativeMask.apply(seed, rate, tuple(shape), is_scaled) for is_scaled in kinds]
+        return [_Mask(seed, rate, tuple(shape), is_scaled) for is_scaled in kinds]
     size = math.prod(shape)
     bits = _Numbers.apply(_draw(-(-size // _PER_WORD), rate))[:size]
     # The bits are a number from -2^15 to 2^15 - 1.
@@ -109,11 +110,16 @@ class _ScaledGradient(Function):
         return grads[0] * ctx.saved_tensors[0], None
 
 
-class _NativeMask(Function):
+@operator(
+    "mask(Tensor seed, Tensor rate, SymInt[] shape, bool is_scaled) -> Tensor",
+    lambda seed, rate, shape, is_scaled: rate.new_empty(shape),
+    one_by_one,
+)
+class _Mask(Function):
     """Fill a mask from a seed that torch's generator drew, one for each member of a population."""
 
     @staticmethod
-    def forward(seed: Tensor, rate: Tensor, shape: tuple[int, ...], is_scaled: bool) -> Tensor:
+    def forward(seed: Tensor, rate: Tensor, shape: Sequence[int], is_scaled: bool) -> Tensor:
         out = torch.empty(shape, dtype=rate.dtype)
         kept, dropped = (float(1 / (1 - rate)), 0.0) if is_scaled else (0.0, 1.0)
         c_library.fill_mask(out, int(seed), int(_threshold(rate)), kept, dropped)
@@ -124,13 +130,5 @@ class _NativeMask(Function):
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, seed: Tensor, rate: Tensor, *rest: Any) -> tuple[Tensor, int]:
-        rows = [
-            _NativeMask.apply(
-                seed if in_dims[0] is None else seed.select(in_dims[0], i),
-                rate if in_dims[1] is None else rate.select(in_dims[1], i),
-                *rest,
-            )
-            for i in range(info.batch_size)
-        ]
-        return torch.stack(rows), 0
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return None, None, None, None
