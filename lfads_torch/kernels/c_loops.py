@@ -193,7 +193,8 @@ def decoder_backward(
 ) -> DecoderInputs:
     """As `lfads_torch.kernels.torch_loops.decoder_backward`."""
     p = _contiguous(p, turned=False)
-    states, saved = (type(x)(*(y.contiguous() for y in x)) for x in (states, saved))
+    states = DecoderStates(*(x.contiguous() for x in states))
+    saved = DecoderSaved(*(x.contiguous() for x in saved))
     call = _decoder(p, states, saved, options.clip)
     outside = {k: None if x is None else x.contiguous() for k, x in grad._asdict().items()}
     from_co = outside.pop("co_params")

@@ -26,7 +26,7 @@ def poisson_loss(
     The last term is Stirling's approximation for counts above 1, and 0 for others; counts get no
     gradient.
     """
-    return _PoissonLoss(log_rates, counts)
+    return _poisson_loss(log_rates, counts)
 
 
 def spike_sums(
@@ -36,7 +36,7 @@ def spike_sums(
 
     NaN counts are missing and ignored. The sums are float64 where the device has it.
     """
-    return _SpikeSums(log_rates, counts)
+    return _spike_sums(log_rates, counts)
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -49,11 +49,6 @@ def channel_sum(tensor: Tensor) -> Tensor:
     return wide(tensor.reshape(-1, tensor.shape[-1]).sum(0))
 
 
-@operator(
-    "poisson_gradient(Tensor grad, Tensor log_rates, Tensor counts) -> Tensor",
-    lambda grad, log_rates, counts: torch.empty_like(log_rates),
-    elementwise,
-)
 class _PoissonGradient(Function):
     """``grad (exp(log_rate) - count)``, which can itself be differentiated."""
 
@@ -74,11 +69,14 @@ class _PoissonGradient(Function):
         return grads[0] * (rates - counts), grads[0] * grad * rates, None
 
 
-@operator(
-    "poisson_loss(Tensor log_rates, Tensor counts) -> Tensor",
-    lambda log_rates, counts: torch.empty_like(log_rates),
+_poisson_gradient = operator(
+    _PoissonGradient,
+    "poisson_gradient(Tensor grad, Tensor log_rates, Tensor counts) -> Tensor",
+    lambda grad, log_rates, counts: torch.empty_like(log_rates),
     elementwise,
 )
+
+
 class _PoissonLoss(Function):
     @staticmethod
     def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
@@ -92,7 +90,15 @@ class _PoissonLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _PoissonGradient(grads[0], *ctx.saved_tensors), None
+        return _poisson_gradient(grads[0], *ctx.saved_tensors), None
+
+
+_poisson_loss = operator(
+    _PoissonLoss,
+    "poisson_loss(Tensor log_rates, Tensor counts) -> Tensor",
+    lambda log_rates, counts: torch.empty_like(log_rates),
+    elementwise,
+)
 
 
 def _log_factorial(counts: Tensor) -> Tensor:
@@ -110,11 +116,6 @@ def _stirling(x: Tensor) -> Tensor:
     return x * x.log() - x + 0.5 * (2 * math.pi * x).log()
 
 
-@operator(
-    "spike_sums(Tensor log_rates, Tensor counts) -> Tensor",
-    lambda log_rates, counts: wide(counts.new_empty(3, counts.shape[-1])),
-    one_by_one,
-)
 class _SpikeSums(Function):
     @staticmethod
     def forward(log_rates: Tensor, counts: Tensor) -> Tensor:
@@ -147,3 +148,11 @@ class _SpikeSums(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
         return None, None
+
+
+_spike_sums = operator(
+    _SpikeSums,
+    "spike_sums(Tensor log_rates, Tensor counts) -> Tensor",
+    lambda log_rates, counts: wide(counts.new_empty(3, counts.shape[-1])),
+    one_by_one,
+)

@@ -14,44 +14,38 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 _LIBRARY = torch.library.Library("lfads", "DEF")
-Rule = Callable[..., Any]
 
 
 def operator(
-    schema: str, fake: Callable[..., Any], rule: Rule
-) -> Callable[[type[Function]], Callable[..., Any]]:
+    function: Any, schema: str, fake: Callable[..., Any], rule: Callable[..., Any]
+) -> Callable[..., Any]:
     """Register a `Function` as ``torch.ops.lfads``, and return what calls it.
 
     `fake` returns tensors of the right shapes. `rule(call, info, in_dims, *args)` maps it by vmap.
     """
+    name = "lfads::" + schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, function.forward, "CompositeExplicitAutograd")
+    named = getattr(torch.ops.lfads, name.removeprefix("lfads::")).default
 
-    def register(function: Any) -> Callable[..., Any]:
-        name = "lfads::" + schema.partition("(")[0]
-        _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, function.forward, "CompositeExplicitAutograd")
-        named = getattr(torch.ops.lfads, name.removeprefix("lfads::")).default
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return named(*args)
+        # No public name says so; `Function.apply` asks this one.
+        is_func = torch._C._are_functorch_transforms_active()
+        return function.apply(*args) if is_func else named(*args)
 
-        def call(*args: Any) -> Any:
-            if torch.compiler.is_compiling():
-                return named(*args)
-            # No public name says so; `Function.apply` asks this one.
-            is_func = torch._C._are_functorch_transforms_active()
-            return function.apply(*args) if is_func else named(*args)
-
-        # Through the dispatcher, so that a mode, such as one without numbers, sees the operator.
-        function.forward = staticmethod(named)
-        function.vmap = staticmethod(partial(rule, call))
-        torch.library.register_fake(name, fake, lib=_LIBRARY)
-        torch.library.register_vmap(name, partial(rule, named), lib=_LIBRARY)
-        torch.library.register_autograd(
-            name, function.backward, setup_context=function.setup_context, lib=_LIBRARY
-        )
-        return call
-
-    return register
+    # Through the dispatcher, so that a mode, such as one without numbers, sees the operator.
+    function.forward = staticmethod(named)
+    function.vmap = staticmethod(partial(rule, call))
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
+    torch.library.register_vmap(name, partial(rule, named), lib=_LIBRARY)
+    torch.library.register_autograd(
+        name, function.backward, setup_context=function.setup_context, lib=_LIBRARY
+    )
+    return call
 
 
 def in_front(info: Any, in_dims: Any, args: tuple[Any, ...]) -> list[Any]:
@@ -73,8 +67,8 @@ def elementwise(call: Callable[..., Tensor], info: Any, in_dims: Any, *args: Any
 
 def folded(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> Any:
     """Map a call whose tensors all lead with the axis K, by folding the mapped axis into K."""
-    args = in_front(info, in_dims, args)
-    outputs = call(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in args))
+    tensors = in_front(info, in_dims, args)
+    outputs = call(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in tensors))
     unfolded = tuple(x.unflatten(0, (info.batch_size, -1)) for x in outputs)
     return unfolded, (0,) * len(outputs)
 

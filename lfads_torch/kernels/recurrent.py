@@ -79,23 +79,17 @@ def _recurrent(
 
     def loops(direction: str, like: Tensor, options: Options) -> Callable[..., Any]:
         module = c_loops if options.native and c_library.fits(like) else torch_loops
-        return getattr(module, f"{name}_{direction}")  # type: ignore[no-any-return]
+        return getattr(module, f"{name}_{direction}")
 
-    def backward_room(*args: Any) -> tuple[Tensor, ...]:
+    def backward_room(*args: Any) -> tuple[Any, ...]:
         grad, inputs, states, saved, _ = unpack(args, kinds[1], *kinds, Options)
         return tuple(gradients(grad, inputs, states, saved)[:n_trained])
 
-    @operator(
-        f"{name}_backward({_given(kinds[1], prefix='grad_')}, {_given(*kinds)}, {_OPTIONS}) -> "
-        f"({_results(kinds[0])})",
-        backward_room,
-        folded,
-    )
     class Backward(Function):
         """A second `Function`, so that it is mapped by folding, too."""
 
         @staticmethod
-        def forward(*args: Any) -> tuple[Tensor, ...]:
+        def forward(*args: Any) -> tuple[Any, ...]:
             *tensors, options = unpack(args, kinds[1], *kinds, Options)
             run = loops("backward", tensors[1][0], options)
             return tuple(run(*tensors, options)[:n_trained])
@@ -108,18 +102,21 @@ def _recurrent(
         def backward(ctx: Any, *grads: Any) -> Any:
             raise NotImplementedError(_NO_SECOND)
 
-    def forward_room(*args: Any) -> tuple[Tensor, ...]:
+    run_backward = operator(
+        Backward,
+        f"{name}_backward({_given(kinds[1], prefix='grad_')}, {_given(*kinds)}, {_OPTIONS}) -> "
+        f"({_results(kinds[0])})",
+        backward_room,
+        folded,
+    )
+
+    def forward_room(*args: Any) -> tuple[Any, ...]:
         inputs, options = unpack(args, kinds[0], Options)
         return pack(*room(inputs, options.keep))
 
-    @operator(
-        f"{name}({_given(kinds[0])}, {_OPTIONS}) -> ({_results(*kinds[1:])})",
-        forward_room,
-        folded,
-    )
     class Forward(Function):
         @staticmethod
-        def forward(*args: Any) -> tuple[Tensor, ...]:
+        def forward(*args: Any) -> tuple[Any, ...]:
             inputs, options = unpack(args, kinds[0], Options)
             return pack(*loops("forward", inputs[0], options)(inputs, options))
 
@@ -134,10 +131,15 @@ def _recurrent(
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
             grad = grads[: len(kinds[1]._fields)]
-            trained = Backward(*grad, *ctx.saved_tensors, *ctx.options)
-            return *trained, *[None] * (n_given - n_trained + len(ctx.options))
+            trained = run_backward(*grad, *ctx.saved_tensors, *ctx.options)
+            return (*trained, *[None] * (n_given - n_trained + len(ctx.options)))
 
-    return Forward
+    return operator(
+        Forward,
+        f"{name}({_given(kinds[0])}, {_OPTIONS}) -> ({_results(*kinds[1:])})",
+        forward_room,
+        folded,
+    )
 
 
 def _given(*kinds: Any, prefix: str = "") -> str:
@@ -161,7 +163,7 @@ def _shape_of(x_proj: Tensor) -> Tensor:
     return x_proj.new_empty(*x_proj.shape[:-1], 0)
 
 
-def _gru_needed(inputs: GRUInputs, states: GRUStates) -> tuple[Any, Any]:
+def _gru_needed(inputs: GRUInputs, states: Any) -> tuple[Any, Any]:
     return inputs._replace(x_proj=_shape_of(inputs.x_proj)), states._replace(last=None)
 
 

@@ -56,7 +56,7 @@ def _masks(shape: Sequence[int], rate: Tensor, *kinds: bool) -> list[Tensor]:
     if c_library.fits(rate):
         # Entry by entry from a seed, so that the same seed gives masks of the same draw.
         seed = _draw(1, rate)
-        return [_Mask(seed, rate, tuple(shape), is_scaled) for is_scaled in kinds]
+        return [_mask(seed, rate, tuple(shape), is_scaled) for is_scaled in kinds]
     size = math.prod(shape)
     bits = _Numbers.apply(_draw(-(-size // _PER_WORD), rate))[:size]
     # The bits are a number from -2^15 to 2^15 - 1.
@@ -110,11 +110,6 @@ class _ScaledGradient(Function):
         return grads[0] * ctx.saved_tensors[0], None
 
 
-@operator(
-    "mask(Tensor seed, Tensor rate, SymInt[] shape, bool is_scaled) -> Tensor",
-    lambda seed, rate, shape, is_scaled: rate.new_empty(shape),
-    one_by_one,
-)
 class _Mask(Function):
     """Fill a mask from a seed that torch's generator drew, one for each member of a population."""
 
@@ -132,3 +127,11 @@ class _Mask(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
         return None, None, None, None
+
+
+_mask = operator(
+    _Mask,
+    "mask(Tensor seed, Tensor rate, SymInt[] shape, bool is_scaled) -> Tensor",
+    lambda seed, rate, shape, is_scaled: rate.new_empty(shape),
+    one_by_one,
+)
