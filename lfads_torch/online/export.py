@@ -117,6 +117,8 @@ def export_model(
     path = Path(absolute_pattern(output))
     ending = one_of("the ending of the file", path.suffix.lower(), ENDINGS)
     one_of("mode", mode, ["auto", "window", "step"])
+    if ending == ".npz" and mode == "window":
+        raise UserError("a .npz takes one bin at a time; leave --mode out, or write .onnx or .pt2")
     if ending == ".onnx":
         _onnx()
     trained = open_session(run, session, bin_ms=bin_ms, best=best, trust=trust)

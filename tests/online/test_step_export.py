@@ -279,6 +279,8 @@ def test_what_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "the model is not causal" in capsys.readouterr().err
     assert main(["export", str(run), str(tmp_path / "m.onnx"), "--mode", "step"]) == 2
     assert "the model is not causal" in capsys.readouterr().err
+    assert main(["export", str(run), str(tmp_path / "m.npz"), "--mode", "window"]) == 2
+    assert "one bin at a time" in capsys.readouterr().err
     own = graph_of(session(model(30, causal=True, readin=Own())), "step", None, force=False)
     with pytest.raises(ConfigError, match=r"readin is Own, which \.npz cannot hold"):
         export.as_weights(own, export.properties_of(own))
