@@ -251,14 +251,17 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         return target
 
     @classmethod
-    def load(cls, path: str | Path) -> LFADSEstimator:
-        """Load an estimator that `save` wrote."""
+    def load(cls, path: str | Path, *, trust: bool = False) -> LFADSEstimator:
+        """Load an estimator that `save` wrote.
+
+        `trust` consents to code outside this package that the file names, as of `load_model`.
+        """
         file = expanded(path)
         content = read_checkpoint(file).get(_KEY)
         if content is None:
             raise UserError(f"{file} was not saved by LFADSEstimator; load_model reads it")
         estimator = cls(**content["settings"])
-        estimator._set(file, content["channels"], content["held_out"])
+        estimator._set(file, content["channels"], content["held_out"], trust)
         return estimator
 
     def __sklearn_tags__(self) -> Any:
@@ -315,10 +318,14 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         }
 
     def _set(
-        self, source: Path, channels: Mapping[str, int], held_out: Mapping[str, Iterable[int]]
+        self,
+        source: Path,
+        channels: Mapping[str, int],
+        held_out: Mapping[str, Iterable[int]],
+        trust: bool = False,
     ) -> LFADSEstimator:
         """Take over a trained model: from a run folder, or from a checkpoint."""
-        self.model_ = load_model(source)
+        self.model_ = load_model(source, trust=trust)
         # `load_model` has refused a place without one.
         self.checkpoint_ = find_checkpoint(source, best=True) or source
         self._order = {name: _order(n, held_out[name]) for name, n in channels.items()}

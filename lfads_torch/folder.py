@@ -114,7 +114,7 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """How far the run got: ``stage`` and further facts; empty where there is no run."""
         path = self.path / STATUS
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             return {}
         try:
             return read_json(path, _STATUS)
@@ -403,7 +403,10 @@ def _read_series(file: Path) -> dict[str, dict[float, float]]:
         raise DataError(f"{file} has no column 'epoch'; is it a log written by CSVLogger?")
     series: dict[str, dict[float, float]] = {}
     for row in rows:
-        epoch = _number(row.pop("epoch"))
+        text = row.pop("epoch")
+        epoch = _number(text)
+        if text and (epoch is None or not np.isfinite(epoch)):
+            raise DataError(f"{file} is damaged: epoch is {text!r}, legal is a whole number")
         for key, text in row.items():
             value = _number(text)
             if epoch is not None and value is not None:

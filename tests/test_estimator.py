@@ -63,6 +63,21 @@ def test_scores_held_out_channels(fitted: LFADSEstimator) -> None:
     assert fitted.score(X) == pytest.approx(float(right), abs=1e-6)
 
 
+def test_loading_takes_consent(
+    fitted: LFADSEstimator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, given = fitted.save(tmp_path / "lfads.ckpt"), []
+
+    def load_model(source: Path, *, trust: bool) -> Any:
+        given.append(trust)
+        return fitted.model_
+
+    monkeypatch.setattr("lfads_torch.estimator.load_model", load_model)
+    LFADSEstimator.load(path)
+    LFADSEstimator.load(path, trust=True)
+    assert given == [False, True]
+
+
 def test_saved_estimator_infers_the_same(fitted: LFADSEstimator, tmp_path: Path) -> None:
     X = spikes(n_trials=4, seed=3)
     loaded = LFADSEstimator.load(fitted.save(tmp_path / "lfads.ckpt"))

@@ -17,6 +17,11 @@ from .population import capacity
 from .rules import Method, Values, build_method, start_values
 from .settings import SearchSettings
 
+_HARDWARE: dict[str, tuple[Any, ...]] = {
+    "devices": (None, 1, "1", "auto"),
+    "num_nodes": (None, 1),
+    "strategy": (None, "auto"),
+}
 #: Settings of the trainer that would change the numbers, and what of them a population does.
 TRAINER_ONLY: dict[str, tuple[Any, ...]] = {
     "accumulate_grad_batches": (None, 1),
@@ -27,6 +32,7 @@ TRAINER_ONLY: dict[str, tuple[Any, ...]] = {
     "limit_val_batches": (None, 1.0),
     "overfit_batches": (None, 0, 0.0),
     "check_val_every_n_epoch": (None, 1),
+    **_HARDWARE,
 }
 #: Callbacks that a search replaces by its rules.
 _REPLACED = ("model_checkpoint", "early_stopping", "lr_monitor", "progress_bar")
@@ -61,9 +67,10 @@ def check_search(config: dict[str, Any]) -> SearchSettings:
     trainer = config["trainer"]
     for name, legal in TRAINER_ONLY.items():
         if name in trainer and trainer[name] not in legal:
+            more = "; several devices or machines: --backend ray" if name in _HARDWARE else ""
             raise ConfigError(
                 f"trainer.{name}={trainer[name]!r} does not act on members of a search, which "
-                "train stacked, without Lightning's Trainer; take it out"
+                f"train stacked, without Lightning's Trainer; take it out{more}"
             )
     return settings
 

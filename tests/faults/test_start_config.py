@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lfads_torch.errors import ConfigError
 from lfads_torch.model import LFADS
 from lfads_torch.runs.check_config import check_config
 from lfads_torch.runs.compose import compose_config
+from lfads_torch.search.members import check_search
 from tests.small import arrays, write
 
 SMALL: dict[str, Any] = {
@@ -118,6 +120,18 @@ def test_a_precision_trains_and_samples(tmp_path: Path, precision: str, near: fl
     assert np.isfinite(rates[1]).all()
     np.testing.assert_allclose(rates[1], rates[0], rtol=near)
     assert not np.array_equal(rates[0], rates[1])
+
+
+def test_a_search_refuses_devices_of_a_trainer(tmp_path: Path) -> None:
+    changes = {"devices": [2, [0, 1], -1], "num_nodes": [2], "strategy": ["ddp"]}
+    data = {"datamodule.datafile_pattern": str(tmp_path / "data.h5")}
+    config = compose_config("pbt.yaml", data)
+    check_search(copy.deepcopy(config))
+    for name, values in changes.items():
+        for value in values:
+            changed = {**copy.deepcopy(config), "trainer": {**config["trainer"], name: value}}
+            with pytest.raises(ConfigError, match=rf"trainer\.{name}=.* take it out; .*--backend"):
+                check_search(changed)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -85,6 +85,8 @@ def nwb_tables_of_intervals() -> list[str]:
 
 
 def nwb_epochs_and_tables_of_modules() -> list[str]:
+    if not hasattr(pynwb, "event"):
+        pytest.skip("tables of events came with a later pynwb")
     file = new_nwb()
     for one in spikes():
         file.add_unit(spike_times=one)

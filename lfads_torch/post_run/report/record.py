@@ -107,7 +107,10 @@ class RunRecord:
         if not (self.folder / POPULATION).is_file():
             return None
         try:
-            return read_population(self.folder)
+            if table := read_population(self.folder):
+                return table
+            self.absent.append("The history of the search is empty.")
+            return None
         except UserError as error:
             self.absent.append(f"The history of the search cannot be read: {error}.")
             return None
