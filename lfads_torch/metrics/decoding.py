@@ -332,6 +332,10 @@ class Decoder:
         try:
             arrays = {name: np.array(values[name], dtype=np.float64) for name in _ARRAYS}
             lags = tuple(int(lag) for lag in values["lags"])
+            # Another program may have written a whole number.
+            for name in ("bin_ms", "smooth_ms"):
+                if values.get(name) is not None:
+                    values[name] = float(values[name])
             return cls(**{**values, **arrays, "lags": lags})
         except (TypeError, ValueError) as error:
             raise DataError(f"{path} is damaged: {error}") from error

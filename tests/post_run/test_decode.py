@@ -14,6 +14,7 @@ from lfads_torch.data import write_session
 from lfads_torch.metrics.decoding import Decoder
 from lfads_torch.post_run.decode import DecodeOptions, decode_run, open_source
 from lfads_torch.prep.chop import chop_recording
+from lfads_torch.prep.resplit import split_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:the best penalty")
 ATTRS = {"bin_ms": 20.0, "behavior": "force x, force y, normalised"}
@@ -209,3 +210,20 @@ def test_bad_input_is_one_line_and_exit_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("alpha", "expected"), [(1e2, 0.33), (1e4, 0.33), (3e4, 0.36)])
+def test_the_wrist_recording_gives_what_was_measured_before(
+    tmp_path: Path, alpha: float, expected: float
+) -> None:
+    """R2 of force x, y on the last fifth, as another program of ours gave it from the same bins."""
+    source = Path(__file__).parents[2].parent / "shared" / "data" / "isometric_wrist_day0.h5"
+    if not source.is_file():
+        pytest.skip(f"{source} is not here")
+    path = split_file(source, tmp_path / "time.h5", positions="inds", overlap=6).path
+    options = DecodeOptions(
+        smooth_ms=80.0, alphas=(alpha,), fit=("train", "valid"), score=("test",), n_draws=0
+    )
+    scores = decode_run(path, options).table[0].scores
+    assert np.mean(scores.r2[:2]) == pytest.approx(expected, abs=0.006)
