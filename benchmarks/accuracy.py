@@ -44,6 +44,7 @@ ROWS = {
     "single": "single, checkpoint by co-bps",
     "means": "+ posterior means instead of samples",
     "masked": "+ ChannelMask 0.25",
+    "long": "+ twice the epochs",
     "mean2": "mean of 2 seeds",
     "mean4": "mean of 4 seeds",
     "mean8": "mean of 8 seeds",
@@ -109,7 +110,6 @@ def train(folder: Path, overrides: Sequence[str], file: Path, seed: int, epochs:
     status = RunFolder(folder).status
     if status.get("stage") != "complete":
         given = [
-            *overrides,
             f"datamodule.datafile_pattern={file.absolute()}",
             f"seed={seed}",
             f"trainer.max_epochs={epochs}",
@@ -117,6 +117,7 @@ def train(folder: Path, overrides: Sequence[str], file: Path, seed: int, epochs:
             "callbacks.raster_plot=null",
             "callbacks.trajectory_plot=null",
             "logger.tensorboard=null",
+            *overrides,
         ]
         goes_on = RunFolder(folder).kind == "run"
         run_model([] if goes_on else given, run_dir=folder, resume=goes_on)
@@ -188,8 +189,11 @@ def measure(
     n_seeds, samples = int(about["seeds"]), int(settings["samples"])
     minutes: dict[str, list[float]] = {}
     runs: dict[str, list[Path]] = {}
-    for kind in ["default", *(["masked"] if {"masked", "both"} & set(rows) else [])]:
+    kinds = [kind for kind in settings["kinds"] if kind in ("default", *rows)]
+    for kind in [*kinds, *(["masked"] if "both" in rows and "masked" not in kinds else [])]:
         overrides = [*about["overrides"], *settings["kinds"][kind]]
+        if kind == "long":
+            overrides.append(f"trainer.max_epochs={2 * int(settings['epochs'])}")
         runs[kind] = [place / kind / f"seed{seed}" for seed in range(n_seeds)]
         minutes[kind] = [
             train(run, overrides, file, seed, int(settings["epochs"]))
@@ -217,8 +221,9 @@ def measure(
         elif name == "means":
             means = [of_posterior_means(run, file, scored) for run in runs["default"]]
             yield row(name, [scored.score(one) for one in means], cost)
-        elif name == "masked":
-            yield row(name, [scored.score(one) for one in rates["masked"]], cost)
+        elif name in settings["kinds"]:
+            spent = float(np.mean(minutes[name]))
+            yield row(name, [scored.score(one) for one in rates[name]], spent)
         elif name.startswith("mean"):
             n = int(name[4:])
             if n > n_seeds:
@@ -229,10 +234,9 @@ def measure(
             drawn = [[rates["default"][k] for k in subsets[i]] for i in chosen]
             yield row(name, [scored.score(_mean(members)) for members in drawn], n * cost)
         else:
-            members = [
-                one for kind in runs if kind == "default" or name == "both" for one in rates[kind]
-            ]
-            total = sum(sum(minutes[k]) for k in runs if k == "default" or name == "both")
+            chosen_kinds = ["default", "masked"] if name == "both" else ["default"]
+            members = [one for kind in chosen_kinds for one in rates[kind]]
+            total = sum(sum(minutes[kind]) for kind in chosen_kinds)
             yield row(name, [scored.score(_greedy(members, scored))], total)
 
 

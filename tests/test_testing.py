@@ -34,6 +34,7 @@ AUGMENTATIONS = [
     augmentations.CoordinatedDropout(0.25, 0.5, 3),
     augmentations.CoordinatedDropout(0.0),
     augmentations.CoordinatedDropoutTF2(0.25),
+    augmentations.ChannelMask(0.25, segment=3),
     augmentations.SampleValidation(0.2, 2),
     augmentations.SelectiveBackpropThruTime(),
     augmentations.TemporalShift(1.5, 3),
