@@ -243,6 +243,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "autonomous": {"co_dim": 0, "ci_enc_dim": 0, "con_dim": 0},
     "external input": {"_arrays": {"ext": 2}},
     "initial segment": {"ic_enc_seq_len": 2},
+    "causal": {"causal": True, "tbptt_bins": 4, "ci_lag": 2},
     "not variational": {"variational": False},
     "StudentT": {"ic_prior": lambda: priors.MultivariateStudentT(0.0, 0.3, 5.0, DIMS["ic_dim"])},
     "Gaussian": {"reconstruction": recons.Gaussian, "lr_init": 1e-3},
