@@ -543,8 +543,9 @@ def test_exchange_copies_all_but_the_seed(data: Any) -> None:
 def test_members_that_are_the_same_stay_the_same(data: Any) -> None:
     models = members(data, 1) * 3
     trained = Population(models, data, [7, 7, 7], gradient_clip_val=CLIP, stack_size=3)
+    # A product over all members may round each a little differently, as torch 2.6 does.
     for values in trained.train_epoch().values():
-        np.testing.assert_array_equal(values, values[0])
+        np.testing.assert_allclose(values, values[[0, 0, 0]], rtol=1e-6, atol=0)
 
 
 def test_a_population_of_one_member(data: Any) -> None:
