@@ -528,9 +528,10 @@ def test_exchange_copies_all_but_the_seed(data: Any) -> None:
     new = trained.state_dict()["members"]
     for name in old:
         if name in ("frozen", "buffers"):
-            assert all(torch.equal(new[name][k], v[[2, 1, 2, 0]]) for k, v in old[name].items())
-        elif name != "seeds":
-            assert torch.equal(new[name], old[name][[2, 1, 2, 0]])
+            for k, v in old[name].items():
+                assert torch.equal(new[name][k], v[[2, 1, 2, 0]])
+        elif name != "seeds":  # scores that the data do not have are NaN
+            np.testing.assert_array_equal(new[name], old[name][[2, 1, 2, 0]])
     assert torch.equal(new["seeds"], old["seeds"])
     np.testing.assert_allclose(trained.values["lr_init"], [0.03, 0.02, 0.03, 0.01], rtol=1e-6)
     smoothed = trained.checkpoint(0)["lfads_run"]["metrics"]["valid/recon_smth"]
