@@ -188,7 +188,9 @@ def merge_file(
             stacklevel=2,
         )
     attrs = {key: value for key, value in attrs.items() if not key.startswith("chop_series")}
-    attrs |= {"merged_from": str(source), "chop_window": window, "split_names": list(SPLITS)}
+    # Three by custom; the fourth only where it has bins.
+    names = list(SPLITS[: max(3, int(labels.max()) + 1)])
+    attrs |= {"merged_from": str(source), "chop_window": window, "split_names": names}
     return write_session(target, {**arrays, "split": labels}, attrs)
 
 
