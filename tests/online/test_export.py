@@ -148,6 +148,18 @@ def test_a_window_in_torch_export_needs_nothing_of_this_package(rich: Path, tmp_
     same(dict(np.load(tmp_path / "out.npz")), offline(load_model(rich), 0, x, ext))
 
 
+def test_a_program_with_the_operators_of_this_package(tmp_path: Path) -> None:
+    run = trained(tmp_path, arrays(bins=(3, 3)))
+    file = tmp_path / "m.pt2"
+    assert main(["export", str(run), "-o", str(file), "--native"]) == 0
+    x = counts(3, 3, 3)
+    same(program_function(file.read_bytes())({"x": x}), offline(load_model(run), 0, x))
+    program = torch.export.load(file)
+    assert any("lfads" in str(node.target) for node in program.graph.nodes)
+    with pytest.raises(UserError, match="--native"):
+        export_model(run, tmp_path / "m.onnx", native=True)
+
+
 PARTS: dict[str, dict[str, Any]] = {
     "poisson": {"reconstruction": recons.Poisson()},
     "gaussian": {"reconstruction": recons.Gaussian()},
