@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -75,7 +76,8 @@ def latency(n_bins: int) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder) / "model.ckpt"
             save(model, checkpoint)
-            for ending in ("onnx", "npz"):
+            for ending in ("onnx", "npz") if mode == "step" else ("onnx",):
+                print(f"exporting: {mode}, {ending}", file=sys.stderr, flush=True)
                 try:
                     step = exported(checkpoint, checkpoint.with_suffix(f".{ending}"), mode)
                 except (UserError, ImportError) as error:
