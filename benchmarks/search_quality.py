@@ -130,7 +130,7 @@ def demo(options: argparse.Namespace) -> str:
         cells = [*losses, statistics.mean(losses), *(statistics.mean(column) for column in others)]
         digits = [5] * (len(losses) + 1) + [4, 4]
         table.append([name, *map(_cell, cells, digits)])
-    return _format(header, table)
+    return markdown(header, table)
 
 
 def wrist(options: argparse.Namespace) -> str:
@@ -172,7 +172,7 @@ def wrist(options: argparse.Namespace) -> str:
     minutes = population.seconds / 60
     status = RunFolder(population.folder).status
     return (
-        f"{_format(header, rows)}\n\nvalidation loss of the single models: {losses}\n"
+        f"{markdown(header, rows)}\n\nvalidation loss of the single models: {losses}\n"
         f"the search ended after {status['epochs']} epochs: {status['ended']}; it took "
         f"{minutes:.1f} minutes now"
     )
@@ -191,7 +191,8 @@ def _find_examples() -> None:
     sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
 
 
-def _format(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     _find_examples()
     from example_tools import format_table
 

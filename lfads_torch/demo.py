@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .errors import UserError, whole
 from .folder import BEST_MODEL, METRICS, RunFolder, number_outputs
 from .processes import stoppable
+from .progress import Line
 
 Array = NDArray[Any]
 
@@ -58,11 +59,10 @@ def run_demo(
         if overwrite:
             RunFolder(folder).delete()
         write_session(folder / DATA, data, {"source": "Lorenz system", "seed": seed})
-        print(
+        Line().say(
             f"{len(data['train_recon_data'])} training and {len(data['valid_recon_data'])} "
             f"validation trials of {n_units} units x {n_bins} bins, {mean_rate:g} spikes per bin\n"
-            f"run folder: {folder}",
-            flush=True,
+            f"run folder: {folder}"
         )
         overrides: dict[str, Any] = {
             "model": "demo",

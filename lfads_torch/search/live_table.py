@@ -64,7 +64,7 @@ class LiveTable:
 
     def show(self, row: Row, *, final: bool) -> None:
         """Show an epoch."""
-        if not (final or self._line.is_due):
+        if self._line.is_silent or not (final or self._line.is_due):
             return
         if not self._has_begun:
             self._has_begun = True

@@ -234,13 +234,16 @@ def draw_search(folder: Path, settings: SearchSettings) -> None:
 
     table = read_population(folder)
     tunables = [name.removeprefix(HP) for name in table if name.startswith(HP)]
-    searched = list(settings.space_for(tunables))
+    space = settings.space_for(tunables)
+    searched = list(space)
     metric = settings.metric
     figures = {"scores": score_history(table, metric)}
     if settings.method == "pbt":
-        figures["hyperparameters"] = hyperparameter_paths(table, searched, metric=metric)
+        figures["hyperparameters"] = hyperparameter_paths(
+            table, searched, metric=metric, space=space
+        )
     else:
-        figures["hyperparameters"] = scores_by_value(table, searched, metric=metric)
+        figures["hyperparameters"] = scores_by_value(table, searched, metric=metric, space=space)
     place = folder / "figures"
     place.mkdir(exist_ok=True)
     for name, figure in figures.items():

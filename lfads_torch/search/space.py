@@ -122,6 +122,11 @@ class HyperParam:
     enforce_limits: bool = False
     start: float | None = field(init=False, repr=False)
 
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether values are drawn evenly in their logarithm."""
+        return self.sample_fn in _LOGARITHMIC
+
     def __post_init__(self) -> None:
         for name in ("min_samp", "max_samp", "init", "explore_wt"):
             value = getattr(self, name)

@@ -234,6 +234,69 @@ def test_quiet_shows_results_alone(data: Path, capfd: pytest.CaptureFixture[str]
     assert "next: lfads report r" in shown.out
 
 
+def quiet_words(command: str, data: Path, run: Path) -> list[str]:
+    """Return arguments with which a command does its work on tiny data, in the working folder."""
+    members = ["trainer.max_epochs=2", "search.burn_in_period=0", "search.perturbation_interval=1"]
+    if command == "prep":
+        np.savez("binned.npz", spikes=np.random.default_rng(0).poisson(0.5, (12, 20, 6)))
+    if command in ("align-init", "add-session", "nlb-submit"):
+        session = lorenz(8, 6, 6, 12, 0.5, seed=2, heldout_units=2, forward_bins=2)
+        session |= {
+            f"{split}_condition": session[f"{split}_cond_idx"] for split in ("train", "valid")
+        }
+        write_session(Path("other.h5"), session, {"bin_ms": 10.0})
+    if command == "merge":
+        from lfads_torch.prep import chop_recording
+
+        counts = np.random.default_rng(0).poisson(0.5, (400, 6))
+        arrays, attributes = chop_recording(
+            {"encod_data": counts, "recon_data": counts}, window=12, overlap=4
+        )
+        write_session(Path("chopped.h5"), arrays, attributes)
+    words: dict[str, list[str]] = {
+        "demo": ["--conditions", "4", "--trials", "5", "--epochs", "1", "--run-dir", "d"],
+        "prep": ["binned.npz", "-o", "p.h5", "--axes", "trial,time,unit", "--input-bin-ms", "10"],
+        "train": [str(data), "--run-dir", "t", *SMALL],
+        "pbt": [str(data), "--run-dir", "b", *SMALL, *members, "search.num_workers=2"],
+        "search": [str(data), "--run-dir", "s", *SMALL, "search.num_samples=2"],
+        "sample": [str(run), "--samples", "1", "--output", "o.h5"],
+        "evaluate": [str(run), "--draws", "5", "--no-baselines", "--output", "."],
+        "report": [str(run), "--quick", "--output", "r.html"],
+        "compare": [str(run), str(run), "--quick", "--output", "c.html"],
+        "export": [str(run), "e.nwb"],
+        "configs": ["model"],
+        "completion": ["bash"],
+        "nlb-submit": [str(run)],
+        "check": [str(data)],
+        "repack": [str(data), "-o", "n.h5"],
+        "merge": ["chopped.h5"],
+        "align-init": [str(data), "other.h5"],
+        "add-session": [str(run), "other.h5"],
+    }
+    return words[command]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(c, marks=pytest.mark.slow) if c in ("demo", "search", "add-session") else c
+        for c in COMMANDS
+    ],
+)
+def test_every_command_obeys_quiet(
+    command: str, data: Path, run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = cli.main([command, *quiet_words(command, data, run), "-q"])
+    finally:
+        Line.is_silent = False
+    shown = capfd.readouterr()
+    # What is missing here (an extra, data of the benchmark) is said, and nothing else.
+    errors = [line for line in shown.err.splitlines() if not line.startswith(f"lfads {command}: ")]
+    assert errors == []
+    assert status == 0 or command in ("export", "completion", "nlb-submit"), shown.err
+
+
 def test_a_named_output_is_never_replaced(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.h5").write_text("mine")
     arguments = ["sample", str(run), "--samples", "1", "--output", "mine.h5"]

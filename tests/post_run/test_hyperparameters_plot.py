@@ -14,6 +14,7 @@ from lfads_torch.post_run.plots.hyperparameters import (
 )
 from lfads_torch.post_run.plots.style import look
 from lfads_torch.search.rules import Schedule
+from lfads_torch.search.space import HyperParam
 from tests.search.synthetic import run_search
 
 FIGURES = (hyperparameter_paths, score_history, scores_by_value)
@@ -197,3 +198,19 @@ class TestAll:
 def test_an_unknown_hyperparameter(draw, population):
     with pytest.raises(UserError, match="no hyper-parameter lr; "):
         draw(population, ["model.lr"])
+
+
+def test_axes_follow_how_the_search_drew() -> None:
+    # Two decades, drawn evenly: nothing in the values says that one was drawn in the logarithm.
+    values = np.linspace(0.01, 1, 6)
+    population = table([np.arange(6)], [np.arange(6.0)], [values])
+    population["hp/cd_rate"] = values
+    names = ["lr_init", "cd_rate"]
+    space = {
+        "model.lr_init": HyperParam(1e-3, 1.0),
+        "cd_rate": HyperParam(0.0, 1.0, sample_fn="uniform"),
+    }
+    for draw in (hyperparameter_paths, scores_by_value):
+        axes = [axis for axis in draw(population, names, space=space).axes if axis.get_visible()]
+        kind = "get_yscale" if draw is hyperparameter_paths else "get_xscale"
+        assert [getattr(axis, kind)() for axis in axes] == ["log", "linear"]

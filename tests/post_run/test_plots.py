@@ -17,6 +17,7 @@ from lfads_torch.post_run.plots import (
     training_curves,
     trajectories,
 )
+from lfads_torch.post_run.plots.style import evenly
 
 
 def rendered(figure):
@@ -81,7 +82,7 @@ class TestRasterPanel:
         assert {tuple(row) for row in drawn[:5]} == {tuple(row) for row in rates[0, :, :5].T}
         assert {tuple(row) for row in drawn[5:]} == {tuple(row) for row in rates[0, :, 5:].T}
         horizontal, vertical = figure.axes[0].lines
-        assert set(horizontal.get_ydata()) == {5.5}
+        assert set(horizontal.get_ydata()) == {4.5}
         assert set(vertical.get_xdata()) == {15}
         assert any("units below and bins to the right" in text for text in texts(figure))
 
@@ -124,7 +125,7 @@ class TestFactors3d:
         assert len(true._segments3d) == len(mapped._segments3d) == 6 * 11
         assert np.allclose(mapped._segments3d, true._segments3d)
         assert "factors, mapped linearly (R² = 1.000)" in texts(figure)
-        assert {"time (ms)", "latent 3", "trial 2"} <= set(texts(figure))
+        assert {"time (ms)", "latent 2", "trial 2"} <= set(texts(figure))
         courses = [ax for ax in figure.axes if ax.get_ylabel().startswith("latent") and ax.lines]
         thick, thin = courses[-1].lines[:2]
         assert np.array_equal(thick.get_ydata(), truth[2, :, 2])
@@ -159,7 +160,7 @@ class TestTrajectories:
         assert len(segments) == 7 * 9
         # The three components keep all distances but for the smallest one's part.
         steps = np.linalg.norm(segments[:, 1] - segments[:, 0], axis=1)
-        full = np.linalg.norm(np.diff(factors[:7], axis=1), axis=2).ravel()
+        full = np.linalg.norm(np.diff(factors[evenly(50, 7)], axis=1), axis=2).ravel()
         assert np.allclose(steps, full, atol=0.2)
 
     @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -174,6 +175,32 @@ class TestTrajectories:
         if fill is not None:
             factors[:1] = fill
         assert rendered(trajectories(factors)).size
+
+
+def test_windows_of_a_recording_are_joined():
+    rng = np.random.default_rng(0)
+    path = rng.normal(size=(90, 5)).cumsum(axis=0)
+    starts = np.array([0, 10, 20, 60, 70])  # bins 40 to 59 are not in any window
+    windows = np.stack([path[start : start + 20] for start in starts])
+    figure = trajectories(windows, bin_ms=20, starts=starts)
+    rendered(figure)
+    plane, *over_time = [axis for axis in figure.axes if axis.get_ylabel().startswith("PC")]
+    assert "all 70 bins" in plane.get_title()
+    time, first = over_time[0].lines[0].get_data()
+    assert len(time) == 40, "the longest stretch"
+    assert over_time[-1].get_xlabel() == "time (s)"
+    assert time[-1] == pytest.approx(0.79)
+    # The same axes for all windows: bins that two windows share are drawn once.
+    centre = path[np.r_[0:40, 60:90]]
+    assert (
+        np.corrcoef(first, path[:40] @ np.linalg.svd(centre - centre.mean(0))[2][0])[0, 1] ** 2
+        > 0.9
+    )
+
+
+def test_without_conditions_few_trials_are_drawn():
+    factors = np.random.default_rng(0).normal(size=(60, 12, 4)).cumsum(axis=1)
+    assert trajectories(factors).axes[0].get_title() == "factors of 10 of 60 trials"
 
 
 LOG = """epoch,step,train/loss,valid/loss,valid/recon_smth,train/wt_kl/ramp,valid/bps

@@ -2,9 +2,11 @@
 
 Every function returns a `matplotlib.figure.Figure` that belongs to no window, so it works on a
 machine without a display; save it with ``figure.savefig(path)``. Within ``with paper("dark"):``
-figures are drawn for dark slides. Colours are those of Okabe & Ito (2008) and viridis, which
-colour-blind readers can tell apart. Few trials, one unit, NaN and silent channels are drawn as far
-as they go and are never an error.
+figures are drawn for dark slides. `interactive_factors` and `trial_browser` return a figure of
+plotly, an extra. Colours are those of Okabe & Ito (2008) and viridis, which colour-blind readers
+can tell apart. Few trials, one unit, NaN and silent channels are drawn as far as they go and are
+never an error. Trials, units, inputs, factors and latents have the numbers that they have in the
+arrays, from 0; principal components and discriminants are counted from 1.
 """
 
 from .activity import raster_panel
@@ -13,6 +15,7 @@ from .generator import fixed_points
 from .hyperparameters import hyperparameter_paths, score_history, scores_by_value
 from .initial import initial_conditions
 from .inputs import aligned_inputs, latent_usage
+from .interactive import interactive_factors, trial_browser
 from .responses import psths, single_trials
 from .scores import channel_scores, score_intervals, scores_over_time
 from .shared import shared_factors
@@ -28,6 +31,7 @@ __all__ = [
     "fixed_points",
     "hyperparameter_paths",
     "initial_conditions",
+    "interactive_factors",
     "latent_usage",
     "paper",
     "psths",
@@ -42,4 +46,5 @@ __all__ = [
     "training_beside",
     "training_curves",
     "trajectories",
+    "trial_browser",
 ]

@@ -26,7 +26,7 @@ from .style import (
 )
 
 
-def _unit_order(rates: FloatArray, n_encod: int) -> NDArray[np.intp]:
+def unit_order(rates: FloatArray, n_encod: int) -> NDArray[np.intp]:
     """Order units by their angle in the plane of the first two components, read ones first."""
     # The angle is an order around a circle: units with alike responses are neighbours, and phases
     # of a rhythm follow one another, where sorting by one component would fold them together.
@@ -91,7 +91,7 @@ def raster_panel(
     n_rows = max(1, min(n_trials, len(data), len(means)))
     n_units = means.shape[-1]
     n_read = n_units if n_encod is None else min(n_encod, n_units)
-    order = _unit_order(means[:n_rows], n_read) if sort_units else np.arange(n_units)
+    order = unit_order(means[:n_rows], n_read) if sort_units else np.arange(n_units)
     scale, unit = rate_scale(bin_ms) if counts else (1.0, "value")
     means, true = means[:n_rows] * scale, None if true is None else true[:n_rows] * scale
     shown: list[tuple[str, FloatArray, str | Colormap]]
@@ -113,7 +113,7 @@ def raster_panel(
         for column, (title, values, colours) in enumerate(shown):
             limits = raster_limits if column == 0 else rate_limits
             image = heatmap(axes[column], values[row][:, order].T, edges, colours, limits)
-            axes[column].set_yticks(sorted({1, values.shape[2]}))
+            axes[column].set_yticks(sorted({0, values.shape[2] - 1}))
             _mark_held_out(axes[column], n_read, n_units, edges, encod_bins)
             axes[column].set_title(title if row == 0 else "")
             axes[column].tick_params(labelleft=column == 0)
@@ -156,7 +156,7 @@ def _mark_held_out(
     axis: Axes, n_read: int, n_units: int, edges: FloatArray, encod_bins: int | None
 ) -> None:
     if n_read < n_units:
-        axis.axhline(n_read + 0.5, color=look().orange, linewidth=1.4)
+        axis.axhline(n_read - 0.5, color=look().orange, linewidth=1.4)
     if encod_bins is not None and encod_bins < len(edges) - 1:
         axis.axvline(edges[encod_bins], color=look().orange, linewidth=1.4)
 
@@ -166,7 +166,7 @@ def _draw_inputs(axis: Axes, inputs: FloatArray, edges: FloatArray, reach: float
     axis.axhline(0, color=look().muted, linewidth=0.8)
     for dim in range(inputs.shape[1]):
         colour = look().palette[dim % len(look().palette)]
-        axis.plot(centres, inputs[:, dim], color=colour, linewidth=1.4, label=f"dim {dim + 1}")
+        axis.plot(centres, inputs[:, dim], color=colour, linewidth=1.4, label=f"input {dim}")
     axis.set_ylim(-reach or -1.0, reach or 1.0)
     axis.yaxis.tick_right()
     axis.spines[["right", "left"]].set_visible(False)

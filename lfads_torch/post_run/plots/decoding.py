@@ -76,9 +76,7 @@ def decoded_behavior(
             left.plot(at, true[trial, :, column], color=look().ink, linewidth=2.6, alpha=0.45)
             left.plot(at, inferred[trial, :, column], color=look().blue)
         left.set_xticks([time[0] + k * period for k in range(len(shown))], [])
-        left.set_ylabel(
-            names[column] if names and column < len(names) else f"behaviour {column + 1}"
-        )
+        left.set_ylabel(names[column] if names and column < len(names) else f"behaviour {column}")
         left.yaxis.set_major_locator(MaxNLocator(4))
         _scatter(right, true[..., column].ravel(), inferred[..., column].ravel())
     centres = [(time[0] + time[-1]) / 2 + k * period for k in range(len(shown))]

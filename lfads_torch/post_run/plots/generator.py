@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from numpy.typing import ArrayLike
 
-from .style import FloatArray, as_trials, empty_figure, look, principal_axes, styled
+from .style import FloatArray, as_trials, empty_figure, log_scale, look, principal_axes, styled
 
 if TYPE_CHECKING:
     from ..dynamics import FixedPoints
@@ -79,7 +79,7 @@ def _describe(points: FixedPoints, k: int) -> str:
     kind = "fixed" if points.is_fixed[k] else "slow"
     n_unstable = int(points.n_unstable[k])
     stability = "stable" if n_unstable == 0 else f"{n_unstable} unstable"
-    return f"{k + 1}: {kind}, {stability}"
+    return f"{k}: {kind}, {stability}"
 
 
 def _marker(points: FixedPoints, k: int, colour: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _state_space(
     at = (points.states - centre) @ plane.T
     for k, (place, colour) in enumerate(zip(at, colours, strict=True)):
         axis.plot(*place, markersize=11, zorder=3, **_marker(points, k, colour))
-        axis.annotate(str(k + 1), place, xytext=(8, 6), textcoords="offset points", color=colour)
+        axis.annotate(str(k), place, xytext=(8, 6), textcoords="offset points", color=colour)
     # Points far outside would shrink what trials do to a speck.
     for low, high, values, limit in (
         (box.x0, box.x1, at[:, 0], axis.set_xlim),
@@ -154,7 +154,7 @@ def _modes(axis: Axes, points: FixedPoints, colours: list[str], bin_ms: float | 
         for marker, size, modes in (("o", 5, constants > 0), ("x", 8, constants < 0)):
             x, y = frequencies[lasting & modes], np.abs(constants[lasting & modes])
             axis.plot(x, y, marker, color=colour, markersize=size, alpha=0.8)
-    axis.set_yscale("log")
+    log_scale(axis, "y", plain=True)
     axis.set(
         xlabel="frequency (turns per bin)" if bin_ms is None else "frequency (Hz)",
         ylabel=f"time constant ({unit})",

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ...arguments import LOSS, mode_of
 from ...errors import UserError, did_you_mean
 from ...folder import HP
-from .style import FloatArray, empty_figure, look, styled
+from .style import FloatArray, empty_figure, log_scale, look, styled
 
 SCORE = LOSS
 
@@ -119,6 +119,7 @@ def hyperparameter_paths(
     *,
     metric: str = SCORE,
     color: str | None = None,
+    space: Mapping[str, Any] | None = None,
 ) -> Figure:
     """Draw the values of hyper-parameters over a search, each joined to those it descends from.
 
@@ -135,11 +136,14 @@ def hyperparameter_paths(
         What says which member is best: a loss, or a score of which more is better.
     color : Matplotlib colour, optional
         Of the best member's line.
+    space : mapping of str to HyperParam, optional
+        What was searched. An axis is logarithmic where its values were drawn so; without `space`,
+        where they span more than a decade and most are at its low end.
 
     Returns
     -------
     Figure
-        One panel for each; logarithmic where values span more than a decade.
+        One panel for each.
 
     Raises
     ------
@@ -151,8 +155,9 @@ def hyperparameter_paths(
         return empty_figure("nothing searched yet")
     family, figure, panels = searched
     best = _best(family, family.column(_column(population, metric)), metric)
-    for axis, values, label in panels:
+    for axis, values, name, label in panels:
         _draw_paths(axis, family, values, best, color or look().orange)
+        _scale(axis, "y", values, name, space)
         axis.set(title=label, xlabel="epoch")
     figure.legend(
         handles=_legend(family, color or look().orange), loc="outside upper center", ncols=3
@@ -209,7 +214,11 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
 
 @styled
 def scores_by_value(
-    population: Mapping[str, ArrayLike], names: Sequence[str] | None = None, *, metric: str = SCORE
+    population: Mapping[str, ArrayLike],
+    names: Sequence[str] | None = None,
+    *,
+    metric: str = SCORE,
+    space: Mapping[str, Any] | None = None,
 ) -> Figure:
     """Draw the last score of each member over its hyper-parameters, as after a random search.
 
@@ -221,6 +230,8 @@ def scores_by_value(
         Hyper-parameters, with or without ``model.`` in front; by default all that vary.
     metric : str, default="valid/recon_smth"
         A loss, or a score of which more is better.
+    space : mapping of str to HyperParam, optional
+        As for `hyperparameter_paths`.
 
     Returns
     -------
@@ -238,7 +249,7 @@ def scores_by_value(
     family, figure, panels = searched
     scores = _final_scores(family, family.column(_column(population, metric)))
     lost = np.isnan(scores)
-    for column, (axis, paths, label) in enumerate(panels):
+    for column, (axis, paths, name, label) in enumerate(panels):
         values = family.final(paths)
         axis.scatter(values, scores, s=26, color=look().blue, alpha=0.75, linewidths=0)
         if not lost.all():
@@ -249,7 +260,7 @@ def scores_by_value(
             kind: dict[str, Any] = {"color": look().ink, "transform": edge, "clip_on": False}
             label_lost = f"diverged ({lost.sum()})"
             axis.plot(values[lost], np.ones(lost.sum()), "x", label=label_lost, **kind)
-        _scale(axis, "x", values)
+        _scale(axis, "x", values, name, space)
         axis.set(xlabel=label)
         if column == 0:
             axis.legend(loc="best")
@@ -295,8 +306,8 @@ def _searched(
     *,
     reserve: float = 0.0,
     sharey: bool = False,
-) -> tuple[Family, Figure, list[tuple[Axes, FloatArray, str]]] | None:
-    """Return the family, a figure, and a panel, values and label for each hyper-parameter."""
+) -> tuple[Family, Figure, list[tuple[Axes, FloatArray, str, str]]] | None:
+    """Return the family, a figure, and for each hyper-parameter panel, values, name and label."""
     family = family_of(population)
     chosen = _chosen(population, names)
     if family is None or not chosen:
@@ -314,12 +325,25 @@ def _searched(
     last = [name.rpartition(".")[2] for name in chosen]
     labels = [a if last.count(a) == 1 else name for a, name in zip(last, chosen, strict=True)]
     values = [family.column(population[f"{HP}{name}"]) for name in chosen]
-    return family, figure, list(zip(grid[:n], values, labels, strict=True))
+    return family, figure, list(zip(grid[:n], values, chosen, labels, strict=True))
 
 
-def _scale(axis: Axes, which: str, values: FloatArray) -> None:
-    """Set logarithmic ticks where values span more than a decade, most of them at its low end."""
-    side = axis.xaxis if which == "x" else axis.yaxis
+def _scale(
+    axis: Axes, which: str, values: FloatArray, name: str, space: Mapping[str, Any] | None
+) -> None:
+    """Make the axis of a hyper-parameter logarithmic where the search draws it so."""
+    finite = values[np.isfinite(values)]
+    param = next((p for n, p in (space or {}).items() if n.removeprefix(_MODEL) == name), None)
+    is_log = _looks_logarithmic(values) if param is None else bool(param.is_logarithmic)
+    if is_log and (finite > 0).all():
+        log_scale(axis, which)
+    else:
+        side = axis.xaxis if which == "x" else axis.yaxis
+        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+
+
+def _looks_logarithmic(values: FloatArray) -> bool:
+    """Return whether values span more than a decade, most of them at its low end."""
     finite = values[np.isfinite(values)]
     # A logarithmic axis needs more than the span: values drawn evenly from a wide range have their
     # median near the middle, those drawn evenly in the logarithm have it far below.
@@ -328,12 +352,7 @@ def _scale(axis: Axes, which: str, values: FloatArray) -> None:
     drawn = first[np.isfinite(first)]
     drawn = drawn if len(np.unique(drawn)) > 1 else finite
     is_log = (finite > 0).all() and drawn.size and drawn.max() > _LOG_SPAN * drawn.min()
-    if is_log and np.median(drawn) < drawn.max() / 4:
-        (axis.set_xscale if which == "x" else axis.set_yscale)("log")
-        side.set_major_locator(LogLocator(numticks=6))
-        side.set_minor_formatter(NullFormatter())
-    else:
-        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    return bool(is_log and np.median(drawn) < drawn.max() / 4)
 
 
 def _legend(family: Family, colour: str) -> list[Line2D]:
@@ -365,7 +384,6 @@ def _draw_paths(
         axis.add_collection(
             LineCollection(drawn[kind], colors=shade, linewidths=width, alpha=alpha, zorder=2 + z)
         )
-    _scale(axis, "y", values)
     axis.autoscale_view()
     axis.set_xlim(family.epochs[0], family.epochs[-1] + 1)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))

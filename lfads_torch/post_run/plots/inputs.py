@@ -119,7 +119,7 @@ def aligned_inputs(
             left.fill_between(time, mean - error, mean + error, **band)
             left.plot(time, mean, color=group.colour)
         left.axhline(0, color=look().muted, linewidth=0.8)
-        left.set_ylabel(f"input {dim + 1} (a.u.)")
+        left.set_ylabel(f"input {dim} (a.u.)")
         image = heatmap(right, cut[rows, :, dim], edges, look().diverging, (-reach, reach))
         right.set_ylabel("trial (sorted)" if conditions is not None else "trial")
         _condition_marks(right, groups, edges)
@@ -143,7 +143,7 @@ def _condition_marks(axis: Axes, groups: Sequence[Group], edges: FloatArray) -> 
     """Mark beside the trials which condition they are of."""
     if len(groups) < 2:
         return
-    width, start = 0.025 * (edges[-1] - edges[0]), 0.5
+    width, start = 0.025 * (edges[-1] - edges[0]), -0.5
     for group in groups:
         corner, height = (edges[0] - 1.4 * width, start), len(group.trials)
         axis.add_patch(Rectangle(corner, width, height, color=group.colour, linewidth=0))
@@ -187,17 +187,19 @@ def latent_usage(
     if co is not None:
         total = np.nansum(co, axis=0)
         order = np.argsort(-total, kind="stable")[:max_dims]
-        _bars(axes[0], total[order], [str(k + 1) for k in order], "inferred inputs")
+        _bars(axes[0], total[order], [str(k) for k in order], "inferred inputs")
         time, label = time_centres(len(co), bin_ms)
         for place, dim in enumerate(order[: len(look().palette) - 1].tolist()):
-            name = f"input {dim + 1}"
+            name = f"input {dim}"
             axes[1].plot(time, co[:, dim], color=look().palette[place], label=name)
         axes[1].set(xlabel=label, ylabel="KL (nats per bin)", title="inferred inputs over time")
         axes[1].set_ylim(bottom=min(0.0, float(np.nanmin(np.append(co, 0.0)))))
-        axes[1].legend()
+        low, high = axes[1].get_ylim()
+        axes[1].set_ylim(low, low + 1.3 * (high - low))  # room for the legend
+        axes[1].legend(loc="upper right", ncols=2)
     if ic is not None:
         order = np.argsort(-ic, kind="stable")[:max_dims]
-        _bars(axes[-1], ic[order], [str(k + 1) for k in order], "initial condition")
+        _bars(axes[-1], ic[order], [str(k) for k in order], "initial condition")
     return figure
 
 

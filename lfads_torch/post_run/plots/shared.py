@@ -80,7 +80,7 @@ def shared_factors(
         grid[0, column].set_title(names[number])
         grid[-1, column].set_xlabel(time_label)
     for row in range(n_rows):
-        grid[row, 0].set_ylabel(f"factor {row + 1}\n(a.u.)")
+        grid[row, 0].set_ylabel(f"factor {row}\n(a.u.)")
     left_out = f" ({len(chosen)} of {n_all} sessions)" if len(chosen) < n_all else ""
     behind = "; dotted: shared component" if shared is not None else ""
     condition_legend(figure, groups, n_groups, title=f"condition{behind}{left_out}")

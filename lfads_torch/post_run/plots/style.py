@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from ...errors import UserError
@@ -191,6 +192,25 @@ def colour_limits(*arrays: FloatArray | None, share: float = 99.5) -> tuple[floa
     return low, max(float(high), low + 1e-9)  # equal limits are an error in Matplotlib
 
 
+def log_scale(axis: Axes, which: str, *, plain: bool = False) -> None:
+    """Make an axis logarithmic, its limits known, with labels that do not run into each other.
+
+    With `plain`, or within a decade, labels are numbers (200), not powers (2 × 10²).
+    """
+    (axis.set_xscale if which == "x" else axis.set_yscale)("log")
+    side = axis.xaxis if which == "x" else axis.yaxis
+    low, high = np.sort(np.abs(side.get_view_interval()))
+    decades = np.log10(high / max(low, 1e-300))
+    side.set_minor_formatter(NullFormatter())
+    if decades < 1:
+        side.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    else:
+        steps = (1.0, 3.0) if decades < 2 else (1.0,)
+        side.set_major_locator(LogLocator(subs=steps, numticks=7))
+    if plain or decades < 1:
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def empty_figure(message: str) -> Figure:
     """Say in a small figure why nothing can be drawn."""
     figure = Figure(figsize=(5, 3), facecolor=look().paper)
@@ -219,7 +239,7 @@ def heatmap(
     colours: str | Colormap,
     limits: tuple[float, float],
 ) -> AxesImage:
-    """Draw rows, numbered from 1 and the first one on top, over time."""
+    """Draw rows, numbered from 0 and the first one on top, over time."""
     # What is missing is masked and shows another colour behind it: 0 would pass for data.
     axis.set_facecolor(look().missing)
     return axis.imshow(
@@ -229,5 +249,5 @@ def heatmap(
         cmap=colours,
         vmin=limits[0],
         vmax=limits[1],
-        extent=(float(edges[0]), float(edges[values.shape[1]]), len(values) + 0.5, 0.5),
+        extent=(float(edges[0]), float(edges[values.shape[1]]), len(values) - 0.5, -0.5),
     )

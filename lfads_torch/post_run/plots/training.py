@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from ...errors import DataError
 from ...folder import read_csv_log as read_csv_log
 from .groups import colours_of
-from .style import FloatArray, empty_figure, look, styled
+from .style import FloatArray, empty_figure, log_scale, look, styled
 
 
 class _Curve(NamedTuple):
@@ -132,9 +132,14 @@ def _draw_panel(
     best = series.get("valid/recon_smth")
     if panel.title == "reconstruction" and best is not None and np.isfinite(best[1]).any():
         epoch = best[0][np.nanargmin(best[1])]
-        line: dict[str, Any] = {"color": look().muted, "linewidth": 1, "linestyle": ":"}
-        axis.axvline(epoch, label=f"best: {epoch:.0f}", **line)
-    axis.legend(loc="best")
+        # No line across the panel, which would run through the legend.
+        dot: dict[str, Any] = {"color": look().ink, "markersize": 6, "linestyle": "none"}
+        axis.plot(epoch, np.nanmin(best[1]), "o", label=f"best: {epoch:.0f}", **dot)
+    if panel.log:  # room for the legend above the curves
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high * (high / low) ** 0.6)
+        log_scale(axis, "y")
+    axis.legend(loc="upper right" if panel.log else "best")
 
 
 def _limits(

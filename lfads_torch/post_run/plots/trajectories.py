@@ -12,13 +12,25 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ...metrics import fit_linear, linear_map_r2
+from ...prep.merging import merge_chops
 from .groups import MAX_GROUPS, by_condition, condition_legend, mean_and_error
-from .style import FloatArray, as_trials, empty_figure, look, principal_axes, styled, time_edges
+from .style import (
+    FloatArray,
+    as_trials,
+    empty_figure,
+    evenly,
+    look,
+    principal_axes,
+    styled,
+    time_edges,
+)
 
 _MAX_TRIALS = 40
+_WITHOUT_CONDITIONS = 10
+_STRETCH = 300  # bins of a continuous recording that are drawn over time
 
 
 @styled
@@ -71,7 +83,7 @@ def factors_3d(
     left = columns[0].subplots(1, 2, subplot_kw={"projection": "3d"} if n_dims == 3 else {})
     edges, time_label = time_edges(n_bins, bin_ms)
     norm = Normalize(edges[0], edges[-1])
-    names = [f"latent {k + 1}" for k in range(n_dims)]
+    names = [f"latent {k}" for k in range(n_dims)]
     for axis, paths, title in (
         (left[0], true, "true latents"),
         (left[1], mapped, f"factors, mapped linearly (R² = {score:.3f})"),
@@ -111,6 +123,7 @@ def trajectories(
     n_dims: int = 3,
     max_trials: int = _MAX_TRIALS,
     max_conditions: int = MAX_GROUPS,
+    starts: ArrayLike | None = None,
 ) -> Figure:
     """Draw factors in the space of their first principal components.
 
@@ -126,14 +139,18 @@ def trajectories(
     n_dims : {3, 2}
         Components drawn, fewer where there are fewer factors.
     max_trials : int
-        Trajectories drawn at most; the components come from all trials.
+        Trajectories drawn at most, without conditions 10; the components come from all trials.
     max_conditions : int
         Conditions drawn at most, those with the most trials.
+    starts : array, shape (trials,), optional
+        For windows of a continuous recording, the bin of the recording at which each begins
+        (``chop_start``). Windows are then joined.
 
     Returns
     -------
     Figure
-        A single factor is drawn over time.
+        A single factor is drawn over time. Of a continuous recording, which has no trials to lay
+        over each other: where states are, and the components over the longest stretch.
     """
     data = as_trials(factors)
     finite = None if data is None else data[np.isfinite(data).all(axis=-1)]
@@ -144,8 +161,12 @@ def trajectories(
     n_dims = min(3, len(axes), max(1, n_dims))
     paths = (data - centre) @ axes[:n_dims].T
     names = [f"PC {k + 1} ({share[k]:.0%})" for k in range(n_dims)]
+    if starts is not None and n_dims > 1:
+        return _continuous(paths, np.asarray(starts, np.int64), names, bin_ms)
     groups, n_all = by_condition(conditions, len(data), max_conditions)
     shown = [group.trials[: max(1, max_trials // max(1, len(groups)))] for group in groups]
+    if conditions is None:  # nothing orders the lines, so that more would be a tangle
+        shown = [np.array(evenly(len(data), min(max_trials, _WITHOUT_CONDITIONS)))]
 
     figure = Figure(figsize=(6.2, 5.2), layout="constrained")
     title = f"factors of {sum(map(len, shown))} of {len(data)} trials"
@@ -176,6 +197,46 @@ def trajectories(
             axis.plot(*mean.T, linewidth=2.6, color=group.colour)
             axis.scatter(*mean[0], s=34, color=group.colour, edgecolors=look().paper, zorder=4)
     condition_legend(figure, groups, n_all, title="condition; dots: start")
+    return figure
+
+
+def _continuous(
+    paths: FloatArray, starts: NDArray[np.int64], names: list[str], bin_ms: float | int | None
+) -> Figure:
+    """Draw the density of states in a plane, and the components over the longest stretch."""
+    joined = merge_chops(paths, starts, int(starts.max()) + paths.shape[1]).astype(np.float64)
+    known = np.isfinite(joined).all(axis=1)
+    ends = np.flatnonzero(np.diff(np.r_[False, known, False]))
+    first, last = max(ends.reshape(-1, 2).tolist(), key=lambda pair: pair[1] - pair[0])
+    last = min(last, first + _STRETCH)
+    stretch = joined[first:last]
+    edges, label = time_edges(len(stretch), bin_ms)
+    if bin_ms is not None:  # of a recording, seconds
+        edges, label = edges / 1000, "time (s)"
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    grid = figure.add_gridspec(len(names), 2, width_ratios=(1, 1.6))
+    plane = figure.add_subplot(grid[:, 0])
+    limits = _cube(joined[known][None])[:2]
+    counts = plane.hist2d(*joined[known][:, :2].T, bins=60, range=limits, cmap=look().spikes)[0]
+    image = plane.collections[0]
+    image.set_clim(0, float(np.percentile(counts[counts > 0], 98)))
+    image.set_rasterized(True)
+    norm = Normalize(edges[0], edges[-1])
+    _draw_paths(plane, stretch[None, :, :2], edges, norm)
+    plane.set(xlim=limits[0], ylim=limits[1], xlabel=names[0], ylabel=names[1])
+    plane.set_title(f"all {known.sum()} bins (grey), and a stretch", fontsize=11)
+    over_time = [figure.add_subplot(grid[row, 1]) for row in range(len(names))]
+    for row, axis in enumerate(over_time):
+        axis.plot((edges[:-1] + edges[1:]) / 2, stretch[:, row], color=look().blue)
+        axis.set(ylabel=names[row], xlim=(edges[0], edges[-1]))
+        axis.tick_params(labelbottom=row == len(names) - 1)
+    over_time[0].set_title(f"the stretch, from bin {first} of the recording", fontsize=11)
+    over_time[-1].set_xlabel(label)
+    bar = figure.colorbar(
+        ScalarMappable(norm, look().sequence), ax=plane, location="bottom", aspect=40, shrink=0.7
+    )
+    bar.set_label(f"{label} of the stretch; dot: its start")
+    bar.outline.set_visible(False)
     return figure
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
 from ...metrics.regression import ridge
+from ...prep.merging import START_KEY
 from .. import plots
 from ..dynamics import Generator, find_fixed_points
 from ..evaluation.behavior import SCORED, TRAIN, Recording
@@ -57,7 +58,7 @@ def run_pictures(record: RunRecord) -> list[Picture]:
         )
         caption = "Values of every member; the line of the best final member stands out."
         title = "Hyper-parameters over the search"
-        draw = partial(plots.hyperparameter_paths, table)
+        draw = partial(plots.hyperparameter_paths, table, space=record.search_space)
         pictures.append(Picture("search_paths", title, caption, draw))
     return pictures
 
@@ -283,10 +284,19 @@ def _channels(record: RunRecord, recording: Recording) -> Iterator[Picture]:
 
 def _factors(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     factors, labels = _scored(recording)["factors"], _labels(recording)
+    starts = _scored(recording).get(START_KEY)
     caption = "Factors of validation trials in the space of their first principal components" + (
         ": thin lines are single trials, thick ones averages." if labels is not None else "."
     )
-    draw = partial(plots.trajectories, factors, labels, bin_ms=recording.session.bin_ms)
+    if starts is not None:
+        caption = (
+            "Factors of the validation windows, joined to the recording that they are of, in the "
+            "space of their first principal components: how often each state is visited, and one "
+            "stretch over time."
+        )
+    draw = partial(
+        plots.trajectories, factors, labels, bin_ms=recording.session.bin_ms, starts=starts
+    )
     yield Picture("factors", "Factors", caption, draw)
 
 

@@ -17,7 +17,8 @@ from ...consent import trust_of
 from ...data import SPLITS
 from ...errors import DataError, DataWarning, UserError
 from ...files import expanded, read_json
-from ...folder import BEST_MODEL, CONFIG, METRICS, POPULATION, RunFolder, read_population
+from ...folder import BEST_MODEL, CONFIG, HP, METRICS, POPULATION, RunFolder, read_population
+from ...search.settings import SearchSettings
 from ..evaluation import evaluate_run
 from ..evaluation.behavior import Keys, Recording, read_recording
 from ..evaluation.table import SHAPE
@@ -113,6 +114,24 @@ class RunRecord:
             return None
         except UserError as error:
             self.absent.append(f"The history of the search cannot be read: {error}.")
+            return None
+
+    @cached_property
+    def search_space(self) -> Any:
+        """How hyper-parameters were drawn in a search, by name; None where that is not known."""
+        tunables = [n.removeprefix(HP) for n in self.population or () if n.startswith(HP)]
+        try:
+            content = yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+            return SearchSettings(space=content["search"].get("space")).space_for(tunables)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            AttributeError,
+            TypeError,
+            yaml.YAMLError,
+            UserError,
+        ):
             return None
 
     def session_scores(self, recording: Recording) -> dict[str, Any]:
