@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -240,7 +241,7 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
     if command == "prep":
         np.savez("binned.npz", spikes=np.random.default_rng(0).poisson(0.5, (12, 20, 6)))
     if command in ("align-init", "add-session", "nlb-submit"):
-        session = lorenz(8, 6, 6, 12, 0.5, seed=2, heldout_units=2, forward_bins=2)
+        session = lorenz(8, 6, 6, 12, 0.5, seed=2, heldout_units=2)
         session |= {
             f"{split}_condition": session[f"{split}_cond_idx"] for split in ("train", "valid")
         }
@@ -253,6 +254,8 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
             {"encod_data": counts, "recon_data": counts}, window=12, overlap=4
         )
         write_session(Path("chopped.h5"), arrays, attributes)
+    if command == "compare":
+        shutil.copytree(run, "again")
     words: dict[str, list[str]] = {
         "demo": ["--conditions", "4", "--trials", "5", "--epochs", "1", "--run-dir", "d"],
         "prep": ["binned.npz", "-o", "p.h5", "--axes", "trial,time,unit", "--input-bin-ms", "10"],
@@ -262,7 +265,7 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
         "sample": [str(run), "--samples", "1", "--output", "o.h5"],
         "evaluate": [str(run), "--draws", "5", "--no-baselines", "--output", "."],
         "report": [str(run), "--quick", "--output", "r.html"],
-        "compare": [str(run), str(run), "--quick", "--output", "c.html"],
+        "compare": [str(run), "again", "--quick", "--output", "c.html"],
         "export": [str(run), "e.nwb"],
         "configs": ["model"],
         "completion": ["bash"],

@@ -222,9 +222,10 @@ def _legend(
     counts: bool, has_truth: bool, has_smoothed: bool, smooth_bins: float | int | None
 ) -> list[Line2D]:
     tick: dict[str, Any] = {"marker": "|", "linestyle": "none", "markersize": 9}
-    handles = [Line2D([], [], color=look().blue, linewidth=2, label="inferred rate")]
+    name = "rate" if counts else "mean"
+    handles = [Line2D([], [], color=look().blue, linewidth=2, label=f"inferred {name}")]
     if has_truth:
-        handles.append(Line2D([], [], color=look().ink, linestyle="--", label="true rate"))
+        handles.append(Line2D([], [], color=look().ink, linestyle="--", label=f"true {name}"))
     if has_smoothed:
         label = f"smoothed spikes (sd {smooth_bins:g} bins)"
         handles.append(Line2D([], [], color=look().muted, linewidth=1.1, label=label))

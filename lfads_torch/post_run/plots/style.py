@@ -202,12 +202,14 @@ def log_scale(axis: Axes, which: str, *, plain: bool = False) -> None:
     low, high = np.sort(np.abs(side.get_view_interval()))
     decades = np.log10(high / max(low, 1e-300))
     side.set_minor_formatter(NullFormatter())
-    if decades < 1:
+    # Ticks of a linear axis would crowd at the upper end of a whole decade.
+    is_narrow = bool(decades < 0.8)
+    if is_narrow:
         side.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     else:
         steps = (1.0, 3.0) if decades < 2 else (1.0,)
         side.set_major_locator(LogLocator(subs=steps, numticks=7))
-    if plain or decades < 1:
+    if plain or (is_narrow and low >= 1e-3):
         side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 

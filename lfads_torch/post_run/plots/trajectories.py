@@ -217,7 +217,8 @@ def _continuous(
     grid = figure.add_gridspec(len(names), 2, width_ratios=(1, 1.6))
     plane = figure.add_subplot(grid[:, 0])
     limits = _cube(joined[known][None])[:2]
-    counts = plane.hist2d(*joined[known][:, :2].T, bins=60, range=limits, cmap=look().spikes)[0]
+    x, y = joined[known][:, :2].T
+    counts = plane.hist2d(x, y, bins=60, range=limits, cmap=look().spikes)[0]
     image = plane.collections[0]
     image.set_clim(0, float(np.percentile(counts[counts > 0], 98)))
     image.set_rasterized(True)
