@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -289,6 +290,7 @@ class Ensemble:
                     "name": m.name,
                     "run": str(m.run),
                     "checkpoint": str(m.checkpoint),
+                    "from_here": os.path.relpath(m.checkpoint, self.path),
                     "sha256": m.sha256,
                     "count": counts.get(k, 0),
                 }
@@ -676,7 +678,7 @@ def ensemble_models(folder: Path) -> tuple[dict[str, Any], list[Path], list[int]
         about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         members = [member for member in about["members"] if member["count"]]
         counts = [int(member["count"]) for member in members]
-        files = [Path(member["checkpoint"]) for member in members]
+        files = [_checkpoint_of(member, folder) for member in members]
         sums = [str(member["sha256"]) for member in members]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}; make the ensemble again") from error
@@ -689,3 +691,9 @@ def ensemble_models(folder: Path) -> tuple[dict[str, Any], list[Path], list[int]
                 "ensemble"
             )
     return about, files, counts
+
+
+def _checkpoint_of(member: Mapping[str, Any], folder: Path) -> Path:
+    """Return where a member's checkpoint is, also where ensemble and runs moved together."""
+    near = folder / str(member.get("from_here", ""))
+    return near if near.is_file() else Path(member["checkpoint"])

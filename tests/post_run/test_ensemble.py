@@ -18,7 +18,7 @@ from lfads_torch.errors import ConfigError, DataError, UserError
 from lfads_torch.folder import RunFolder, read_csv_log
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.post_run.analysis import sample_posterior
-from lfads_torch.post_run.ensemble import average, greedy_select
+from lfads_torch.post_run.ensemble import average, ensemble_models, greedy_select
 from lfads_torch.post_run.evaluation import evaluate_run
 from lfads_torch.post_run.outputs import load_outputs
 from lfads_torch.post_run.report import Wanted
@@ -181,6 +181,18 @@ def test_an_ensemble_of_runs(runs: Path, tmp_path: Path) -> None:
     expected_rates = np.mean([draw.output_params.numpy() for draw in draws], axis=0)
     with h5py.File(new) as file:
         np.testing.assert_allclose(file["test_output_params"][()], expected_rates, rtol=1e-5)
+
+
+def test_an_ensemble_moves_together_with_its_runs(runs: Path, tmp_path: Path) -> None:
+    lab, moved = tmp_path / "lab", tmp_path / "moved"
+    members = [shutil.copytree(runs / name, lab / name) for name in ("seed0", "seed1")]
+    make_ensemble(members, lab / "mean", num_samples=3, select="all")
+    lab.rename(moved)
+    _, files, _ = ensemble_models(moved / "mean")
+    assert [file.resolve().relative_to(moved).parts[0] for file in files] == ["seed0", "seed1"]
+    shutil.rmtree(moved / "seed1")
+    with pytest.raises(UserError, match=r"seed1.*a member of .*mean, is gone"):
+        ensemble_models(moved / "mean")
 
 
 def test_greedy_of_checkpoints_and_a_third_of_the_validation_trials(
