@@ -150,7 +150,7 @@ def test_a_file_and_back(chopped: tuple[Path, dict[str, np.ndarray]]) -> None:
         assert set(np.unique(split)) == {-1, 0, 1}
         assert file.attrs["bin_ms"] == 50.0
         assert file.attrs["merged_from"] == str(path)
-        assert list(file.attrs["split_names"]) == ["train", "valid", "test", "select"]
+        assert list(file.attrs["split_names"]) == ["train", "valid", "test"]
 
 
 def test_some_series(chopped: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
