@@ -199,6 +199,7 @@ class Table:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.header, rows, is_whole = _parse(self.path)
+        self._last_size = 0
         if not is_whole:
             self.rewrite(rows)
 
@@ -206,10 +207,13 @@ class Table:
         """Read all rows."""
         return _parse(self.path)[1]
 
-    def append(self, rows: Sequence[Mapping[str, Any]], *, flush: bool = True) -> None:
+    def append(
+        self, rows: Sequence[Mapping[str, Any]], *, flush: bool = True, replace: bool = False
+    ) -> None:
         """Write rows at the end; new columns rewrite the file.
 
-        With `flush`, wait until they are on the disk, as in `replacing`.
+        With `flush`, wait until they are on the disk, as in `replacing`. With `replace`, they take
+        the place of the last row, which this object wrote.
         """
         columns = dict.fromkeys(name for row in rows for name in row)
         new = [name for name in columns if name not in self.header]
@@ -217,24 +221,33 @@ class Table:
             return
         if new:
             before = self.read() if self.header else []
+            if replace:
+                before.pop()
             self.rewrite([*before, *rows], [*self.header, *new])
             return
         try:
             with open(self.path, "ab") as file:
+                if replace:
+                    file.truncate(file.tell() - self._last_size)
                 file.write(csv_text(self.header, rows, with_header=False).encode())
                 file.flush()
                 if flush:
                     os.fsync(file.fileno())
         except OSError as error:
             raise cannot_write(self.path, error) from error
+        self._note_last(rows)
+
+    def _note_last(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._last_size = len(csv_text(self.header, rows[-1:], with_header=False).encode())
 
     def rewrite(
-        self, rows: Iterable[Mapping[str, Any]], header: Sequence[str] | None = None
+        self, rows: Sequence[Mapping[str, Any]], header: Sequence[str] | None = None
     ) -> None:
         """Replace the whole file."""
         columns = list(self.header if header is None else header)
         write_whole(self.path, csv_text(columns, rows))
         self.header = columns
+        self._note_last(rows)
 
 
 def read_table(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -175,6 +175,30 @@ def wrist_scores() -> Figure:
 
 
 #: Pages and their pictures that are drawn here.
+@styled
+def bin_latency() -> Figure:
+    """How long a bin of a stream takes: the table of docs/online.md."""
+    text = (IMAGES.parent / "online.md").read_text(encoding="utf-8")
+    _, _, table = text.partition("| | p50 |")
+    heads, _, *lines = ("| | p50 |" + table).split("\n\n")[0].splitlines()
+    names = [cell.strip() for cell in heads.split("|")[2:-1]]
+    figure = Figure(figsize=(7.5, 2.9), layout="constrained")
+    axis = figure.subplots()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    values = np.array([[float(cell) for cell in row[1:]] for row in rows])
+    for y, row in enumerate(values):
+        axis.plot(row[[0, -1]], [y, y], color=look().muted, linewidth=1, zorder=1)
+    colors = (look().blue, look().sky, look().orange, look().ink, look().muted)
+    for name, column, color in zip(names, values.T, colors, strict=True):
+        axis.scatter(column, range(len(rows)), color=color, label=name, s=34, zorder=2)
+    axis.axvline(5, color=look().muted, linestyle=":")
+    axis.set(xscale="log", xlabel="time of a bin (ms)", ylim=(len(rows) - 0.5, -0.5))
+    axis.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axis.set_xticks([0.1, 1, 5, 10], ["0.1", "1", "5", "10"])
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
 PICTURES = {
     "data.md": data_windows,
     "missing.md": missing_bins,
@@ -183,6 +207,7 @@ PICTURES = {
     "outputs.md": outputs_shown,
     "searches.md": search_paths,
     "decoding.md": decoded_velocity,
+    "online.md": bin_latency,
     "troubleshooting.md": overfitting,
     "real_data.md": wrist_scores,
 }

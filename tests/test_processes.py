@@ -94,6 +94,8 @@ def test_a_signal_ends_what_is_written_and_leaves_nothing(tmp_path: Path, number
     from lfads_torch.data import new_file
     from lfads_torch.files import replacing
 
+    # What started the tests, such as nohup, may have them ignore it.
+    signal.signal(number, signal.SIG_DFL)
     with (
         pytest.raises(Stopped) as stopped,
         stoppable(),

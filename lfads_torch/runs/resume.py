@@ -246,6 +246,7 @@ class _Writer(ExperimentWriter):
         super().__init__(log_dir=log_dir)
         self.table = Table(self.metrics_file_path)
         self._row: dict[str, Any] = {}
+        self._is_written = False  # the last row of the file is this one, perhaps not yet whole
 
     def _check_log_dir_exists(self) -> None:
         """Leave the rows of a resumed run where they are; Lightning would delete them."""
@@ -258,20 +259,29 @@ class _Writer(ExperimentWriter):
             self.close_row()
             row = values
         self._row = row
-        # Training's scores are the last of an epoch. Its checkpoint, which is written before, holds
-        # what a kill keeps from the file (`RunFolder.rewind_metrics`).
-        if any(name.startswith("train/") for name in values):
-            self.close_row()
+        # Training's scores are the last of an epoch. Those of validation do not wait for them,
+        # because Ray ends a trial after it. A checkpoint, which is written before, holds what a
+        # kill keeps from the file (`RunFolder.rewind_metrics`).
+        if any(name.startswith(("valid/", "train/")) for name in values):
+            self._write_row()
 
     def close_row(self) -> None:
-        rows, self._row = [self._row] if self._row else [], {}
-        # Lightning sorts the columns, and existing files have them so.
-        header = sorted({*self.table.header, *(name for row in rows for name in row)})
+        """Write the row, to which nothing more comes."""
+        self._write_row()
+        self._row, self._is_written = {}, False
+
+    def _write_row(self) -> None:
+        if not self._row:
+            return
+        header = sorted({*self.table.header, *self._row})
         if header != sorted(self.table.header):
-            self.table.rewrite([*self.table.read(), *rows], header)
+            # Lightning sorts the columns, and existing files have them so.
+            rows = self.table.read()
+            self.table.rewrite([*rows[: len(rows) - self._is_written], self._row], header)
         else:
             # No wait for the disk: a row that a power cut takes is written again on resume.
-            self.table.append(rows, flush=False)
+            self.table.append([self._row], flush=False, replace=self._is_written)
+        self._is_written = True
 
     def save(self) -> None:
         """Write nothing: Lightning saves whenever something was logged, within an epoch, too."""

@@ -681,10 +681,11 @@ def test_wrist_recording(day: int, n_silent: int) -> None:
     path = RECORDINGS / f"isometric_wrist_day{day}.h5"
     report = schema.check_file(path)
     assert report.ok
-    silent, overlapping = report.warnings
+    silent, overlapping, between = report.warnings
     assert f"{n_silent} of 100 channels are silent" in silent
     share = {0: "100%", 95: "99%"}[day]
     assert f"{share} of the validation windows begin with the last 6 bins of a" in overlapping
+    assert "100% of the validation windows lie between two training windows" in between
     session = schema.read_session(path, ["behavior"])
     assert session.bin_ms == 20
     assert np.shares_memory(session.pooled["encod_data"], session.pooled["recon_data"])

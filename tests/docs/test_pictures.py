@@ -15,7 +15,7 @@ sys.path.append(str(ROOT / "scripts"))
 import pictures  # noqa: E402
 
 #: How-to pages whose subject is a command line or a list, with nothing to see.
-WITHOUT = {"accuracy", "clusters", "old_runs", "extending", "moving"}
+WITHOUT = {"accuracy", "clusters", "export", "old_runs", "extending", "moving"}
 
 
 @pytest.mark.parametrize("page", pictures.PICTURES)

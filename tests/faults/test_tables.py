@@ -149,11 +149,7 @@ def test_readers_refuse_a_damaged_log(how: str, tmp_path: Path) -> None:
     log = tmp_path / "metrics.csv"
     log.write_text("\n".join(lines) + "\n")
     name = damaged(log, how)
-    if how == "zeros of the disk":
-        series = read_csv_log(log)["x"]  # a row without an epoch is none
-        assert series[0].tolist() == [0, 2, 3]
-        return
-    with pytest.raises(DataError, match=r"is damaged: line \d") as refusal:
+    with pytest.raises(DataError, match=r"is damaged: (line \d|epoch is )") as refusal:
         read_csv_log(log)
     assert name in str(refusal.value)
 

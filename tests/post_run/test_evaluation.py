@@ -372,7 +372,7 @@ class TestErrors:
         ("key", "value", "message"),
         [
             ("valid_recon_data", np.zeros((30, 15, 6)), "they must agree"),
-            ("valid_truth", np.ones((30, 15, 6)), "truth has shape"),
+            ("valid_truth", np.ones((30, 15, 6)), "'truth' has shape"),
             ("valid_cond_idx", np.zeros(3), "one condition for each of the 30 trials"),
             ("psth", np.zeros((2, 12, 7)), "psth has 2 conditions"),
         ],

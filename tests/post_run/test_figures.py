@@ -253,7 +253,7 @@ class TestAlignedInputs:
         inputs = np.random.default_rng(0).normal(size=(5, 4, 6)) * [1, 9, 1, 8, 1, 7]
         figure = plots.aligned_inputs(inputs, max_dims=3)
         labels = [ax.get_ylabel() for ax in figure.axes]
-        assert labels[:6:2] == ["input 2 (a.u.)", "input 4 (a.u.)", "input 6 (a.u.)"]
+        assert labels[:6:2] == ["input 1 (a.u.)", "input 3 (a.u.)", "input 5 (a.u.)"]
 
     def test_no_trial_reaches_the_event(self):
         assert texts(plots.aligned_inputs(np.ones((2, 3, 1)), [np.nan, 99], event_name="go")) == [
@@ -269,7 +269,7 @@ class TestLatentUsage:
         figure = drawn(plots.latent_usage(ic, co, bin_ms=10))
         inputs, over_time, start = figure.axes
         assert np.allclose([bar.get_height() for bar in inputs.patches], [10, 0.005, 0])
-        assert [t.get_text() for t in inputs.get_xticklabels()] == ["2", "3", "1"]
+        assert [t.get_text() for t in inputs.get_xticklabels()] == ["1", "2", "0"]
         assert inputs.get_title() == "inferred inputs: 1 of 3 used"
         assert start.get_title() == "initial condition: 1 of 2 used"
         assert np.allclose(over_time.lines[0].get_ydata(), 2.0)
@@ -291,7 +291,7 @@ class TestDecodedBehavior:
         assert np.allclose(decoded.get_ydata(), truth.get_ydata())
         assert np.allclose(baseline.get_ydata(), true[6, :, 0] / 2)
         assert right.get_title() == "R² = 1.00"
-        assert {"x (cm)", "behaviour 2", "trial 6", "time, 200 ms each"} <= set(texts(figure))
+        assert {"x (cm)", "behaviour 1", "trial 6", "time, 200 ms each"} <= set(texts(figure))
 
     def test_score_by_hand(self):
         true = np.array([[[0.0], [2.0]]])
@@ -317,7 +317,7 @@ class TestFixedPoints:
         x, y = modes.lines[0].get_xydata().T
         assert np.allclose(y, found.time_constants()[0] * 10)
         assert np.allclose(x, found.frequencies()[0] * 100)
-        assert {"1: fixed, stable", "time constant (ms)", "frequency (Hz)"} <= set(texts(figure))
+        assert {"0: fixed, stable", "time constant (ms)", "frequency (Hz)"} <= set(texts(figure))
 
     def test_no_points_and_one_state(self):
         own = Generator(np.zeros((3, 1)), np.zeros(3))
