@@ -36,6 +36,7 @@ from lfads_torch.metrics.decoding import fit_decoder
 from lfads_torch.model import LFADS
 from lfads_torch.online.window import Window
 from lfads_torch.prep import chop_recording
+from lfads_torch.prep.chop import find_segments
 from lfads_torch.prep.merging import merge_chops
 from lfads_torch.run_model import run_model
 
@@ -198,10 +199,13 @@ def accuracy(file: Path | None, options: argparse.Namespace) -> list[dict[str, A
     x, cut = arrays["encod_data"], int(0.8 * len(arrays["encod_data"]))
     overlap = min(6, window // 4)
     data = {"encod_data": x[:cut], "recon_data": x[:cut]}
+    stretches = find_segments(np.isfinite(x[:cut]).all(axis=1))
     rows: list[dict[str, Any]] = []
     for causal in (False, True):
         length = options.causal_window if causal and options.causal_window else window
-        cuts, attributes = chop_recording(data, length, overlap, valid_fraction=0.2)
+        cuts, attributes = chop_recording(
+            data, length, overlap, valid_fraction=0.2, segments=stretches
+        )
         place = folder / f"data_{length}.h5"
         place.parent.mkdir(parents=True, exist_ok=True)
         write_session(place, cuts, attributes)

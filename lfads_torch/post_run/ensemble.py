@@ -386,8 +386,8 @@ def choose_trials(
 ) -> tuple[TrialChoice, TrialChoice]:
     """Choose the trials that select members, and those on which the ensemble is scored.
 
-    A fraction is of the validation trials, drawn so that each condition has its share; the others
-    are scored. A split is taken whole.
+    A fraction is of the validation trials, drawn so that each condition has its share. Scored are
+    the test trials, else the validation trials that do not select. A split is taken whole.
     """
     splits = [s for s in outputs[0].splits if all(s in session.splits for session in outputs)]
     if select_split is None:
@@ -411,8 +411,10 @@ def choose_trials(
         rows = _drawn(session, select_split, [seed, number])
         picked.append(rows)
         others.append(np.setdiff1d(np.arange(session.n_trials("valid")), rows))
-    select = TrialChoice("valid", picked)
-    return select, (_all_of(outputs, scored) if scored else TrialChoice("valid", others))
+    chosen = one_of("--split", scored or ("test" if "test" in splits else "valid"), splits)
+    # Trials that select are never scored.
+    rest = TrialChoice("valid", others) if chosen == "valid" else _all_of(outputs, chosen)
+    return TrialChoice("valid", picked), rest
 
 
 def _all_of(outputs: RunOutputs, split: str) -> TrialChoice:

@@ -18,7 +18,7 @@ from lfads_torch.errors import ConfigError, DataError, UserError
 from lfads_torch.folder import RunFolder, read_csv_log
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.post_run.analysis import sample_posterior
-from lfads_torch.post_run.ensemble import average, ensemble_models, greedy_select
+from lfads_torch.post_run.ensemble import average, choose_trials, ensemble_models, greedy_select
 from lfads_torch.post_run.evaluation import evaluate_run
 from lfads_torch.post_run.outputs import load_outputs
 from lfads_torch.post_run.report import Wanted
@@ -204,6 +204,7 @@ def test_greedy_of_checkpoints_and_a_third_of_the_validation_trials(
         num_samples=2,
         checkpoints=True,
         select_split=1 / 3,
+        split="valid",
         metric="bps",
     )
     assert len(made.members) >= 4
@@ -220,9 +221,12 @@ def test_greedy_of_checkpoints_and_a_third_of_the_validation_trials(
         num_samples=2,
         checkpoints=True,
         select_split=1 / 3,
+        split="valid",
         metric="bps",
     )
     assert again.scores == made.scores
+    select, scored = choose_trials(load_outputs(runs / "seed0"), 1 / 3, None, 0)
+    assert (select.split, scored.split) == ("valid", "test")
 
 
 def test_what_an_ensemble_refuses(runs: Path, tmp_path: Path) -> None:

@@ -267,7 +267,8 @@ def _collapse(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     trials = recording.trials[SCORED]
     if record.set_up("variational") is False or len(trials) < 2:
         return
-    if {"ic_mean", "ic_std"} <= set(trials.names):
+    # A causal model may learn one initial condition for all trials, which has no spread.
+    if {"ic_mean", "ic_std"} <= set(trials.names) and np.any(trials["ic_std"]):
         n_active, n_all = _active(trials["ic_mean"], trials["ic_std"])
         if n_active == 0:
             yield Finding(
