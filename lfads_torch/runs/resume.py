@@ -262,7 +262,9 @@ class _Writer(ExperimentWriter):
         # Training's scores are the last of an epoch. Those of validation do not wait for them,
         # because Ray ends a trial after it. A checkpoint, which is written before, holds what a
         # kill keeps from the file (`RunFolder.rewind_metrics`).
-        if any(name.startswith(("valid/", "train/")) for name in values):
+        if any(name.startswith("train/") for name in values):
+            self.close_row()
+        elif any(name.startswith("valid/") for name in values):
             self._write_row()
 
     def close_row(self) -> None:
