@@ -413,8 +413,9 @@ def choose_trials(
         others.append(np.setdiff1d(np.arange(session.n_trials("valid")), rows))
     chosen = one_of("--split", scored or ("test" if "test" in splits else "valid"), splits)
     # Trials that select are never scored.
-    rest = TrialChoice("valid", others) if chosen == "valid" else _all_of(outputs, chosen)
-    return TrialChoice("valid", picked), rest
+    not_picked = TrialChoice("valid", others)
+    to_score = not_picked if chosen == "valid" else _all_of(outputs, chosen)
+    return TrialChoice("valid", picked), to_score
 
 
 def _all_of(outputs: RunOutputs, split: str) -> TrialChoice:
