@@ -246,7 +246,7 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
             f"{split}_condition": session[f"{split}_cond_idx"] for split in ("train", "valid")
         }
         write_session(Path("other.h5"), session, {"bin_ms": 10.0})
-    if command == "merge":
+    if command in ("merge", "split"):
         from lfads_torch.prep import chop_recording
 
         counts = np.random.default_rng(0).poisson(0.5, (400, 6))
@@ -254,7 +254,7 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
             {"encod_data": counts, "recon_data": counts}, window=12, overlap=4
         )
         write_session(Path("chopped.h5"), arrays, attributes)
-    if command == "compare":
+    if command in ("compare", "ensemble"):
         shutil.copytree(run, "again")
     words: dict[str, list[str]] = {
         "demo": ["--conditions", "4", "--trials", "5", "--epochs", "1", "--run-dir", "d"],
@@ -275,6 +275,10 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
         "merge": ["chopped.h5"],
         "align-init": [str(data), "other.h5", "--components", "3"],
         "add-session": [str(run), "other.h5"],
+        "decode": [str(run), "--behavior", "encod_data", "--lags", "0"],
+        "stream": [str(run), "--data", str(data), "--bins", "30"],
+        "ensemble": [str(run), "again", "-o", "mean", "--samples", "1"],
+        "split": ["chopped.h5", "-o", "split.h5", "--by", "blocks"],
     }
     return words[command]
 
@@ -284,7 +288,6 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
     [
         pytest.param(c, marks=pytest.mark.slow) if c in ("demo", "search", "add-session") else c
         for c in COMMANDS
-        if c not in ("decode", "stream", "ensemble", "split")
     ],
 )
 def test_every_command_obeys_quiet(
