@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from lfads_torch import data as schema
-from lfads_torch.data.synthetic import BETA, RHO, SIGMA, _advance, _flow, lorenz
+from lfads_torch.data.synthetic import (
+    BETA,
+    RHO,
+    SIGMA,
+    _advance,
+    _flow,
+    _roessler,
+    days,
+    lorenz,
+)
 from lfads_torch.errors import UserError
 
 
@@ -126,3 +135,72 @@ def test_options_out_of_range(options: dict[str, Any], part: str) -> None:
     with pytest.raises(UserError) as caught:
         lorenz(**options)
     assert part in str(caught.value)
+
+
+def whole(day: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Both splits of a day in order of time, (bins, channels)."""
+    both = np.concatenate([day[f"train_{name}"], day[f"valid_{name}"]])
+    return both.reshape(-1, both.shape[2]).astype(np.float64)
+
+
+def tuning(day: dict[str, np.ndarray]) -> np.ndarray:
+    """Slopes of the log rates by the latents, (3, units), from the truth alone."""
+    x = whole(day, "latents")
+    return np.linalg.lstsq(x - x.mean(0), np.log(whole(day, "truth")), rcond=None)[0]
+
+
+def test_roessler_follows_its_equations() -> None:
+    from scipy.integrate import solve_ivp
+
+    path = _roessler(np.random.default_rng(3), 40, 0.17)
+
+    def flow(_: float, s: np.ndarray) -> list[float]:
+        x, y, z = s
+        return [-y - z, x + 0.2 * y, 0.2 + z * (x - 5.7)]
+
+    t = 0.17 * np.arange(40)
+    exact = solve_ivp(flow, (0, t[-1]), path[0], t_eval=t, rtol=1e-10, atol=1e-10).y.T
+    np.testing.assert_allclose(path, exact, atol=1e-3)
+
+
+def test_days_share_dynamics_and_behaviour_and_redraw_units() -> None:
+    both = days(n_windows=60, seed=4)
+    assert len(both) == 2
+    for day in both:
+        assert day["train_encod_data"].shape == (48, 30, 30)
+        assert day["valid_behavior"].shape == (12, 30, 2)
+        assert (day["train_encod_data"] == day["train_recon_data"]).all()
+        truth, spikes = whole(day, "truth"), whole(day, "encod_data")
+        gains = truth.mean(axis=0) / 0.3
+        assert gains.min() >= 0.5 - 1e-3 and gains.max() <= 2 + 1e-3 and gains.std() > 0.1
+        assert ((spikes - truth) ** 2 / truth).mean() == pytest.approx(1.0, abs=0.05)
+    # One map to behaviour for all days.
+    x, y = (np.concatenate([whole(day, name) for day in both]) for name in ("latents", "behavior"))
+    slopes = np.linalg.lstsq(x, y, rcond=None)
+    np.testing.assert_allclose(x @ slopes[0], y, atol=1e-4)
+    # Half of the units are the same ones at other places, the other half are not.
+    before, after = map(tuning, both)
+    likeness = np.corrcoef(before.T, after.T)[:30, 30:]
+    distance = np.abs(before[:, :, None] - after[:, None]).max(axis=0).min(axis=1)
+    assert (distance < 0.05).sum() == pytest.approx(15, abs=3)
+    assert not np.allclose(np.diag(likeness), 1)
+
+
+def test_days_stay_in_place_where_asked_and_repeat() -> None:
+    first, second, third = days(3, 10, 40, redrawn=0.2, gain=(1, 1), permuted=False, seed=1)
+    for one, other in ((first, second), (second, third)):
+        same = np.abs(tuning(one) - tuning(other)).max(axis=0) < 0.1
+        assert same.sum() >= 8
+    np.testing.assert_allclose(whole(third, "truth").mean(axis=0), 0.3, rtol=1e-4)
+    again = days(3, 10, 40, redrawn=0.2, gain=(1, 1), permuted=False, seed=1)
+    np.testing.assert_array_equal(again[2]["train_encod_data"], third["train_encod_data"])
+    other_seed = days(3, 10, 40, redrawn=0.2, gain=(1, 1), permuted=False, seed=2)
+    assert (other_seed[0]["train_encod_data"] != first["train_encod_data"]).any()
+
+
+def test_days_refuse_options_out_of_range() -> None:
+    for wrong in ({"redrawn": 1.5}, {"gain": (0.0, 1.0)}, {"gain": (2.0, 1.0)}, {"n_days": 0}):
+        with pytest.raises(UserError):
+            days(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="both need at least one"):
+        days(n_windows=3, valid_fraction=0.1)
