@@ -12,11 +12,12 @@ TEXT = """\
 Score what a run inferred of its validation trials: bits per spike (read, held-out, forward),
 PSTHs, decoding of behaviour, agreement with true rates and latents; beside smoothed spikes,
 PSTHs and factor analysis, with bootstrap intervals over trials. Prints a table and writes
-scores.json and scores.md into the run folder."""
+scores.json and scores.md into the run folder. docs/scores.md describes all rows."""
 EXAMPLES = """\
   lfads evaluate runs/my_run
   lfads evaluate runs/my_run --behavior hand_vel --condition target
-  lfads evaluate runs/my_run --split test --draws 5000"""
+  lfads evaluate runs/my_run --split test --draws 5000
+  lfads evaluate runs/my_run --baselines smoothing,psth,psth-oracle"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", type=float, default=0.95, help="of the intervals (%(default)s)")
     add("--seed", type=int, default=0, help="of the draws (%(default)s)")
     add("--by-time", type=int, metavar="N", help="also N consecutive parts of time, and the slope")
-    add("--no-baselines", action="store_true", help="only the model")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--baselines",
+        type=_names,
+        metavar="NAMES",
+        default=True,
+        help="simpler methods beside the model, such as smoothing,psth-oracle",
+    )
+    rows.add_argument(
+        "--no-baselines",
+        dest="baselines",
+        action="store_const",
+        const=False,
+        help="only the model",
+    )
     add("--output", metavar="DIR", help="folder for the files (the run folder)")
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         evaluation = evaluate_run(
             options.run_folder,
             split=options.split,
-            baselines=not options.no_baselines,
+            baselines=options.baselines,
             n_draws=options.draws,
             level=options.level,
             seed=options.seed,

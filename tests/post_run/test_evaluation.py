@@ -11,24 +11,30 @@ import numpy as np
 import pytest
 
 from lfads_torch import cli
+from lfads_torch.data.smoothing import gaussian_smooth
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.metrics import psth_r2
 from lfads_torch.metrics.nlb import RatesAndBehavior, nlb_scores
 from lfads_torch.metrics.trialwise import SpikeScore, score_value
-from lfads_torch.post_run.evaluation import COLUMNS, ROWS, Evaluation, evaluate_run
+from lfads_torch.post_run.evaluation import COLUMNS, Evaluation, evaluate_run
 from lfads_torch.post_run.evaluation.baselines import (
-    WIDTHS,
+    BASELINES,
     baseline_predictions,
-    choose_smoother,
-    fit_factors,
 )
 from lfads_torch.post_run.evaluation.behavior import Keys, read_recording
+from lfads_torch.post_run.evaluation.conditions import leave_one_out
+from lfads_torch.post_run.evaluation.factors import fit_factors
+from lfads_torch.post_run.evaluation.fits import WIDTHS, choose_smoother
 from lfads_torch.post_run.evaluation.scoring import measured_psths
 from lfads_torch.post_run.evaluation.table import Estimate, score_table
 from lfads_torch.post_run.outputs import load_outputs
 from tests.post_run.outputs_of import ALL, N_CONDITIONS, READ, arrays, write_run
 
 Data = dict[str, Any]
+
+DEFAULT = {"lfads", "lfads_factors", "truth"} | {
+    name for name, row in BASELINES.items() if row.is_default
+}
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def evaluated(folder: Path, *sessions: Data, bin_ms: float | None = 10.0, **opti
 class TestTable:
     def test_every_score_beside_every_baseline(self, tmp_path: Path, known: Data) -> None:
         found = evaluated(tmp_path, known)
-        assert set(found.scores) == set(ROWS)
+        assert set(found.scores) == DEFAULT
         expected = {"bps", "co_bps", "fp_bps", "psth_r2", "behavior_r2", "truth_r2", "truth_corr"}
         for row in ("lfads", "smoothing", "psth", "factor_analysis"):
             assert set(found.scores[row]) == expected | {"latents_r2"}
@@ -158,7 +164,7 @@ class TestMissing:
             known[f"{split}_behavior"][rng.random((len(gone), READ[0])) < 0.1] = np.nan
             known[f"{split}_truth"][0] = np.nan
         found = evaluated(tmp_path / "gaps", known)
-        assert set(found.scores) == set(ROWS) - {"truth"}
+        assert set(found.scores) == DEFAULT - {"truth"}
         for row, scores in found.scores.items():
             for name, estimate in scores.items():
                 assert math.isfinite(estimate.value), (row, name)
@@ -335,7 +341,8 @@ class TestBaselines:
 
         def predicted() -> list[np.ndarray]:
             outputs = load_outputs(write_run(tmp_path, known))[0]
-            found = baseline_predictions(read_recording(outputs, "valid", Keys()))
+            fair = [name for name, row in BASELINES.items() if not row.is_ceiling]
+            found = baseline_predictions(read_recording(outputs, "valid", Keys()), fair)
             return [np.asarray(prediction.rates) for prediction in found]
 
         before = predicted()
@@ -344,6 +351,84 @@ class TestBaselines:
         known["valid_behavior"][:] = 9
         for a, b in zip(before, predicted(), strict=True):
             assert np.array_equal(a, b)
+
+    def test_rows_are_chosen_by_name(
+        self, tmp_path: Path, known: Data, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = write_run(tmp_path, known)
+        options = ["evaluate", str(run), "--draws", "0", "--baselines"]
+        assert cli.main([*options, "psth-oracle,smoothing"]) == 0
+        stored = json.loads((run / "scores.json").read_text())
+        assert set(stored["differences"]) == {"smoothing", "psth_oracle"}
+        assert "PSTH oracle" in capsys.readouterr().out
+        assert cli.main([*options, "psth-orcale"]) == 2
+        assert "did you mean psth_oracle" in capsys.readouterr().err
+
+    def test_without_conditions_there_is_no_oracle(self, tmp_path: Path, known: Data) -> None:
+        for split in ("train", "valid"):
+            del known[f"{split}_cond_idx"]
+        assert "psth_oracle" not in evaluated(tmp_path, known).scores
+        with pytest.raises(UserError, match="names no conditions, which --baselines psth_oracle"):
+            evaluated(tmp_path, known, baselines=["psth_oracle"])
+
+
+class TestOracle:
+    def test_it_is_the_mean_of_the_other_trials(self) -> None:
+        rng = np.random.default_rng(0)
+        data = rng.poisson(1.0, (9, 6, 2)).astype(float)
+        data[2, 3] = np.nan
+        labels, mean = np.array([0, 1, 0, 1, 0, 1, 0, 2, -1]), np.array([0.5, 2.0])
+        kernel = np.exp(-0.5 * (np.arange(6)[:, None] - np.arange(6)) ** 2 / 1.5**2)
+        rates = leave_one_out(data, labels, mean, 1.5)
+        for trial in range(7):
+            others = [k for k in range(9) if labels[k] == labels[trial] and k != trial]
+            for n in range(2):
+                seen = np.isfinite(data[others, :, n])
+                total = kernel @ np.where(seen, data[others, :, n], 0).sum(axis=0)
+                expected = (total + mean[n]) / (kernel @ seen.sum(axis=0) + 1)
+                np.testing.assert_allclose(rates[trial, :, n], expected, atol=1e-12)
+        # The only one of its condition, and one of no known condition.
+        np.testing.assert_allclose(rates[7:], np.broadcast_to(mean, (2, 6, 2)))
+
+    def test_it_nears_the_truth_where_trials_of_a_condition_are_alike(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(1)
+        courses = np.exp(gaussian_smooth(rng.normal(size=(4, 25, 8)), 4.0) * 3) * 0.4
+        session: Data = {}
+        for split, n in (("train", 240), ("valid", 600)):
+            condition = np.arange(n) % 4
+            counts = rng.poisson(courses[condition]).astype(np.float32)
+            session |= {
+                f"{split}_recon_data": counts,
+                f"{split}_encod_data": counts[..., :6],
+                f"{split}_output_params": np.full(counts.shape, counts.mean(), np.float32),
+                f"{split}_truth": courses[condition],
+                f"{split}_cond_idx": condition,
+            }
+        scores = evaluated(tmp_path, session, n_draws=0, baselines=["psth_oracle"]).scores
+        for score in ("bps", "co_bps"):
+            truth = scores["truth"][score].value
+            assert truth - 0.01 < scores["psth_oracle"][score].value < truth
+
+    def test_a_trial_is_never_averaged_into_its_own_rates(
+        self, tmp_path: Path, known: Data
+    ) -> None:
+        """Also where training trials are scored, which are there twice then."""
+        for split in ("train", "valid"):
+            before, after = (
+                self.rates_of_the_first(tmp_path / name / split, split, known) for name in "ab"
+            )
+            # Of training trials the mean of all is a prior, which weighs 1 trial of 90.
+            assert np.abs(before[0] - after[0]).max() < 0.05
+            assert np.abs(before[4] - after[4]).max() > 0.15
+
+    def rates_of_the_first(self, folder: Path, split: str, known: Data) -> np.ndarray:
+        """Return the oracle's rates, with spikes added to the first trial in folder b."""
+        data = {key: value.copy() for key, value in known.items()}
+        if folder.parent.name == "b":
+            data[f"{split}_recon_data"][0] += 5
+        recording = read_recording(load_outputs(write_run(folder, data))[0], split, Keys())
+        [oracle] = baseline_predictions(recording, ["psth_oracle"])
+        return np.asarray(oracle.rates)
 
 
 class TestErrors:

@@ -1,342 +1,72 @@
-"""Baselines beside the model: smoothed data, PSTHs, and a factor model.
+"""Baselines beside the model: the rows that `lfads evaluate --baselines` chooses from.
 
-All are fitted to the training trials alone; what there is to choose (a width, a number of factors)
-is chosen by cross-validation within them. Whatever is scored on the very data that were read is
-inferred without the bin that it is scored on.
+All but the oracle are fitted to the training trials alone; what there is to choose (a width, a
+number of factors) is chosen by cross-validation within them. Whatever is scored on the very data
+that were read is inferred without the bin that it is scored on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ...data.smoothing import smoothing_sums
-from ...metrics.regression import poisson_regression, ridge
-from ...metrics.trialwise import NLB_FLOOR, ErrorScore, SpikeScore, score_value
-from .behavior import SCORED, TRAIN, Recording
-from .scoring import Features, Prediction, only
-
-Array = NDArray[Any]
-FloatArray = NDArray[np.float64]
-
-# Roughly even in their logarithm: from 8 to 9 bins little changes.
-WIDTHS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0)
-"""Widths of the Gaussian to choose from: standard deviations in bins."""
-_REGRESSION_WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
-_PRIORS = (0.25, 1.0, 2.0, 5.0, 10.0, 20.0)
-_ALMOST_NONE = 1e-6
-"""Prior that only shows where no observed bin lies under the kernel."""
-_N_FACTORS = (2, 4, 8, 16, 32)
-_FOLDS = 4
-_PENALTIES = (1e-3, 1e-2, 1e-1)
-_JUDGED = 4
-"""One of this number of trials judges what was fitted to the others."""
-# Enough to choose by; the final fits take all training trials.
-_TRIALS_TO_CHOOSE = 300
-# Tighter ones change bits per spike by a few 1e-4 (MC_Maze shape) and take several times as long.
-_TOLERANCE, _TOLERANCE_TO_CHOOSE = 1e-5, 1e-4
+from ...errors import UserError, one_of
+from .behavior import CONDITION_KEYS, Recording
+from .conditions import psth, psth_oracle
+from .factors import factor_analysis
+from .fits import Source
+from .scoring import Prediction
+from .smoothed import smoothed
 
 
-def baseline_predictions(recording: Recording) -> list[Prediction]:
-    """Predict by smoothed data, PSTHs and a factor model."""
-    read = {kind: _padded(recording, kind) for kind in (TRAIN, SCORED)}
-    smoother = choose_smoother(read[TRAIN], recording)
-    predictions = [
-        _smoothed(recording, read, smoother),
-        _psth(recording),
-        _factor_analysis(recording, read, smoother),
-    ]
+class Baseline(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    # What the table calls it
+    title: str
+    # None where the data have too few trials or channels for it
+    predict: Callable[[Source], Prediction | None]
+    needs_conditions: bool = False
+    is_default: bool = True
+    # Whether it knows what no model may know, so that a model below it is no failure
+    is_ceiling: bool = False
+
+
+BASELINES = {
+    baseline.name: baseline
+    for baseline in (
+        Baseline("smoothing", "smoothed spikes", smoothed),
+        Baseline("psth", "PSTH", psth),
+        Baseline("psth_oracle", "PSTH oracle", psth_oracle, needs_conditions=True, is_ceiling=True),
+        Baseline("factor_analysis", "factor analysis", factor_analysis),
+    )
+}
+"""All rows, by name, in the order of the table."""
+
+
+def chosen_baselines(choice: bool | Sequence[str]) -> list[str]:
+    """Return the names of rows: of all that are computed by default, of none, or those named."""
+    if isinstance(choice, bool):
+        return [name for name, row in BASELINES.items() if choice and row.is_default]
+    names = [one_of("--baselines", name.replace("-", "_"), BASELINES) for name in choice]
+    return [name for name in BASELINES if name in names]
+
+
+def baseline_predictions(
+    recording: Recording, choice: bool | Sequence[str] = True
+) -> list[Prediction]:
+    """Predict by baselines; a row that was named but cannot be computed is an error."""
+    source = Source(recording)
+    rows = [BASELINES[name] for name in chosen_baselines(choice)]
+    if not recording.condition_names:
+        lacking = [row.name for row in rows if row.needs_conditions]
+        if lacking and not isinstance(choice, bool):
+            raise UserError(
+                f"{recording.session.path} names no conditions, which --baselines "
+                f"{','.join(lacking)} needs; name their key with --condition, or add one of "
+                f"{', '.join(CONDITION_KEYS)} to the data file"
+            )
+        rows = [row for row in rows if not row.needs_conditions]
+    predictions = [row.predict(source) for row in rows]
     return [prediction for prediction in predictions if prediction is not None]
-
-
-# ---- smoothing ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Smoother:
-    """Gaussian smoothing that leans on each channel's mean where it sees little."""
-
-    # Standard deviation of the Gaussian in bins
-    width: float
-    # How many bins the channel's mean counts for
-    prior: float
-    # Of the training trials; shape (channels,)
-    mean: FloatArray
-
-    def __call__(self, data: Array, leave_own: bool = False) -> FloatArray:
-        """Smooth (trials, bins, channels); NaN is missing. `leave_own` predicts a bin by others."""
-        total, weight = smoothing_sums(data, self.width, leave_own=leave_own)
-        return (total + self.prior * self.mean) / (weight + self.prior)
-
-
-def choose_smoother(train: Array, recording: Recording) -> Smoother:
-    """Choose width and prior by how well training bins are predicted from those around them."""
-    # Each bin is predicted without itself: with it, the narrowest width would always win. And a
-    # channel that hardly fires needs its mean as a prior, or a bin with no spike near predicts a
-    # rate of 0, on which any spike costs without bound.
-    mean = finite_mean(train)
-    data = subset(train)
-    best = Smoother(WIDTHS[0], _PRIORS[0], mean)
-    least = np.inf
-    for width in _widths(train.shape[1], WIDTHS):
-        total, weight = smoothing_sums(data, width, leave_own=True)
-        for prior in _PRIORS:
-            loss = loss_of((total + prior * mean) / (weight + prior), data, recording.counts)
-            if loss < least:
-                best, least = Smoother(width, prior, mean), loss
-    return best
-
-
-def _smoothed(recording: Recording, read: dict[str, Array], smoother: Smoother) -> Prediction:
-    """Smooth data; held-out channels by regression from them, later bins by the kernel's tail."""
-    shape = recording.data[SCORED].shape
-    rates, unseen = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    rates[..., : recording.n_channels] = smoother(read[SCORED])
-    unseen[..., : recording.n_channels] = smoother(read[SCORED], leave_own=True)
-    choices: dict[str, Any] = {"width_bins": smoother.width, "prior_bins": smoother.prior}
-    if shape[2] > recording.n_channels:
-        chosen = [
-            (regression_loss(recording, features), width)
-            for width in _widths(recording.n_bins, _REGRESSION_WIDTHS)
-            for features in [subset(Smoother(width, 1.0, smoother.mean)(read[TRAIN]))]
-        ]
-        choices["heldout_width_bins"] = width = min(chosen)[1]
-        train, scored = (Smoother(width, 1.0, smoother.mean)(read[k]) for k in (TRAIN, SCORED))
-        held_out = regress(recording, train, scored, slice(recording.n_channels, None))
-        rates[..., recording.n_channels :] = held_out
-        unseen[..., recording.n_channels :] = held_out
-
-    def smooth(width: float) -> tuple[Array, Array]:
-        smoother_of = Smoother(width, _ALMOST_NONE, smoother.mean)
-        return smoother_of(read[TRAIN]), smoother_of(read[SCORED])
-
-    # Behaviour and latents choose their own width: the best one for spikes is not theirs. These are
-    # functions, since ten smoothed copies of the data might not fit into memory.
-    features: dict[str, Features] = {
-        f"width {width:g} bins": partial(smooth, width)
-        for width in _widths(recording.n_bins, WIDTHS)
-    }
-    return Prediction("smoothing", rates, unseen, features, choices)
-
-
-# ---- PSTH --------------------------------------------------------------------------------------
-
-
-def _psth(recording: Recording) -> Prediction:
-    """Average training trials of each trial's condition; without conditions, all of them."""
-    data, labels = recording.data[TRAIN], recording.labels[TRAIN]
-    n_conditions = max(1, len(recording.condition_names))
-    folds = [np.arange(k, len(data), _FOLDS) for k in range(min(_FOLDS, len(data)))]
-    sums = np.zeros((len(folds), 2, n_conditions, *data.shape[1:]))
-    # Sums and counts of each fold, once: what is left without a fold is then a difference.
-    for (total, count), fold in zip(sums, folds, strict=True):
-        for condition in range(n_conditions):
-            members = data[fold[labels[fold] == condition]]
-            observed = np.isfinite(members)
-            total[condition] = np.where(observed, members, 0.0).sum(axis=0)
-            count[condition] = observed.sum(axis=0)
-    total, count = sums.sum(axis=0)
-    mean = finite_mean(data)
-    losses = {0.0: 0.0}
-    if len(folds) > 1:
-        widths = (0.0, *_widths(data.shape[1], WIDTHS))
-        losses = {width: _psth_loss(sums, mean, width, recording.counts) for width in widths}
-    width = min(losses, key=lambda key: losses[key])
-    averages = _averages(total, count, mean, width).astype(np.float32)
-    # A trial of an unknown condition gets the average over all.
-    everything = _averages(total.sum(0, keepdims=True), count.sum(0, keepdims=True), mean, width)
-    table = np.concatenate([averages, everything.astype(np.float32)])
-    rates = {kind: table[recording.labels[kind]] for kind in (TRAIN, SCORED)}
-    choices = {
-        "width_bins": width,
-        "conditions": len(recording.condition_names),
-        "condition_key": recording.condition_key,
-    }
-    return Prediction("psth", rates[SCORED], None, only(rates[TRAIN], rates[SCORED]), choices)
-
-
-def _averages(total: FloatArray, count: FloatArray, mean: FloatArray, width: float) -> FloatArray:
-    """Return smoothed condition averages, with the channel's mean as one more trial."""
-    if width:
-        total, count = (smoothing_sums(x, width)[0] for x in (total, count))
-    return (total + mean) / (count + 1)
-
-
-def _psth_loss(sums: FloatArray, mean: FloatArray, width: float, counts: bool) -> float:
-    whole = sums.sum(axis=0)
-    loss = 0.0
-    for fold in sums:
-        rates = _averages(whole[0] - fold[0], whole[1] - fold[1], mean, width)
-        if counts:
-            rates = np.maximum(rates, NLB_FLOOR)
-            loss += float((fold[1] * rates - fold[0] * np.log(rates)).sum())
-        else:  # the part of the squared error that depends on the prediction
-            loss += float((fold[1] * rates**2 - 2 * fold[0] * rates).sum())
-    return loss
-
-
-# ---- factor analysis ---------------------------------------------------------------------------
-
-
-def _factor_analysis(
-    recording: Recording, read: dict[str, Array], smoother: Smoother
-) -> Prediction | None:
-    """Analyse factors of smoothed data; rates by a regression from the factors."""
-    smooth = smoother(read[TRAIN][:, : recording.n_bins])
-    spread, centre = smooth.std(axis=(0, 1)), smooth.mean(axis=(0, 1))
-    varies = np.flatnonzero(spread > 0)
-    sizes = [k for k in _N_FACTORS if k < len(varies)]
-    if not sizes or len(smooth) < 2:
-        return None
-
-    def scaled(data: Array) -> Array:
-        return (data[..., varies] - centre[varies]) / spread[varies]
-
-    train = scaled(smooth)
-    chosen = subset(train)
-    judge, rest = judge_and_rest(len(chosen))
-    held_out = chosen[judge].reshape(-1, len(varies))
-    logs = {k: fit_factors(chosen[rest], k).score(held_out) for k in sizes}
-    n_factors = max(logs, key=lambda k: logs[k])
-    model = fit_factors(train, n_factors)
-
-    def latents(leave_own: bool) -> tuple[Array, Array]:
-        factors_of = []
-        for kind in (TRAIN, SCORED):
-            x = scaled(smoother(read[kind], leave_own))
-            factors = model.transform(x.reshape(-1, len(varies)))
-            factors_of.append(factors.reshape(*x.shape[:2], n_factors))
-        return factors_of[0], factors_of[1]
-
-    # Rates of a bin that was read come from factors that have not seen it, like all baselines.
-    everything = latents(leave_own=False)
-    rates = regress(recording, *latents(leave_own=True), slice(recording.n_channels))
-    if recording.data[SCORED].shape[2] > recording.n_channels:
-        held = regress(recording, *everything, slice(recording.n_channels, None))
-        rates = np.concatenate([rates, held], axis=2)
-    choices = {"n_factors": n_factors, "width_bins": smoother.width}
-    return Prediction("factor_analysis", rates, None, only(*everything), choices)
-
-
-def fit_factors(data: Array, n_factors: int) -> Any:
-    """Fit scikit-learn's factor analysis to centred data of shape (trials, bins, channels).
-
-    Its likelihood knows the data by their covariance alone. So it is given few samples that have
-    the same one, which takes a fraction of the time.
-    """
-    from sklearn.decomposition import FactorAnalysis
-
-    flat = data.reshape(-1, data.shape[-1])
-    power, axes = np.linalg.eigh(flat.T @ flat / len(flat))
-    root = axes.T * np.sqrt(np.maximum(power, 0) * len(power))[:, None]
-    return FactorAnalysis(n_factors, svd_method="lapack").fit(np.concatenate([root, -root]))
-
-
-# ---- regressions, and how they are chosen -------------------------------------------------------
-
-
-def regress(recording: Recording, train: Array, scored: Array, channels: slice) -> Array:
-    """Predict some channels from features of the same bin.
-
-    Bins that were read and those beyond have a regression each: features of the latter are
-    extrapolated.
-    """
-    data = recording.data[TRAIN][..., channels]
-    out = np.empty((*scored.shape[:2], data.shape[2]), np.float32)
-    for bins in (slice(recording.n_bins), slice(recording.n_bins, None)):
-        if not train[:, bins].size:
-            continue
-        x, y = train[:, bins], data[:, bins]
-        scale = scale_of(x)
-        penalty = _PENALTIES[0]
-        if len(x) > _JUDGED:
-            few = subset(x / scale), subset(y)
-            losses = [(_split_loss(*few, value, recording.counts), value) for value in _PENALTIES]
-            penalty = min(losses)[1]
-        predict = _fit(x / scale, y, penalty, recording.counts)
-        out[:, bins] = predict(scored[:, bins] / scale)
-    return out
-
-
-def regression_loss(recording: Recording, features: Array) -> float:
-    """Return the loss of predicting held-out channels from features of a `subset` of trials."""
-    data = subset(recording.data[TRAIN])[:, : recording.n_bins, recording.n_channels :]
-    x = features[:, : recording.n_bins]
-    return _split_loss(x / scale_of(x), data, _PENALTIES[1], recording.counts)
-
-
-def _split_loss(x: Array, y: Array, penalty: float, counts: bool) -> float:
-    """Return the loss on a quarter of the trials of a regression on the others."""
-    if len(x) < 2:
-        return 0.0
-    judge, rest = judge_and_rest(len(x))
-    if not np.isfinite(y[rest]).any():
-        return 0.0
-    predict = _fit(x[rest], y[rest], penalty, counts, _TOLERANCE_TO_CHOOSE)
-    return loss_of(predict(x[judge]), y[judge], counts)
-
-
-def _fit(
-    x: Array, y: Array, penalty: float, counts: bool, tolerance: float = _TOLERANCE
-) -> Callable[[Array], Array]:
-    if counts:
-        log_linear = poisson_regression(x, y, penalty, tolerance)
-        # Features of bins past those read are extrapolated; exp(20) is no rate, but is finite.
-        return lambda features: np.exp(np.minimum(log_linear(features), 20.0))
-    # Per bin, as the penalty of the Poisson regression, whose loss is a mean.
-    linear = ridge(x, y, [penalty * x.shape[0] * x.shape[1]], n_folds=1).fit
-    return lambda features: linear(features)
-
-
-def finite_mean(data: Array) -> FloatArray:
-    """Return the mean of each channel of (trials, bins, channels) over what was observed."""
-    observed = np.isfinite(data)
-    count = np.maximum(observed.sum(axis=(0, 1)), 1)
-    return np.where(observed, data, 0.0).sum(axis=(0, 1), dtype=np.float64) / count
-
-
-def subset(data: Array) -> Array:
-    """Return trials that are enough to choose by, spread evenly over the recording."""
-    n_chosen = min(len(data), _TRIALS_TO_CHOOSE)
-    return data[np.unique(np.linspace(0, len(data) - 1, n_chosen).astype(np.int64))]
-
-
-def judge_and_rest(n_trials: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return trials that judge, and those that are fitted to."""
-    every = np.arange(n_trials)
-    # Every fourth, not the last quarter: rates drift over a recording.
-    judge = every[every % _JUDGED == 0]
-    return judge, every[every % _JUDGED != 0]
-
-
-def scale_of(x: Array) -> FloatArray:
-    """Return each feature's spread in (trials, bins, features), 1 where it does not vary."""
-    spread = np.asarray(x, dtype=np.float64).std(axis=(0, 1))
-    return np.where(spread > 0, spread, 1.0)
-
-
-def loss_of(rates: Array, data: Array, counts: bool) -> float:
-    """Return minus bits per spike, or minus R2, of predictions."""
-    kind = SpikeScore if counts else ErrorScore
-    value = score_value(kind.of(rates, data), len(data))
-    return -value if np.isfinite(value) else 0.0
-
-
-# ---- helpers -----------------------------------------------------------------------------------
-
-
-def _padded(recording: Recording, kind: str) -> Array:
-    """Return what was read, with bins beyond it missing: (trials, T_r, channels read)."""
-    trials = recording.trials[kind]
-    read = trials["encod_data"] if "encod_data" in trials else trials["recon_data"]
-    n_more = recording.data[kind].shape[1] - read.shape[1]
-    return np.pad(read.astype(np.float32), ((0, 0), (0, n_more), (0, 0)), constant_values=np.nan)
-
-
-def _widths(n_bins: int, offered: Sequence[float]) -> list[float]:
-    return [width for width in offered if width <= max(n_bins, 1)] or [offered[0]]

@@ -13,7 +13,7 @@ from ...data import SPLITS, split_kind
 from ...errors import UserError, did_you_mean, whole
 from ...metrics.trialwise import ByTime, interval, ratio, resampled_trials, score_by_time
 from ..outputs import RunOutputs, load_outputs
-from .baselines import baseline_predictions
+from .baselines import BASELINES, baseline_predictions, chosen_baselines
 from .behavior import Keys, Recording, read_recording
 from .scoring import (
     PSTH_SMOOTHING_MS,
@@ -36,7 +36,7 @@ def evaluate_run(
     run: str | Path | RunOutputs,
     *,
     split: str = "valid",
-    baselines: bool = True,
+    baselines: bool | Sequence[str] = True,
     n_draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -54,8 +54,9 @@ def evaluate_run(
         As of `load_outputs`.
     split : {"valid", "train", "test", "select"}
         The trials that are scored. Baselines and decoders are fitted to the training trials.
-    baselines : bool
-        Smoothed data, PSTHs and factor analysis beside the model.
+    baselines : bool or sequence of str
+        Rows beside the model, by their names in `lfads_torch.post_run.evaluation.BASELINES`; True
+        for those that take little time.
     n_draws : int
         Bootstrap draws of the scored trials; 0 for no intervals.
     level : float
@@ -92,13 +93,14 @@ def evaluate_run(
         whole("by_time", by_time, least=2)
     outputs = run if isinstance(run, RunOutputs) else load_outputs(run, bin_ms=bin_ms)
     keys = Keys(behavior, latents, condition)
+    rows = chosen_baselines(baselines)
     sessions, pooled = [], []
     notes: list[str] = []
     for number, session in enumerate(outputs):
         recording = read_recording(session, split, keys)
         predictions = model_predictions(recording)
-        if baselines:
-            predictions += baseline_predictions(recording)
+        if rows:
+            predictions += baseline_predictions(recording, baselines)
             predictions += true_rates(recording)
         # Trials are drawn, not bins: bins of a trial are far from independent. All predictions get
         # the same draws, so that differences between them are of the same trials.
@@ -121,7 +123,7 @@ def evaluate_run(
         scored.nlb = benchmark_scores(recording, split)
         sessions.append(scored)
         pooled.append(parts)
-        notes += [note for note in _notes(recording, split, baselines) if note not in notes]
+        notes += [note for note in _notes(recording, split, rows) if note not in notes]
     together = pool(pooled)
     return Evaluation(
         run=str(outputs.path),
@@ -136,7 +138,7 @@ def evaluate_run(
                 for name, part in together[row].items()
                 if name in together[MODEL]
             }
-            for row in ("smoothing", "psth", "factor_analysis")
+            for row in BASELINES
             if row in together
         },
         notes=notes,
@@ -211,7 +213,7 @@ def _facts(recording: Recording) -> dict[str, Any]:
     }
 
 
-def _notes(recording: Recording, split: str, baselines: bool) -> list[str]:
+def _notes(recording: Recording, split: str, baselines: Sequence[str]) -> list[str]:
     notes = []
     if split == "train":
         notes.append("these are training trials: the scores say nothing of trials never seen")
@@ -235,7 +237,7 @@ def _notes(recording: Recording, split: str, baselines: bool) -> list[str]:
             "in those PSTHs. The row PSTH, of the same rates in all trials of a condition, has "
             "next to none"
         )
-    if baselines and not recording.condition_names:
+    if "psth" in baselines and not recording.condition_names:
         notes.append("the file names no conditions, so the row PSTH is the mean over all trials")
     return notes
 

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ...metrics.trialwise import ByTime
+from .baselines import BASELINES
 
 ROWS = {
     "lfads": "LFADS rates",
     "lfads_factors": "LFADS factors",
-    "smoothing": "smoothed spikes",
-    "psth": "PSTH",
-    "factor_analysis": "factor analysis",
+    **{name: row.title for name, row in BASELINES.items()},
     "truth": "true rates",
 }
 """Rows of the table, and what they are called."""

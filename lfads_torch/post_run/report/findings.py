@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ...data import shared_ends, shared_trials
 from ...metrics.trialwise import SpikeScore, score_value
+from ..evaluation import BASELINES, ROWS
 from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..posterior import ACTIVE, active_share
 from .record import RunRecord
@@ -178,21 +179,19 @@ def _ramps(record: RunRecord) -> Iterator[Finding]:
 
 def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
     differences = (record.scores or {}).get("differences", {})
-    # Not PSTHs: measured on the trials that are scored, they hold the noise that smoothing keeps.
+    # Not PSTH R2: its PSTHs, of the trials that are scored, hold the noise that smoothing keeps.
     names = {"co_bps": "co-bps", "fp_bps": "fp-bps", "behavior_r2": "decoding of behaviour"}
-    rows = {
-        "smoothing": "smoothed spikes",
-        "factor_analysis": "factor analysis",
-        "psth": "the PSTH",
-    }
+    ceilings = [row.name for row in BASELINES.values() if row.is_ceiling]
     for row, by_score in differences.items():
+        if row in ceilings:
+            continue
         for score, title in names.items():
             estimate = by_score.get(score)
             if estimate and estimate["high"] is not None and estimate["high"] < 0:
                 yield Finding(
                     "caution",
-                    f"A simpler method does better: {rows.get(row, row)}",
-                    f"In {title} the model is {-estimate['value']:.3f} below {rows.get(row, row)} "
+                    f"A simpler method does better: {ROWS.get(row, row)}",
+                    f"In {title} the model is {-estimate['value']:.3f} below {ROWS.get(row, row)} "
                     f"(interval {estimate['low']:.3f} to {estimate['high']:.3f}).",
                     "Train longer, or search hyper-parameters: lfads pbt.",
                 )
