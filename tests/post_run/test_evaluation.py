@@ -14,6 +14,7 @@ from lfads_torch import cli
 from lfads_torch.data.smoothing import gaussian_smooth
 from lfads_torch.errors import DataError, UserError
 from lfads_torch.metrics import psth_r2
+from lfads_torch.metrics.decoding import ALPHAS
 from lfads_torch.metrics.nlb import RatesAndBehavior, nlb_scores
 from lfads_torch.metrics.trialwise import SpikeScore, score_value
 from lfads_torch.post_run.evaluation import COLUMNS, Evaluation, evaluate_run
@@ -25,7 +26,7 @@ from lfads_torch.post_run.evaluation.behavior import Keys, read_recording
 from lfads_torch.post_run.evaluation.conditions import leave_one_out
 from lfads_torch.post_run.evaluation.factors import fit_factors
 from lfads_torch.post_run.evaluation.fits import WIDTHS, choose_smoother
-from lfads_torch.post_run.evaluation.scoring import measured_psths
+from lfads_torch.post_run.evaluation.scoring import lagged_fit, measured_psths
 from lfads_torch.post_run.evaluation.table import Estimate, score_table
 from lfads_torch.post_run.outputs import load_outputs
 from tests.post_run.outputs_of import ALL, N_CONDITIONS, READ, arrays, write_run
@@ -370,6 +371,54 @@ class TestBaselines:
         assert "psth_oracle" not in evaluated(tmp_path, known).scores
         with pytest.raises(UserError, match="names no conditions, which --baselines psth_oracle"):
             evaluated(tmp_path, known, baselines=["psth_oracle"])
+
+
+class TestRidge:
+    def test_it_sees_what_came_before(self, tmp_path: Path) -> None:
+        """Held-out channels and behaviour follow the read ones by three bins."""
+        rng = np.random.default_rng(0)
+        session: Data = {}
+        for split, n in (("train", 80), ("valid", 40)):
+            drive = 1.5 + gaussian_smooth(rng.normal(size=(n, 40, 3)), 2.0) * 2
+            rates = np.maximum(drive[:, 3:] @ rng.uniform(size=(3, 9)), 0.05)
+            late = np.maximum(drive[:, :-3] @ np.eye(3), 0.05)
+            counts = rng.poisson(np.concatenate([rates, late], axis=2)).astype(np.float32)
+            session |= {
+                f"{split}_recon_data": counts,
+                f"{split}_encod_data": counts[..., :9],
+                f"{split}_output_params": np.ones(counts.shape, np.float32),
+                f"{split}_behavior": drive[:, :-3, :2],
+            }
+        result = evaluated(tmp_path, session, n_draws=0, baselines=["ridge", "smoothing"])
+        ridge, smoothing = (result.scores[row] for row in ("ridge", "smoothing"))
+        assert set(ridge) == {"co_bps", "behavior_r2"}
+        assert ridge["co_bps"].value > smoothing["co_bps"].value + 0.02
+        assert ridge["behavior_r2"].value > smoothing["behavior_r2"].value + 0.2
+
+    def test_against_scikit_learn(self) -> None:
+        """Lags beyond a trial's ends are those of its first or last bin."""
+        from sklearn.linear_model import Ridge
+
+        rng = np.random.default_rng(0)
+        x = rng.normal(size=(30, 12, 2))
+        y = 2 * x[..., :1] + np.roll(x[..., 1:], 2, axis=1) + rng.normal(size=(30, 12, 1))
+        fit = lagged_fit(x, y, (-1, 0, 2))
+        padded = np.pad(x, ((0, 0), (2, 2), (0, 0)), mode="edge")
+        lagged = np.concatenate([padded[:, 2 - k : 14 - k] for k in (-1, 0, 2)], axis=2)
+        scale = np.tile(lagged[..., 2:4].std(axis=(0, 1)), 3)
+        flat, target = (lagged / scale).reshape(-1, 6), y.reshape(-1)
+        errors = [
+            np.abs(Ridge(alpha).fit(flat, target).predict(flat) - fit.fit(x).ravel()).max()
+            for alpha in ALPHAS
+        ]
+        # Up to which bins count for the spread of a feature, which scales its penalty
+        assert min(errors) < 2e-3
+
+    def test_nothing_to_predict(self, tmp_path: Path, known: Data) -> None:
+        for split in ("train", "valid"):
+            known[f"{split}_encod_data"] = known[f"{split}_recon_data"]
+        found = evaluated(tmp_path, known, n_draws=0, baselines=["ridge"])
+        assert set(found.scores["ridge"]) == {"behavior_r2", "latents_r2"}
 
 
 class TestOracle:

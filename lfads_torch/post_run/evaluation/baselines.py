@@ -16,7 +16,7 @@ from .conditions import psth, psth_oracle
 from .factors import factor_analysis
 from .fits import Source
 from .scoring import Prediction
-from .smoothed import smoothed
+from .smoothed import lagged_ridge, smoothed
 
 
 class Baseline(NamedTuple):
@@ -37,6 +37,7 @@ BASELINES = {
     baseline.name: baseline
     for baseline in (
         Baseline("smoothing", "smoothed spikes", smoothed),
+        Baseline("ridge", "lagged ridge", lagged_ridge, is_default=False),
         Baseline("psth", "PSTH", psth),
         Baseline("psth_oracle", "PSTH oracle", psth_oracle, needs_conditions=True, is_ceiling=True),
         Baseline("factor_analysis", "factor analysis", factor_analysis),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...data.smoothing import smoothing_sums
-from ...errors import DataError
+from ...errors import DataError, DataWarning
+from ...metrics.decoding import fit_decoder
 from ...metrics.evaluation import PsthScore, SpeedScore
 from ...metrics.nlb import NLB_BIN_MS, RatesAndBehavior, nlb_scores, set_go_mask
 from ...metrics.regression import ridge
@@ -37,9 +39,11 @@ class Prediction:
     """What a row of the table knows.
 
     `rates` are the expected data per bin, (scored trials, T_r, N_r). `unseen_rates` are used for
-    scoring on the very data that were read: each is inferred without its own bin. `features` are
+    scoring on the very data that were read: each is inferred without its own bin. Without `rates`,
+    they may be NaN where nothing is predicted. `features` are
     functions that return (training, scored) arrays of shape (trials, bins, features), for linear
     maps to behaviour and latents; cross-validation chooses among several for each target column.
+    A source in `lags` is read at these bins before the target, others at its own bin alone.
     `choices` says what was chosen, in words or numbers.
     """
 
@@ -48,6 +52,7 @@ class Prediction:
     unseen_rates: Array | None = None
     features: dict[str, Features] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
+    lags: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def model_predictions(recording: Recording) -> list[Prediction]:
@@ -79,9 +84,8 @@ def only(train: Array, scored: Array) -> dict[str, Features]:
 
 def trial_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:
     """Compute every score of a prediction for which the recording has data, by name."""
-    scores: dict[str, TrialScore] = {}
+    scores = _data_scores(recording, prediction)
     if prediction.rates is not None:
-        scores |= _data_scores(recording, prediction)
         scores |= _psth_score(recording, prediction.rates)
         scores |= _truth_scores(recording, prediction)
         behavior = recording.behavior.get(SCORED)
@@ -117,9 +121,9 @@ def _data_scores(recording: Recording, prediction: Prediction) -> dict[str, Tria
     name, kind = ("bps", SpikeScore) if recording.counts else ("r2", ErrorScore)
     scores: dict[str, TrialScore] = {}
     for prefix, (bins, chosen) in regions.items():
-        data = recording.data[SCORED][:, bins, chosen]
-        if data.size:
-            scores[f"{prefix}{name}"] = kind.of(rates[:, bins, chosen], data)
+        data, predicted = recording.data[SCORED][:, bins, chosen], rates[:, bins, chosen]
+        if data.size and (prediction.rates is not None or np.isfinite(predicted).any()):
+            scores[f"{prefix}{name}"] = kind.of(predicted, data)
     return scores
 
 
@@ -189,7 +193,9 @@ def _mapped(
     preds, targets = [], []
     for in_train, in_scored in zip(sets[TRAIN], sets[SCORED], strict=True):
         fits = {
-            source: ridge(features()[0][in_train, :n_bins], y_train[in_train], ALPHAS, scaled=True)
+            source: _linear_fit(
+                features()[0][in_train, :n_bins], y_train[in_train], prediction.lags.get(source)
+            )
             for source, features in prediction.features.items()
         }
         # For each column of behaviour the source and map that cross-validation prefers.
@@ -206,6 +212,44 @@ def _mapped(
         preds.append(pred)
         targets.append(np.where(in_scored[:, None, None], y, np.nan))
     return ErrorScore.of(np.concatenate(preds, axis=2), np.concatenate(targets, axis=2))
+
+
+class LinearFit(NamedTuple):
+    """A linear map of features, and the R2 of each target in cross-validation."""
+
+    fit: Callable[[Array], Array]
+    score: Array
+
+
+def _linear_fit(x: Array, y: Array, lags: Sequence[int] | None) -> LinearFit:
+    if lags is not None:
+        return lagged_fit(x, y, lags)
+    choice = ridge(x, y, ALPHAS, scaled=True)
+    return LinearFit(lambda features: choice.fit(features), choice.score)
+
+
+def lagged_fit(x: Array, y: Array, lags: Sequence[int]) -> LinearFit:
+    """Fit a decoder with lags to (trials, bins, ...); beyond a trial its first or last bin counts.
+
+    Its predictions have no holes, so that it is scored on the same bins as other rows.
+    """
+    reach = max(map(abs, lags))
+    edges = ((0, 0), (reach, reach), (0, 0))
+    with warnings.catch_warnings():
+        # A penalty at the end of the grid is that of one among several widths.
+        warnings.simplefilter("ignore", DataWarning)
+        decoder = fit_decoder(
+            np.pad(x, edges, mode="edge"),
+            np.pad(y.astype(np.float64), edges, constant_values=np.nan),
+            lags=lags,
+        )
+
+    def predict(features: Array) -> Array:
+        whole = decoder.predict(np.pad(features, edges, mode="edge"))
+        return whole[:, reach : whole.shape[1] - reach]
+
+    score = float(decoder.fitted_on.get("r2_of_folds", 0.0))
+    return LinearFit(predict, np.full(y.shape[2], score))
 
 
 def benchmark_scores(recording: Recording, split: str) -> dict[str, float]:

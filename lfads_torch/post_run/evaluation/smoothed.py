@@ -9,12 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .behavior import SCORED, TRAIN
-from .fits import WIDTHS, Smoother, Source, regress, regression_loss, subset, widths
-from .scoring import Features, Prediction
+from .fits import (
+    WIDTHS,
+    Smoother,
+    Source,
+    finite_mean,
+    judge_and_rest,
+    loss_of,
+    regress,
+    regression_loss,
+    subset,
+    widths,
+)
+from .scoring import Features, Prediction, lagged_fit
 
 Array = NDArray[Any]
 
 _REGRESSION_WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
+_LAGS = (-2, -1, 0, 1, 2)
+"""Widths of the Gaussian by which a ridge regression looks back and ahead."""
+_FLOORS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
+"""Least rates to choose from, as shares of each channel's mean."""
 _ALMOST_NONE = 1e-6
 """Prior that only shows where no observed bin lies under the kernel."""
 
@@ -50,3 +65,44 @@ def smoothed(source: Source) -> Prediction:
         for width in widths(recording.n_bins, WIDTHS)
     }
     return Prediction("smoothing", rates, unseen, features, choices)
+
+
+def lagged_ridge(source: Source) -> Prediction | None:
+    """Predict held-out channels and behaviour by ridge regression from several bins.
+
+    Of the channels that are read it says nothing: bins around one that is scored hold it, smoothed.
+    """
+    recording, smoother = source.recording, source.smoother
+    n_bins = recording.n_bins
+    read = {kind: data[:, :n_bins] for kind, data in source.read.items()}
+
+    def smooth(width: float) -> tuple[Array, Array]:
+        smoother_of = Smoother(width, _ALMOST_NONE, smoother.mean)
+        return smoother_of(read[TRAIN]), smoother_of(read[SCORED])
+
+    names = {f"width {width:g} bins": width for width in widths(n_bins, _REGRESSION_WIDTHS)}
+    lags = {name: tuple(k * max(1, round(width)) for k in _LAGS) for name, width in names.items()}
+    features: dict[str, Features] = {n: partial(smooth, width) for n, width in names.items()}
+    choices: dict[str, Any] = {}
+    rates = None
+    target = recording.data[TRAIN][:, :n_bins, recording.n_channels :]
+    if target.size:
+        # A line may fall below 0, where a spike would cost without bound.
+        floors = _FLOORS if recording.counts else (-np.inf,)
+        least = finite_mean(target) if recording.counts else np.ones(target.shape[2])
+        y = subset(target)
+        judge, rest = judge_and_rest(len(y))
+        losses = {}
+        for name in names:
+            x = subset(features[name]()[0])
+            predicted = lagged_fit(x[rest], y[rest], lags[name]).fit(x[judge])
+            for floor in floors:
+                bounded = np.maximum(predicted, floor * least)
+                losses[name, floor] = loss_of(bounded, y[judge], recording.counts)
+        name, floor = min(losses, key=lambda key: losses[key])
+        train, scored = features[name]()
+        rates = np.full(recording.data[SCORED].shape, np.nan, np.float32)
+        predicted = lagged_fit(train, target, lags[name]).fit(scored)
+        rates[:, :n_bins, recording.n_channels :] = np.maximum(predicted, floor * least)
+        choices = {"heldout_width_bins": names[name], "lags": lags[name], "floor": floor}
+    return Prediction("ridge", None, rates, features, choices, lags)
