@@ -8,6 +8,7 @@ that were read is inferred without the bin that it is scored on.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from ...errors import UserError, one_of
@@ -15,6 +16,7 @@ from .behavior import CONDITION_KEYS, Recording
 from .conditions import psth, psth_oracle
 from .factors import factor_analysis
 from .fits import Source
+from .library import look_up
 from .scoring import Prediction
 from .smoothed import lagged_ridge, smoothed
 
@@ -39,7 +41,9 @@ BASELINES = {
         Baseline("smoothing", "smoothed spikes", smoothed),
         Baseline("ridge", "lagged ridge", lagged_ridge, is_default=False),
         Baseline("psth", "PSTH", psth),
-        Baseline("psth_oracle", "PSTH oracle", psth_oracle, needs_conditions=True, is_ceiling=True),
+        Baseline("psth_oracle", "PSTH oracle", psth_oracle, True, is_ceiling=True),
+        Baseline("mint_causal", "library, causal", partial(look_up, causal=True), True, False),
+        Baseline("mint", "library", look_up, True, False),
         Baseline("factor_analysis", "factor analysis", factor_analysis),
     )
 }
