@@ -193,6 +193,7 @@ COMPONENTS: dict[str, dict[str, Legal]] = {
         "reshuffle_tv_seed": _SEED,
         "reshuffle_tv_ratio": _SHARE,
         "max_memory_gb": Number(None, least=0, finite=False),
+        "group_by_length": _SWITCH,
     },
     "Trainer": {
         "max_epochs": _size(None, least=-1),

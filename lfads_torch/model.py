@@ -386,12 +386,12 @@ class LFADS(Network, pl.LightningModule):
         sample_posteriors : bool
             Draw from the posteriors, where the model is variational.
         """
-        stack = self.infer_aug_stack
+        stack, n_bins = self.infer_aug_stack, self.hparams.recon_seq_len
         sessions = self._sessions(batch)
         augmented = {s: stack.process_batch(trials) for s, trials in sessions.items()}
         outputs = self(augmented, sample_posteriors=sample_posteriors and self.variational)
         stack.reset()
-        return {s: output.ended(augmented[s].lengths) for s, output in outputs.items()}
+        return {s: output.ended(augmented[s].lengths, n_bins) for s, output in outputs.items()}
 
     # ---- the optimiser ---------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from .modules.encoder import Encoder, Encoding
 from .modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal, Null
 from .modules.readin_readout import FanInLinear
 from .modules.recons import Poisson, recon_for_channels
-from .tuples import Batch, SessionBatch, SessionOutput, lengths_of, sessions_of
+from .tuples import Batch, SessionBatch, SessionOutput, bins_of, lengths_of, sessions_of
 
 PARTS = (
     "reconstruction",
@@ -153,7 +153,13 @@ class Network(nn.Module):
             for s, trials in batch.items()
         ]
         with _own_precision(data[0]):
-            return self.encoder(_cat(data), self._dropout(), self.kernels, lengths_of(batch))
+            return self.encoder(
+                _cat(data),
+                self._dropout(),
+                self.kernels,
+                lengths_of(batch),
+                bins_of(batch, self.encoder.recon_seq_len),
+            )
 
     def decode(
         self,
@@ -180,6 +186,7 @@ class Network(nn.Module):
                 sample_posteriors=sample,
                 dropout_rate=self._dropout(),
                 kernels=self.kernels,
+                n_bins=encoding.n_bins,
             )
 
     def read_out(self, session: int, factors: Tensor, output_means: bool) -> Tensor:

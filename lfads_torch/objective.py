@@ -105,6 +105,9 @@ def reconstruction(
             means[s] = loss.mean()
         else:
             means[s] = loss.sum() / torch.count_nonzero(observed).clamp_min(1)
+            if trials.share is not None:
+                # An entry of a short trial weighs no more than where lengths are mixed.
+                means[s] = means[s] * trials.share.mean()
     return means
 
 
@@ -202,6 +205,8 @@ def score(
             fields["weight"] = torch.count_nonzero(observed)
         n_trials, n_bins, n_read = trials.encod_data.shape
         loss = terms.session_recon[s].detach()
+        if trials.share is not None and weights.mean:
+            loss = loss / trials.share.mean()
         scored[s] = Scored(loss, n_trials, (n_bins, n_read), **fields)
     return scored
 

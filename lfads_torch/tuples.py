@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def bins_past(lengths: Int[Tensor, " B"], n_bins: int) -> Bool[Tensor, "B T"]:
@@ -57,11 +58,15 @@ class SessionBatch(_Trials):
         Bins of each trial, 1 to T_r; what follows them is padding. None where nothing is missing:
         all trials have T_r bins, and no entry is NaN. Known of a session once, so that nobody has
         to look through a batch for NaN.
+    share : Tensor, shape (B,), optional
+        Bins of each trial over those of a mean training trial, in training batches of trials of
+        like lengths: their mean is the batch's weight in the reconstruction of an epoch.
     """
 
     # Class attributes as well, for a batch that `_make` builds past `__new__`.
     masks: dict[str, Tensor] | None = None
     lengths: Tensor | None = None
+    share: Tensor | None = None
 
     def __new__(  # noqa: D102 - the class says what it takes
         cls,
@@ -72,13 +77,15 @@ class SessionBatch(_Trials):
         sv_mask: Tensor,
         masks: dict[str, Tensor] | None = None,
         lengths: Tensor | None = None,
+        share: Tensor | None = None,
     ) -> SessionBatch:
         self = super().__new__(cls, encod_data, recon_data, ext_input, truth, sv_mask)
-        self.masks, self.lengths = masks, lengths
+        self.masks, self.lengths, self.share = masks, lengths, share
         return self
 
     def _asdict(self) -> dict[str, Any]:
-        return {**super()._asdict(), "masks": self.masks, "lengths": self.lengths}
+        more = {"masks": self.masks, "lengths": self.lengths, "share": self.share}
+        return {**super()._asdict(), **more}
 
     def _replace(self, **changes: Any) -> SessionBatch:
         return SessionBatch(**{**self._asdict(), **changes})
@@ -109,6 +116,7 @@ class SessionBatch(_Trials):
             truth=none if truth is None else truth,
             sv_mask=none.bool() if sv_mask is None else sv_mask,
             lengths=read("lengths", rows),
+            share=read("share", rows),
         )
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> SessionBatch:
@@ -153,11 +161,11 @@ class SessionOutput(NamedTuple):
     gen_inputs: Tensor
     con_states: Tensor
 
-    def ended(self, lengths: Tensor | None) -> SessionOutput:
-        """Set the bins past each trial's end to NaN."""
+    def ended(self, lengths: Tensor | None, n_bins: int) -> SessionOutput:
+        """Set the bins past each trial's end to NaN; those of `n_bins` that lack are NaN, too."""
         if lengths is None:
             return self
-        past = bins_past(lengths, self.factors.shape[1])
+        past = bins_past(lengths, n_bins)
         return self._replace(**{name: _where_bins(past, getattr(self, name)) for name in _BY_BIN})
 
 
@@ -173,7 +181,8 @@ _BY_BIN = (
 
 
 def _where_bins(past: Tensor, values: Tensor) -> Tensor:
-    """NaN where bins (B, T) are past the end, in values (B, T, ...)."""
+    """NaN where bins (B, T) are past the end, in values (B, T, ...) of as many bins or fewer."""
+    values = pad(values, (0, 0) * (values.ndim - 2) + (0, past.shape[1] - values.shape[1]))
     return values.masked_fill(past.view(*past.shape, *[1] * (values.ndim - 2)), torch.nan)
 
 
@@ -256,6 +265,17 @@ def last_bins(data: Tensor) -> Int[Tensor, " B"]:
     """Count the bins of each trial up to the last that is not missing, of data (B, T, N)."""
     bins = torch.arange(1, data.shape[1] + 1, device=data.device)
     return (bins * ~data.isnan().all(dim=2)).amax(dim=1).clamp_min(1)
+
+
+def bins_of(batch: Mapping[int, SessionBatch], window: int) -> int:
+    """Count the bins that a batch is reconstructed over: the `window`, or fewer.
+
+    Fewer where a batch of trials of known lengths was cut to its longest one.
+    """
+    if any(trials.lengths is None for trials in batch.values()):
+        return window
+    # Trials that are only read have no bins to say how many they are.
+    return min(window, max(trials.recon_data.shape[1] for trials in batch.values()) or window)
 
 
 def lengths_of(batch: Mapping[int, SessionBatch]) -> Tensor | None:

@@ -97,10 +97,32 @@ class PackedMask:
         return torch.from_numpy(flat.view(np.bool_)).reshape(-1, n_bins, n_channels)
 
 
-class SessionTensors:
-    """One session's arrays on the device, its splits one after another."""
+def _cut(array: Tensor, n_bins: int | None) -> Tensor:
+    """Leave out the bins from `n_bins` on, of arrays that have bins."""
+    return array if n_bins is None or array.ndim < 3 else array[:, :n_bins]
 
-    def __init__(self, data: SessionData, batch_keys: Sequence[str], mask: Tensor | None) -> None:
+
+def _per_trial(data: SessionData, train: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Return bins of all trials, and each trial's over the mean of the training trials."""
+    if data.lengths is None:
+        return {}
+    share = data.lengths / data.lengths[train].mean()
+    return {"lengths": data.lengths, "share": share.astype(np.float32)}
+
+
+class SessionTensors:
+    """One session's arrays on the device, its splits one after another.
+
+    `train` are the rows of the training trials.
+    """
+
+    def __init__(
+        self,
+        data: SessionData,
+        batch_keys: Sequence[str],
+        mask: Tensor | None,
+        train: NDArray[np.int64],
+    ) -> None:
         arrays = {name: torch.from_numpy(array) for name, array in data.pooled.items()}
         encod = data.pooled["encod_data"]
         self._window = encod.shape[1:]
@@ -110,8 +132,8 @@ class SessionTensors:
         self._fields = {name: arrays[name] for name in names if name in arrays}
         if mask is not None:
             self._fields["sv_mask"] = mask
-        if data.lengths is not None:
-            self._fields["lengths"] = torch.from_numpy(data.lengths)
+        for name, array in _per_trial(data, train).items():
+            self._fields[name] = torch.from_numpy(array)
         self._extras = tuple(arrays[name] for name in batch_keys)
         self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
 
@@ -135,15 +157,16 @@ class SessionTensors:
         self._fields = {name: tensor.to(device) for name, tensor in self._fields.items()}
         self._extras = tuple(tensor.to(device) for tensor in self._extras)
 
-    def batch(self, rows: Tensor, split: str) -> Draw:
-        """Copy the given rows; the caller may write into them."""
+    def batch(self, rows: Tensor, split: str, n_bins: int | None = None) -> Draw:
+        """Copy the given rows, up to bin `n_bins`; the caller may write into them."""
+        lacks = _lacking(split, split in self._has_truth, n_bins)
 
         def field(name: str, rows: Tensor) -> Tensor | None:
-            if name not in self._fields or (name == "truth" and split not in self._has_truth):
+            if name not in self._fields or name in lacks:
                 return None
-            return self._fields[name].index_select(0, rows)
+            return _cut(self._fields[name], n_bins).index_select(0, rows)
 
-        batch = SessionBatch.from_rows(field, rows, self._window)
+        batch = SessionBatch.from_rows(field, rows, _cut_window(self._window, n_bins))
         return batch, tuple(tensor.index_select(0, rows) for tensor in self._extras)
 
 
@@ -154,7 +177,11 @@ class StreamedSession:
     """
 
     def __init__(
-        self, data: SessionData, batch_keys: Sequence[str], mask: PackedMask | None
+        self,
+        data: SessionData,
+        batch_keys: Sequence[str],
+        mask: PackedMask | None,
+        train: NDArray[np.int64],
     ) -> None:
         self._arrays: dict[str, Any] = {
             "recon_data": data.pooled["recon_data"],
@@ -166,8 +193,7 @@ class StreamedSession:
             self._arrays["encod_data"] = encod
         self._extras = tuple(data.pooled[name] for name in batch_keys)
         self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
-        if data.lengths is not None:
-            self._arrays["lengths"] = data.lengths
+        self._arrays |= _per_trial(data, train)
         self._mask = mask
         self.device = torch.device("cpu")
 
@@ -178,18 +204,18 @@ class StreamedSession:
         """Give batches on this device from now on."""
         self.device = device
 
-    def read(self, rows: Tensor, split: str) -> Draw:
+    def read(self, rows: Tensor, split: str, n_bins: int | None = None) -> Draw:
         """Read trials into memory; on the way to a GPU, into pinned memory."""
-        chosen = rows.numpy()
+        chosen, lacks = rows.numpy(), _lacking(split, split in self._has_truth, n_bins)
 
         def field(name: str, _: Tensor) -> Tensor | None:
-            if name == "sv_mask":
-                return None if self._mask is None else self._mask.rows(chosen)
-            if name not in self._arrays or (name == "truth" and split not in self._has_truth):
+            if name == "sv_mask" and self._mask is not None:
+                return _cut(self._mask.rows(chosen), n_bins).contiguous()
+            if name not in self._arrays or name in lacks:
                 return None
-            return torch.from_numpy(self._arrays[name][chosen])
+            return _cut(torch.from_numpy(self._arrays[name][chosen]), n_bins).contiguous()
 
-        batch = SessionBatch.from_rows(field, rows, self._window)
+        batch = SessionBatch.from_rows(field, rows, _cut_window(self._window, n_bins))
         extras = tuple(torch.from_numpy(array[chosen]) for array in self._extras)
         if self.device.type != "cuda":
             return batch, extras
@@ -201,37 +227,48 @@ class StreamedSession:
             return draw
         return _each(lambda tensor: tensor.to(self.device, non_blocking=True), *draw)
 
-    def batch(self, rows: Tensor, split: str) -> Draw:
-        """Read the given rows; the caller may write into them."""
-        return self.deliver(self.read(rows.cpu(), split))
+    def batch(self, rows: Tensor, split: str, n_bins: int | None = None) -> Draw:
+        """Read the given rows, up to bin `n_bins`; the caller may write into them."""
+        return self.deliver(self.read(rows.cpu(), split, n_bins))
+
+
+def _lacking(split: str, has_truth: bool, n_bins: int | None) -> set[str]:
+    """Name the fields that a batch has not, though the session may have them."""
+    # The trials' shares are for training batches of like lengths, which are those that are cut.
+    is_grouped = split == "train" and n_bins is not None
+    return {name for name, has in (("truth", has_truth), ("share", is_grouped)) if not has}
+
+
+def _cut_window(window: tuple[int, int], n_bins: int | None) -> tuple[int, int]:
+    return window if n_bins is None else (min(window[0], n_bins), window[1])
 
 
 def _each(act: Callable[[Tensor], Tensor], batch: SessionBatch, extras: tuple[Tensor, ...]) -> Draw:
     return batch.mapped(act), tuple(map(act, extras))
 
 
-Wanted = tuple[dict[int, Tensor], str]
-"""Rows by session of one step, and their split."""
+Wanted = tuple[dict[int, Tensor], str, int | None]
+"""Rows by session of one step, their split, and the bins to which they are cut, if they are."""
 
 
 def draw(sessions: Sequence[Any], wanted: Iterable[Wanted]) -> Generator[dict[int, Draw]]:
     """Yield the batches of some steps; what has to be read from files is read ahead."""
     if not any(isinstance(own, StreamedSession) for own in sessions):
-        for rows, split in wanted:
-            yield {number: sessions[number].batch(own, split) for number, own in rows.items()}
+        for rows, *how in wanted:
+            yield {number: sessions[number].batch(own, *how) for number, own in rows.items()}
         return
 
-    def job(rows: dict[int, Tensor], split: str) -> Callable[[], tuple[Wanted, dict[int, Draw]]]:
+    def job(rows: dict[int, Tensor], *how: Any) -> Callable[[], tuple[Any, dict[int, Draw]]]:
         streamed = {n: own for n, own in rows.items() if isinstance(sessions[n], StreamedSession)}
         return lambda: (
-            (rows, split),
-            {n: sessions[n].read(own, split) for n, own in streamed.items()},
+            (rows, how),
+            {n: sessions[n].read(own, *how) for n, own in streamed.items()},
         )
 
     with contextlib.closing(ahead(job(*step) for step in wanted)) as done:
-        for (rows, split), read in done:
+        for (rows, how), read in done:
             yield {
-                n: sessions[n].deliver(read[n]) if n in read else sessions[n].batch(own, split)
+                n: sessions[n].deliver(read[n]) if n in read else sessions[n].batch(own, *how)
                 for n, own in rows.items()
             }
 

@@ -23,7 +23,7 @@ from ..data import (
     warnings_for,
 )
 from ..data.memory import default_bound
-from ..errors import UserError, whole
+from ..errors import UserError, one_of, whole
 from ..progress import html_table
 from .batches import (
     Draw,
@@ -33,7 +33,8 @@ from .batches import (
     StreamedSession,
     plan_memory,
 )
-from .loaders import OrderedLoader, SessionLoader, TrainLoader
+from .given import are_paths, arrays_of, memory_sessions
+from .loaders import Lengths, OrderedLoader, SessionLoader, TrainLoader, in_length_order
 from .rows import (
     Indices,
     check_pairs,
@@ -100,7 +101,10 @@ class BasicDataModule(pl.LightningDataModule):
         available when they are read. The smallest sessions are held, those beyond are streamed:
         their trials are read from the file batch by batch, which must stay as it is. Batches are
         the same either way. 0 streams all.
-
+    group_by_length : bool
+        Where the trials of all sessions differ in length, train and validate on batches of trials
+        of like lengths that end with their longest trial, so that padding costs next to nothing
+        (`docs/missing.md`). False gives batches of all bins, trials of all lengths mixed.
     prep : mapping, optional
         How to prepare a recording in memory: the options of `lfads_torch.prep.prepare` by name,
         such as ``{"bin_ms": 10, "trials": epochs, "align": "start_time:0:500"}``.
@@ -128,6 +132,7 @@ class BasicDataModule(pl.LightningDataModule):
         dm_ic_enc_seq_len: int = 0,
         fit_sessions: Sequence[str] | None = None,
         max_memory_gb: float | None = None,
+        group_by_length: bool = True,
         prep: Mapping[str, Any] | None = None,
         data_paths: Sequence[str | os.PathLike[str]] | None = None,
     ) -> None:
@@ -136,7 +141,7 @@ class BasicDataModule(pl.LightningDataModule):
         if given is None:
             raise UserError("datafile_pattern is missing; give the path or pattern of the data")
         patterns = [given] if isinstance(given, str | os.PathLike) else given
-        self._memory = None if _are_paths(patterns) else _memory_sessions(given)
+        self._memory = None if are_paths(patterns) else memory_sessions(given)
         self._prep = dict(prep or {})
         # Absolute from here on, whatever becomes of the working directory.
         self.datafile_patterns = (
@@ -153,6 +158,7 @@ class BasicDataModule(pl.LightningDataModule):
         self.dm_ic_enc_seq_len = whole("dm_ic_enc_seq_len", dm_ic_enc_seq_len, least=0)
         self.fit_sessions = None if fit_sessions is None else _names(fit_sessions)
         self.max_memory_gb = None if max_memory_gb is None else float(max_memory_gb)
+        self.group_by_length = bool(one_of("group_by_length", group_by_length, (True, False)))
         self._check_arguments()
         # For callbacks and checkpoints; the loggers record the composed configuration instead.
         self.save_hyperparameters(
@@ -170,6 +176,7 @@ class BasicDataModule(pl.LightningDataModule):
                 "dm_ic_enc_seq_len": self.dm_ic_enc_seq_len,
                 "fit_sessions": self.fit_sessions and list(self.fit_sessions),
                 "max_memory_gb": self.max_memory_gb,
+                "group_by_length": self.group_by_length,
             },
             logger=False,
         )
@@ -229,7 +236,7 @@ class BasicDataModule(pl.LightningDataModule):
             return
         if self._memory is not None:
             self._check_batch_size(len(self._memory))
-            arrays = [_arrays_of(one, self._prep, self.attr_keys) for one in self._memory]
+            arrays = [arrays_of(one, self._prep, self.attr_keys) for one in self._memory]
             named = zip(arrays, map(Path, self.datafile_patterns), strict=True)
             self.hold(session_of(one, path, self.batch_keys) for one, path in named)
             self._set_attributes()
@@ -311,10 +318,11 @@ class BasicDataModule(pl.LightningDataModule):
         self, number: int, session: SessionData, in_memory: bool
     ) -> SessionTensors | StreamedSession:
         mask = (self.sv_rate, [self.sv_seed, number], self.dm_ic_enc_seq_len)
+        train = self._rows[number]["train"]
         if in_memory:
-            return SessionTensors(session, self.batch_keys, sv_mask(session, *mask))
+            return SessionTensors(session, self.batch_keys, sv_mask(session, *mask), train)
         packed = PackedMask(session, *mask) if self.sv_rate else None
-        return StreamedSession(session, self.batch_keys, packed)
+        return StreamedSession(session, self.batch_keys, packed, train)
 
     def _warn_of_small_sessions(self) -> None:
         share = self.batch_size // len(self.fit_numbers())
@@ -419,11 +427,27 @@ class BasicDataModule(pl.LightningDataModule):
         numbers, rows = self.fit_numbers(), self.all_rows()
         share = max(1, self.batch_size // len(numbers))
         train = {number: rows[number]["train"] for number in numbers}
-        return TrainLoader(self.ready_tensors(), train, share, self.begin_pass)
+        return TrainLoader(self.ready_tensors(), train, share, self.begin_pass, self._grouped())
+
+    def _grouped(self) -> Lengths | None:
+        """Return the trials' lengths where batches have trials of like lengths, else None."""
+        lengths: dict[int, Indices] = {}
+        for number in self.fit_numbers() if self.group_by_length else ():
+            ends, train = self.sessions[number].lengths, self.all_rows()[number]["train"]
+            # Where all trials of one session are whole, so is every batch.
+            if ends is None or ends[train].min() == self.sizes[number].recon_len:
+                return None
+            lengths[number] = ends
+        return lengths or None
 
     def val_dataloader(self) -> OrderedLoader:
-        """Each validation trial once."""
-        return self.split_loader("valid", session=self.fit_numbers())
+        """Each validation trial once; in the order of their lengths where these differ."""
+        numbers, lengths = self.fit_numbers(), self._grouped()
+        if lengths is None:
+            return self.split_loader("valid", session=numbers)
+        rows = {n: in_length_order(lengths[n], self.all_rows()[n]["valid"]) for n in numbers}
+        share = max(1, self.batch_size // len(numbers))
+        return OrderedLoader(self.ready_tensors(), [("valid", rows)], share, lengths)
 
     def test_dataloader(self) -> OrderedLoader:
         """Each test trial once; a `UserError` where no file has a test split."""
@@ -589,40 +613,3 @@ class BasicDataModule(pl.LightningDataModule):
 
 def _names(keys: Sequence[str] | str | None) -> tuple[str, ...]:
     return (keys,) if isinstance(keys, str) else tuple(keys or ())
-
-
-# ---- sessions in memory --------------------------------------------------------------------------
-
-
-def _are_paths(given: Any) -> bool:
-    if isinstance(given, Mapping) or hasattr(given, "dtype") or hasattr(given, "arrays"):
-        return False
-    try:
-        return all(isinstance(one, str | os.PathLike) for one in given)
-    except TypeError:  # an object of a library
-        return False
-
-
-def _is_session(given: Any) -> bool:
-    """Return whether these are the arrays of a data file, or what `prepare` returned of them."""
-    return hasattr(given, "arrays") or (isinstance(given, Mapping) and "train_encod_data" in given)
-
-
-def _memory_sessions(given: Any) -> list[Any]:
-    several = isinstance(given, list | tuple) and all(map(_is_session, given))
-    return list(given) if several else [given]
-
-
-def _arrays_of(given: Any, prep: Mapping[str, Any], attr_keys: Sequence[str]) -> Mapping[str, Any]:
-    if not _is_session(given):
-        from ..prep import prepare
-
-        given = prepare(given, None, **prep)
-        for text in given.warnings:
-            warnings.warn(text, DataWarning, stacklevel=4)
-    arrays: Mapping[str, Any] = getattr(given, "arrays", given)
-    if not arrays:
-        raise UserError(f"this was written to {given.path}; give that path.")
-    if lacking := [key for key in attr_keys if key not in arrays]:
-        raise UserError(f"attr_keys {lacking} are not among the arrays {list(arrays)}.")
-    return arrays

@@ -177,7 +177,7 @@ def as_batch(result: Any, before: SessionBatch) -> SessionBatch:
                 f"process_batch must return a SessionBatch (batch._replace(...)) or a tuple of its "
                 f"{len(before)} tensors, not {type(result).__name__}"
             )
-        result = SessionBatch(*result)._replace(lengths=before.lengths)
+        result = SessionBatch(*result)._replace(lengths=before.lengths, share=before.share)
     merged = {**(before.masks or {}), **(result.masks or {})}
     return result._replace(masks=merged or None)
 
@@ -552,7 +552,9 @@ def _scaled(data: Tensor, segment: int, scale: Tensor) -> Tensor:
 def _to_target(mask: Tensor, batch: SessionBatch, segment: int) -> Tensor:
     """Extend a mask of what `_scaled` scales to the target, with 1 for all that it lacks."""
     (_, n_bins, n_read), (_, n_all_bins, n_all) = batch.encod_data.shape, batch.recon_data.shape
-    return pad(mask, (0, n_all - n_read, segment, n_all_bins - n_bins), value=1.0)
+    # A batch of short trials may end within the segment.
+    front = min(segment, n_bins)
+    return pad(mask, (0, n_all - n_read, front, n_all_bins - n_bins), value=1.0)
 
 
 def pad_mask(mask: Tensor, data: Tensor, value: float) -> Tensor:

@@ -103,15 +103,17 @@ class Decoder(nn.Module):
         sample_posteriors: bool = True,
         dropout_rate: Tensor | None = None,
         kernels: Kernels | None = None,
+        n_bins: int | None = None,
     ) -> Decoding:
         """Decode S initial conditions for each of B trials, the trials of one sample together.
 
         With `sample_posteriors`, the inferred inputs are drawn from their posterior; else they are
         its mean. Bins missing at the end of `ext_input` are zeros. Without `dropout_rate`
-        (evaluation, and calls by hand), nothing is dropped.
+        (evaluation, and calls by hand), nothing is dropped; without `n_bins`, all bins are decoded.
         """
         kernels = kernels or get_kernels()
-        cell, n_bins, n_rows = self.rnn.cell, self.recon_seq_len, ic_samp.shape[0]
+        n_bins = self.recon_seq_len if n_bins is None else n_bins
+        cell, n_rows = self.rnn.cell, ic_samp.shape[0]
         n_samples = n_rows // ext_input.shape[0] if ext_input.shape[0] else 1
 
         def mask(*shape: int) -> Tensor | None:

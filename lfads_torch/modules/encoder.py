@@ -21,11 +21,15 @@ from .recurrent import BidirectionalClippedGRU, stretches
 
 
 class Encoding(NamedTuple):
-    """Posterior of the initial condition, and input of the controller at every bin (if any)."""
+    """Posterior of the initial condition, and input of the controller at every bin (if any).
+
+    `n_bins` are the bins T that the decoder runs over.
+    """
 
     ic_mean: Float[Tensor, "B I"]
     ic_std: Float[Tensor, "B I"]
     ci: Float[Tensor, "B T E"] | None
+    n_bins: int
 
 
 class Encoder(nn.Module):
@@ -80,12 +84,14 @@ class Encoder(nn.Module):
         dropout_rate: Tensor | None = None,
         kernels: Kernels | None = None,
         lengths: Int[Tensor, " B"] | None = None,
+        n_recon: int | None = None,
     ) -> Encoding:
         """Encode a batch; what follows a trial's `lengths` bins may be anything.
 
         Without `lengths`, all trials are whole; without `dropout_rate` (evaluation, and calls by
-        hand), nothing is dropped.
+        hand), nothing is dropped. `n_recon` are the bins to be reconstructed, by default all.
         """
+        n_recon = self.recon_seq_len if n_recon is None else n_recon
         if dropout_rate is not None:
             data = data * dropout_mask(data.shape, dropout_rate)
         # Contiguous once, not for each encoder.
@@ -106,11 +112,14 @@ class Encoder(nn.Module):
             ic_mean = self.ic_learned.expand(x.shape[1], -1)
             ic_std = torch.zeros_like(ic_mean)
         if not self.use_con:
-            return Encoding(ic_mean, ic_std, None)
+            return Encoding(ic_mean, ic_std, None, n_recon)
 
         # The controller at bin t sees the forward state of bin t - lag and the backward state of
         # bin t + lag, or 0 where none exists.
         h0: Tensor = self.ci_enc_h0
+        if segment >= n_bins:  # every trial ends within the segment, and nobody reads what follows
+            ci = x.new_zeros(x.shape[1], n_recon, len(h0) * h0.shape[-1])
+            return Encoding(ic_mean, ic_std, ci, n_recon)
         pieces, lag = [], self.ci_lag
         before = x.new_zeros(lag, x.shape[1], h0.shape[-1])
         for start, stop in stretches(segment, n_bins, self.tbptt_bins):
@@ -124,9 +133,9 @@ class Encoder(nn.Module):
             pieces.append(torch.cat([late[: stop - start], *early], dim=-1))
             h0, before = h0.detach(), late[stop - start :].detach()
         ci = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        if segment > 0 or self.recon_seq_len > n_bins:
-            ci = pad(ci, (0, 0, 0, 0, segment, self.recon_seq_len - n_bins))
-        return Encoding(ic_mean, ic_std, ci.transpose(0, 1))
+        if segment > 0 or n_recon > n_bins:
+            ci = pad(ci, (0, 0, 0, 0, segment, n_recon - n_bins))
+        return Encoding(ic_mean, ic_std, ci.transpose(0, 1), n_recon)
 
 
 def _bins(padded: Tensor | None, start: int, stop: int) -> Tensor | None:

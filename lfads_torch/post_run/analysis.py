@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..data import Survey, list_some
 from ..datamodules import BasicDataModule
+from ..datamodules.loaders import OrderedLoader, in_length_order
 from ..errors import UserError, nearest
 from ..metrics.trialwise import NLB_FLOOR
 from ..model import LFADS
@@ -358,18 +361,25 @@ def _sample_array(model: LFADS, data: Any, draws: Draws, session: str | None) ->
             "and NaN where something is missing"
         )
     lengths = _lengths(encod, model.hparams["recon_seq_len"])
+    order = _Order.of(len(encod), lengths, model, draws)
 
-    def read(name: str, rows: Tensor) -> Tensor | None:
-        field = {"recon_data": encod, "lengths": lengths}.get(name)
-        return None if field is None else field[rows]
+    def batch(rows: NDArray[np.int64]) -> SessionBatch:
+        recon = encod[torch.from_numpy(rows).to(encod.device)]
+        fields = {"recon_data": recon}
+        if lengths is not None:
+            # What is only predicted has no data, but says how many bins are.
+            longest = int(lengths[rows].max())
+            recon = recon[:, :longest]
+            fields["recon_data"] = pad(recon, (0, 0, 0, longest - recon.shape[1]), value=torch.nan)
+            fields["lengths"] = torch.from_numpy(lengths[rows]).to(encod.device)
+        window = (recon.shape[1], recon.shape[2])
+        return SessionBatch.from_rows(lambda name, _: fields.get(name), recon, window)
 
-    window = (encod.shape[1], encod.shape[2])
-    rows = torch.arange(len(encod), device=encod.device).split(_trials_at_once(model, draws))
-    batches = (SessionBatch.from_rows(read, some, window) for some in rows)
-    return _joined(partial(_average, model, number, batches, draws))
+    batches = map(batch, order.batches())
+    return _joined(lambda sink: _average(model, number, batches, draws, order.restored(sink)))
 
 
-def _lengths(encod: Tensor, n_bins: int) -> Tensor | None:
+def _lengths(encod: Tensor, n_bins: int) -> NDArray[np.int64] | None:
     """Return the bins of each trial of an array, None where nothing is missing in it."""
     survey = Survey.of(encod.cpu().numpy())
     if (survey.lengths == 0).any():
@@ -379,8 +389,9 @@ def _lengths(encod: Tensor, n_bins: int) -> Tensor | None:
             "them out"
         )
     # What comes after the bins that are read is not known, so such a trial goes on to the end.
-    lengths = torch.from_numpy(np.where(survey.lengths == encod.shape[1], n_bins, survey.lengths))
-    return None if survey.complete else lengths.to(encod.device)
+    if survey.complete:
+        return None
+    return np.where(survey.lengths == encod.shape[1], n_bins, survey.lengths)
 
 
 def sample_session(
@@ -394,12 +405,59 @@ def sample_session(
     sink: Sink,
 ) -> None:
     """Infer a split of session `number` of the data, which is `model_session` of the model."""
-    share = _trials_at_once(model, draws)
     data.to(model.device)
-    loader = data.split_loader(split, batch_size=share, session=number)
+    rows = data.all_rows()[number][split]
+    lengths = data.sessions[number].lengths if data.group_by_length else None
+    order = _Order.of(len(rows), None if lengths is None else lengths[rows], model, draws)
+    loader = OrderedLoader(
+        data.ready_tensors(),
+        [(split, {number: rows[order.places]})],
+        order.share,
+        None if lengths is None else {number: lengths},
+    )
     with closing(iter(loader)) as steps:
         batches = (step[number][0] for step in steps)
-        _average(model, model_session, batches, draws, sink)
+        _average(model, model_session, batches, draws, order.restored(sink))
+
+
+class _Order(NamedTuple):
+    """In which order trials are inferred: `share` at a time, sorted by length within a pool."""
+
+    places: NDArray[np.int64]
+    share: int
+    pool: int
+
+    @classmethod
+    def of(cls, n: int, lengths: NDArray[np.int64] | None, model: LFADS, draws: Draws) -> _Order:
+        share = _trials_at_once(model, draws)
+        # What is inferred of a pool waits in memory: as much as one sample of each of its trials.
+        pool = share * max(1, _trials_at_once(model, draws._replace(num_samples=1)) // share)
+        places = np.arange(n)
+        if lengths is not None:
+            places = in_length_order(lengths, places, pool)
+        return cls(places, share, pool)
+
+    def batches(self) -> Iterator[NDArray[np.int64]]:
+        return (self.places[i : i + self.share] for i in range(0, len(self.places), self.share))
+
+    def restored(self, sink: Sink) -> Sink:
+        """Return a sink that hands on each pool's trials in their first order."""
+        if (self.places == np.arange(len(self.places))).all():
+            return sink
+        held: list[SessionOutput] = []
+        done = 0
+
+        def add(output: SessionOutput) -> None:
+            nonlocal done
+            held.append(output)
+            n = sum(len(one.factors) for one in held)
+            if n == len(pool := self.places[done : done + self.pool]):
+                back = torch.from_numpy(pool.argsort())
+                sink(SessionOutput(*(torch.cat(field)[back] for field in zip(*held, strict=True))))
+                held.clear()
+                done += n
+
+        return add
 
 
 @torch.no_grad()
@@ -436,7 +494,8 @@ def _average(
                 ends = None if batch.lengths is None else batch.lengths.cpu()
                 fields = dict(zip(("output_params", *Decoding._fields), averaged, strict=True))
                 posterior = {"ic_mean": encoding.ic_mean.cpu(), "ic_std": encoding.ic_std.cpu()}
-                sink(SessionOutput(**posterior, **fields).ended(ends))
+                output = SessionOutput(**posterior, **fields)
+                sink(output.ended(ends, model.hparams["recon_seq_len"]))
                 model.infer_aug_stack.reset()
     finally:
         model.train(was_training)

@@ -679,7 +679,7 @@ def test_outputs_end_with_their_trials(tmp_path: Path, how: str) -> None:
             assert np.isfinite(array[~past]).all(), "missing bins inside a trial have rates"
         assert np.isfinite(file["valid_ic_mean"][()]).all()
         assert np.isnan(file["valid_recon_data"][()][past]).all()
-    predicted = model.predict_step(next(iter(data.val_dataloader())), 0)[0]
+    predicted = model.predict_step(next(iter(data.split_loader("valid"))), 0)[0]
     assert predicted.factors[torch.from_numpy(past)].isnan().all()
 
 

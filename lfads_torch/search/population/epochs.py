@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from ...datamodules.batches import ahead
+from ...datamodules.loaders import Plan
 from ...kernels.likelihood import spike_sums
 from ...metrics.accumulate import R2Moments, r2_moments
 from ...metrics.epoch import EpochScores
@@ -113,8 +114,8 @@ class Epochs:
         self._templates: list[Any] = []
 
     def first_batch(self) -> Sessions:
-        """Return one member's training batch."""
-        return self._gathered({s: plan[0] for s, plan in self._loader.plans(0, 0).items()})
+        """Return one member's training batch, of all bins."""
+        return self._gathered({s: rows[0] for s, rows in self._loader.plan(0, 0).rows.items()})
 
     def run(self, epoch: int, stacked: str, stack_size: int) -> list[Scores | None]:
         """Train and validate every member, and return its scores by split.
@@ -169,10 +170,11 @@ class Epochs:
                 shared = False
             return run_stacked(template, named, batch, split, streams, shared=shared)
 
-        plans = [self._loader.plans(seed, epoch) for seed in seeds]
-        orders = {s: torch.stack([plan[s] for plan in plans], dim=1) for s in plans[0]}
+        plans = [self._loader.plan(seed, epoch) for seed in seeds]
+        rows_of = {s: torch.stack([p.rows[s] for p in plans], dim=1) for s in plans[0].rows}
+        plan = plans[0]._replace(rows=rows_of)
         scores = {"train": StackedScores(), "valid": StackedScores()}
-        self._train(rows, orders, list(leaves.values()), run, scores)
+        self._train(rows, plan, list(leaves.values()), run, scores)
         members = (scores[split].members(n_members) for split in scores)
         return [dict(zip(scores, member, strict=True)) for member in zip(*members, strict=True)]
 
@@ -181,10 +183,10 @@ class Epochs:
         seed, model = int(self._tensors.seeds[k]), self._tensors.models[k]
         weights = [model.get_parameter(name) for name in self._tensors.names]
         scores: Scores = {"train": EpochScores(), "valid": EpochScores()}
-        orders = self._loader.plans(seed, epoch)
+        plan = self._loader.plan(seed, epoch)
         seed_all(seed, epoch)
         try:
-            self._train(slice(k, k + 1), orders, weights, partial(run_alone, model), scores)
+            self._train(slice(k, k + 1), plan, weights, partial(run_alone, model), scores)
         except Exception:
             # With NaN for weights a module may well raise; that member is lost, not the others.
             if self._tensors.weights[k].isfinite().all():
@@ -195,14 +197,13 @@ class Epochs:
     def _train(
         self,
         rows: slice,
-        orders: Mapping[int, Tensor],
+        plan: Plan,
         weights: Sequence[Tensor],
         run: Callable[[Sessions, str], BatchResult],
         scores: Mapping[str, EpochScores],
     ) -> None:
-        """Train and validate members for an epoch; `orders` are trials by step."""
-        steps = ({s: order[i] for s, order in orders.items()} for i in range(self.n_steps))
-        with closing(self._batches(steps)) as batches:
+        """Train and validate members for an epoch."""
+        with closing(self._batches(plan)) as batches:
             for batch in batches:
                 result = run(batch, "train")
                 # Losses of members do not meet in any gradient, so one pass serves all of them.
@@ -214,19 +215,22 @@ class Epochs:
             for batch in self._data.val_dataloader():
                 count_batch(scores["valid"], run(sessions_of(batch), "valid"))
 
-    def _batches(self, steps: Iterable[Mapping[int, Tensor]]) -> Generator[Sessions]:
-        """Yield the batches of some steps, read ahead where trials stay in their file."""
-        jobs = (partial(self._gathered, rows) for rows in steps)
+    def _batches(self, plan: Plan) -> Generator[Sessions]:
+        """Yield the batches of an epoch, read ahead where trials stay in their file."""
+        jobs = (
+            partial(self._gathered, {s: rows[i] for s, rows in plan.rows.items()}, n_bins)
+            for i, n_bins in enumerate(plan.n_bins)
+        )
         if any(self._data.streamed):
             yield from ahead(jobs)
         else:
             yield from (job() for job in jobs)
 
-    def _gathered(self, rows: Mapping[int, Tensor]) -> Sessions:
+    def _gathered(self, rows: Mapping[int, Tensor], n_bins: int | None = None) -> Sessions:
         """Gather trials by rows of any shape (...), as arrays (..., T, N)."""
         sessions, batch = self._data.ready_tensors(), {}
         for s, places in rows.items():
-            trials, _ = sessions[s].batch(places.flatten(), "train")
+            trials, _ = sessions[s].batch(places.flatten(), "train", n_bins)
             batch[s] = trials.mapped(partial(_unflattened, shape=places.shape))
         return batch
 
