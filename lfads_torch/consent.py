@@ -31,6 +31,7 @@ _FREE = {
         "lfads_torch": ["model.LFADS", "checkpoint.load_model", "runs.resume.RunCSVLogger"],
         "lfads_torch.post_run.analysis": ["run_posterior_sampling"],
         "lfads_torch.datamodules": ["BasicDataModule", "module.BasicDataModule"],
+        "lfads_torch.sessions.day_model": ["alignment_model", "DayData"],
         "lfads_torch.callbacks": [
             *("RasterPlot", "TrajectoryPlot", "NaNGuard", "EpochProgressBar", "TestEval"),
         ],

@@ -9,6 +9,7 @@ A run::
     lfads_output*.h5                  posterior means, a file for each session
 
 An ensemble has ``ensemble.json``, ``status.json`` (with a key ``ensemble``) and output files.
+An alignment to another day has ``alignment.json``, and ``seeds/``, of which one was chosen, too.
 Several seeds have ``config.yaml``, ``status.json`` (with a key ``seeds``) and a run folder each.
 
 A search has ``config.yaml`` and ``status.json`` of its own (with a key ``search``) and::
@@ -58,6 +59,9 @@ POPULATION = "population.csv"
 #: What an ensemble is made of, in its folder.
 ENSEMBLE = "ensemble.json"
 EXCHANGES = "exchanges.csv"
+#: What an alignment to another day is like, and the folder of the seeds that it was chosen from.
+ALIGNMENT = "alignment.json"
+STARTS = "seeds"
 #: Column of a hyper-parameter in `POPULATION`, as training logs it: "hp/lr_init".
 HP = "hp/"
 
@@ -91,6 +95,7 @@ _STATUS: dict[Any, Any] = {
     "data": [{"file": str, "scheme": str, "arrays": {str: {"shape": [int], "crc32": str}}}],
     "changes": [dict],
     "environment": {"packages": {str: object}},
+    "alignment": {"run": str, "day": str, "options": dict},
 }
 
 _INTEGERS = ("epoch", "generation", "member", "parent")
@@ -241,7 +246,8 @@ class RunFolder:
             raise UserError(f"{folder} holds no run to resume; start one without --resume")
         if kind != "none" and not resume and not overwrite:
             state = "a finished" if self.status.get("stage") == "complete" else "an unfinished"
-            command = "pbt" if kind == "search" else "train"
+            command = {"search": "pbt"}.get(kind, "train")
+            command = "align" if "alignment" in self.status else command
             goes_on = (
                 f"Go on with it (lfads {command} --resume {folder}; run_model(..., resume=True)), "
                 "delete it"
@@ -287,6 +293,8 @@ class RunFolder:
         """Delete what a run or a search left in the folder, and nothing else."""
         # By name, because people keep files of their own in run folders.
         more = {"search": _OF_SEARCHES, "ensemble": (ENSEMBLE, "members")}.get(self.kind, ())
+        if "alignment" in self.status:
+            more = (ALIGNMENT, STARTS)
         if self.kind == "seeds":
             for name in self.status["seeds"]:
                 RunFolder(self.path / name).delete()

@@ -49,6 +49,7 @@ COMMANDS = (
     "merge",
     "split",
     "align-init",
+    "align",
     "add-session",
 )
 """In the order in which `lfads --help` lists them; ``some-name`` is in ``some_name.py``."""

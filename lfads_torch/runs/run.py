@@ -150,6 +150,11 @@ def run_model(
             raise ConfigError(
                 f"{folder} holds a search; go on with it: lfads pbt --resume {folder}"
             )
+        if "alignment" in RunFolder(folder).status:
+            raise ConfigError(
+                f"{folder} holds an alignment, whose maps are trained by lfads align alone; go on "
+                f"with one that was interrupted: lfads align --resume {folder}"
+            )
         config_path = config_path if is_old else folder / CONFIG
         trust = trust_of(folder / CONFIG, trust)
         before = None if is_old else read_config(folder, trust)

@@ -11,6 +11,7 @@ import json
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import chdir, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ..errors import UserError, whole
 from ..files import Table, expanded, write_whole
 from ..folder import CONFIG, LAST, METRICS, RunFolder, read_csv_log
 from ..processes import stoppable
-from ..progress import Line, quiet_libraries
+from ..progress import Line, clock, quiet_libraries
 from ..provenance import provenance
 from ..run_model import RunResult, run_model
 from ..runs.build import build, build_model, build_selection, pick_device
@@ -220,7 +221,10 @@ class _Stack:
         self.why_not: str | None = None
         for seed in configs:
             pl.seed_everything(seed, workers=True, verbose=False)
-            models.append(build_model(config["model"], data))
+            # As a run alone, which reads what its configuration names as seen from its folder.
+            place = folder / f"seed{seed}"
+            with chdir(place) if place.is_dir() else nullcontext():
+                models.append(build_model(config["model"], data))
             if len(models) == 1:
                 if not hasattr(models[0], "tunables"):
                     self.why_not = f"{config['model']['_target_']} has no tunables()"
@@ -255,7 +259,7 @@ class _Stack:
         for run in self.runs:
             write_config(run.folder.path / CONFIG, run.config, self.parts)
             run.folder.write_status("training", **self.facts, seed=run.seed)
-        line, running = Line(), list(self.runs)
+        line, running, began = Line(), list(self.runs), time.monotonic()
         while running:
             metrics = self.population.train_epoch()
             epoch, alive = self.population.epoch - 1, self.population.alive
@@ -279,9 +283,10 @@ class _Stack:
                 facts |= {"seed": run.seed, "best_checkpoint": best}
                 run.folder.write_status("sampling", **self.facts, **facts)
             losses = metrics[LOSS]
+            left = (time.monotonic() - began) / (epoch + 1) * (self.max_epochs - epoch - 1)
             line.show(
-                f"epoch {epoch + 1}/{self.max_epochs} | {len(running)} seeds | "
-                f"valid recon (smoothed) {np.nanmean(losses):.5g}"
+                f"epoch {epoch + 1}/{self.max_epochs} | {len(running)} seeds | valid recon "
+                f"(smoothed) {np.nanmean(losses):.5g} | at most {clock(left)} left"
             )
             if 0 < len(staying) < len(running):
                 self.population.keep(np.array(staying))

@@ -190,12 +190,6 @@ def _prepare(
     frozen: Sequence[str],
 ) -> Path:
     """Write what a run begins with; return its configuration."""
-    state: dict[str, Any] = {
-        "state_dict": model.state_dict(),
-        _FROZEN_BEFORE: list(frozen),
-    }
-    model.on_save_checkpoint(state)
-    AtomicCheckpointIO().save_checkpoint(state, folder / START / "model.ckpt")
     start = {
         # Relative to the run folder, so that this can be moved.
         "_target_": "lfads_torch.checkpoint.load_model",
@@ -205,9 +199,19 @@ def _prepare(
     }
     trainer = {**config.get("trainer", {}), "max_epochs": epochs}
     start_config = {**config, **changes, "model": start, "trainer": trainer}
+    return save_start(folder, model, start_config, {_FROZEN_BEFORE: list(frozen)})
+
+
+def save_start(
+    folder: Path, model: LFADS, config: Mapping[str, Any], more: Mapping[str, Any]
+) -> Path:
+    """Write the weights, `more` with them, and the configuration that a run begins with."""
+    state: dict[str, Any] = {"state_dict": model.state_dict(), **more}
+    model.on_save_checkpoint(state)
+    AtomicCheckpointIO().save_checkpoint(state, folder / START / "model.ckpt")
     path = folder / START / CONFIG
     parts = [to_spec(part) for part in model.parts().values()]
-    write_config(path, start_config, targets_of(parts))
+    write_config(path, config, targets_of(parts))
     return path
 
 

@@ -100,7 +100,8 @@ def shrunk(covariance: Float[Tensor, "q q"], rho: float = SHRINKAGE) -> Float[Te
 def kl_divergence(mean: Float[Tensor, " q"], covariance: Float[Tensor, "q q"]) -> Tensor:
     """Return the KL divergence of N(mean, covariance) from N(0, 1)."""
     q = len(mean)
-    log_det = 2 * torch.linalg.cholesky(covariance).diagonal().log().sum()
+    # Not by Cholesky, which raises where a member of a population has diverged.
+    log_det = torch.linalg.slogdet(covariance).logabsdet
     return 0.5 * (covariance.diagonal().sum() + (mean**2).sum() - q - log_det)
 
 
@@ -111,15 +112,24 @@ def coral_distance(mean: Float[Tensor, " q"], covariance: Float[Tensor, "q q"]) 
     return ((covariance - eye) ** 2).sum() / (4 * q**2) + (mean**2).sum() / q
 
 
-def mmd_distance(z: Float[Tensor, "n q"], reference: Float[Tensor, "m q"]) -> Tensor:
-    """Return the squared maximum mean discrepancy of two sets of states, a V-statistic."""
+def mmd_distance(
+    z: Float[Tensor, "n q"], reference: Float[Tensor, "m q"], weight: Tensor | None = None
+) -> Tensor:
+    """Return the squared maximum mean discrepancy of two sets of states, a V-statistic.
 
-    def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
+    States of `weight` (n,) 0 do not count.
+    """
+    share = z.new_ones(len(z)) if weight is None else weight
+    share, even = share / share.sum(), z.new_full((len(reference),), 1 / len(reference))
+
+    def mean_kernel(a: Tensor, w_a: Tensor, b: Tensor, w_b: Tensor) -> Tensor:
         square = (a**2).sum(1).unsqueeze(1) + (b**2).sum(1) - 2 * a @ b.T
         scaled = square.clamp_min(0) / (2 * a.shape[1])
-        return torch.stack([torch.exp(-scaled / width) for width in MMD_WIDTHS]).mean()
+        kernel = torch.stack([torch.exp(-scaled / width) for width in MMD_WIDTHS]).mean(0)
+        return w_a @ kernel @ w_b
 
-    return mean_kernel(z, z) + mean_kernel(reference, reference) - 2 * mean_kernel(z, reference)
+    both = mean_kernel(z, share, z, share) + mean_kernel(reference, even, reference, even)
+    return both - 2 * mean_kernel(z, share, reference, even)
 
 
 def spaced(n: int, count: int = MMD_STATES) -> NDArray[np.int64]:
