@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if strange:
         _refuse(options.parser, strange)
     warnings.showwarning = _show_warning
+    _warned.clear()
     progress.Line.is_silent = options.quiet
     # A user's own components are in the working directory. It comes last on the path, so that a
     # file there, such as random.py, hides no installed module.
@@ -137,8 +138,13 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    if not progress.Line.is_silent:
+    # A command that trains several models of one file would say the same of the file each time.
+    if not progress.Line.is_silent and str(message) not in _warned:
+        _warned.add(str(message))
         print(f"warning: {message}", file=file or sys.stderr)
+
+
+_warned: set[str] = set()
 
 
 if __name__ == "__main__":

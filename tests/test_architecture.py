@@ -54,6 +54,7 @@ NEIGHBOURS = {
     ("progress", "files"),
     ("consent", "errors"),
     ("search", "search"),
+    ("sessions", "search"),
     ("sessions.align", "metrics"),
     ("modules", "data"),
     ("datamodules", "prep"),

@@ -275,6 +275,7 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
         "merge": ["chopped.h5"],
         "align-init": [str(data), "other.h5", "--components", "3"],
         "add-session": [str(run), "other.h5"],
+        "align": [str(run), str(data), "--epochs", "0", "--run-dir", "a", "--samples", "1"],
         "decode": [str(run), "--behavior", "encod_data", "--lags", "0"],
         "stream": [str(run), "--data", str(data), "--bins", "30"],
         "ensemble": [str(run), "again", "-o", "mean", "--samples", "1"],
