@@ -201,6 +201,7 @@ def posterior_means(
         batch = {0: SessionBatch(*tensors)}
         sums = model(batch, sample=True)[0]
         for _ in range(n_samples - 1):
-            sums = SessionOutput(*map(torch.add, sums, model(batch, sample=True)[0]))
-        parts.append([x / n_samples for x in sums])
+            more = model(batch, sample=True)[0]._asdict()
+            sums = SessionOutput(**{name: x + more[name] for name, x in sums._asdict().items()})
+        parts.append([x / n_samples for x in sums._asdict().values()])
     return SessionOutput(*(torch.cat(field) for field in zip(*parts, strict=True)))

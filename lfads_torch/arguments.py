@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 from .errors import ConfigError, number, one_of, whole
 
+BEHAVIOR_SOURCES = ("gen_states", "factors", "rates")
+"""What behaviour can be read from."""
+
 CD_RATE = "train_aug_stack.transforms.0.cd_rate"
 
 
@@ -105,6 +108,10 @@ NUMBERS = {
     "kl_increase_epoch": _size(80, least=0),
     "kl_ic_scale": _scale(1e-6, SearchRange(1e-6, 1e-3)),
     "kl_co_scale": _scale(1e-6, SearchRange(1e-6, 1e-4)),
+    "behavior_dim": _size(0, least=0),
+    "behavior_scale": _scale(0.1),
+    "behavior_start_epoch": Number(0),
+    "behavior_increase_epoch": _size(80, least=0),
 }
 """By the constructor's argument. A new tunable needs a row here, its argument and its docstring."""
 
@@ -182,6 +189,9 @@ COMPONENTS: dict[str, dict[str, Legal]] = {
     "LFADS": {
         **NUMBERS,
         **dict.fromkeys(("variational", "recon_reduce_mean", "lr_scheduler", "causal"), _SWITCH),
+        "behavior_detach": _SWITCH,
+        "behavior_from": Choice(BEHAVIOR_SOURCES),
+        "behavior_lr": Number(None, above=0),
     },
     "BasicDataModule": {
         **dict.fromkeys(("datafile_pattern", "data_paths", "batch_keys"), Names()),

@@ -39,7 +39,16 @@ __all__ = [
     "write_checkpoint",
 ]
 
-PARAMETER_GROUPS = ("readin", "encoder", "decoder", "readout", "recon", "ic_prior", "co_prior")
+PARAMETER_GROUPS = (
+    "readin",
+    "encoder",
+    "decoder",
+    "readout",
+    "recon",
+    "ic_prior",
+    "co_prior",
+    "behavior",
+)
 """First parts of the names of an LFADS model's parameters; others in a state dict are not its."""
 
 

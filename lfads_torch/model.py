@@ -7,28 +7,32 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .arguments import NUMBERS, TUNABLES, check_numbers
+from .arguments import NUMBERS, TUNABLES
 from .compat.training import take_over
-from .data import StoredArray, blocks
-from .data.memory import available_bytes
-from .errors import ConfigError, number, one_of
+from .errors import ConfigError
 from .metrics import SMOOTHING, ExpSmoothedMetric
 from .metrics.epoch import BITS, EpochScores
+from .model_checks import (
+    check_arguments,
+    check_batch,
+    check_behavior,
+    check_sizes,
+    check_support,
+    values_for,
+)
 from .modules.augmentations import AugmentationStack
-from .modules.readin_readout import FanInLinear
-from .modules.recons import Poisson, recon_for_channels
 from .modules.spec import to_spec
-from .network import PARTS, Network, as_list, is_list
+from .network import PARTS, Network
 from .objective import Weights, augment, count_batch, evaluate, total
+from .optimiser import READOUT, build_optimisers, clip, keep_arguments
 from .progress import html_table
 from .provenance import provenance
 from .tuples import Batch, BatchResult, SessionBatch, SessionOutput, last_bins, sessions_of
@@ -126,6 +130,19 @@ class LFADS(Network, pl.LightningModule):
     tbptt_bins : int
         Of a causal model: bins after which states go on without their gradient, so that windows can
         be much longer; 0: none.
+    behavior_dim : int
+        Dimensions of behaviour that a linear readout, the same for all sessions, learns to predict
+        with the model; 0: none. `from_data` reads it from the data where it is None.
+    behavior_from : {"gen_states", "factors", "rates"}
+        What is read out; of one session also log rates (means where the link is no logarithm).
+    behavior_scale : float
+        Weight of the mean squared error of standardised behaviour.
+    behavior_start_epoch, behavior_increase_epoch : int
+        Epoch at which the ramp of that term starts, and epochs until it reaches 1.
+    behavior_lr : float, optional
+        Learning rate of the readout; default: `lr_init`.
+    behavior_detach : bool
+        Train the readout alone: no gradient goes from it into the model.
 
     Raises
     ------
@@ -138,6 +155,7 @@ class LFADS(Network, pl.LightningModule):
     weight_decay: Tensor
     l2_ramp: Tensor
     kl_ramp: Tensor
+    behavior_ramp: Tensor
 
     def __init__(
         self,
@@ -190,11 +208,18 @@ class LFADS(Network, pl.LightningModule):
         weigh_sessions: str = "session",
         causal: bool = False,
         tbptt_bins: int = 0,
+        behavior_dim: int | None = 0,
+        behavior_from: str = "gen_states",
+        behavior_scale: float = 0.1,
+        behavior_start_epoch: int = 0,
+        behavior_increase_epoch: int = 80,
+        behavior_lr: float | None = None,
+        behavior_detach: bool = False,
     ) -> None:
         given = dict(locals())
         if recon_seq_len is None:
             recon_seq_len = given["recon_seq_len"] = encod_seq_len
-        _check_arguments(given)
+        check_arguments(given)
         network = inspect.signature(Network).parameters
         super().__init__(**{name: given[name] for name in network})
         self.save_hyperparameters(ignore=list(PARTS))
@@ -206,13 +231,14 @@ class LFADS(Network, pl.LightningModule):
             self.register_buffer(name, torch.tensor(float(given[name])), persistent=False)
         self._numbers_set = {name: self.hparams[name] for name in TUNABLES}
         self._epoch = 0
-        for name in ("l2", "kl"):
+        for name in _RAMPS:
             start, increase = given[f"{name}_start_epoch"], given[f"{name}_increase_epoch"]
             ramp = torch.tensor(LFADS._compute_ramp(self, start, increase))
             self.register_buffer(f"{name}_ramp", ramp, persistent=False)
         self.session_names: list[str] = []
         self.session_trials: dict[int, int] = {}
         self._incomplete: set[int] = set()
+        self._behavior_key: int | None = None  # where the extras of a batch hold behaviour
         self.scores = {split: EpochScores() for split in ("train", "valid", "test")}
         self.valid_recon_smth = ExpSmoothedMetric(SMOOTHING)
         self.valid_bits_smth = ExpSmoothedMetric(SMOOTHING)  # one for each of `BITS`
@@ -238,34 +264,7 @@ class LFADS(Network, pl.LightningModule):
         if unknown:
             raise ConfigError(f"unknown argument {unknown[0]!r}; legal are {', '.join(legal)}")
         data = _as_datamodule(data)
-        sizes = data.sizes
-        given = {key: value for key, value in arguments.items() if value is not None}
-        fac_dim = given.get("fac_dim", legal["fac_dim"].default)
-        recon = given.get("reconstruction", Poisson())
-        if not is_list(recon):
-            recon = [recon_for_channels(recon, s.recon_dim) for s in sizes]
-        recon = as_list(recon)
-        single = len(sizes) == 1
-        defaults: dict[str, Any] = {
-            "encod_data_dim": sizes[0].encod_dim if single else fac_dim,
-            "encod_seq_len": sizes[0].encod_len,
-            "recon_seq_len": sizes[0].recon_len,
-            "ext_input_dim": sizes[0].ext_dim,
-        }
-        values = {**defaults, **given, "reconstruction": recon}
-        numbers = {name: values.get(name, entry.default) for name, entry in NUMBERS.items()}
-        # Before read-ins and read-outs are made of them.
-        check_numbers(numbers)
-        _check_memory(numbers)
-        if "readin" not in given and not single:
-            dim = values["encod_data_dim"]
-            values["readin"] = nn.ModuleList(FanInLinear(s.encod_dim, dim) for s in sizes)
-        if "readout" not in given:
-            values["readout"] = nn.ModuleList(
-                FanInLinear(fac_dim, r.n_params * s.recon_dim)
-                for r, s in zip(recon, sizes, strict=False)
-            )
-        model = cls(**values)
+        model = cls(**values_for(data, arguments))
         model.check_data(data)
         return model
 
@@ -288,7 +287,8 @@ class LFADS(Network, pl.LightningModule):
 
     def tunables(self) -> dict[str, Tensor]:
         """Return every number that a search may change, by its path below ``model.``."""
-        tensors = {name: getattr(self, name) for name in TUNABLES}
+        names = [n for n in TUNABLES if n != "behavior_scale" or self.behavior is not None]
+        tensors = {name: getattr(self, name) for name in names}
         for i, transform in enumerate(self.train_aug_stack.transforms):
             if isinstance(transform, nn.Module):
                 for name, buffer in transform.named_buffers():
@@ -307,14 +307,16 @@ class LFADS(Network, pl.LightningModule):
             kl_ramp=self.kl_ramp,
             mean=hp.recon_reduce_mean,
             trials=trials,
+            behavior_ramp=self.behavior_ramp,
             **scales,
         )
 
     def set_ramps(self, epoch: int) -> None:
         """Set the ramps of an epoch."""
         hp, self._epoch = self.hparams, epoch
-        self.l2_ramp.fill_(self._compute_ramp(hp.l2_start_epoch, hp.l2_increase_epoch))
-        self.kl_ramp.fill_(self._compute_ramp(hp.kl_start_epoch, hp.kl_increase_epoch))
+        for name in _RAMPS:
+            start, increase = hp[f"{name}_start_epoch"], hp[f"{name}_increase_epoch"]
+            getattr(self, f"{name}_ramp").fill_(self._compute_ramp(start, increase))
 
     def _compute_ramp(self, start: float, increase: float) -> float:
         """Return a ramp at the present epoch, 0 to 1; your own model may override it."""
@@ -345,17 +347,23 @@ class LFADS(Network, pl.LightningModule):
         return evaluate(self, self.weights, augment(stack, batch), stack, split)
 
     def _shared_step(self, batch: Batch, batch_idx: int, split: str) -> Tensor:
-        result = self.evaluated(self._sessions(batch), split)
+        sessions = self._sessions(batch)
+        if self.behavior is not None and split == "train":
+            check_batch(sessions)
+        result = self.evaluated(sessions, split)
         count_batch(self.scores[split], result)
         return result.terms.total
 
     def _sessions(self, batch: Batch) -> dict[int, SessionBatch]:
-        """Return the sessions of a batch, each with its trials' lengths where some are missing."""
-        # Lightning's double precision rebuilds a batch from its five fields, without the lengths.
-        sessions = sessions_of(batch)
+        """Return the sessions of a batch, with lengths where trials end early, and behaviour."""
+        # Lightning's double precision rebuilds a batch from its five fields, without any other.
+        sessions, key = sessions_of(batch), self._behavior_key
         for session, trials in sessions.items():
             if session in self._incomplete and trials.lengths is None:
                 sessions[session] = trials._replace(lengths=last_bins(trials.recon_data))
+            given: Any = None if isinstance(batch, SessionBatch) else batch[session]
+            if key is not None and trials.behavior is None and len(given or ()) == 2:
+                sessions[session] = sessions[session]._replace(behavior=given[1][key])
         return sessions
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -397,31 +405,26 @@ class LFADS(Network, pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW and, where `lr_scheduler` is set, `ReduceLROnPlateau`."""
-        hp = self.hparams
-        trained = [p for p in self.parameters() if p.requires_grad and p.numel()]
-        # Lightning clips no gradients of a fused optimiser under mixed precision.
-        is_mixed = self._trainer is not None and str(self._trainer.precision).endswith("mixed")
-        optimizer = torch.optim.AdamW(
-            trained,
-            lr=self.lr_init.item(),
-            betas=(hp.lr_adam_beta1, hp.lr_adam_beta2),
-            eps=hp.lr_adam_epsilon,
-            weight_decay=self.weight_decay.item(),
-            fused=all(p.device.type in ("cpu", "cuda") for p in trained) and not is_mixed,
+        trainer = self._trainer
+        return build_optimisers(
+            self,
+            is_mixed=trainer is not None and str(trainer.precision).endswith("mixed"),
+            every=(trainer and trainer.check_val_every_n_epoch) or 1,
         )
-        if not hp.lr_scheduler:
-            return optimizer
-        scheduler = ReduceLROnPlateau(
-            optimizer,
-            factor=hp.lr_decay,
-            patience=hp.lr_patience,
-            threshold=0.0,
-            min_lr=hp.lr_stop,
-        )
-        # The epochs that are validated, of which patience counts.
-        every = (self._trainer and self._trainer.check_val_every_n_epoch) or 1
-        plan = {"scheduler": scheduler, "monitor": "valid/recon_smth", "frequency": every}
-        return {"optimizer": optimizer, "lr_scheduler": plan}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients, those of a readout of behaviour by themselves."""
+        if self.behavior is None:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+        elif gradient_clip_val:
+            clip(optimizer.param_groups, gradient_clip_val, gradient_clip_algorithm or "norm")
 
     # ---- epochs ----------------------------------------------------------------------------------
 
@@ -437,7 +440,8 @@ class LFADS(Network, pl.LightningModule):
         self._take_changed_numbers()
         self.set_ramps(self.current_epoch)
         for group in self.trainer.optimizers[0].param_groups:
-            group["weight_decay"] = self.ramped_weight_decay
+            if not group.get(READOUT):
+                group["weight_decay"] = self.ramped_weight_decay
 
     def on_validation_epoch_start(self) -> None:
         """Reset the scores."""
@@ -452,7 +456,8 @@ class LFADS(Network, pl.LightningModule):
         weights = self.weights
         numbers = scores.compute(weights.trials)
         numbers["wt_kl"] = numbers["wt_kl/ic"] + numbers["wt_kl/co"]
-        numbers["loss"] = total(weights, numbers["recon"], numbers["wt_l2"], numbers["wt_kl"])
+        terms = numbers["recon"], numbers["wt_l2"], numbers["wt_kl"], numbers.get("behavior_mse")
+        numbers["loss"] = total(weights, *terms)
         numbers["wt_l2/ramp"], numbers["wt_kl/ramp"] = weights.l2_ramp, weights.kl_ramp
         return numbers
 
@@ -543,25 +548,7 @@ class LFADS(Network, pl.LightningModule):
                 f"{', '.join(self.session_names)}; go on with the same files"
             )
         self.load_extra_state(state["extra"])
-        self._keep_arguments(checkpoint)
-
-    def _keep_arguments(self, checkpoint: dict[str, Any]) -> None:
-        """Have the optimiser go on with this model's arguments, where the checkpoint has others."""
-        hp, lr = self.hparams, self.lr_init.item()
-        before = torch.tensor(float(checkpoint["hyper_parameters"].get("lr_init", lr))).item()
-        numbers: dict[str, Any] = {
-            "betas": (hp.lr_adam_beta1, hp.lr_adam_beta2),
-            "eps": hp.lr_adam_epsilon,
-            "factor": hp.lr_decay,
-            "patience": hp.lr_patience,
-        }
-        # A plateau may have lowered the rate since; a new one holds as it is given.
-        numbers |= {"lr": lr, "_last_lr": [lr]} if lr != before else {}
-        groups = [g for o in checkpoint.get("optimizer_states", ()) for g in o["param_groups"]]
-        for state in (*groups, *checkpoint.get("lr_schedulers", ())):
-            state |= {name: value for name, value in numbers.items() if name in state}
-            if "min_lrs" in state:
-                state["min_lrs"] = [hp.lr_stop] * len(state["min_lrs"])
+        keep_arguments(self, checkpoint)
 
     # ---- the data --------------------------------------------------------------------------------
 
@@ -589,120 +576,20 @@ class LFADS(Network, pl.LightningModule):
             self.check_session(s, session, size)
         self.session_trials = {i: size.n_train for i, size in enumerate(data.sizes)}
         self._incomplete = {i for i, s in enumerate(data.sessions) if s.lengths is not None}
+        if self.behavior is not None:
+            self._behavior_key = check_behavior(self.behavior, data)
         if not self.session_names:
             self.session_names = list(names)
 
     def check_session(self, number: int, session: Any, size: Any) -> None:
         """Check the sizes and values of one `SessionData` that is session `number` of the model."""
-        self._check_sizes(number, session.path, size)
-        recon = self.recon[number]
-        check = getattr(recon, "check_data", None)
-        # Once a run: training, its search and the sampling after it ask about the same session.
-        # Infinite values cannot be here, because `read_session` refuses them.
-        if check is not None and recon not in session.passed:
-            for split, arrays in session.splits.items():
-                for block in _blocks_of(arrays.recon_data) if arrays.has_recon else ():
-                    check(block, f"{session.path}: {split}_recon_data", True)
-            session.passed.add(recon)
-        # The whole session has passed, so that no training step checks its batches again.
-        if hasattr(recon, "data_checked"):
-            recon.data_checked = True
-
-    def _check_sizes(self, s: int, path: Any, size: Any) -> None:
-        hp = self.hparams
-        n_params = getattr(self.recon[s], "n_params", 1)
-        n_read = getattr(self.readin[s], "in_features", hp.encod_data_dim)
-        n_out = getattr(self.readout[s], "out_features", n_params * size.recon_dim)
-        for argument, expected, what, actual in (
-            (f"encod_data_dim (or readin {s})", n_read, "channels of encod_data", size.encod_dim),
-            (f"readout {s}", n_out / n_params, "channels of recon_data", size.recon_dim),
-            ("encod_seq_len", hp.encod_seq_len, "bins of encod_data", size.encod_len),
-            ("recon_seq_len", hp.recon_seq_len, "bins of recon_data", size.recon_len),
-            ("ext_input_dim", hp.ext_input_dim, "channels of ext_input", size.ext_dim),
-        ):
-            if expected != actual:
-                raise ConfigError(
-                    f"{path}: {what}: the file has {actual}, the model's {argument} is for "
-                    f"{expected:g}; change the model's configuration (null means: read it from the "
-                    "data) or the file"
-                )
+        check_sizes(self, number, session.path, size)
+        check_support(self.recon[number], session)
 
 
+_RAMPS = ("l2", "kl", "behavior")
 _PARTS_IN_HPARAMS = ("train_aug_stack", "infer_aug_stack", "co_prior")
 _SCALES = [name for name in NUMBERS if name.endswith("_scale") and name != "loss_scale"]
-
-
-_RECURRENT = ("gen_dim", "con_dim", "ci_enc_dim", "ic_enc_dim")
-
-
-def _check_memory(given: Mapping[str, Any]) -> None:
-    """Refuse sizes whose largest matrices alone do not fit, before torch allocates them."""
-    free = available_bytes()
-    n_data, fac, gen = (int(given[name]) for name in ("encod_data_dim", "fac_dim", "gen_dim"))
-    entries = {f"{name}={n}": 3 * n * n for name in _RECURRENT if (n := int(given[name]))}
-    entries |= {
-        f"fac_dim={fac} and gen_dim={gen}": fac * gen,
-        f"encod_data_dim={n_data} and fac_dim={fac}": n_data * fac,
-        f"ic_dim={given['ic_dim']} and gen_dim={gen}": int(given["ic_dim"]) * gen,
-    }
-    largest = max(entries, key=entries.__getitem__)
-    # Weights, gradients and two numbers of the optimiser for each.
-    needed = 4 * 4 * entries[largest]
-    if free is not None and needed > free:
-        raise ConfigError(
-            f"{largest}: its weights and what their training needs take {needed / 1e9:.3g} GB of "
-            f"memory, of which {free / 1e9:.3g} GB are free; choose less"
-        )
-
-
-def _check_arguments(given: Mapping[str, Any]) -> None:
-    """Refuse numbers that no model can have, alone and together."""
-    for name in ("encod_data_dim", "encod_seq_len"):
-        if given[name] is None:
-            raise ConfigError(
-                f"{name} is not given; set it, or let LFADS.from_data(data) read it from the data"
-            )
-    check_numbers(given)
-    _check_memory(given)
-    n_read = given["encod_seq_len"]
-    if given["recon_seq_len"] < n_read:
-        raise ConfigError(
-            f"recon_seq_len is {given['recon_seq_len']}, below encod_seq_len {n_read}; "
-            "every bin that is read is also reconstructed"
-        )
-    if given["ic_enc_seq_len"] >= n_read:
-        raise ConfigError(
-            f"ic_enc_seq_len is {given['ic_enc_seq_len']}, but only {n_read} bins are "
-            "read; legal are 0 (both encoders read all bins) to encod_seq_len - 1"
-        )
-    one_of("causal", given["causal"], (True, False))
-    if (bins := given["tbptt_bins"]) and not given["causal"]:
-        raise ConfigError(
-            f"tbptt_bins is {bins}, but causal is false: the backward encoders read a window as a "
-            "whole; set causal: true, or tbptt_bins: 0"
-        )
-    if 0 < bins <= given["ic_enc_seq_len"]:
-        raise ConfigError(
-            f"tbptt_bins is {bins}, but the first {given['ic_enc_seq_len']} bins (ic_enc_seq_len) "
-            "are read as one; choose more, or 0"
-        )
-    one_of("weigh_sessions", given["weigh_sessions"], ("session", "trial"))
-    if given["lr_scheduler"]:
-        number("lr_decay", given["lr_decay"], above=0, below=1)
-    controller = {name: given[name] for name in ("ci_enc_dim", "con_dim", "co_dim")}
-    if 0 in controller.values() and any(controller.values()):
-        warnings.warn(
-            f"no controller, since not all of {controller} are > 0: the generator is autonomous",
-            stacklevel=4,
-        )
-
-
-def _blocks_of(array: Any) -> Iterator[Tensor]:
-    """Yield an array in memory whole, and one that stays in its file block by block."""
-    if isinstance(array, StoredArray):
-        yield from (torch.from_numpy(block) for _, block in blocks(array))
-    else:
-        yield torch.from_numpy(array)
 
 
 def _as_datamodule(data: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .errors import ConfigError
 from .kernels import get_kernels
 from .modules.augmentations import AugmentationStack
+from .modules.behavior import BehaviorReadout
 from .modules.decoder import Decoder, Decoding
 from .modules.encoder import Encoder, Encoding
 from .modules.priors import AutoregressiveMultivariateNormal, MultivariateNormal, Null
@@ -42,6 +43,7 @@ class Inferred(NamedTuple):
     encoding: Encoding
     decoding: Decoding
     outputs: dict[int, SessionOutput]
+    behavior: dict[int, Tensor]  # standardised; empty where the model reads none out
 
 
 class Network(nn.Module):
@@ -56,6 +58,7 @@ class Network(nn.Module):
     recon: Any
     readin: Any
     readout: Any
+    behavior: Any
     dropout_rate: Tensor
 
     def __init__(
@@ -88,6 +91,9 @@ class Network(nn.Module):
         readout: Any,
         causal: bool,
         tbptt_bins: int,
+        behavior_dim: int,
+        behavior_from: str,
+        behavior_detach: bool,
     ) -> None:
         super().__init__()
         self.variational, self.causal = variational, causal
@@ -139,6 +145,11 @@ class Network(nn.Module):
         self.train_aug_stack = train_aug_stack or AugmentationStack()
         self.infer_aug_stack = infer_aug_stack or AugmentationStack()
         self._check_sessions(encod_data_dim, fac_dim)
+        self.behavior = None
+        if behavior_dim:
+            sizes = {"gen_states": gen_dim, "factors": fac_dim}
+            size = sizes.get(behavior_from) or self._rates_dim(fac_dim)
+            self.behavior = BehaviorReadout(size, behavior_dim, behavior_from, behavior_detach)
         if causal:
             self._check_causal()
         _check_prior("ic_prior", self.ic_prior, "ic_dim", ic_dim)
@@ -195,6 +206,27 @@ class Network(nn.Module):
         params = recon.reshape_output_params(self.readout[session](factors).to(factors.dtype))
         return recon.compute_means(params) if output_means else params
 
+    def read_behavior(
+        self,
+        session: int,
+        decoded: Decoding | SessionOutput,
+        params: Float[Tensor, "B T N k"],
+        gen_mask: Float[Tensor, "B T G"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Return standardised behaviour of what was decoded, and read out as parameters.
+
+        `gen_mask` is the dropout by which the factors see the generator's states.
+        """
+        if self.behavior.source == "gen_states":
+            z = decoded.gen_states if gen_mask is None else decoded.gen_states * gen_mask
+        elif self.behavior.source == "factors":
+            z = decoded.factors
+        else:
+            recon = self.recon[session]
+            is_log = getattr(recon, "for_counts", False)
+            z = params[..., 0] if is_log else recon.compute_means(params)
+        return self.behavior(z).to(z.dtype)
+
     def infer(self, batch: Mapping[int, SessionBatch], *, sample: bool) -> Inferred:
         """Encode and decode all trials of a batch, and read them out session by session."""
         encoding = self.encode(batch)
@@ -203,12 +235,18 @@ class Network(nn.Module):
         columns = {"ic_mean": encoding.ic_mean, "ic_std": encoding.ic_std, **decoding._asdict()}
         sizes = [trials.encod_data.shape[0] for trials in batch.values()]
         split = {name: tensor.split(sizes) for name, tensor in columns.items()}
-        outputs = {}
+        masks = [None] * len(sizes)
+        if decoding.gen_mask is not None:
+            masks = decoding.gen_mask.split(sizes)
+        outputs, behavior = {}, dict[int, Tensor]()
         for i, s in enumerate(batch):
             fields = {name: pieces[i] for name, pieces in split.items()}
             params = self.read_out(s, fields["factors"], output_means=False)
             outputs[s] = SessionOutput(output_params=params, **fields)
-        return Inferred(encoding, decoding, outputs)
+            if self.behavior is not None:
+                behavior[s] = self.read_behavior(s, outputs[s], params, masks[i])
+                outputs[s] = outputs[s]._replace(behavior=self.behavior.in_units(behavior[s]))
+        return Inferred(encoding, decoding, outputs, behavior)
 
     def forward(
         self, batch: Batch, sample_posteriors: bool = False, output_means: bool = True
@@ -253,6 +291,18 @@ class Network(nn.Module):
                         "replace it, or give your own, if it maps each bin alone, the attribute "
                         "lookahead = 0"
                     )
+
+    def _rates_dim(self, fac_dim: int) -> int:
+        """Return the channels of the only session, whose rates behaviour is read from."""
+        if len(self.readout) > 1:
+            raise ConfigError(
+                "behavior_from is 'rates', but channels of several sessions are not the same "
+                "neurons; legal are 'gen_states' and 'factors'"
+            )
+        n_out = getattr(self.readout[0], "out_features", None)
+        if n_out is None:  # a read-out of your own that does not say its size
+            n_out = self.readout[0](torch.zeros(1, 1, fac_dim)).shape[-1]
+        return int(n_out) // int(getattr(self.recon[0], "n_params", 1))
 
     def _check_sessions(self, encod_data_dim: int, fac_dim: int) -> None:
         """Refuse read-ins, read-outs and observation models that do not fit one another.

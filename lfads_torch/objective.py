@@ -1,4 +1,4 @@
-"""The objective of LFADS: reconstruction, KL and L2 terms, as functions of a network and a batch.
+"""The objective of LFADS: reconstruction, KL, L2 and behaviour, as functions of network and batch.
 
 The mathematics is in ``docs/model.md``. A training run calls these functions for one model, a
 population calls the same ones under `torch.func.vmap` for all its members.
@@ -18,7 +18,15 @@ from .modules.augmentations import OBSERVED, AugmentationStack, LogFn, with_obse
 from .modules.priors import kl_over_bins
 from .modules.recons import observed_loss
 from .network import Inferred, Network
-from .tuples import BatchResult, LossTerms, Scored, SessionBatch, bins_past, lengths_of
+from .tuples import (
+    BatchResult,
+    LossTerms,
+    Scored,
+    ScoredBehavior,
+    SessionBatch,
+    bins_past,
+    lengths_of,
+)
 
 Sessions = Mapping[int, SessionBatch]
 
@@ -41,6 +49,8 @@ class Weights(NamedTuple):
     l2_ramp: Tensor
     mean: bool = True
     trials: Mapping[int, int] | None = None
+    behavior: Tensor | None = None
+    behavior_ramp: Tensor | float = 1.0
 
 
 def augment(stack: AugmentationStack, batch: Sessions) -> dict[int, SessionBatch]:
@@ -75,12 +85,36 @@ def elbo(
     kl_ic, kl_co = kl(network, batch, inferred, shares)
     kl_ic, kl_co = weights.kl_ic * kl_ic, weights.kl_co * kl_co
     l2 = penalty(network, weights)
-    return LossTerms(total(weights, mean, l2, kl_ic + kl_co), mean, l2, kl_ic, kl_co, recon)
+    behavior = behavior_error(network, batch, inferred) if network.behavior is not None else None
+    loss = total(weights, mean, l2, kl_ic + kl_co, behavior)
+    none = mean.new_zeros(()) if behavior is None else behavior
+    return LossTerms(loss, mean, l2, kl_ic, kl_co, recon, none)
 
 
-def total(weights: Weights, recon: Tensor, l2: Tensor, kl: Tensor) -> Tensor:
+def total(
+    weights: Weights, recon: Tensor, l2: Tensor, kl: Tensor, behavior: Tensor | None = None
+) -> Tensor:
     """Add up the weighed terms, at the ramps of the current epoch."""
-    return weights.loss * (recon + weights.l2_ramp * l2 + weights.kl_ramp * kl)
+    terms = recon + weights.l2_ramp * l2 + weights.kl_ramp * kl
+    if behavior is not None and weights.behavior is not None:
+        terms = terms + weights.behavior * weights.behavior_ramp * behavior
+    return weights.loss * terms
+
+
+def behavior_error(network: Network, batch: Sessions, inferred: Inferred) -> Tensor:
+    """Compute the mean squared error of standardised behaviour over all that was observed."""
+    errors, observed = [], []
+    for s, trials in batch.items():
+        if trials.behavior is not None:
+            error, known = network.behavior.errors(
+                inferred.behavior[s], trials.behavior, trials.lengths
+            )
+            share = 1.0 if trials.share is None else trials.share.mean()  # as in `reconstruction`
+            errors.append((error**2).sum() * share)
+            observed.append(torch.count_nonzero(known))
+    if not errors:
+        return next(iter(inferred.behavior.values())).new_zeros(())
+    return torch.stack(errors).sum() / torch.stack(observed).sum().clamp_min(1)
 
 
 def reconstruction(
@@ -193,7 +227,7 @@ def score(
     for s, trials in batch.items():
         recon, params = network.recon[s], inferred.outputs[s].output_params.detach()
         observed = (trials.masks or {}).get(OBSERVED)
-        fields: dict[str, Tensor] = {}
+        fields: dict[str, Any] = {}
         if getattr(recon, "for_counts", False):
             fields |= {"counts": trials.recon_data, "log_rates": params[..., 0]}
         if trials.truth.numel():
@@ -203,12 +237,27 @@ def score(
             fields |= {"truth": truth, "means": recon.compute_means(params)}
         if observed is not None and weights.mean:
             fields["weight"] = torch.count_nonzero(observed)
+        if trials.behavior is not None and network.behavior is not None:
+            read = inferred.behavior[s].detach()
+            fields["behavior"] = _scored_behavior(network.behavior, read, trials)
         n_trials, n_bins, n_read = trials.encod_data.shape
         loss = terms.session_recon[s].detach()
         if trials.share is not None and weights.mean:
             loss = loss / trials.share.mean()
         scored[s] = Scored(loss, n_trials, (n_bins, n_read), **fields)
     return scored
+
+
+def _scored_behavior(readout: Any, read: Tensor, trials: SessionBatch) -> ScoredBehavior:
+    """Return what the readout of a session's trials is scored by."""
+    error, observed = readout.errors(read, trials.behavior, trials.lengths)
+    n_observed, read = torch.count_nonzero(observed), read[:, : error.shape[1]]
+    return ScoredBehavior(
+        target=torch.where(observed, (read - error) * readout.std, torch.nan),
+        read=read * readout.std,
+        mse=(error**2).sum() / n_observed.clamp_min(1),
+        weight=n_observed,
+    )
 
 
 @torch.no_grad()
@@ -228,6 +277,10 @@ def count_batch(scores: EpochScores, result: BatchResult) -> None:
             scores.add_log_rates(s, session.log_rates, session.counts, n_read, n_bins)
         if session.means is not None and session.truth is not None:
             scores.r2.update(session.means, session.truth, key=s)
+        readout = session.behavior
+        if readout is not None:
+            scores.behavior.update(readout.read, readout.target, key=s)
+            scores.terms.add("behavior_mse", readout.mse, readout.weight)
 
 
 def _note(logged: dict[str, list[Tensor]], split: str, name: str, value: Any, **_: Any) -> None:

@@ -61,12 +61,16 @@ class SessionBatch(_Trials):
     share : Tensor, shape (B,), optional
         Bins of each trial over those of a mean training trial, in training batches of trials of
         like lengths: their mean is the batch's weight in the reconstruction of an epoch.
+    behavior : Tensor, shape (B, T_y, D), optional
+        Behaviour in the first T_y <= T_r bins, NaN where it was not observed; for models that read
+        it out.
     """
 
     # Class attributes as well, for a batch that `_make` builds past `__new__`.
     masks: dict[str, Tensor] | None = None
     lengths: Tensor | None = None
     share: Tensor | None = None
+    behavior: Tensor | None = None
 
     def __new__(  # noqa: D102 - the class says what it takes
         cls,
@@ -78,13 +82,16 @@ class SessionBatch(_Trials):
         masks: dict[str, Tensor] | None = None,
         lengths: Tensor | None = None,
         share: Tensor | None = None,
+        behavior: Tensor | None = None,
     ) -> SessionBatch:
         self = super().__new__(cls, encod_data, recon_data, ext_input, truth, sv_mask)
-        self.masks, self.lengths, self.share = masks, lengths, share
+        self.masks, self.lengths = masks, lengths
+        self.share, self.behavior = share, behavior
         return self
 
     def _asdict(self) -> dict[str, Any]:
         more = {"masks": self.masks, "lengths": self.lengths, "share": self.share}
+        more |= {"behavior": self.behavior}
         return {**super()._asdict(), **more}
 
     def _replace(self, **changes: Any) -> SessionBatch:
@@ -130,7 +137,23 @@ class SessionBatch(_Trials):
         return self.mapped(lambda tensor: tensor.to(device))
 
 
-class SessionOutput(NamedTuple):
+class _Output(NamedTuple):
+    """The fields that `SessionOutput` describes."""
+
+    output_params: Tensor
+    factors: Tensor
+    ic_mean: Tensor
+    ic_std: Tensor
+    co_means: Tensor
+    co_stds: Tensor
+    gen_states: Tensor
+    gen_init: Tensor
+    gen_inputs: Tensor
+    con_states: Tensor
+    behavior: Tensor | None = None
+
+
+class SessionOutput(_Output):
     """What the model infers for a batch of trials of one session.
 
     Attributes
@@ -148,25 +171,26 @@ class SessionOutput(NamedTuple):
     gen_inputs : Tensor, shape (B, T_r, co_dim + ext_input_dim)
         Inferred and external inputs as the generator received them.
     con_states : Tensor, shape (B, T_r, con_dim)
+    behavior : Tensor, shape (B, T_r, D), optional
+        Behaviour that the model reads out, in the units of the data file; None without a readout.
     """
 
-    output_params: Tensor
-    factors: Tensor
-    ic_mean: Tensor
-    ic_std: Tensor
-    co_means: Tensor
-    co_stds: Tensor
-    gen_states: Tensor
-    gen_init: Tensor
-    gen_inputs: Tensor
-    con_states: Tensor
+    def _asdict(self) -> dict[str, Any]:
+        # Without what a model does not infer, so that each value of the dict is a tensor.
+        return {name: x for name, x in super()._asdict().items() if x is not None}
 
     def ended(self, lengths: Tensor | None, n_bins: int) -> SessionOutput:
         """Set the bins past each trial's end to NaN; those of `n_bins` that lack are NaN, too."""
         if lengths is None:
             return self
         past = bins_past(lengths, n_bins)
-        return self._replace(**{name: _where_bins(past, getattr(self, name)) for name in _BY_BIN})
+        by_bin = {name: x for name in _BY_BIN if (x := getattr(self, name)) is not None}
+        return self._replace(**{name: _where_bins(past, x) for name, x in by_bin.items()})
+
+
+def output_name(field: str) -> str:
+    """Return the name of a field in an output file, where the data's behaviour keeps its own."""
+    return "behavior_prediction" if field == "behavior" else field
 
 
 _BY_BIN = (
@@ -177,6 +201,7 @@ _BY_BIN = (
     "gen_states",
     "gen_inputs",
     "con_states",
+    "behavior",
 )
 
 
@@ -187,7 +212,10 @@ def _where_bins(past: Tensor, values: Tensor) -> Tensor:
 
 
 class LossTerms(NamedTuple):
-    """Named terms of the objective, scalars; `session_recon` by session, `recon` their mean."""
+    """Named terms of the objective, scalars; `session_recon` by session, `recon` their mean.
+
+    `behavior` is the mean squared error of a readout of behaviour, 0 without one.
+    """
 
     total: Tensor
     recon: Tensor
@@ -195,6 +223,19 @@ class LossTerms(NamedTuple):
     kl_ic: Tensor
     kl_co: Tensor
     session_recon: dict[int, Tensor]
+    behavior: Tensor
+
+
+class ScoredBehavior(NamedTuple):
+    """Behaviour (B, T_y, D), NaN where it does not count, and the model's, less the training mean.
+
+    `mse` is the mean squared error of standardised behaviour, over `weight` entries.
+    """
+
+    target: Tensor
+    read: Tensor
+    mse: Tensor
+    weight: Tensor
 
 
 class Scored(NamedTuple):
@@ -214,6 +255,8 @@ class Scored(NamedTuple):
     weight : Tensor, optional
         What `recon` is a mean over: observed entries, where some are missing and losses are
         averaged; trials otherwise.
+    behavior : ScoredBehavior, optional
+        What a readout of behaviour is scored by.
     """
 
     recon: Tensor
@@ -224,6 +267,7 @@ class Scored(NamedTuple):
     truth: Tensor | None = None
     means: Tensor | None = None
     weight: Tensor | None = None
+    behavior: ScoredBehavior | None = None
 
 
 class BatchResult(NamedTuple):

@@ -23,7 +23,7 @@ LAYERS = [
     "provenance modules metrics datamodules prep sessions.align sessions.align_files "
     "compat.populations",
     "network compat.training",
-    "objective",
+    "objective model_checks optimiser",
     "model modules.l2",
     "compat.checkpoints compat.records",
     "checkpoint",

@@ -337,8 +337,9 @@ def test_a_step_of_every_kind(tmp_path: Path, kind: str, cd_rate: float) -> None
         "gen_inputs": (n, size.recon_len, n_con + size.ext_dim),
         "con_states": (n, size.recon_len, hp.con_dim),
     }
+    assert out.behavior is None
     assert {name: tuple(x.shape) for name, x in out._asdict().items()} == shapes
-    assert all(x.isfinite().all() for x in out)
+    assert all(x.isfinite().all() for x in out._asdict().values())
     params = model(batch, output_means=False)[0].output_params
     assert params.shape == (n, size.recon_len, size.recon_dim, model.recon[0].n_params)
     torch.testing.assert_close(model.recon[0].compute_means(params), out.output_params)

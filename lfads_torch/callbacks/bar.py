@@ -128,12 +128,21 @@ def _describe(trainer: pl.Trainer, model: pl.LightningModule) -> str:
     trials = [f"{s.n_train} trials x {s.recon_len} bins x {s.recon_dim} channels" for s in sizes]
     if len(trials) > 1:
         trials = [f"{len(sizes)} sessions, {sum(s.n_train for s in sizes)} trials"]
+    readout = getattr(model, "behavior", None)
+    if readout is not None:
+        trials.append(f"behaviour in {readout.out_features} dimensions from {readout.source}")
     device = str(trainer.strategy.root_device)
     kernels = f"kernels in {describe()}" if device == "cpu" else ""
     return ", ".join(filter(None, [*trials, f"{n_parameters:,} parameters", device, kernels]))
 
 
 def _values(trainer: pl.Trainer) -> list[str]:
-    shown = (("train/loss", "loss"), ("valid/recon_smth", "valid recon (smoothed)"))
+    shown = {
+        "train/loss": "loss",
+        "valid/recon_smth": "valid recon (smoothed)",
+        "valid/behavior_r2": "valid behaviour R2",
+    }
     metrics = trainer.callback_metrics
-    return [f"{label} {float(metrics[name]):.5g}" for name, label in shown if name in metrics]
+    return [
+        f"{label} {float(metrics[name]):.5g}" for name, label in shown.items() if name in metrics
+    ]

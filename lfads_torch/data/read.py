@@ -136,6 +136,22 @@ def bin_width_ms(attrs: Mapping[str, Any]) -> float | None:
     return None
 
 
+def names_of(attrs: Mapping[str, Any], key: str, n: int | None = None) -> list[str] | None:
+    """Return names that an attribute lists, as text with commas or an array.
+
+    Of more than `n` the first, since remarks may follow; None where there are fewer, or none.
+    """
+    value = attrs.get(key)
+    if isinstance(value, bytes | str):
+        text = value.decode() if isinstance(value, bytes) else value
+        names = [part.strip() for part in text.split(",")]
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        names = [v.decode() if isinstance(v, bytes) else str(v) for v in value.ravel()]
+    else:
+        return None
+    return names[:n] if n is None or len(names) >= n else None
+
+
 def read_session(
     path: str | os.PathLike[str],
     batch_keys: Iterable[str] = (),

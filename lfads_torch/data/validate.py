@@ -269,6 +269,7 @@ def _batch_key_faults(
     problems = []
     bare = {k.split("_", 1)[1] for k in keys if k.split("_", 1)[0] in SPLITS and "_" in k}
     prefix, _, rest = name.partition("_")
+    more = " (and set model.behavior_dim=0)" if name == "behavior" else ""
     first: tuple[int, ...] | None = None
     for split in SPLITS:
         key = f"{split}_{name}"
@@ -280,7 +281,7 @@ def _batch_key_faults(
                     hint = f"; name it without the split: {rest!r}."
                 problems.append(
                     f"batch key {name!r}: {key!r} is not in the file{hint} It has "
-                    f"{list_some(keys)}."
+                    f"{list_some(keys)}. Add it, or leave it out of batch_keys{more}."
                 )
             continue
         data = file[key]

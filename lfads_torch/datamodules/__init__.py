@@ -9,7 +9,8 @@ from .attach import (
 )
 from .batches import SessionDataset, SessionTensors
 from .loaders import Batch, OrderedLoader, TrainLoader
-from .module import BasicDataModule, SessionSizes
+from .module import BasicDataModule
+from .rows import SessionSizes
 
 __all__ = [
     "MANDATORY_KEYS",

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from ..data import SPLITS, SessionData, bytes_in_memory, shares
 from ..tuples import SessionBatch
+from .behavior import KEY, splits_with
 from .rows import seeded_generator
 
 T = TypeVar("T")
@@ -102,6 +103,23 @@ def _cut(array: Tensor, n_bins: int | None) -> Tensor:
     return array if n_bins is None or array.ndim < 3 else array[:, :n_bins]
 
 
+class _Extras:
+    """The batch keys of a session; behaviour among them travels in the batch, too."""
+
+    def __init__(self, data: SessionData, batch_keys: Sequence[str]) -> None:
+        self._splits = splits_with(data)
+        self._number = batch_keys.index(KEY) if self._splits else 0
+
+    def joined(
+        self, batch: SessionBatch, extras: tuple[Tensor, ...], split: str, n_bins: int | None
+    ) -> Draw:
+        """Return a batch, with the behaviour of its trials where the split has it, and extras."""
+        if split in self._splits:
+            behavior = _cut(extras[self._number], n_bins)
+            batch.behavior = behavior.to(batch.recon_data.dtype).contiguous()
+        return batch, extras
+
+
 def _per_trial(data: SessionData, train: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """Return bins of all trials, and each trial's over the mean of the training trials."""
     if data.lengths is None:
@@ -135,6 +153,7 @@ class SessionTensors:
         for name, array in _per_trial(data, train).items():
             self._fields[name] = torch.from_numpy(array)
         self._extras = tuple(arrays[name] for name in batch_keys)
+        self._join = _Extras(data, batch_keys).joined
         self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
 
     @property
@@ -167,7 +186,8 @@ class SessionTensors:
             return _cut(self._fields[name], n_bins).index_select(0, rows)
 
         batch = SessionBatch.from_rows(field, rows, _cut_window(self._window, n_bins))
-        return batch, tuple(tensor.index_select(0, rows) for tensor in self._extras)
+        extras = tuple(tensor.index_select(0, rows) for tensor in self._extras)
+        return self._join(batch, extras, split, n_bins)
 
 
 class StreamedSession:
@@ -192,6 +212,7 @@ class StreamedSession:
         if not shares(encod, data.pooled["recon_data"]):
             self._arrays["encod_data"] = encod
         self._extras = tuple(data.pooled[name] for name in batch_keys)
+        self._join = _Extras(data, batch_keys).joined
         self._has_truth = {s for s, split in data.splits.items() if split.truth is not None}
         self._arrays |= _per_trial(data, train)
         self._mask = mask
@@ -217,9 +238,8 @@ class StreamedSession:
 
         batch = SessionBatch.from_rows(field, rows, _cut_window(self._window, n_bins))
         extras = tuple(torch.from_numpy(array[chosen]) for array in self._extras)
-        if self.device.type != "cuda":
-            return batch, extras
-        return _each(Tensor.pin_memory, batch, extras)
+        draw = self._join(batch, extras, split, n_bins)
+        return draw if self.device.type != "cuda" else _each(Tensor.pin_memory, *draw)
 
     def deliver(self, draw: Draw) -> Draw:
         """Move what was read to the device."""

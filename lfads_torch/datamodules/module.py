@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -33,30 +33,19 @@ from .batches import (
     StreamedSession,
     plan_memory,
 )
+from .behavior import BehaviorFacts, dimensions, facts_of
 from .given import are_paths, arrays_of, memory_sessions
 from .loaders import Lengths, OrderedLoader, SessionLoader, TrainLoader, in_length_order
 from .rows import (
     Indices,
+    SessionSizes,
     check_pairs,
     check_together,
-    ext_dim,
     file_rows,
     redrawn_rows,
+    sizes_of,
     sv_mask,
 )
-
-
-class SessionSizes(NamedTuple):
-    """Sizes of one session: channels, bins and trials."""
-
-    encod_dim: int
-    recon_dim: int
-    encod_len: int
-    recon_len: int
-    ext_dim: int
-    n_train: int
-    n_valid: int
-    n_test: int
 
 
 class BasicDataModule(pl.LightningDataModule):
@@ -183,6 +172,7 @@ class BasicDataModule(pl.LightningDataModule):
         self._sessions: list[SessionData] = []
         self._tensors: list[SessionTensors | StreamedSession] = []
         self._rows: list[dict[str, Indices]] = []
+        self._behavior: BehaviorFacts | None = None
         self._passes = 0
 
     def _check_arguments(self) -> None:
@@ -299,7 +289,7 @@ class BasicDataModule(pl.LightningDataModule):
             self._ready(number, session, is_held)
             for number, (session, is_held) in enumerate(zip(sessions, held, strict=True))
         ]
-        self._sessions = sessions
+        self._sessions, self._behavior = sessions, None
 
     def _check_batch_size(self, n_sessions: int) -> None:
         if n_sessions > self.batch_size:
@@ -390,18 +380,22 @@ class BasicDataModule(pl.LightningDataModule):
     def sizes(self) -> list[SessionSizes]:
         """Channels, bins and trials of each session."""
         return [
-            SessionSizes(
-                encod_dim=session.pooled["encod_data"].shape[2],
-                recon_dim=session.pooled["recon_data"].shape[2],
-                encod_len=session.pooled["encod_data"].shape[1],
-                recon_len=session.pooled["recon_data"].shape[1],
-                ext_dim=ext_dim(session),
-                n_train=len(rows["train"]),
-                n_valid=len(rows["valid"]),
-                n_test=len(rows.get("test", ())),
-            )
-            for session, rows in zip(self.sessions, self._rows, strict=True)
+            sizes_of(session, rows) for session, rows in zip(self.sessions, self._rows, strict=True)
         ]
+
+    @property
+    def behavior_dim(self) -> int:
+        """Dimensions of behaviour, the same in all sessions; an error where none is read."""
+        return dimensions(self.sessions)
+
+    @property
+    def behavior_facts(self) -> BehaviorFacts:
+        """Behaviour of the trials that are trained on: names, mean and spread of its dimensions."""
+        if self._behavior is None:
+            numbers, rows = self.fit_numbers(), self.all_rows()
+            chosen = [self.sessions[n] for n in numbers]
+            self._behavior = facts_of(chosen, [rows[n] for n in numbers])
+        return self._behavior
 
     @property
     def train_inds(self) -> list[Indices]:

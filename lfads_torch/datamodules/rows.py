@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,19 @@ from ..data import SPLITS, SessionData
 from ..errors import DataError, UserError
 
 Indices = NDArray[np.int64]
+
+
+class SessionSizes(NamedTuple):
+    """Sizes of one session: channels, bins and trials."""
+
+    encod_dim: int
+    recon_dim: int
+    encod_len: int
+    recon_len: int
+    ext_dim: int
+    n_train: int
+    n_valid: int
+    n_test: int
 
 
 def seeded_generator(*entropy: int) -> torch.Generator:
@@ -128,3 +142,18 @@ def check_together(sessions: Sequence[SessionData]) -> None:
                     f"Sessions of one model must have the same number of {what}: {first.path} has "
                     f"{sizes[0]}, {other.path} has {sizes[1]}."
                 )
+
+
+def sizes_of(session: SessionData, rows: Mapping[str, Indices]) -> SessionSizes:
+    """Return the sizes of a session whose splits have some rows."""
+    encod, recon = session.pooled["encod_data"], session.pooled["recon_data"]
+    return SessionSizes(
+        encod_dim=encod.shape[2],
+        recon_dim=recon.shape[2],
+        encod_len=encod.shape[1],
+        recon_len=recon.shape[1],
+        ext_dim=ext_dim(session),
+        n_train=len(rows["train"]),
+        n_valid=len(rows["valid"]),
+        n_test=len(rows.get("test", ())),
+    )

@@ -171,6 +171,13 @@ class R2Sums(_Sums[Hashable, R2Moments]):
         error = torch.cat([s.error for s in sums])
         return torch.where(spread > 0, 1 - error / spread, math.nan).nanmean()
 
+    def weighted(self) -> Tensor:
+        """Return the R2 of all channels together, each weighing by its variance."""
+        sums = list(self._sums.values())
+        spread = torch.cat([s.spread for s in sums]).sum()
+        error = torch.cat([s.error for s in sums]).sum()
+        return torch.where(spread > 0, 1 - error / spread, math.nan)
+
 
 def r2_score(
     preds: Num[Tensor, "*batch channel"], targets: Num[Tensor, "*batch channel"]

@@ -15,7 +15,7 @@ BITS = ("bps", "co_bps", "fp_bps")
 
 
 class EpochScores:
-    """Accumulates loss terms by trials and the bits-per-spike family and R2 by sums.
+    """Accumulates loss terms by trials, and the bits-per-spike family and R2s by sums.
 
     Bits per spike are kept for the bins and channels that the encoder read (``bps``), the held-out
     channels within those bins (``co_bps``) and the bins past them (``fp_bps``).
@@ -26,12 +26,14 @@ class EpochScores:
         self.sessions = WeightedMeans()
         self.bits = {name: BitsPerSpikeSums() for name in BITS}
         self.r2 = R2Sums()
+        self.behavior = R2Sums()
 
     def reset(self) -> None:
         """Forget everything seen."""
         self.terms.reset()
         self.sessions.reset()
         self.r2.reset()
+        self.behavior.reset()
         for bits in self.bits.values():
             bits.reset()
 
@@ -74,4 +76,6 @@ class EpochScores:
         for name, sums in self.bits.items():
             scores[name] = sums.compute().clamp_min(-1) if sums else none
         scores["r2"] = self.r2.compute() if self.r2 else none
+        if self.behavior:
+            scores["behavior_r2"] = self.behavior.weighted()
         return scores

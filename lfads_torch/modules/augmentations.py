@@ -179,7 +179,8 @@ def as_batch(result: Any, before: SessionBatch) -> SessionBatch:
             )
         result = SessionBatch(*result)._replace(lengths=before.lengths, share=before.share)
     merged = {**(before.masks or {}), **(result.masks or {})}
-    return result._replace(masks=merged or None)
+    behavior = before.behavior if result.behavior is None else result.behavior
+    return result._replace(masks=merged or None, behavior=behavior)
 
 
 class CoordinatedDropout(nn.Module):

@@ -22,13 +22,8 @@ from .readin_readout import NormalizedLinear as KernelNormalizedLinear
 from .recurrent import CellHolder, ClippedGRUCell, stretches
 
 
-class Decoding(NamedTuple):
-    """What the decoder infers, trials first (B trials, or samples x trials).
-
-    The fields are those of `lfads_torch.tuples.SessionOutput`, in the order in which user code
-    unpacks them. Without a controller the generator
-    takes the external input alone; `co_means` are then 0, `co_stds` 1 and `con_states` 0.
-    """
+class _Decoding(NamedTuple):
+    """The fields that a decoding unpacks to; `Decoding` describes them."""
 
     gen_init: Float[Tensor, "B G"]
     gen_states: Float[Tensor, "B T G"]
@@ -37,6 +32,18 @@ class Decoding(NamedTuple):
     co_stds: Float[Tensor, "B T U"]
     gen_inputs: Float[Tensor, "B T UE"]
     factors: Float[Tensor, "B T F"]
+
+
+class Decoding(_Decoding):
+    """What the decoder infers, trials first (B trials, or samples x trials).
+
+    The fields are those of `lfads_torch.tuples.SessionOutput`, in the order in which user code
+    unpacks them. Without a controller the generator
+    takes the external input alone; `co_means` are then 0, `co_stds` 1 and `con_states` 0.
+    `gen_mask` is the dropout of the generator's states that the factors see, None outside training.
+    """
+
+    gen_mask: Float[Tensor, "B T G"] | None = None
 
 
 class DecoderCell(nn.Module):
@@ -181,7 +188,7 @@ class Decoder(nn.Module):
             )
         co_means, co_logvars = states.co_params.transpose(0, 1).chunk(2, dim=-1)
         gen_inputs = torch.cat([states.inputs, _repeat_trials(ext, n_samples)], dim=-1)
-        return Decoding(
+        decoding = Decoding(
             factors=states.factors.transpose(0, 1),
             co_means=co_means,
             co_stds=(co_logvars / 2).exp(),
@@ -190,6 +197,8 @@ class Decoder(nn.Module):
             gen_inputs=gen_inputs.transpose(0, 1),
             con_states=states.con_states.transpose(0, 1),
         )
+        decoding.gen_mask = None if gen_mask is None else gen_mask[1:].transpose(0, 1)
+        return decoding
 
 
 def _one_net(kernel: Callable[..., Any], tensors: Iterable[Tensor | None]) -> Any:

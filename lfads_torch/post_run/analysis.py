@@ -192,9 +192,11 @@ def write_posterior_means(
     *,
     run: str | Path | None = None,
     checkpoint: str | Path | None = None,
-    fields: Sequence[str] = SessionOutput._fields,
+    fields: Sequence[str] | None = None,
 ) -> None:
-    """Write the posterior means of all trials, one file per session."""
+    """Write the posterior means of all trials, by default all of them, one file per session."""
+    if fields is None:
+        fields = [f for f in SessionOutput._fields if f != "behavior" or model.behavior is not None]
     for number, model_session in enumerate(match_sessions(model, data)):
         rows = data.all_rows()[number]
         attributes = _attributes(model, model.session_names, data, number, draws, run)
@@ -452,8 +454,8 @@ class _Order(NamedTuple):
             held.append(output)
             n = sum(len(one.factors) for one in held)
             if n == len(pool := self.places[done : done + self.pool]):
-                back = torch.from_numpy(pool.argsort())
-                sink(SessionOutput(*(torch.cat(field)[back] for field in zip(*held, strict=True))))
+                back, joined = torch.from_numpy(pool.argsort()), _cat(held)._asdict()
+                sink(SessionOutput(**{name: field[back] for name, field in joined.items()}))
                 held.clear()
                 done += n
 
@@ -481,18 +483,17 @@ def _average(
                 n_trials = batch.encod_data.shape[0]
                 share = max(1, at_once // n_trials)
                 # Added up as they come, so that memory does not grow with the number of samples.
-                sums: list[Tensor] = []
+                sums: dict[str, Tensor] = {}
                 for start in range(0, num_samples, share):
                     n_now = min(share, num_samples - start)
                     decoding = model.decode(
                         encoding, batch.ext_input, sample=sample, n_samples=n_now
                     )
-                    rates = model.read_out(session, decoding.factors, output_means=True)
-                    more = [x.unflatten(0, (n_now, -1)).sum(dim=0) for x in (rates, *decoding)]
-                    sums = [a.add_(b) for a, b in zip(sums, more, strict=True)] if sums else more
-                averaged = [(x / num_samples).cpu() for x in sums]
+                    read = _read_out(model, session, decoding)
+                    more = {k: x.unflatten(0, (n_now, -1)).sum(dim=0) for k, x in read.items()}
+                    sums = {k: sums[k].add_(x) for k, x in more.items()} if sums else more
+                fields = {name: (x / num_samples).cpu() for name, x in sums.items()}
                 ends = None if batch.lengths is None else batch.lengths.cpu()
-                fields = dict(zip(("output_params", *Decoding._fields), averaged, strict=True))
                 posterior = {"ic_mean": encoding.ic_mean.cpu(), "ic_std": encoding.ic_std.cpu()}
                 output = SessionOutput(**posterior, **fields)
                 sink(output.ended(ends, model.hparams["recon_seq_len"]))
@@ -501,11 +502,28 @@ def _average(
         model.train(was_training)
 
 
+def _read_out(model: LFADS, session: int, decoding: Decoding) -> dict[str, Tensor]:
+    """Return what was decoded with the means of the observations, and behaviour, by name."""
+    fields: dict[str, Tensor] = decoding._asdict()
+    params = model.read_out(session, decoding.factors, output_means=False)
+    fields["output_params"] = model.recon[session].compute_means(params)
+    if model.behavior is not None:
+        read = model.read_behavior(session, decoding, params)
+        fields["behavior"] = model.behavior.in_units(read)
+    return fields
+
+
 def _joined(infer: Callable[..., None]) -> SessionOutput:
     """Return all that `infer` gives to its `sink`."""
     outputs: list[SessionOutput] = []
     infer(sink=outputs.append)
-    return SessionOutput(*(torch.cat(field) for field in zip(*outputs, strict=True)))
+    return _cat(outputs)
+
+
+def _cat(outputs: Sequence[SessionOutput]) -> SessionOutput:
+    """Return the trials of some outputs together."""
+    names = outputs[0]._asdict()
+    return SessionOutput(**{name: torch.cat([getattr(o, name) for o in outputs]) for name in names})
 
 
 def _bytes_per_row(model: LFADS) -> int:
@@ -526,6 +544,7 @@ def output_bytes(model: LFADS, data: Any) -> int:
     """Estimate what the output files and three checkpoints of a run take on the disk."""
     hp = model.hparams
     per_bin = hp["gen_dim"] + hp["fac_dim"] + hp["con_dim"] + 4 * hp["co_dim"] + hp["ext_input_dim"]
+    per_bin += hp["behavior_dim"]
     # A parameter has two numbers of the optimiser beside it.
     total = 3 * 3 * 4 * sum(p.numel() for p in model.parameters())
     for session, sizes in zip(

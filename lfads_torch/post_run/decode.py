@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import SPLITS, Order, bin_width_ms, list_some, open_h5, read_order, split_kind
+from ..data import SPLITS, Order, bin_width_ms, list_some, names_of, open_h5, read_order, split_kind
 from ..data.smoothing import gaussian_smooth
 from ..errors import (
     ConfigError,
@@ -460,8 +460,8 @@ def _fit(source: Source, name: str, y: Array, smooth_ms: float, options: DecodeO
         where=np.isin(layout.splits, [SPLITS.index(split) for split in options.fit]),
         features=name,
         bin_ms=source.bin_ms,
-        channels=_names_of(source, f"{key}_names"),
-        target_names=_names_of(source, options.behavior, y.shape[1])
+        channels=names_of(source.attrs, f"{key}_names"),
+        target_names=names_of(source.attrs, options.behavior, y.shape[1])
         or [f"{options.behavior} {k}" for k in range(y.shape[1])],
         causal=min(options.lags) >= 0 and (not smooth_ms or options.causal),
         smooth_ms=smooth_ms,
@@ -490,20 +490,6 @@ def _fit_baseline(source: Source, y: Array, options: DecodeOptions, notes: list[
         warnings.simplefilter("ignore", DataWarning)
         fits = [_fit(source, "encod_data", y, width, options) for width in BASELINE_MS]
     return max(fits, key=lambda fit: float(fit.fitted_on.get("r2_of_folds", 0.0)))
-
-
-def _names_of(source: Source, key: str, n: int | None = None) -> list[str] | None:
-    """Return names that an attribute lists, as text with commas or an array."""
-    value = source.attrs.get(key)
-    if isinstance(value, bytes | str):
-        text = value.decode() if isinstance(value, bytes) else value
-        names = [part.strip() for part in text.split(",")]
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
-        names = [v.decode() if isinstance(v, bytes) else str(v) for v in value.ravel()]
-    else:
-        return None
-    # Remarks may follow the names of the columns.
-    return names[:n] if n is None or len(names) >= n else None
 
 
 def _check_fits(decoder: Decoder, source: Source, n_targets: int) -> None:

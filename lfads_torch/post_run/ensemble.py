@@ -26,7 +26,7 @@ from ..files import write_whole
 from ..folder import ENSEMBLE, RunFolder
 from ..metrics.accumulate import regions
 from ..metrics.trialwise import NLB_FLOOR, ErrorScore, SpikeScore, ratio, resampled_trials
-from ..tuples import SessionOutput
+from ..tuples import SessionOutput, output_name
 from .evaluation.behavior import CONDITION_KEYS
 from .evaluation.score_run import estimate
 from .evaluation.table import Estimate
@@ -648,7 +648,8 @@ def write_ensemble(ensemble: Ensemble) -> list[Path]:
     for number, first in enumerate(ensemble.members[0].outputs):
         sessions = {k: ensemble.members[k].outputs[number] for k in weights}
         splits = [s for s in first.splits if all(s in x.splits for x in sessions.values())]
-        fields = {f"{split}_{name}" for split in splits for name in SessionOutput._fields}
+        names = [output_name(field) for field in SessionOutput._fields]
+        fields = {f"{split}_{name}" for split in splits for name in names}
         stem = first.path.stem if first.path.stem.startswith("lfads_output") else None
         path = folder / f"{stem or f'lfads_output_{first.name}'}.h5"
         with new_file(absolute_pattern(str(path))) as file:

@@ -21,7 +21,8 @@ from ..data.find import absolute_pattern, check_output, new_file, open_h5
 from ..errors import DataError, UserError
 from ..prep.merging import START_KEY, covered_bins, merge_chops
 from ..version import read_version
-from .outputs import RunOutputs, SessionOutputs, Trials, load_outputs
+from .outputs import RunOutputs, SessionOutputs, load_outputs
+from .trials import Trials
 
 if TYPE_CHECKING:
     import pynapple

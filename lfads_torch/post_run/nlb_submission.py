@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ..data import write_session
 from ..data.nlb_files import NLB_FILES
 from ..errors import DataError, UserError, did_you_mean
-from .outputs import RunOutputs, SessionOutputs, Trials, load_outputs
+from .outputs import RunOutputs, SessionOutputs, load_outputs
+from .trials import Trials
 
 Array = NDArray[Any]
 

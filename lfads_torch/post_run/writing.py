@@ -20,7 +20,7 @@ from ..data import (
     part,
     write_rows,
 )
-from ..tuples import SessionOutput
+from ..tuples import SessionOutput, output_name
 
 _PAIR = ("train", "valid")
 
@@ -50,10 +50,10 @@ class OutputFile:
         self._file, self._session, self._rows = file, session, rows
         self._written: set[str] = set()
 
-    def rows(self, split: str, fields: Sequence[str] = SessionOutput._fields) -> RowWriter:
+    def rows(self, split: str, fields: Sequence[str]) -> RowWriter:
         """Begin with what is inferred of a split's trials."""
         writer = RowWriter(self._file, split, len(self._rows[split]), fields)
-        self._written |= {f"{split}_{field}" for field in fields}
+        self._written |= {f"{split}_{output_name(field)}" for field in fields}
         return writer
 
     def finish(self, attributes: Mapping[str, Any]) -> None:
@@ -108,7 +108,9 @@ class RowWriter:
             values = getattr(output, field).numpy()
             if field not in self._data:
                 self._data[field] = self._file.create_dataset(
-                    f"{self._split}_{field}", (self._n_trials, *values.shape[1:]), values.dtype
+                    f"{self._split}_{output_name(field)}",
+                    (self._n_trials, *values.shape[1:]),
+                    values.dtype,
                 )
             data = self._data[field]
             # Added up in the file, not in memory: a session's outputs may be larger than that.

@@ -22,7 +22,7 @@ from ..consent import LOAD_MODEL
 from ..errors import ConfigError, UserError
 from ..folder import BY_LOSS, CHECKPOINTS
 from .check_config import find_target
-from .compose import escaped
+from .compose import escaped, reads_behavior
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -67,8 +67,10 @@ def build_model(node: Mapping[str, Any], datamodule: Any, *, trusts_all: bool = 
     if trusts_all and node["_target_"] == LOAD_MODEL:
         return build({**node, "trust": True}, "model")
     unknown = [name for name in FROM_DATA if node.get(name) is None]
+    kept = ["behavior_dim"] if reads_behavior(node) else []
+    unknown += [name for name in kept if node[name] is None]
     if unknown and hasattr(find_target(node["_target_"], "model"), "from_data"):
-        given = {name: value for name, value in node.items() if value is not None}
+        given = {name: x for name, x in node.items() if x is not None or name in kept}
         return build({**given, "_target_": f"{node['_target_']}.from_data"}, "model", datamodule)
     return build(dict(node), "model")
 

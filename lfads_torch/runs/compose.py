@@ -84,8 +84,23 @@ def compose_config(
     if not isinstance(plain, dict):
         raise ConfigError(f"{primary} holds no keys")
     translate(plain)
+    _read_behavior(plain)
     _make_patterns_absolute(plain, roots, primary.parent if primary.name == CONFIG else None)
     return {str(key): value for key, value in plain.items()}
+
+
+def reads_behavior(model: Any) -> bool:
+    """Return whether the configuration of a model has it read out behaviour; null means all."""
+    return isinstance(model, Mapping) and model.get("behavior_dim", 0) != 0
+
+
+def _read_behavior(config: dict[str, Any]) -> None:
+    """List behaviour among what the data module reads, where the model reads it out."""
+    data = config.get("datamodule")
+    if reads_behavior(config.get("model")) and isinstance(data, dict):
+        keys = data.get("batch_keys") or []
+        keys = [keys] if isinstance(keys, str) else list(keys)
+        data["batch_keys"] = keys if "behavior" in keys else [*keys, "behavior"]
 
 
 def draw_seed(config: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from ..errors import UserError, whole
 from ..files import expanded
 from ..folder import CONFIG, RunFolder, number_outputs
 from ..processes import stoppable
-from ..tuples import SessionOutput
 from .build import build, pick_device
 from .compose import absolute_pattern, read_config
 
@@ -136,7 +135,7 @@ def sample_run(
                 checkpoint, config=config, data=datamodule, trust=trust, **answers
             ).to(device)
             draws = Draws(num_samples, seed=0, max_bytes=MAX_BYTES)
-            fields = ("output_params",) if rates_only else SessionOutput._fields
+            fields = ("output_params",) if rates_only else None
             write_posterior_means(
                 model, datamodule, paths, draws, run=folder, checkpoint=checkpoint, fields=fields
             )

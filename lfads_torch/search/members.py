@@ -106,12 +106,12 @@ def max_epochs_of(config: Mapping[str, Any]) -> int:
 
 
 def burn_in_of(model: LFADS, settings: SearchSettings) -> int:
-    """Return the epochs before the first generation counts: as set, or until both ramps are up."""
+    """Return the epochs before the first generation counts: as set, or until all ramps are up."""
     if settings.burn_in_period is not None:
         return settings.burn_in_period
     hp = model.hparams
-    ramps = ((hp.l2_start_epoch, hp.l2_increase_epoch), (hp.kl_start_epoch, hp.kl_increase_epoch))
-    return int(max(start + increase for start, increase in ramps))
+    names = ["l2", "kl", *(["behavior"] if model.behavior is not None else [])]
+    return int(max(hp[f"{name}_start_epoch"] + hp[f"{name}_increase_epoch"] for name in names))
 
 
 def build_members(

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ...errors import DataError, UserError
 from ...metrics.nlb import trial_sets, trials_by_condition
-from ..outputs import SessionOutputs, Trials
+from ..outputs import SessionOutputs
+from ..trials import Trials
 
 Array = NDArray[Any]
 

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 
 from ...data.fingerprint import Fingerprint
 from ...model import LFADS
+from ...optimiser import READOUT, readout_rate
 from .tensors import MemberTensors
 
 
@@ -64,10 +65,13 @@ def _optimisers(tensors: MemberTensors, k: int, model: LFADS, epoch: int) -> dic
     schedule = made["lr_scheduler"]["scheduler"] if isinstance(made, dict) else None
     optimiser = made["optimizer"] if isinstance(made, dict) else made
     lr = float(tensors.lr[k])
-    group = optimiser.param_groups[0]
-    group |= {"lr": lr, "weight_decay": model.ramped_weight_decay}
+    for group in optimiser.param_groups:
+        is_readout = group.get(READOUT)
+        group["lr"] = readout_rate(model, lr) if is_readout else lr
+        group["weight_decay"] = 0.0 if is_readout else model.ramped_weight_decay
     moments = [tensors.split(x[k].cpu()) for x in (tensors.exp_avg, tensors.exp_avg_sq)]
-    for parameter, *rows in zip(group["params"], *(m.values() for m in moments), strict=True):
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for parameter, *rows in zip(parameters, *(m.values() for m in moments), strict=True):
         exp_avg, exp_avg_sq = (x.clone() for x in rows)
         step = tensors.steps[k].cpu().clone()
         optimiser.state[parameter] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
@@ -76,7 +80,7 @@ def _optimisers(tensors: MemberTensors, k: int, model: LFADS, epoch: int) -> dic
         schedule.best = float(tensors.plateau_best[k])
         schedule.num_bad_epochs = int(tensors.plateau_bad[k])
         schedule.last_epoch = epoch
-        schedule._last_lr = [lr]
+        schedule._last_lr = [group["lr"] for group in optimiser.param_groups]
         states["lr_schedulers"] = [schedule.state_dict()]
     return states
 

@@ -45,6 +45,7 @@ class StackedScores(EpochScores):
         super().__init__()
         self._sums: dict[tuple[str, int], Tensor] = {}
         self.r2: Any = _StackedMoments()
+        self.behavior: Any = _StackedMoments()
 
     def add_log_rates(
         self, session: int, log_rates: Tensor, counts: Tensor, n_read: int, n_bins_read: int
@@ -71,15 +72,19 @@ class StackedScores(EpochScores):
             for name, value in group.items()
         ]
         sums = {at: stacked.cpu() for at, stacked in self._sums.items()}
-        moments = [(s, R2Moments(*(x.cpu() for x in batch))) for s, batch in self.r2.batches]
+        moments = [
+            (name, s, R2Moments(*(x.cpu() for x in batch)))
+            for name in ("r2", "behavior")
+            for s, batch in getattr(self, name).batches
+        ]
         for k in range(n_members):
             scores = EpochScores()
             for kind, name, value in numbers:
                 getattr(scores, kind).add(name, value[k])
             for (name, session), stacked in sums.items():
                 scores.bits[name].add_sums(stacked[k], session)
-            for session, batch in moments:
-                scores.r2.add_moments(R2Moments(*(x[k] for x in batch)), session)
+            for name, session, batch in moments:
+                getattr(scores, name).add_moments(R2Moments(*(x[k] for x in batch)), session)
             yield scores
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ...optimiser import readout_rate
 from .tensors import MemberTensors
 
 
@@ -41,34 +42,50 @@ class Optimiser:
             for column, gradient in zip(state.split(weights).values(), gradients, strict=True)
         ]
         matrix = torch.cat([column.reshape(len(weights), -1) for column in columns], dim=1)
-        if self._clip > 0:
-            # 1e-6 as in `torch.nn.utils.clip_grad_norm_`, which Lightning calls.
-            norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
-            matrix.mul_((self._clip / (norms + 1e-6)).clamp_(max=1.0))
-        spans = state.spans([gradient is not None for gradient in gradients])
+        groups = [[not x for x in state.is_readout], state.is_readout]
+        for chosen in groups if self._clip > 0 else ():
+            for span in state.spans(chosen):  # one: the readout's parameters are the last
+                part = matrix[:, span]
+                # 1e-6 as in `torch.nn.utils.clip_grad_norm_`, which Lightning calls.
+                norms = torch.linalg.vector_norm(part, dim=1, keepdim=True)
+                part.mul_((self._clip / (norms + 1e-6)).clamp_(max=1.0))
+        given = [gradient is not None for gradient in gradients]
+        spans = [state.spans([a and b for a, b in zip(given, g, strict=True)]) for g in groups]
         for i, k in enumerate(range(rows.start, rows.stop)):
-            hp = state.models[k].hparams
-            rows_of_k = (state.weights[k], matrix[i], state.exp_avg[k], state.exp_avg_sq[k])
-            params, grads, means, squares = ([row[span] for span in spans] for row in rows_of_k)
-            # One call per member: `adamw` takes rates and betas as numbers. It is the kernel of a
-            # run's optimiser, so that a member gets the same bits from the same gradients.
-            adamw(
-                params,
-                grads,
-                means,
-                squares,
-                max_exp_avg_sqs=[],
-                # Each span counts the step, so all but one count on a copy.
-                state_steps=[state.steps[k], *(state.steps[k].clone() for _ in spans[1:])],
-                fused=True,
-                amsgrad=False,
-                beta1=hp.lr_adam_beta1,
-                beta2=hp.lr_adam_beta2,
-                lr=float(state.lr[k]),
-                weight_decay=self._decays[k],
-                eps=hp.lr_adam_epsilon,
-                maximize=False,
-            )
+            before = state.steps[k].clone()
+            for is_readout, chosen in enumerate(spans):
+                self._step_member(k, matrix[i], chosen, before, is_readout=bool(is_readout))
+
+    def _step_member(
+        self, k: int, gradient: Tensor, spans: Sequence[slice], step: Tensor, *, is_readout: bool
+    ) -> None:
+        """Take a step of some parameters of a member, which has taken `step` steps."""
+        state, model = self._tensors, self._tensors.models[k]
+        hp, lr = model.hparams, float(state.lr[k])
+        rows = (state.weights[k], gradient, state.exp_avg[k], state.exp_avg_sq[k])
+        params, grads, means, squares = ([row[span] for span in spans] for row in rows)
+        # Each span counts the step, on a copy.
+        counts = [step.clone() for _ in spans]
+        # One call for each, since `adamw` takes rates and betas as numbers. It is the kernel of a
+        # run's optimiser, so that a member gets the same bits from the same gradients.
+        adamw(
+            params,
+            grads,
+            means,
+            squares,
+            max_exp_avg_sqs=[],
+            state_steps=counts,
+            fused=True,
+            amsgrad=False,
+            beta1=hp.lr_adam_beta1,
+            beta2=hp.lr_adam_beta2,
+            lr=readout_rate(model, lr) if is_readout else lr,
+            weight_decay=0.0 if is_readout else self._decays[k],
+            eps=hp.lr_adam_epsilon,
+            maximize=False,
+        )
+        if counts:
+            state.steps[k] = counts[0]
 
     def end_epoch(self) -> None:
         """Lower learning rates where the smoothed validation loss is on a plateau.

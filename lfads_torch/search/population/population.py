@@ -328,6 +328,9 @@ def _take_data_facts(model: Any, checked: Any) -> None:
     """Copy what `check_data` noted in one model to another, so that the data are read once."""
     model.session_names = list(checked.session_names)
     model.session_trials = dict(checked.session_trials)
+    if model.behavior is not None:
+        model.behavior.mean.copy_(checked.behavior.mean)
+        model.behavior.std.copy_(checked.behavior.std)
     for recon, other in zip(model.recon, checked.recon, strict=True):
         if hasattr(recon, "data_checked"):
             recon.data_checked = other.data_checked

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...objective import augment, evaluate
-from ...tuples import BatchResult, Scored, SessionBatch
+from ...tuples import BatchResult, Scored, ScoredBehavior, SessionBatch
 from .draws import StackedCalls, StackedDraws, Streams, no_other_draws
 
 Sessions = Mapping[int, SessionBatch]
@@ -142,5 +142,6 @@ def _sessions(fields: Fields) -> dict[int, SessionBatch]:
     return {s: SessionBatch(**arrays) for s, arrays in fields.items()}
 
 
-def _arrays(scored: Scored) -> dict[str, Tensor]:
-    return {name: x for name, x in scored._asdict().items() if isinstance(x, Tensor)}
+def _arrays(scored: Scored) -> dict[str, Any]:
+    kinds = Tensor | ScoredBehavior
+    return {name: x for name, x in scored._asdict().items() if isinstance(x, kinds)}

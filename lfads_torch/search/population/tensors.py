@@ -17,6 +17,7 @@ from ...metrics import SMOOTHING, ExpSmoothedMetric
 from ...metrics.epoch import BITS
 from ...model import LFADS
 from ...network import PARTS
+from ...optimiser import BEHAVIOR
 
 #: The arrays of a state, besides `frozen` and `buffers`.
 _ARRAYS = (
@@ -29,6 +30,7 @@ _MEMBER_NUMBERS = {
     *("lr_adam_beta1", "lr_adam_beta2", "lr_adam_epsilon"),
     *("lr_scheduler", "lr_stop", "lr_decay", "lr_patience"),
     *("l2_start_epoch", "l2_increase_epoch", "kl_start_epoch", "kl_increase_epoch"),
+    *("behavior_start_epoch", "behavior_increase_epoch", "behavior_lr"),
 }
 #: Set by the data, or while training.
 _NOT_STRUCTURE = {"training", "data_checked"}
@@ -56,6 +58,8 @@ class MemberTensors:
         self.names = list(trained)
         self._shapes = [p.shape for p in trained.values()]
         self._ends = torch.tensor([p.numel() for p in trained.values()]).cumsum(0).tolist()
+        #: Whether a parameter is of the readout of behaviour, an optimiser's group of its own.
+        self.is_readout = [name.startswith(BEHAVIOR) for name in self.names]
         self.weights = torch.stack([_flat(model, self.names) for model in self.models])
         self.frozen = {
             name: torch.stack([model.get_parameter(name).detach() for model in self.models])
