@@ -94,7 +94,7 @@ def reads_behavior(model: Any) -> bool:
     return isinstance(model, Mapping) and model.get("behavior_dim", 0) != 0
 
 
-def _read_behavior(config: dict[str, Any]) -> None:
+def _read_behavior(config: dict[Any, Any]) -> None:
     """List behaviour among what the data module reads, where the model reads it out."""
     data = config.get("datamodule")
     if reads_behavior(config.get("model")) and isinstance(data, dict):
