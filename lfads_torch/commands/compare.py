@@ -13,7 +13,8 @@ Write one HTML file with several runs beside each other: scores, warnings, the s
 differ, training curves and figures. Like a report it loads nothing and runs no script."""
 EXAMPLES = """\
   lfads compare runs/small runs/large
-  lfads compare runs/seed* --output seeds.html --condition target"""
+  lfads compare runs/seed* --output seeds.html --condition target
+  lfads compare runs/seed* --cross"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_folders", nargs="+", metavar="RUN", help="run folders, two or more")
     add("--output", metavar="FILE", help="the page (comparison.html)")
+    add("--cross", action="store_true", help="also R2 of each run's factors from each other's")
     add_data_arguments(parser)
 
 
@@ -33,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
             options.run_folders,
             options.output,
             wanted_of(options),
+            cross=options.cross,
             tell=lambda text: line.show(f"{text} ..."),
         )
     print(f"written: {report.path}")

@@ -17,7 +17,8 @@ EXAMPLES = """\
   lfads evaluate runs/my_run
   lfads evaluate runs/my_run --behavior hand_vel --condition target
   lfads evaluate runs/my_run --split test --draws 5000
-  lfads evaluate runs/my_run --baselines smoothing,psth,psth-oracle"""
+  lfads evaluate runs/my_run --baselines smoothing,psth,psth-oracle
+  lfads evaluate runs/my_run --few-shot 10,30,100,all"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level", type=float, default=0.95, help="of the intervals (%(default)s)")
     add("--seed", type=int, default=0, help="of the draws (%(default)s)")
     add("--by-time", type=int, metavar="N", help="also N consecutive parts of time, and the slope")
+    add("--few-shot", metavar="N[,all]", help="score channels never seen after N training trials")
     rows = parser.add_mutually_exclusive_group()
     rows.add_argument(
         "--baselines",
@@ -58,6 +60,7 @@ def _names(text: str) -> list[str]:
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads evaluate --help``."""
     from ..post_run.evaluation import evaluate_run
+    from ..post_run.evaluation.few_shot import parse_few_shot
 
     with writing_into(options.run_folder, options.output):
         evaluation = evaluate_run(
@@ -72,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
             condition=options.condition,
             latents=options.latents,
             by_time=options.by_time,
+            few_shot=parse_few_shot(options.few_shot) if options.few_shot else (),
         )
         print(evaluation.text())
         place = expanded(options.run_folder).absolute()

@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-correlation", type=float, metavar="R", help="drop copies of another channel")
     add("--correlation-ms", type=float, metavar="MS", help="bin width for that (1)")
     add("--hold-out", type=_number_or_word, metavar="N|FRACTION|COLUMN", help="units not read")
+    add("--never-seen", type=float, metavar="N|FRACTION", help="units the model never sees (0)")
     add("--drop-duplicates", action="store_true", help="drop spikes at the time of another")
 
     add = parser.add_argument_group("split").add_argument
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--block", type=int, metavar="N", help="trials of a block (10)")
     add("--block-ms", type=float, metavar="MS", help="length of a block of a chopped recording")
     add("--guard-ms", type=float, metavar="MS", help="left out between its splits (0)")
-    add("--seed", type=int, metavar="N", help="seed of the split and of --hold-out (0)")
+    add("--seed", type=int, metavar="N", help="seed of the split and of drawn units (0)")
 
     add = parser.add_argument_group("reading the source").add_argument
     add("--spikes", metavar="NAME[,NAME]", help="what holds the spikes; several are joined")

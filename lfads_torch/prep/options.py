@@ -60,6 +60,9 @@ class PrepOptions(SourceOptions):
     hold_out : float, str or None
         Units that are predicted but not read: a fraction, a number, or a column of the units that
         flags them. By default the column ``heldout`` where the file has one.
+    never_seen : float
+        Units, drawn among those that are read, that the model neither reads nor predicts: a
+        fraction or a number. They become ``{split}_extra_data``, for few-shot co-smoothing.
     chop_ms, overlap_ms : float
         Length of windows that are cut from the whole recording, instead of trials, and by how much
         they overlap.
@@ -96,6 +99,7 @@ class PrepOptions(SourceOptions):
     block: int = 10
     seed: int = 0
     hold_out: float | str | None = None
+    never_seen: float = 0.0
     chop_ms: float | None = None
     overlap_ms: float = 0.0
     block_ms: float | None = None

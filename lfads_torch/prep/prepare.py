@@ -158,12 +158,18 @@ def _prepare(
         # LFADS reads the first channels of what it reconstructs, so held-out units come last.
         held = kept[flags[kept]] if flags is not None else kept[:0]
         read = np.setdiff1d(kept, held)
+        never = read[:0]
+        if options.never_seen:
+            drawn = choose_heldout(len(read), options.never_seen, options.seed, "--never-seen")
+            read, never = read[~drawn], read[drawn]
         if not len(read):
             raise UserError("No unit is left to read; loosen --min-rate, --units or --hold-out.")
         units = np.concatenate([read, held])
         return write_contents(
             path,
-            Contents(counted, plan.labels, units, len(read), largest, series, plan.per_window),
+            Contents(
+                counted, plan.labels, units, len(read), largest, series, plan.per_window, never
+            ),
             recording,
             options,
             progress,

@@ -85,12 +85,12 @@ def copies(correlations: Floats, threshold: float) -> list[int]:
     return dropped
 
 
-def choose_heldout(n_units: int, how_many: float, seed: int) -> Flags:
+def choose_heldout(n_units: int, how_many: float, seed: int, option: str = "--hold-out") -> Flags:
     """Draw flags of units to hold out: a fraction of them where it is below 1, else a number."""
     n_heldout = round(n_units * how_many) if how_many < 1 else int(how_many)
     if how_many < 0 or (how_many >= 1 and how_many != n_heldout) or n_heldout >= n_units:
         raise UserError(
-            f"--hold-out {how_many:g} of {n_units} units; legal is a number below {n_units}, or a "
+            f"{option} {how_many:g} of {n_units} units; legal is a number below {n_units}, or a "
             "fraction below 1."
         )
     flags = np.zeros(n_units, dtype=bool)

@@ -40,6 +40,12 @@ class Contents:
     largest: float  # count; NaN where bins are missing
     series: dict[str, tuple[list[Sampler], float]]  # with the lag in ms
     per_window: dict[str, Array]
+    never_seen: Indices | None = None  # units that are kept apart from the model
+
+    @property
+    def all_units(self) -> Indices:
+        """Units in the order of their counts: those of the model, then those it never sees."""
+        return self.units if self.never_seen is None else np.append(self.units, self.never_seen)
 
 
 @dataclass
@@ -88,7 +94,7 @@ def write_contents(
             _write_windows(file, test, compression, progress, recon=False)
         add_to_file(
             file,
-            {"unit_ids": contents.units} | (extra or {}),
+            {"unit_ids": contents.units} | _extra_ids(contents) | (extra or {}),
             {"bin_ms": bin_ms} | source | attrs,
             compression=compression,
         )
@@ -112,6 +118,9 @@ def _write_windows(
     kinds = {"encod_data": ((windows.n_read, contents.n_read_units), dtype)}
     if recon:
         kinds["recon_data"] = ((windows.n_bins, len(contents.units)), dtype)
+    n_units, n_extra = len(contents.units), len(contents.all_units) - len(contents.units)
+    if n_extra:
+        kinds["extra_data"] = ((windows.n_bins, n_extra), dtype)
     for name, (samplers, _) in contents.series.items():
         n_bins = windows.n_bins if name == "ext_input" else windows.n_read
         width = sum(sampler.series.n_channels for sampler in samplers)
@@ -126,7 +135,7 @@ def _write_windows(
             )
     # Every block of windows holds some of each split; `done` says where each split's go on.
     done = dict.fromkeys(SPLITS, 0)
-    for first, counts in counted.blocks(contents.units):
+    for first, counts in counted.blocks(contents.all_units):
         progress("writing, window", first, len(contents.labels))
         labels = contents.labels[first : first + len(counts)]
         for number, split in enumerate(SPLITS):
@@ -138,7 +147,9 @@ def _write_windows(
             trials = counts[chosen].astype(dtype)
             data[f"{split}_encod_data"][rows] = trials[:, : windows.n_read, : contents.n_read_units]
             if recon:
-                data[f"{split}_recon_data"][rows] = trials
+                data[f"{split}_recon_data"][rows] = trials[:, :, :n_units]
+            if n_extra:
+                data[f"{split}_extra_data"][rows] = trials[:, :, n_units:]
             for name, (samplers, lag_ms) in contents.series.items():
                 target = data[f"{split}_{name}"]
                 starts = windows.starts[first + chosen] + lag_ms / 1000
@@ -150,6 +161,11 @@ def _write_windows(
             chosen = contents.labels == number
             rows_of = {f"{split}_{k}": v[chosen] for k, v in contents.per_window.items()}
             add_to_file(file, rows_of, compression=compression)
+
+
+def _extra_ids(contents: Contents) -> dict[str, Indices]:
+    never = contents.never_seen
+    return {} if never is None or not len(never) else {"extra_unit_ids": never}
 
 
 def _dtype(contents: Contents) -> np.dtype[Any]:

@@ -370,7 +370,8 @@ class TestCommands:
     def test_compare(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         runs = [str(write_run(tmp_path / name, arrays())) for name in ("one", "two")]
         target = tmp_path / "both.html"
-        assert cli.main(["compare", *runs, "--quick", "--output", str(target)]) == 0
+        assert cli.main(["compare", *runs, "--quick", "--cross", "--output", str(target)]) == 0
         assert "one" in Page(target).text
+        assert "R2 of ... from one two mean" in " ".join(Page(target).text.split())
         assert cli.main(["compare", runs[0]]) == 2
         assert "two runs or more" in capsys.readouterr().err

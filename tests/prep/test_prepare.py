@@ -108,6 +108,25 @@ def test_same_options_same_bytes(tmp_path: Path) -> None:
     assert first == second != other
 
 
+def test_units_that_the_model_never_sees(tmp_path: Path) -> None:
+    source = session(tmp_path)
+    options = PrepOptions(bin_ms=10, align=ALIGN, hold_out=1, seed=3, test=0.2)
+    whole = prepare(source, None, options).arrays
+    parted = prepare(source, None, options, never_seen=2).arrays
+    ids, extra = parted["unit_ids"].tolist(), parted["extra_unit_ids"].tolist()
+    assert len(extra) == 2 and not set(ids) & set(extra)
+    assert ids[-1] == whole["unit_ids"][-1], "the same unit is held out"
+    for split in ("train", "valid", "test"):
+        place = {unit: k for k, unit in enumerate(whole["unit_ids"].tolist())}
+        counts = whole[f"{split}_recon_data"]
+        for key, units in (("recon_data", ids), ("extra_data", extra), ("encod_data", ids[:-1])):
+            expected = counts[:, :, [place[unit] for unit in units]]
+            np.testing.assert_array_equal(parted[f"{split}_{key}"], expected)
+    assert parted["train_extra_data"].any()
+    with pytest.raises(UserError, match="--never-seen 5 of 5 units"):
+        prepare(source, None, options, never_seen=5)
+
+
 def test_counts_that_do_not_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = session(tmp_path)
     rng = np.random.default_rng(0)

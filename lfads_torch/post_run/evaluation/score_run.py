@@ -15,6 +15,7 @@ from ...metrics.trialwise import ByTime, interval, ratio, resampled_trials, scor
 from ..outputs import RunOutputs, load_outputs
 from .baselines import BASELINES, baseline_predictions, chosen_baselines
 from .behavior import Keys, Recording, read_recording
+from .few_shot import few_shot_scores
 from .scoring import (
     PSTH_SMOOTHING_MS,
     Prediction,
@@ -45,6 +46,7 @@ def evaluate_run(
     condition: str | None = None,
     latents: str = Keys.latents,
     by_time: int | None = None,
+    few_shot: Sequence[int | None] = (),
 ) -> Evaluation:
     """Score what a run inferred of its trials, beside what simpler methods reach.
 
@@ -70,6 +72,9 @@ def evaluate_run(
         ``cond_idx``, ``cond_id``, ``condition``, ``target``), and true latents.
     by_time : int, optional
         Consecutive parts of the scored trials, in order of time, that are scored as well.
+    few_shot : sequence of int or None
+        Numbers of training trials, None for all, after which channels that the model never saw
+        (``{split}_extra_data``) are predicted from its factors; ten draws of each.
 
     Returns
     -------
@@ -120,6 +125,8 @@ def evaluate_run(
         scored.facts |= {"split_kind": kind.name, "between_training": kind.between}
         if kind.name != "unknown":
             notes.append(f"{session.name}: {split} is {kind.text}")
+        if few_shot:
+            scored.few_shot = few_shot_scores(recording, few_shot, [seed, number])
         scored.nlb = benchmark_scores(recording, split)
         sessions.append(scored)
         pooled.append(parts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...metrics.trialwise import ByTime
 from .baselines import BASELINES
+from .few_shot import FewShot, few_shot_table
 
 ROWS = {
     "lfads": "LFADS rates",
@@ -109,6 +110,8 @@ class SessionScores:
     choices: dict[str, dict[str, Any]]
     # Of consecutive parts of time, by row and score, where wanted
     by_time: dict[str, dict[str, ByTime]] = field(default_factory=dict)
+    # Of channels never seen, by row and number of training trials, where wanted
+    few_shot: dict[str, list[FewShot]] = field(default_factory=dict)
 
 
 @dataclass
@@ -150,6 +153,10 @@ class Evaluation:
             plain["by_time"] = {
                 row: {name: _plain(by_time._asdict()) for name, by_time in scores.items()}
                 for row, scores in session.by_time.items()
+            }
+            plain["few_shot"] = {
+                row: [_plain(score._asdict()) for score in scores]
+                for row, scores in session.few_shot.items()
             }
         return {"format": 1, **content}
 
@@ -194,6 +201,11 @@ class Evaluation:
                 numbers = ", ".join(f"{NLB_NAMES[k]} {v:.4f}" for k, v in session.nlb.items())
                 parts.append(f"By the Neural Latents Benchmark's own definitions{name}: {numbers}")
         for session in self.sessions:
+            if session.few_shot:
+                name = f" of {session.name}" if many else ""
+                title = f"Bits/spike of channels{name} that the model never saw, from N trials"
+                parts += [title, _laid_out(few_shot_table(session.few_shot, ROWS), markdown)]
+        for session in self.sessions:
             name = f"{session.name}, " if many else ""
             lines = [
                 by_time_text(f"{name}{ROWS[row]}, {COLUMNS[score]}", by_time)
@@ -230,6 +242,10 @@ def score_table(
     for key, name in (ROWS if rows is None else rows).items():
         if by_name := scores.get(key):
             table.append([name, *(str(by_name.get(column, "")) for column in columns)])
+    return _laid_out(table, markdown)
+
+
+def _laid_out(table: Sequence[Sequence[str]], markdown: bool) -> str:
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     lines = []
     for number, row in enumerate(table):

@@ -12,6 +12,7 @@ import numpy as np
 from ...errors import UserError
 from ...files import expanded, write_whole
 from ...folder import RunFolder
+from ..evaluation.cross import cross_r2, cross_table
 from ..evaluation.table import COLUMNS, ROWS
 from ..plots.training import training_beside
 from .findings import find_all
@@ -31,6 +32,7 @@ def compare_runs(
     output: str | Path | None = None,
     wanted: Wanted | None = None,
     *,
+    cross: bool = False,
     tell: Callable[[str], None] | None = None,
 ) -> Report:
     """Write a page with several runs beside each other: scores, settings that differ, figures.
@@ -43,6 +45,8 @@ def compare_runs(
         The page; ``comparison.html`` in the working directory by default.
     wanted : Wanted, optional
         As of `report_run`.
+    cross : bool
+        Also how well each run's factors are explained by those of each other run.
     tell : callable, optional
         Called with a line of text before each longer step.
 
@@ -85,6 +89,7 @@ def compare_runs(
         facts=[(name, run_facts(r)) for name, r in zip(names, records, strict=True)],
         table=score_comparison(names, records),
         caveats=list(caveats(names, records)),
+        cross=_cross(names, records) if cross else None,
         seeds=list(seed_groups(names, records)),
         settings=differing_settings(names, records),
         training=press.show(curves) if logs else None,
@@ -96,6 +101,16 @@ def compare_runs(
     path = expanded(output or COMPARISON).absolute()
     write_whole(path, page)
     return Report(path, [finding for of_run in findings for finding in of_run], [])
+
+
+def _cross(names: Sequence[str], records: Sequence[RunRecord]) -> list[list[str]]:
+    """Return cells of R2 across runs, or raise where one has no outputs."""
+    outputs = []
+    for name, record in zip(names, records, strict=True):
+        if record.outputs is None:
+            raise UserError(f"{name} has no outputs, which --cross compares: lfads sample {name}")
+        outputs.append(record.outputs)
+    return cross_table(names, cross_r2(outputs, "valid"))
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
