@@ -40,7 +40,7 @@ class Group:
         device: str = "cpu",
     ) -> None:
         members = build_members(config, settings, numbers, device=device)
-        self.settings = settings
+        self.settings = members.settings
         self.data = fingerprints(members.datamodule)
         self.method = members.method
         self.max_epochs = max_epochs_of(config)

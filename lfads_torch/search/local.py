@@ -36,6 +36,7 @@ def search_locally(
     """Build and check the members, train them, and write what is left."""
     device = pick_device(config["trainer"], is_stacked=True)
     group = Group(config, settings, range(settings.n_members), device=device)
+    settings = group.settings
     going_on.check_data(RunFolder(folder), group.data)
     if overwrite:  # now that nothing is left to be wrong
         RunFolder(folder).delete()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 
+from ..arguments import LOSS
 from ..errors import ConfigError, UserError, whole
 from ..model import LFADS
 from ..runs.build import build, build_model
@@ -42,7 +43,8 @@ class Members(NamedTuple):
     """What trains, before it trains: models with the weights and `values` with which they start.
 
     `seeds` are those of their runs, the configuration's seed plus the member's number; `values` are
-    hyper-parameters by their path below ``model.``.
+    hyper-parameters by their path below ``model.``; `settings` name the metric that the data
+    decide.
     """
 
     datamodule: Any
@@ -50,6 +52,7 @@ class Members(NamedTuple):
     seeds: list[int]
     values: Values
     method: Method
+    settings: SearchSettings
 
 
 def check_search(config: dict[str, Any]) -> SearchSettings:
@@ -143,7 +146,9 @@ def build_members(
                 )
             model.check_data(datamodule)
             space = settings.space_for(model.tunables())
-            settings.check_metric(logged_names(model, datamodule))
+            settings = settings.judged(
+                logged_names(model, datamodule), config.get("select_by") or LOSS
+            )
             _check_memory(model, settings, len(chosen), device)
         models.append(model)
     max_epochs, burn_in = max_epochs_of(config), burn_in_of(models[0], settings)
@@ -159,7 +164,7 @@ def build_members(
         )
     start = start_values(method, settings.n_members)
     values = {name: column[chosen] for name, column in start.items()}
-    return Members(datamodule, models, [seed + k for k in chosen], values, method)
+    return Members(datamodule, models, [seed + k for k in chosen], values, method, settings)
 
 
 def _check_memory(model: LFADS, settings: SearchSettings, n_members: int, device: str) -> None:

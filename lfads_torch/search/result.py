@@ -61,7 +61,7 @@ class GoingOn:
 
 @contextmanager
 def recorded(
-    config: Mapping[str, Any],
+    config: dict[str, Any],
     settings: SearchSettings,
     folder: Path,
     backend: str,
@@ -70,8 +70,12 @@ def recorded(
 ) -> Iterator[dict[str, Any]]:
     """Record that a search begins, and why it stops where it fails; yield facts for its status.
 
-    `more` are further facts, as `GoingOn.facts` gives them.
+    `more` are further facts, as `GoingOn.facts` gives them. The configuration gets the metric
+    that the data decided, so that nothing decides it again.
     """
+    config["search"] = {**config["search"], "metric": settings.metric}
+    if "select_by" in config:
+        config["select_by"] = settings.metric
     facts: dict[str, Any] = {
         "version": read_version().version,
         "environment": provenance(pick_device(config["trainer"], is_stacked=True)),

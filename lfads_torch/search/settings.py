@@ -17,6 +17,10 @@ from .space import Space, check_space, default_space, parse_space
 T = TypeVar("T")
 
 METHODS = ("pbt", "random", "halving")
+AUTO = "auto"
+"""A metric that the data decide."""
+# Inputs cannot buy these by copying what the encoder reads, as they can the loss.
+_HELD_OUT = ("valid/co_bps_smth", "valid/recon/sv")
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,10 @@ class SearchSettings:
     def __post_init__(self) -> None:
         one_of("search.method", self.method, METHODS)
         Metric().check("search.metric", self.metric)
-        if self.mode is None:
+        if self.mode is None and self.metric != AUTO:
             object.__setattr__(self, "mode", mode_of(self.metric))
-        one_of("search.mode", self.mode, ("min", "max"))
+        if self.mode is not None:
+            one_of("search.mode", self.mode, ("min", "max"))
         if self.mode == "min" != mode_of(self.metric):
             raise ConfigError(
                 f"search.mode is min, but of {self.metric} more is better; leave search.mode out"
@@ -113,14 +118,19 @@ class SearchSettings:
             ) from None
         return space
 
-    def check_metric(self, logged: Iterable[str]) -> None:
-        """Refuse a metric that is never logged."""
+    def judged(self, logged: Iterable[str], select_by: str = LOSS) -> SearchSettings:
+        """Return the settings with the metric that the data decide; refuse one never logged."""
         names = list(logged)
+        if self.metric == AUTO:
+            held_out = [name for name in _HELD_OUT if name in names]
+            metric = held_out[0] if held_out and select_by == LOSS else select_by
+            return dataclasses.replace(self, metric=metric).judged(names)
         if self.metric not in names:
             raise ConfigError(
                 f"search.metric is {self.metric}, which is never logged; "
                 f"{did_you_mean(self.metric, names, limit=40)}"
             )
+        return self
 
 
 def _without_null(mapping: Mapping[str, Any]) -> dict[str, Any]:

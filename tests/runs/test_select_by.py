@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from lfads_torch.arguments import mode_of
+from lfads_torch.arguments import LOSS, mode_of
 from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError
 from lfads_torch.folder import RunFolder, read_csv_log
@@ -20,6 +21,7 @@ from lfads_torch.search.settings import SearchSettings
 from ..search.fake import FakePopulation
 from ..small import DIMS, arrays
 
+HELD_OUT = "valid/co_bps_smth"
 SETTINGS: dict[str, Any] = {
     "trainer": {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False},
     "model": {**DIMS, "l2_increase_epoch": 1, "kl_increase_epoch": 1},
@@ -100,6 +102,20 @@ def test_names_imply_the_mode() -> None:
         SearchSettings(metric="valid/bps_smth", mode="min")
 
 
+def test_the_data_decide_the_metric_of_a_search() -> None:
+    auto = SearchSettings(metric="auto")
+    logged = [LOSS, HELD_OUT, "valid/recon/sv", "valid/bps_smth"]
+    assert auto.judged(logged).metric == HELD_OUT
+    assert auto.judged(logged).sign == -1
+    without = [LOSS, "valid/recon/sv"]
+    assert (auto.judged(without).metric, auto.judged(without).sign) == ("valid/recon/sv", 1)
+    assert auto.judged([LOSS]).metric == LOSS
+    assert auto.judged(logged, "valid/bps_smth").metric == "valid/bps_smth"
+    assert SearchSettings(metric=LOSS).judged(logged).metric == LOSS
+    with pytest.raises(ConfigError, match=r"search\.metric is valid/bps_smth, which is never"):
+        auto.judged([LOSS], "valid/bps_smth")
+
+
 def test_a_lower_loss_does_not_win_against_a_higher_score(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,10 +129,12 @@ def test_a_lower_loss_does_not_win_against_a_higher_score(
     run_result = result.RunResult(tmp_path)
     settings = {
         **write(tmp_path, channels=(3, 5)),
-        **{"select_by": "valid/co_bps_smth", "search.num_samples": 3, "search.stop_after": None},
+        **{"search.num_samples": 3, "search.stop_after": None},
     }
     run_search(settings, "../configs/search.yaml", method="random", run_dir=tmp_path / "run")
     status = RunFolder(tmp_path / "run").status
     assert [member["member"] for member in status["members"]] == [2, 1, 0]
     assert status["best"] == {"score": pytest.approx(0.1), "member": 2, "epoch": 0}
+    for folder in (tmp_path / "run", tmp_path / "run" / "best_model"):
+        assert yaml.safe_load((folder / "config.yaml").read_text())["select_by"] == HELD_OUT
     assert (tmp_path / "run" / "figures" / "search_scores.png").is_file()

@@ -25,7 +25,7 @@ def test_the_packaged_files_hold_the_published_settings_and_space() -> None:
     assert (pbt.patience, pbt.min_improvement_ratio, pbt.burn_in_period) == (4, 5e-4, None)
     assert pbt.space_for(TUNABLES) == DEFAULT_SPACE
     random = SearchSettings.from_config(composed("search"))
-    assert (random.method, random.n_members, random.sign) == ("random", 60, 1)
+    assert (random.method, random.n_members, random.metric) == ("random", 60, "auto")
     assert random.space_for(TUNABLES) == DEFAULT_SPACE
     halving = SearchSettings.from_config(composed("search", search="halving"))
     assert (halving.method, halving.n_members, halving.halving_factor) == ("halving", 60, 3)
@@ -109,6 +109,6 @@ def test_each_mistake_in_the_space_is_named(space: Any, message: str) -> None:
 
 
 def test_a_metric_that_is_never_logged_is_refused() -> None:
-    SearchSettings(metric="valid/bps").check_metric(["valid/recon", "valid/bps"])
+    SearchSettings(metric="valid/bps").judged(["valid/recon", "valid/bps"])
     with pytest.raises(ConfigError, match=r"never logged; did you mean valid/recon"):
-        SearchSettings(metric="valid/recn").check_metric(["valid/recon", "valid/bps"])
+        SearchSettings(metric="valid/recn").judged(["valid/recon", "valid/bps"])

@@ -161,6 +161,7 @@ class Driver:
             )
         # The first member is built here too, so that mistakes show before a trial starts.
         members = build_members(self.config, self.settings, [0])
+        self.settings = members.settings
         self.data = fingerprints(members.datamodule)
         self.going_on.check_data(RunFolder(self.folder), self.data)
         n_steps = len(members.datamodule.train_dataloader())
