@@ -18,6 +18,7 @@ EXAMPLES = """\
   lfads ensemble runs/seed* -o runs/mean
   lfads ensemble runs/my_search -o runs/mean --select top:8
   lfads ensemble runs/a runs/b runs/c -o runs/mean --metric bps --json
+  lfads ensemble runs/seed* -o runs/mean --also mint
   lfads sample runs/mean --data new_trials.h5"""
 
 
@@ -41,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the draw of trials (%(default)s)")
     add("--checkpoints", action="store_true", help="every checkpoint of a run is a member")
     add("--data", metavar="FILE", help="other trials of the same channels (the runs' own data)")
+    add(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a baseline as a member: mint, mint-causal (libraries of PSTHs)",
+    )
+    add("--condition", metavar="KEY", help="each trial's condition, for --also (target, ...)")
     add("--overwrite", action="store_true", help="replace the ensemble that DIR holds")
     add("--json", action="store_true", help="print ensemble.json instead of the table")
     add_trust(parser)
@@ -71,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
             seed=options.seed,
             checkpoints=options.checkpoints,
             data=options.data,
+            also=options.also,
+            condition=options.condition,
             overwrite=options.overwrite,
             trust=options.trust,
             tell=lambda text: line.show(f"{text} ..."),

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from ..checkpoint import find_checkpoint
 from ..consent import Trust
-from ..errors import ConfigError, UserError, whole
+from ..errors import ConfigError, UserError, one_of, whole
 from ..files import expanded
 from ..folder import CHECKPOINTS, RunFolder, number_outputs
 from ..post_run.ensemble import Ensemble, Member, select_members, write_ensemble
+from ..post_run.library_member import LIBRARIES, library_member
 from ..post_run.outputs import RunOutputs, load_outputs
 from ..post_run.report.comparison import distinct_names
 from .sampling import sample_run
@@ -39,6 +40,8 @@ def make_ensemble(
     seed: int = 0,
     checkpoints: bool = False,
     data: str | Path | None = None,
+    also: Sequence[str] = (),
+    condition: str | None = None,
     overwrite: bool = False,
     trust: bool | Trust = False,
     tell: Callable[[str], None] = lambda text: None,
@@ -60,6 +63,10 @@ def make_ensemble(
         Whether every checkpoint of a run is a member.
     data : str or Path, optional
         Other trials of the same channels; by default those of the runs.
+    also : sequence of {"mint", "mint_causal"}
+        Libraries of PSTHs in which trials are looked up, as members beside the models.
+    condition : str, optional
+        Key that holds each trial's condition, which a library needs.
     overwrite : bool
         Replace the ensemble that the folder holds.
     trust : bool
@@ -80,10 +87,12 @@ def make_ensemble(
     """
     whole("num_samples (--samples)", num_samples, least=1)
     models = [model for run in runs for model in _models_of(expanded(run), checkpoints)]
-    if len(models) < 2:
+    libraries = [one_of("--also", name.replace("-", "_"), LIBRARIES) for name in also]
+    n_members = len(models) + len(libraries)
+    if not models or n_members < 2:
         raise ConfigError(
-            f"an ensemble of {len(models)} member(s); it needs 2 or more: name more runs, a "
-            "search, the folder of lfads train --seeds, or take --checkpoints of a run"
+            f"an ensemble of {n_members} member(s); it needs 2 or more: name more runs, a search, "
+            "the folder of lfads train --seeds, or take --checkpoints of a run"
         )
     folder = RunFolder(expanded(output).absolute())
     names = distinct_names([model.run / _label(model) for model in models])
@@ -98,6 +107,10 @@ def make_ensemble(
             cache = folder.path / "members" / f"{name.replace('/', '_')}.h5"
             outputs = _rates(model, cache, num_samples, data, trust)
             members.append(Member(name, model.run, model.checkpoint, outputs))
+        for name in libraries:
+            tell(f"rates of {name}")
+            where = folder.path / "members" / name
+            members.append(library_member(members[0].outputs, name, where, condition))
         tell("choosing")
         ensemble = select_members(
             members,

@@ -183,6 +183,30 @@ def test_an_ensemble_of_runs(runs: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(file["test_output_params"][()], expected_rates, rtol=1e-5)
 
 
+def test_a_library_is_a_member(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mean"
+    made = make_ensemble([runs / "seed0"], folder, num_samples=3, select="all", also=["mint"])
+    assert [member.name for member in made.members] == ["seed0", "mint"]
+    outputs = load_outputs(folder)
+    pair = [load_outputs(place) for place in (runs / "seed0", folder / "members" / "mint")]
+    for split in ("train", "select", "test"):
+        rates = [one.trials(split)["output_params"] for one in pair]
+        mean = outputs.trials(split)["output_params"]
+        np.testing.assert_allclose(mean, np.mean(rates, axis=0), rtol=1e-6)
+    # Looked up in the training trials, by the channels that are read.
+    library = evaluate_run(runs / "seed0", split="select", baselines=["mint"], n_draws=0)
+    row = made.scores["mint"]["select"].value
+    assert row == pytest.approx(library.scores["mint"]["co_bps"].value, abs=1e-5)
+    with pytest.raises(UserError, match=r"mint, a member of .*samples no other trials"):
+        sample_run(folder, data=runs / "plain.h5", num_samples=3)
+    with pytest.raises(UserError, match="--also is 'psth'"):
+        make_ensemble([runs / "seed0"], tmp_path / "b", also=["psth"])
+    with pytest.raises(UserError, match="no 'targets'"):
+        make_ensemble(
+            [runs / "seed0"], tmp_path / "b", num_samples=3, also=["mint"], condition="targets"
+        )
+
+
 def test_an_ensemble_moves_together_with_its_runs(runs: Path, tmp_path: Path) -> None:
     lab, moved = tmp_path / "lab", tmp_path / "moved"
     members = [shutil.copytree(runs / name, lab / name) for name in ("seed0", "seed1")]

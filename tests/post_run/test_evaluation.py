@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +420,30 @@ class TestRidge:
             known[f"{split}_encod_data"] = known[f"{split}_recon_data"]
         found = evaluated(tmp_path, known, n_draws=0, baselines=["ridge"])
         assert set(found.scores["ridge"]) == {"behavior_r2", "latents_r2"}
+
+
+class TestGpfa:
+    def test_factors_and_held_out_channels(self, tmp_path: Path, known: Data) -> None:
+        pytest.importorskip("elephant")
+        found = evaluated(tmp_path, known, n_draws=0, baselines=["gpfa", "factor_analysis"])
+        gpfa, factors = (found.scores[row] for row in ("gpfa", "factor_analysis"))
+        assert set(gpfa) == {"co_bps", "behavior_r2", "latents_r2"}
+        for score, value in gpfa.items():
+            assert value.value > factors[score].value - 0.1
+        assert gpfa["co_bps"].value < found.scores["truth"]["co_bps"].value
+
+    def test_gaps_and_no_elephant(
+        self, tmp_path: Path, known: Data, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("elephant")
+        known["train_encod_data"] = np.array(known["train_encod_data"])
+        known["train_encod_data"][0, 0] = np.nan
+        found = evaluated(tmp_path, known, n_draws=0, baselines=["gpfa"])
+        assert "gpfa" not in found.scores
+        assert any("day0 lacks GPFA" in note for note in found.notes)
+        monkeypatch.setitem(sys.modules, "elephant.gpfa", None)
+        with pytest.raises(UserError, match=r"pip install 'lfads-torch\[gpfa\]'"):
+            evaluated(tmp_path, known, n_draws=0, baselines=["gpfa"])
 
 
 class TestOracle:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ...errors import UserError, one_of
 from .behavior import CONDITION_KEYS, Recording
 from .conditions import psth, psth_oracle
-from .factors import factor_analysis
+from .factors import factor_analysis, gpfa
 from .fits import Source
 from .library import look_up
 from .scoring import Prediction
@@ -45,6 +45,7 @@ BASELINES = {
         Baseline("mint_causal", "library, causal", partial(look_up, causal=True), True, False),
         Baseline("mint", "library", look_up, True, False),
         Baseline("factor_analysis", "factor analysis", factor_analysis),
+        Baseline("gpfa", "GPFA", gpfa, is_default=False),
     )
 }
 """All rows, by name, in the order of the table."""

@@ -257,13 +257,22 @@ def _read(recording: Recording, kind: str) -> Array:
     return trials["encod_data"] if "encod_data" in trials else trials["recon_data"]
 
 
-def look_up(source: Source, causal: bool = False) -> Prediction | None:
-    """Predict from the library; a bin that was read is scored on rates that have not seen it."""
+def library_of(source: Source, causal: bool = False) -> Library | None:
+    """Make the library of all training trials; None for data that are no counts, or too few."""
     recording = source.recording
     if not recording.counts or len(recording.data[TRAIN]) < 2:
         return None
     settings = choose_settings(source, causal)
-    library = _library(recording, recording.data[TRAIN], recording.labels[TRAIN], settings)
+    return _library(recording, recording.data[TRAIN], recording.labels[TRAIN], settings)
+
+
+def look_up(source: Source, causal: bool = False) -> Prediction | None:
+    """Predict from the library; a bin that was read is scored on rates that have not seen it."""
+    recording = source.recording
+    library = library_of(source, causal)
+    if library is None:
+        return None
+    settings = library.settings
     read = _read(recording, SCORED)
     rates = library.rates_of(read).astype(np.float32)
     unseen = rates.copy()

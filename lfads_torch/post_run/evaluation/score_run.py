@@ -107,6 +107,13 @@ def evaluate_run(
         if rows:
             predictions += baseline_predictions(recording, baselines)
             predictions += true_rates(recording)
+        absent = set(rows) - {prediction.name for prediction in predictions}
+        if absent and not isinstance(baselines, bool):
+            titles = ", ".join(BASELINES[row].title for row in rows if row in absent)
+            notes.append(
+                f"{session.name} lacks {titles}: too few trials or channels, or data that it does "
+                "not take (docs/scores.md)"
+            )
         # Trials are drawn, not bins: bins of a trial are far from independent. All predictions get
         # the same draws, so that differences between them are of the same trials.
         draws = resampled_trials(recording.n_scored, n_draws, [seed, number])
