@@ -115,7 +115,7 @@ class DayAlignment(LFADS):
             recon = self.weight_moments * distance + self.kl_ramp * self.weight_nll * nll
         readin: Any = self.readin[number_]
         l2, none = _PENALTY * readin.aligner.penalty(), torch.zeros_like(recon)
-        terms = LossTerms(recon + l2, recon, l2, none, none, {number_: recon})
+        terms = LossTerms(recon + l2, recon, l2, none, none, {number_: recon}, none)
         return BatchResult(terms, logged, score(self, weights, batch, inferred, terms))
 
     def distance(self, states: Tensor, within: Tensor | None = None) -> Tensor:
