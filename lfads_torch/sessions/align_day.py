@@ -78,7 +78,40 @@ _NEAR, _LIKE = 0.05, 0.5  # a criterion is close to the best, states are alike
 
 @dataclass(frozen=True)
 class AlignOptions:
-    """What `align_day` takes; see ``lfads align --help``."""
+    """What `align_day` takes.
+
+    Parameters
+    ----------
+    session : str, optional
+        Day 0's session by name or number, of a run of several.
+    divergence : {"kl", "coral", "mmd"}
+        How far the whitened states of the new day are from day 0's.
+    states : {"gen_states", "factors"}
+        Of which states.
+    weight_moments, weight_nll : float
+        Weights of the divergence and of the mean loss of the new day's data.
+    init : {"auto", "day0", "pcr", "random"}
+        Where the maps start; "auto" tries what there is, and random starts.
+    conditions : str, optional
+        Per-trial key of conditions, for the start "pcr".
+    seeds : int
+        Starts that train side by side.
+    epochs : int
+        At most; 0 leaves the maps as they start, normalised.
+    lr : float
+        Learning rate of AdamW at the start.
+    batch_size : int, optional
+        Windows of a step; by default 64, or more where the covariance needs them.
+    num_samples : int
+        Posterior samples of the output file.
+    seed : int
+        The first seed.
+
+    Raises
+    ------
+    UserError
+        For options out of range.
+    """
 
     session: str | None = None
     divergence: str = "kl"

@@ -92,9 +92,16 @@ class DayAlignment(LFADS):
 
     def evaluated(self, batch: Mapping[int, SessionBatch], split: str) -> BatchResult:
         """Augment a batch and compute the objective of the alignment and the scores."""
-        stack, weights = self.aug_stack(split), self.weights
+        stack, weights, given = self.aug_stack(split), self.weights, batch
         batch = augment(stack, batch)
         inferred = self.infer(batch, sample=False)
+        decoding = inferred.decoding
+        if split == "train":
+            # States of what was dropped out would be noisier than day 0's, which are compared as
+            # they are inferred; the aligner would learn to take that noise out.
+            clean = augment(self.infer_aug_stack, given)
+            ext_input = next(iter(clean.values())).ext_input
+            decoding = self.decode(self.encode(clean), ext_input, sample=False)
         [(number_, trials)] = batch.items()
         logged: dict[str, list[Tensor]] = {}
 
@@ -102,7 +109,7 @@ class DayAlignment(LFADS):
             logged.setdefault(name.removeprefix(f"{split}/"), []).append(value.detach())
 
         nll = reconstruction(self, weights, batch, inferred, stack, split, log)[number_]
-        states = getattr(inferred.decoding, self.states)
+        states = getattr(decoding, self.states)
         within = None
         if trials.lengths is not None:
             within = (~bins_past(trials.lengths, states.shape[1])).to(states.dtype)

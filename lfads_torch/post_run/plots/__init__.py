@@ -10,6 +10,7 @@ arrays, from 0; principal components and discriminants are counted from 1.
 """
 
 from .activity import raster_panel
+from .day import day_alignment
 from .decoding import decoded_behavior
 from .generator import fixed_points
 from .hyperparameters import hyperparameter_paths, score_history, scores_by_value
@@ -26,6 +27,7 @@ from .trajectories import factors_3d, trajectories
 __all__ = [
     "aligned_inputs",
     "channel_scores",
+    "day_alignment",
     "decoded_behavior",
     "factors_3d",
     "fixed_points",

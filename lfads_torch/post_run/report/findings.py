@@ -214,6 +214,12 @@ def _generator_clip(record: RunRecord) -> Iterator[Finding]:
             )
 
 
+def _aligned(record: RunRecord) -> Iterator[Finding]:
+    for text in (record.alignment or {}).get("warnings", []):
+        advice = "docs/alignment.md says what it means and what to try."
+        yield Finding("caution", "The alignment", f"{text}.", advice)
+
+
 RUN_CHECKS: tuple[Callable[[RunRecord], Iterator[Finding]], ...] = (
     _stage,
     _diverged,
@@ -221,6 +227,7 @@ RUN_CHECKS: tuple[Callable[[RunRecord], Iterator[Finding]], ...] = (
     _ramps,
     _beside_baselines,
     _generator_clip,
+    _aligned,
 )
 
 

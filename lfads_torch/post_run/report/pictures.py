@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
+from ...metrics.decoding import Decoder
 from ...metrics.regression import ridge
 from ...prep.merging import START_KEY
 from .. import plots
+from ..decode import DECODER
 from ..dynamics import Generator, find_fixed_points
 from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..evaluation.scoring import ALPHAS
@@ -45,6 +48,8 @@ def run_pictures(record: RunRecord) -> list[Picture]:
                 "training", "Training", caption, partial(plots.training_curves, record.log_path)
             )
         )
+    if (about := record.alignment) is not None:
+        pictures.append(_day(about))
     recorded = all({"gen_states", "gen_inputs"} <= set(_scored(r).names) for r in record.recordings)
     if record.recordings and recorded and not record.wanted.quick and record.model is not None:
         pictures.append(_dynamics(record))
@@ -98,6 +103,19 @@ def time_picture(scores: dict[str, Any]) -> Picture | None:
     )
     draw = partial(plots.scores_over_time, shown, titles)
     return Picture("scores_over_time", "Scores over time", caption, draw)
+
+
+def _day(about: dict[str, Any]) -> Picture:
+    """Show how the states of the day became like those of day 0."""
+    before, after = (about["moments"][key] for key in ("before", "after"))
+    caption = (
+        f"Aligned to {Path(about['origin']['run']).name} without labels: the divergence "
+        f"of the generator's states from day 0's fell from {before['divergence']:.3g} to "
+        f"{after['divergence']:.3g} on validation windows. Seed {about['chosen']} (start: "
+        f"{about['init']}) was chosen by divergence and loss. Right: variances of the whitened "
+        "states; the dotted line is day 0."
+    )
+    return Picture("day", "Alignment", caption, partial(plots.day_alignment, about))
 
 
 def _dynamics(record: RunRecord) -> Picture:
@@ -405,6 +423,29 @@ def _behavior(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     yield Picture("behavior", "Behaviour decoded", caption, draw)
 
 
+def _day0_decoded(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    """Show behaviour as day 0's decoder gives it, of an alignment whose origin saved one."""
+    about, behavior = record.alignment, recording.behavior
+    path = Path(about["origin"]["run"]) / DECODER if about else None
+    if path is None or not path.is_file() or not behavior or behavior[SCORED].ndim != 3:
+        return
+    decoder, scored = Decoder.load(path), _scored(recording)
+    if decoder.features not in scored or decoder.smooth_ms:
+        return
+    draw = partial(
+        plots.decoded_behavior,
+        behavior[SCORED],
+        decoder.predict(scored[decoder.features]),
+        names=decoder.target_names,
+        bin_ms=recording.session.bin_ms,
+    )
+    caption = (
+        f"What the decoder of day 0 makes of this day's {decoder.features}; nothing was fitted to "
+        "this day's behaviour. R² is over all validation bins that its lags leave."
+    )
+    yield Picture("day0_decoded", "Behaviour by day 0's decoder", caption, draw)
+
+
 def _decode(recording: Recording, train: NDArray[Any], scored: NDArray[Any]) -> FloatArray:
     target = recording.behavior[TRAIN].astype(np.float64)
     n_bins = min(recording.n_bins, target.shape[1])
@@ -442,5 +483,6 @@ MAKERS: tuple[tuple[Callable[[RunRecord, Recording], Iterator[Picture]], tuple[s
     (_inputs, ("co_means",)),
     (_usage, ("ic_mean", "ic_std")),
     (_behavior, ()),
+    (_day0_decoded, ()),
 )
 """What makes figures, and the arrays that it needs."""

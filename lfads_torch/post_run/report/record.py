@@ -17,7 +17,16 @@ from ...consent import trust_of
 from ...data import SPLITS
 from ...errors import DataError, DataWarning, UserError
 from ...files import expanded, read_json
-from ...folder import BEST_MODEL, CONFIG, HP, METRICS, POPULATION, RunFolder, read_population
+from ...folder import (
+    ALIGNMENT,
+    BEST_MODEL,
+    CONFIG,
+    HP,
+    METRICS,
+    POPULATION,
+    RunFolder,
+    read_population,
+)
 from ...search.settings import SearchSettings
 from ..evaluation import evaluate_run
 from ..evaluation.behavior import Keys, Recording, read_recording
@@ -82,6 +91,16 @@ class RunRecord:
         except UserError as error:
             self.absent.append(f"The model cannot be loaded: {error}.")
             return None
+
+    @cached_property
+    def alignment(self) -> dict[str, Any] | None:
+        """What an alignment to another day recorded; None of another run."""
+        path = self.place / ALIGNMENT
+        if "alignment" not in self.status or not path.is_file():
+            return None
+        return read_json(
+            path, {"seeds": [dict], "moments": dict, "warnings": [str], "origin": {"run": str}}
+        )
 
     @cached_property
     def recordings(self) -> list[Recording]:

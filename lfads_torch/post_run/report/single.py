@@ -272,12 +272,19 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
     kind = search if isinstance(search, str) else "pbt" if record.population is not None else ""
     samples = _samples(record) or 50
     seed = record.status.get("seed", record.config.get("seed", 0))
-    return [
-        (
+    if about := record.status.get("alignment"):
+        train = (
+            "align with the options in alignment.json",
+            f"lfads align {about['run']} {about['day']} --run-dir runs/{record.name}_again",
+        )
+    else:
+        train = (
             "train with the configuration below, saved as config.yaml"
             f" (it holds the seed, {seed}, and says where the data are)",
             f"lfads {kind or 'train'} --config config.yaml --run-dir runs/{record.name}_again",
-        ),
+        )
+    return [
+        train,
         ("average posterior samples anew", f"lfads sample runs/{record.name} --samples {samples}"),
         ("score", f"lfads evaluate runs/{record.name}"),
         ("write this page", f"lfads report runs/{record.name}"),
