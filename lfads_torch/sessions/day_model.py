@@ -20,7 +20,7 @@ from ..datamodules import BasicDataModule
 from ..datamodules.loaders import OrderedLoader
 from ..errors import number, one_of
 from ..model import LFADS
-from ..objective import Weights, augment, reconstruction, score
+from ..objective import Weights, augment, count_batch, reconstruction, score
 from ..tuples import BatchResult, LossTerms, SessionBatch, bins_past
 from .moments import (
     MMD_STATES,
@@ -88,7 +88,19 @@ class DayAlignment(LFADS):
     def weights(self) -> Weights:
         """How the terms add up: as they come, the ramp being in the objective."""
         one = torch.ones_like(self.l2_ramp)
-        return super().weights._replace(loss=1.0, mean=True, l2_ramp=one, trials=None)
+        return super().weights._replace(
+            loss=1.0, mean=True, l2_ramp=one, trials=None, behavior=None
+        )
+
+    def check_data(self, data: Any) -> None:
+        """Check that the data fit; behaviour is not read, though a readout of it may be there."""
+        check_without_behavior(self, data)
+
+    def _shared_step(self, batch: Any, batch_idx: int, split: str) -> Tensor:
+        # Not that of `LFADS`, which refuses to train a readout of behaviour without behaviour.
+        result = self.evaluated(self._sessions(batch), split)
+        count_batch(self.scores[split], result)
+        return result.terms.total
 
     def evaluated(self, batch: Mapping[int, SessionBatch], split: str) -> BatchResult:
         """Augment a batch and compute the objective of the alignment and the scores."""
@@ -150,6 +162,15 @@ class DayData(BasicDataModule):
         n_batches = math.ceil(n_valid / _VALID_WINDOWS)
         share = math.ceil(n_valid / n_batches)
         return self.split_loader("valid", batch_size=share, session=[number_])
+
+
+def check_without_behavior(model: LFADS, data: Any) -> None:
+    """Check that data without behaviour fit a model, which may read behaviour out."""
+    readout, model.behavior = model.behavior, None
+    try:
+        LFADS.check_data(model, data)
+    finally:
+        model.behavior = readout
 
 
 def alignment_model(

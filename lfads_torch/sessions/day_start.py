@@ -22,7 +22,7 @@ from ..modules.initial_readout import LEAST, ChannelStats, Line, initial_blocks,
 from ..modules.readin_readout import FanInLinear
 from ..modules.recons import recon_for_channels
 from ..tuples import bins_past
-from .day_model import Reference
+from .day_model import Reference, check_without_behavior
 from .extend import SESSION_GROUPS, extend_model, start_maps
 from .moments import MMD_STATES, StateMoments, spaced, whitening
 
@@ -145,22 +145,26 @@ def day_model(model: LFADS, number: int, day: BasicDataModule, options: Any) -> 
     if not any(isinstance(t, CoordinatedDropout) for t in model.train_aug_stack.batch_transforms):
         dropout = CoordinatedDropout(_CD_RATE, ic_enc_seq_len=hp["ic_enc_seq_len"])
         parts["train_aug_stack"] = AugmentationStack([dropout], [0], [0])
-    numbers = {
+    numbers: dict[str, Any] = {
         "lr_init": options.lr,
         "lr_stop": min(1e-5, options.lr),
         **{"lr_scheduler": True, "lr_decay": 0.95, "lr_patience": 6, "weight_decay": 0.0},
         # The ramp of the likelihood.
         **{"kl_start_epoch": 0, "kl_increase_epoch": options.epochs // 3},
     }
+    apart: tuple[str, ...] = SESSION_GROUPS
+    if model.behavior is not None and model.behavior.source == "rates":
+        # A readout of day 0's neurons means nothing for other ones.
+        numbers["behavior_dim"], apart = 0, (*SESSION_GROUPS, "behavior")
     new = LFADS(**{**hp, **parts, **numbers})
     shared = {
         key: value
         for key, value in model.state_dict().items()
-        if key.partition(".")[0] not in SESSION_GROUPS
+        if key.partition(".")[0] not in apart
     }
     load_weights(new, {**new.state_dict(), **shared}, "the run")
     new.session_names = list(day.session_names)
-    new.check_data(day)
+    check_without_behavior(new, day)
     for name, parameter in new.named_parameters():
         parameter.requires_grad_(name.partition(".")[0] in ("readin", "readout"))
     return new

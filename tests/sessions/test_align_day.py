@@ -208,6 +208,24 @@ def test_another_divergence_of_the_factors(folder: Path, tmp_path: Path) -> None
     assert np.isfinite(done.record["moments"]["after"]["divergence"])
 
 
+def test_a_readout_of_behaviour_is_frozen_and_gives_that_of_the_day(
+    folder: Path, tmp_path: Path
+) -> None:
+    changes = {"model.behavior_dim": 2, "datamodule.batch_keys": ["behavior"]}
+    data = {"datamodule.datafile_pattern": str(folder / "day0.h5"), "trainer.max_epochs": 1}
+    run_model({**SMALL, **changes, **data}, run_dir=tmp_path / "run")
+    with h5py.File(folder / "day1.h5") as file:
+        arrays = {key: file[key][()] for key in file if "behavior" not in key}
+    write_session(tmp_path / "blind.h5", arrays, {"bin_ms": 20.0})
+    options = AlignOptions(epochs=1, seeds=1, num_samples=1)
+    done = align_day(tmp_path / "run", tmp_path / "blind.h5", tmp_path / "out", options)
+    old, new = (load_model(tmp_path / name).state_dict() for name in ("run", "out"))
+    for name in (key for key in old if key.startswith("behavior")):
+        assert torch.equal(old[name], new[name]), name
+    with h5py.File(done.result.outputs[0]) as file:
+        assert file["valid_behavior_prediction"].shape == (12, 10, 2)
+
+
 def test_starts_of_the_seeds() -> None:
     assert start_kinds("auto", 6, same_size=True, conditions=False).count("day0") == 2
     assert start_kinds("auto", 6, same_size=True, conditions=False).count("random") == 4
