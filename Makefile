@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
+TRITON := .venv-triton
 WORKERS ?= 2
 # One thread per worker: the small matrix products of the tests run slower on more.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -11,7 +12,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PARALLEL := -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pbt-demo test test-slow test-lowest test-pythons pytest wheel bench docs lint types format clean
+.PHONY: help demo pbt-demo test test-slow test-lowest test-triton test-pythons pytest wheel bench docs lint types format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +50,17 @@ $(LOWEST)/.installed: pyproject.toml scripts/lowest.py
 test-lowest: $(LOWEST)/.installed  ## the fast tests on the lowest versions that pyproject.toml allows
 	$(ONE_THREAD) $(LOWEST)/bin/python -m pytest $(PARALLEL) -q --ignore tests/docs
 
+# Triton is no dependency: builds of torch for CUDA bring it, the CPU build of constraints.txt does not.
+$(TRITON)/.installed: pyproject.toml constraints.txt Makefile
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[test]' triton==3.9.0
+	@touch $@
+
+test-triton: $(TRITON)/.installed  ## the loops in Triton, interpreted on the CPU and compiled for GPUs (Linux)
+	TRITON_INTERPRET=1 $(ONE_THREAD) $(TRITON)/bin/python -m pytest $(PARALLEL) -q \
+		tests/kernels/test_triton.py tests/kernels/test_against_oracle.py tests/kernels/test_recurrent.py
+
 test-pythons:  ## the fast tests on every Python 3.11 to 3.13 that is here (PYTHONS="3.12 3.13", PYTEST_ARGS)
 	$(PYTHON) scripts/pythons.py $(PYTHONS) -- -n $(WORKERS) --dist worksteal -q $(PYTEST_ARGS)
 
@@ -82,6 +94,6 @@ types: $(STAMP)  ## mypy
 	$(BIN)/mypy
 
 clean:  ## remove the environment, caches and build products (never runs/)
-	rm -rf $(VENV) $(LOWEST) .venv-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(TRITON) .venv-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -rf *.egg-info

@@ -21,8 +21,9 @@ __all__ = [
 
 IMPLEMENTATIONS = {
     "reference": Kernels(reference.clipped_gru, reference.decoder),
-    "explicit": recurrent.kernels(native=False),
-    "native": recurrent.kernels(native=True),
+    "explicit": recurrent.kernels("torch"),
+    "native": recurrent.kernels("native"),
+    "triton": recurrent.kernels("triton"),
 }
 
 
@@ -30,7 +31,8 @@ def get_kernels(name: str = "auto") -> Kernels:
     """Return an implementation by name; ``auto`` is ``native``.
 
     ``native`` loops in C for float32 on the CPU, and elsewhere, or where the library was not built,
-    in torch as ``explicit`` does; ``reference`` is the plain loop under autograd.
+    in torch as ``explicit`` does; ``reference`` is the plain loop under autograd. ``triton`` loops
+    on a GPU of NVIDIA, and elsewhere does as ``native`` with a warning that says why.
     """
     name = one_of("kernel", name, ["auto", *IMPLEMENTATIONS])
     return IMPLEMENTATIONS["native" if name == "auto" else name]

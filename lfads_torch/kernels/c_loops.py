@@ -13,9 +13,10 @@ from .torch_loops import (
     DecoderGradients,
     decoder_gradients,
     decoder_room,
+    every_gru_gradient,
+    fill_last,
     gru_gradient,
     gru_room,
-    recurrent_gradient,
     weight_gradients,
 )
 from .types import (
@@ -104,19 +105,10 @@ def clipped_gru_forward(inputs: GRUInputs, options: Options) -> tuple[GRUStates,
     """As `lfads_torch.kernels.torch_loops.clipped_gru_forward`."""
     x_proj, w_hh = last_contiguous(inputs.x_proj), inputs.w_hh.mT.contiguous()
     h0 = inputs.h0.contiguous()
-    (states, last), saved = gru_room(inputs, options.keep)
-    call = _gru(inputs, w_hh, h0, states, saved, options)
+    states, saved = gru_room(inputs, options.keep)
+    call = _gru(inputs, w_hh, h0, states.states, saved, options)
     library().lfads_clipped_gru(ctypes.byref(call), address(x_proj), strides(x_proj, 4))
-    for nets, backward in _directions(options.two_way):
-        last[nets] = states[nets, 0 if backward else -1]
-    return GRUStates(states, last), saved
-
-
-def _directions(two_way: bool) -> list[tuple[slice, bool]]:
-    """Nets of each direction, and whether it is the backward one."""
-    if not two_way:
-        return [(slice(None), False)]
-    return [(slice(0, None, 2), False), (slice(1, None, 2), True)]
+    return fill_last(states, options.two_way), saved
 
 
 def clipped_gru_backward(
@@ -124,24 +116,18 @@ def clipped_gru_backward(
 ) -> GRUInputs:
     """As `lfads_torch.kernels.torch_loops.clipped_gru_backward`."""
     outside = [None if x is None else x.contiguous() for x in grad]
-    w_hh, h0 = inputs.w_hh.contiguous(), inputs.h0.contiguous()
+    inputs = inputs._replace(h0=inputs.h0.contiguous(), w_hh=inputs.w_hh.contiguous())
     bins, saved = states.states.contiguous(), GRUSaved(*(x.contiguous() for x in saved))
     grad_x = gru_gradient(inputs)
-    grad_h0, reset, grad_w = torch.empty_like(h0), torch.empty_like(bins), torch.empty_like(w_hh)
-    call = _gru(inputs, w_hh, h0, bins, saved, options)
+    grad_h0, reset = torch.empty_like(inputs.h0), torch.empty_like(bins)
+    call = _gru(inputs, inputs.w_hh, inputs.h0, bins, saved, options)
     library().lfads_clipped_gru_backward(
         ctypes.byref(call),
         *map(address, outside),
         *(address(grad_x), strides(grad_x, 4)),
         *map(address, (grad_h0, reset)),
     )
-    for nets, backward in _directions(options.two_way):
-        grad_w[nets] = recurrent_gradient(
-            grad_x[:, nets].flatten(0, 1),
-            *(h0[nets], bins[nets], reset[nets]),
-            backward=backward,
-        )
-    return GRUInputs(grad_x, grad_h0, grad_w)
+    return every_gru_gradient(grad_x, grad_h0, inputs, bins, reset, options.two_way)
 
 
 def _decoder(p: DecoderInputs, states: DecoderStates, saved: DecoderSaved, clip: float) -> _Decoder:

@@ -8,7 +8,9 @@ is one product over all bins. The loops themselves are `torch_loops` or `c_loops
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import chain, islice
 from typing import Any
 
@@ -30,25 +32,55 @@ from .types import (
 )
 
 _NO_SECOND = "second derivatives need the kernel 'reference': LFADS(..., kernel='reference')"
-_OPTIONS = "float clip, bool two_way, bool keep, bool native"
+_OPTIONS = "float clip, bool two_way, bool keep, str loops"
 
 
-def kernels(*, native: bool) -> Kernels:
-    """Return the kernels that loop in C where they can (`native`), or always in torch."""
+def kernels(loops: str) -> Kernels:
+    """Return the kernels whose loops are in C ("native") or Triton ("triton") where these can work.
+
+    Elsewhere, or always ("torch"), they are in torch.
+    """
 
     def clipped_gru(
         x_proj: Tensor, h0: Tensor, w_hh: Tensor, clip: float, two_way: bool = False
     ) -> GRUStates:
         # vmap folds its axis into the leading one, here without touching the axis of nets.
         inputs = GRUInputs(x_proj.unsqueeze(0), h0, w_hh)
-        options = Options(clip, two_way, torch.is_grad_enabled(), native)
+        options = Options(clip, two_way, torch.is_grad_enabled(), loops)
         return unpack(_clipped_gru(*inputs, *options), GRUStates)[0]
 
     def decoder(inputs: DecoderInputs, clip: float) -> DecoderStates:
-        options = Options(clip, False, torch.is_grad_enabled(), native)
+        options = Options(clip, False, torch.is_grad_enabled(), loops)
         return unpack(_decoder(*inputs, *options), DecoderStates)[0]
 
     return Kernels(clipped_gru, decoder)
+
+
+def _loops(name: str, like: Tensor) -> Any:
+    """Return the module whose loops take tensors such as `like`: the one by name, if it can."""
+    if name == "triton":
+        module, reason = triton_loops()
+        reason = reason or module.why_not(like)
+        if not reason:
+            return module
+        _warn(f"kernel is 'triton', which cannot be used: {reason}. Kernel 'auto' runs instead")
+    return c_loops if name != "torch" and c_library.fits(like) else torch_loops
+
+
+@cache
+def triton_loops() -> tuple[Any, str]:
+    """Return the module of the loops in Triton, or None and the reason."""
+    try:
+        from . import triton_loops as module
+    except (ImportError, AttributeError) as error:  # versions before 3.4 lack some names
+        needs = "it needs Triton 3.4 or newer, which builds of torch for CUDA bring on Linux"
+        return None, f"{needs} ({error})"
+    return module, ""
+
+
+@cache
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
 
 
 def pack(*tuples: Iterable[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -77,9 +109,8 @@ def _recurrent(
     """
     n_given, n_trained = len(kinds[0]._fields), len(_trained(kinds[0]))
 
-    def loops(direction: str, like: Tensor, options: Options) -> Callable[..., Any]:
-        module = c_loops if options.native and c_library.fits(like) else torch_loops
-        return getattr(module, f"{name}_{direction}")
+    def loop(direction: str, like: Tensor, options: Options) -> Callable[..., Any]:
+        return getattr(_loops(options.loops, like), f"{name}_{direction}")
 
     def backward_room(*args: Any) -> tuple[Any, ...]:
         grad, inputs, states, saved, _ = unpack(args, kinds[1], *kinds, Options)
@@ -91,7 +122,7 @@ def _recurrent(
         @staticmethod
         def forward(*args: Any) -> tuple[Any, ...]:
             *tensors, options = unpack(args, kinds[1], *kinds, Options)
-            run = loops("backward", tensors[1][0], options)
+            run = loop("backward", tensors[1][0], options)
             return tuple(run(*tensors, options)[:n_trained])
 
         @staticmethod
@@ -118,7 +149,7 @@ def _recurrent(
         @staticmethod
         def forward(*args: Any) -> tuple[Any, ...]:
             inputs, options = unpack(args, kinds[0], Options)
-            return pack(*loops("forward", inputs[0], options)(inputs, options))
+            return pack(*loop("forward", inputs[0], options)(inputs, options))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -93,6 +93,34 @@ def recurrent_gradient(
     return torch.cat([grad_zr, over_bins(n, reset)], dim=1)
 
 
+def directions(two_way: bool) -> list[tuple[slice, bool]]:
+    """Return the nets of each direction, and whether it is the backward one."""
+    if not two_way:
+        return [(slice(None), False)]
+    return [(slice(0, None, 2), False), (slice(1, None, 2), True)]
+
+
+def fill_last(states: GRUStates, two_way: bool) -> GRUStates:
+    """Fill in the states that K clipped GRUs computed last, from those of all bins."""
+    for nets, backward in directions(two_way):
+        states.last[nets] = states.states[nets, 0 if backward else -1]
+    return states
+
+
+def every_gru_gradient(
+    grad_x: Tensor, grad_h0: Tensor, inputs: GRUInputs, states: Tensor, reset: Tensor, two_way: bool
+) -> GRUInputs:
+    """Return the gradients of K clipped GRUs, all but that of the weights from their loop."""
+    grad_w = torch.empty_like(inputs.w_hh, memory_format=torch.contiguous_format)
+    for nets, backward in directions(two_way):
+        grad_w[nets] = recurrent_gradient(
+            grad_x[:, nets].flatten(0, 1),
+            *(inputs.h0[nets], states[nets], reset[nets]),
+            backward=backward,
+        )
+    return GRUInputs(grad_x, grad_h0, grad_w)
+
+
 def gate_buffers(h0: Tensor, n_bins: int | torch.SymInt, keep: bool) -> tuple[Tensor, Tensor]:
     """Return room for gates (K, T, B, 2H) and candidates (K, T, B, H) of nets with h0 (K, B, H)."""
     n_nets, n_trials, n_units = h0.shape

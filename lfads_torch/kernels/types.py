@@ -111,4 +111,4 @@ class Options(NamedTuple):
     clip: float
     two_way: bool
     keep: bool  # everything that a backward pass needs
-    native: bool  # loop in C where it can
+    loops: str  # "torch", "native" or "triton": which loops, where these can work

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lfads_torch.kernels import IMPLEMENTATIONS, DecoderInputs, DecoderStates, Kernels, get_kernels
+from lfads_torch.kernels import DecoderInputs, DecoderStates, Kernels, get_kernels
 from tests import oracle
+from tests.kernels import RUN_HERE
 
 # The random sizes are the same in every run, so that a failure can be repeated.
 few_examples = settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -22,7 +23,7 @@ CLIPS = {"clipped": 0.2, "free": 5.0}
 gradcheck = partial(torch.autograd.gradcheck, fast_mode=True)
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+@pytest.fixture(params=RUN_HERE)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return get_kernels(request.param)
 
@@ -102,7 +103,7 @@ def test_gru(kernels: Kernels, sizes: tuple[int, ...], clip: float) -> None:
     check_gru(kernels, clip, sizes)
 
 
-@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("name", RUN_HERE)
 @few_examples
 @given(sizes=st.tuples(*[st.integers(1, 5)] * 5), clip=st.sampled_from(list(CLIPS.values())))
 def test_gru_of_any_size(name: str, sizes: tuple[int, ...], clip: float) -> None:
@@ -304,7 +305,7 @@ def test_decoder_of_odd_sizes(kernels: Kernels, changed: dict[str, int]) -> None
     check_decoder(kernels, SIZES | changed)
 
 
-@pytest.mark.parametrize("name", sorted(IMPLEMENTATIONS))
+@pytest.mark.parametrize("name", RUN_HERE)
 @few_examples
 @given(
     sizes=st.fixed_dictionaries({n: st.integers(0 if n == "E" else 1, 4) for n in SIZES}),

@@ -19,7 +19,7 @@ from tests.golden_utils import load_golden
 from tests.kernels.test_c_library import decoder_inputs
 from tests.small import DIMS
 
-OPTIONS = (0.4, False, True, True)  # clip, two_way, keep, native
+OPTIONS = (0.4, False, True, "native")  # clip, two_way, keep, loops
 GOLDEN = load_golden("controller")
 
 

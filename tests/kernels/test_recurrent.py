@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lfads_torch.kernels import IMPLEMENTATIONS, DecoderInputs, Kernels, get_kernels
+from tests.kernels import RUN_HERE
 
 N, T, B, C, G, F, U = 3, 4, 2, 3, 5, 4, 2
 
 
-@pytest.fixture(params=sorted(IMPLEMENTATIONS))
+@pytest.fixture(params=RUN_HERE)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return get_kernels(request.param)
 
