@@ -126,7 +126,7 @@ def _pair(trials: dict[str, Trials], name: str, named: bool) -> dict[str, Array]
             f"{trials[TRAIN].session.path}: '{name}' has shape {pair[TRAIN].shape} for training "
             f"trials, {pair[SCORED].shape} for those that are scored; columns must agree"
         )
-    return {kind: _ended(some, pair[kind]) for kind, some in trials.items()}
+    return {kind: ended(some, pair[kind]) for kind, some in trials.items()}
 
 
 def _numbers(session: SessionOutputs, key: str, array: Array, n_axes: int | None = None) -> Array:
@@ -140,7 +140,7 @@ def _numbers(session: SessionOutputs, key: str, array: Array, n_axes: int | None
     return array
 
 
-def _ended(trials: Trials, array: Array) -> Array:
+def ended(trials: Trials, array: Array) -> Array:
     """Return the array with NaN past the ends of trials, where nothing was inferred."""
     past = trials.past_end
     if past is None or array.ndim != 3 or array.dtype.kind not in "buif":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...errors import ConfigError, DataError, UserError
 from ...metrics.regression import LinearMap, poisson_regression
 from ...metrics.trialwise import SpikeScore, score_value
-from .behavior import SCORED, TRAIN, Recording
+from .behavior import SCORED, TRAIN, Recording, ended
 from .fits import Source, scale_of
 
 Array = NDArray[Any]
@@ -64,7 +64,8 @@ def few_shot_scores(
                 f"{session.path} has no 'extra_data', which --few-shot predicts: channels that the "
                 "model never saw. lfads prep --never-seen 12 sets them apart before training"
             )
-        extra[kind] = np.asarray(trials["extra_data"])[:, : recording.n_bins].astype(np.float64)
+        counts = ended(trials, trials["extra_data"])
+        extra[kind] = counts[:, : recording.n_bins].astype(np.float64)
         if extra[kind].shape[:2] != (trials.n_trials, recording.n_bins):
             raise DataError(
                 f"{session.path}: extra_data of {trials.n_trials} trials has shape "
