@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lfads_torch
-from lfads_torch.metrics.decoding import Decoder
+from lfads_torch.metrics.decoder import Decoder
 from tests.online.models import model, spikes
 from tests.small import trainer
 

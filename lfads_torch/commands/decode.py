@@ -77,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads decode --help``."""
     import json
 
-    from ..metrics.decoding import Decoder, parse_lags
+    from ..metrics.decoder import Decoder
+    from ..metrics.decoding import parse_lags
     from ..post_run.decode import DECODER, DecodeOptions, decode_run, write_result
 
     if options.apply and (given := [name for name in _OF_THE_FIT if getattr(options, name)]):

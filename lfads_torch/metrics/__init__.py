@@ -3,13 +3,14 @@
 `accumulate` and `epoch` hold what training needs (tensors, accumulated on the device); the others
 take NumPy arrays, once with a trained model: `evaluation` and `nlb` the scores that look at
 conditions and behaviour, `trialwise` those that are bootstrapped over trials, `regression` the fits
-that they need, `decoding` decoders of behaviour with lags. Rates are per bin throughout.
+that they need, `decoder` decoders of behaviour with lags. Rates are per bin throughout.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .decoding import Decoder, DecoderState, Decoding, fit_decoder
+from .decoder import Decoder, DecoderState, Decoding
+from .decoding import fit_decoder
 from .evaluation import gaussian_smooth, psth_r2, speed_tp_correlation
 from .nlb import NLB_SCORES, nlb_scores
 from .regression import NLB_ALPHAS, fit_linear, linear_map_r2, poisson_regression, ridge_r2

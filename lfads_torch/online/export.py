@@ -26,7 +26,7 @@ from ..data.find import absolute_pattern, check_output
 from ..errors import ConfigError, UserError, one_of
 from ..files import write_whole
 from ..kernels import get_kernels
-from ..metrics.decoding import Decoder
+from ..metrics.decoder import Decoder
 from . import numpy_runner
 from .graphs import Graph, StartGraph, StepGraph, WindowGraph
 from .session import TrainedSession, open_session

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..metrics.decoding import Decoder
+from ..metrics.decoder import Decoder
 from .session import TrainedSession
 from .step import Step, StepOutput, StepState
 from .stream import FEATURES

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigError, UserError, one_of, whole
 from ..files import expanded
-from ..metrics.decoding import Decoder, DecoderState
+from ..metrics.decoder import Decoder, DecoderState
 from ..model import LFADS
 from .engines import State, StepEngine, WindowEngine
 from .session import open_session, session_number

@@ -29,7 +29,8 @@ from ..errors import (
 )
 from ..files import expanded, write_whole
 from ..folder import RunFolder
-from ..metrics.decoding import ALPHAS, Decoder, Decoding, fit_decoder, plain
+from ..metrics.decoder import Decoder, Decoding, plain
+from ..metrics.decoding import ALPHAS, fit_decoder
 from ..metrics.trialwise import ByTime, score_by_time
 from ..prep.chop import find_segments
 from ..prep.merging import START_KEY, covered_bins, merge_chops, window_places

@@ -12,7 +12,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from lfads_torch.errors import DataError, DataWarning, UserError
-from lfads_torch.metrics.decoding import ALPHAS, Decoder, fit_decoder, parse_lags
+from lfads_torch.metrics.decoder import Decoder
+from lfads_torch.metrics.decoding import ALPHAS, fit_decoder, parse_lags
 
 pytestmark = pytest.mark.filterwarnings("ignore:the best penalty")
 

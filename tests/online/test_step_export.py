@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lfads_torch.cli import main
 from lfads_torch.errors import ConfigError, UserError
-from lfads_torch.metrics.decoding import Decoder
+from lfads_torch.metrics.decoder import Decoder
 from lfads_torch.model import LFADS
 from lfads_torch.modules import recons
 from lfads_torch.modules.readin_readout import FanInLinear

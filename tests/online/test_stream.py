@@ -16,7 +16,8 @@ import torch
 
 import lfads_torch
 from lfads_torch.errors import ConfigError
-from lfads_torch.metrics.decoding import Decoder, fit_decoder
+from lfads_torch.metrics.decoder import Decoder
+from lfads_torch.metrics.decoding import fit_decoder
 from lfads_torch.modules.recons import Gaussian
 from lfads_torch.online.stream import Stream, StreamOutput
 from lfads_torch.online.window import Window

@@ -11,7 +11,7 @@ import pytest
 
 from lfads_torch.cli import main
 from lfads_torch.data import write_session
-from lfads_torch.metrics.decoding import Decoder
+from lfads_torch.metrics.decoder import Decoder
 from lfads_torch.post_run.decode import DecodeOptions, decode_run, open_source
 from lfads_torch.prep.chop import chop_recording
 from lfads_torch.prep.resplit import split_file

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
-from ...metrics.decoding import Decoder
+from ...metrics.decoder import Decoder
 from ...metrics.regression import ridge
 from ...prep.merging import START_KEY
 from .. import plots
