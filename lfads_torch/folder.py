@@ -92,6 +92,7 @@ _STATUS: dict[Any, Any] = {
     "best_checkpoint": str,
     "outputs": [str],
     "members": [{"checkpoint": str}],
+    "seeds": [str],
     "data": [{"file": str, "scheme": str, "arrays": {str: {"shape": [int], "crc32": str}}}],
     "changes": [dict],
     "environment": {"packages": {str: object}},
@@ -201,10 +202,19 @@ class RunFolder:
         epochs = (row.get("epoch", "") for row in read_table(self.path / METRICS)[1])
         return any(epoch.isdigit() and int(epoch) > 0 for epoch in epochs)
 
+    @property
+    def seeds(self) -> list[str]:
+        """The names of the run folders of several seeds."""
+        names = self.status.get("seeds", [])
+        # The status may be a stranger's: other folders are neither read nor deleted for it.
+        if wrong := [name for name in names if not re.fullmatch(r"seed-?\d+", name)]:
+            raise DataError(f"{self.path / STATUS} is damaged: {wrong[0]!r} is no seed's folder")
+        return names
+
     def members(self) -> list[str]:
         """Return the run folders of the seeds of this folder, or of the models of an ensemble."""
         if self.kind == "seeds":
-            return [str(self.path / name) for name in self.status["seeds"]]
+            return [str(self.path / name) for name in self.seeds]
         try:
             about = json.loads((self.path / ENSEMBLE).read_text(encoding="utf-8"))
             return [str(member["run"]) for member in about["members"]]
@@ -296,8 +306,8 @@ class RunFolder:
         if "alignment" in self.status:
             more = (ALIGNMENT, STARTS)
         if self.kind == "seeds":
-            for name in self.status["seeds"]:
-                RunFolder(self.path / name).delete()
+            for run in self.members():
+                RunFolder(run).delete()
         for name in (*_OF_RUNS, *_SCORES, *more):
             path = self.path / name
             # Of a link to another disk the link goes; what it points to stays.

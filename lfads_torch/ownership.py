@@ -32,7 +32,14 @@ def owned(folder: Path, doing: str) -> Iterator[bool]:
 
     A process that already owns it, and what it started, go on: yield false to the latter.
     """
-    owner = _take(folder / LOCK, doing)
+    lock = folder / LOCK
+    is_mine = _is_mine(lock)
+    try:
+        owner = _take(lock, doing)
+    except BaseException:  # a signal, perhaps, just after the lock was made
+        if not is_mine:
+            _release(lock)
+        raise
     is_taken = owner is None
     before = os.environ.get(_OWNERS)
     if is_taken:
@@ -45,9 +52,17 @@ def owned(folder: Path, doing: str) -> Iterator[bool]:
                 os.environ.pop(_OWNERS, None)
             else:
                 os.environ[_OWNERS] = before
-            if (_read(folder / LOCK) or {}).get("process") == mark():
-                with suppress(OSError):
-                    (folder / LOCK).unlink()
+            _release(lock)
+
+
+def _is_mine(lock: Path) -> bool:
+    return (_read(lock) or {}).get("process") == mark()
+
+
+def _release(lock: Path) -> None:
+    if _is_mine(lock):
+        with suppress(OSError):
+            lock.unlink()
 
 
 def _ancestors() -> list[str]:

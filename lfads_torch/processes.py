@@ -29,6 +29,10 @@ _LEFT = re.compile(
 )
 
 
+#: Temporary names that this process made; it makes the same ones again and again.
+_UNDER_WAY: set[Path] = set()
+
+
 class Stopped(KeyboardInterrupt):
     """SIGTERM, SIGHUP or SIGUSR1 ended the process; as Ctrl-C, for `finally` and for Lightning."""
 
@@ -58,6 +62,11 @@ def stoppable() -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
+    except KeyboardInterrupt:
+        # A signal can come within the `finally` that would have removed it.
+        for path in _UNDER_WAY:
+            remove(path)
+        raise
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
@@ -98,7 +107,9 @@ def is_gone(of: str) -> bool | None:
 def temporary(path: Path) -> Path:
     """Return a name in the folder of `path` for what will take its place."""
     # Short, because a name has 255 bytes at most, and the file's own may need four for a character.
-    return path.with_name(f".{path.name[:30]}.{mark()}.tmp")
+    new = path.with_name(f".{path.name[:30]}.{mark()}.tmp")
+    _UNDER_WAY.add(new.absolute())
+    return new
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,8 +19,9 @@ from pytorch_lightning.utilities.migration.utils import migrate_checkpoint
 
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..data.fingerprint import fingerprints
-from ..files import Table, damage
-from ..folder import LAST, joined
+from ..errors import UserError
+from ..files import Table, damage, generation_before
+from ..folder import CHECKPOINTS, LAST, joined
 from ..seeds import seed_all as seed_all
 
 #: Key of a checkpoint under which a run keeps what Lightning does not.
@@ -75,6 +77,9 @@ class WholeEpoch(Callback):
             "metrics": {"epoch": float(trainer.current_epoch), **metrics},
             "should_stop": bool(trainer.should_stop),
             "data": self._data,
+            "replaced": [
+                path.name for path in getattr(trainer.strategy.checkpoint_io, "replaced", ())
+            ],
         }
         folder = Path(trainer.default_root_dir).resolve()
         for key, state in checkpoint.get("callbacks", {}).items():
@@ -108,10 +113,12 @@ class WholeEpoch(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for what followed the checkpoint's epoch."""
         self._data = fingerprints(getattr(trainer, "datamodule", None))
+        resumed, self._resumed = self._resumed, {}
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
+                if resumed:
+                    _undo_replacements(callback, resumed)
                 _leave_out_damaged(callback)
-        resumed, self._resumed = self._resumed, {}
         if not resumed:
             return
         for config in trainer.lr_scheduler_configs:
@@ -162,16 +169,20 @@ def _leave_out_damaged(callback: ModelCheckpoint) -> None:
     why = damage(Path(best)) if best else None
     if why is None:
         return
+    place = Path(best).parent
+    others = [file for file in place.glob("*.ckpt") if file.name != Path(LAST).name]
     kept = {p: score for p, score in callback.best_k_models.items() if damage(Path(p)) is None}
+    # Where the last epoch is trained again, its best checkpoint may be there, and says its score.
+    kept |= {
+        str(file): score for file in others if (score := _score_of(file, callback)) is not None
+    }
     better, worse = (min, max) if callback.mode == "min" else (max, min)
     callback.best_k_models = kept
     callback.best_model_path = better(kept, key=lambda path: kept[path]) if kept else ""
     callback.best_model_score = kept.get(callback.best_model_path)
     callback.kth_best_model_path = worse(kept, key=lambda path: kept[path]) if kept else ""
     callback.kth_value = kept.get(callback.kth_best_model_path, callback.kth_value)
-    # A kill after a better one was saved, which deletes this one, and before the epoch's last
-    # checkpoint: that epoch is trained again, and is the best again.
-    others = [file for file in Path(best).parent.glob("*.ckpt") if file.name != Path(LAST).name]
+    # Earlier versions deleted it as soon as a better one was saved: then nothing is lost.
     if Path(best).exists() or not others:
         remains = Path(callback.best_model_path).name
         warnings.warn(
@@ -183,6 +194,39 @@ def _leave_out_damaged(callback: ModelCheckpoint) -> None:
             ),
             stacklevel=2,
         )
+
+
+def _score_of(file: Path, callback: ModelCheckpoint) -> Any:
+    """Return the score for which a callback saved a checkpoint; None where it did not."""
+    if damage(file) is not None:
+        return None
+    try:
+        state = read_checkpoint(file)["callbacks"][callback.state_key]
+        scores = {PurePath(path).name: score for path, score in state["best_k_models"].items()}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return None
+    return scores.get(file.name)
+
+
+def _undo_replacements(callback: ModelCheckpoint, resumed: Mapping[str, Any]) -> None:
+    """Remove what was replaced before a checkpoint, and put back what was replaced after it."""
+    place = Path(callback.dirpath or CHECKPOINTS)
+    for name in map(str, resumed.get("replaced", ())):
+        # A checkpoint, perhaps a stranger's, says it: nothing goes but checkpoints of this folder.
+        file = place / PurePath(name.replace("\\", "/")).name
+        if file.name.endswith(_ENDINGS) and not file.name.startswith("last."):
+            file.unlink(missing_ok=True)
+    for file in map(Path, callback.best_k_models):
+        before = generation_before(file)
+        if file.parent != place or not before.is_file():
+            continue
+        if int(read_checkpoint(file).get("epoch", -1)) > int(resumed["epoch"]):
+            os.replace(before, file)
+        else:
+            before.unlink()
+
+
+_ENDINGS = (".ckpt", generation_before(Path(".ckpt")).name)
 
 
 class LastCheckpoint(WholeEpoch, Checkpoint):
@@ -198,22 +242,40 @@ class LastCheckpoint(WholeEpoch, Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place and move it there, so that it is whole or not at all."""
+    """Write a checkpoint beside its place and move it there, so that it is whole or not at all.
+
+    A best checkpoint that another one replaces stays until the epoch's last checkpoint is written:
+    a run that is killed in between goes on from the epoch before, of which it is the best.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: What goes when the epoch's last checkpoint is there.
+        self.replaced: list[Path] = []
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Save a checkpoint, or raise `UserError` where the folder cannot be written."""
+        file = Path(path)
         # Of the last epoch two generations are kept: a disk may damage what was written whole.
-        write_checkpoint(Path(path), checkpoint, keep=Path(path).name == Path(LAST).name)
+        is_last, is_there = file.name == Path(LAST).name, file.exists()
+        write_checkpoint(file, checkpoint, keep=is_last or is_there)
+        if not is_last:
+            gone = [generation_before(file)] if is_there else []
+            self.replaced = [*(one for one in self.replaced if one not in (file, *gone)), *gone]
+            return
+        for one in self.replaced:
+            one.unlink(missing_ok=True)
+        self.replaced = []
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a checkpoint that is no longer among the best."""
+        """Note a checkpoint that is no longer among the best, to be deleted."""
         # Which one that is a checkpoint says, perhaps a stranger's: Lightning's own check, that it
         # is below the folder, takes dots for a name, and it would delete a folder as well.
         file = Path(path)
         if file.suffix == ".ckpt" and ".." not in file.parts and file.is_file():
-            file.unlink()
+            self.replaced.append(file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint without executing anything in it, in the form of this Lightning."""

@@ -362,17 +362,20 @@ class _Run:
         return facts, metrics
 
     def _checkpoint_to_go_on_from(self) -> Path | None:
-        from ..checkpoint import newest_checkpoint, recover
+        from ..checkpoint import newest_checkpoint, read_checkpoint, recover
 
         if self.given is None:
             if not self.goes_on:
                 return None
-            path = RunFolder(self.folder).checkpoint()
-            if path is not None:
+            place = RunFolder(self.folder)
+            path = place.checkpoint()
+            # The best of the first epoch alone: other callbacks had not seen that epoch yet.
+            is_whole = not place.status or place.has_last
+            if path is not None and (is_whole or read_checkpoint(path).get("epoch") != 0):
                 return recover(path)
             warnings.warn(
-                f"{self.folder} holds no checkpoint: the run stopped in its first epoch and "
-                "begins again",
+                f"{self.folder} holds no checkpoint of a whole epoch: the run stopped in its "
+                "first epoch and begins again",
                 stacklevel=2,
             )
             return None

@@ -77,7 +77,7 @@ def sample_run(
         first = next(one for one in about["members"] if one["count"])
         home, is_log, ensemble = Path(first["run"]), about["space"] == "log", True
     folder = RunFolder.around(home).single.path
-    trust = trust_of(folder / CONFIG, trust)
+    consent, trust = trust, trust_of(folder / CONFIG, trust)
     # Nothing else of the run is built, so nothing else of it needs consent.
     parts = ("datamodule", "trainer.accelerator")
     of_run = read_config(folder, trust, parts) if (folder / CONFIG).is_file() else {}
@@ -125,7 +125,11 @@ def sample_run(
     with stoppable(), writing:
         if ensemble:
             # A generator: one member is in memory at a time.
-            models = (load_model(one, trust=trust).to(device) for one in chosen if one is not None)
+            # What is covered by the signature of one run is not by that of another.
+            allowed = trust if counts is None else consent
+            models = (
+                load_model(one, trust=allowed).to(device) for one in chosen if one is not None
+            )
             run_ensemble_sampling(
                 models, datamodule, paths, num_samples, counts=counts, is_log=is_log, run=place
             )

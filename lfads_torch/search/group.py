@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..data.fingerprint import fingerprints
 from ..errors import UserError
-from ..files import write_whole
+from ..files import damage, generation_before, write_whole
 from .members import build_members, max_epochs_of
 from .population import Population
 from .rules import Plan, needs_plan
@@ -171,7 +172,8 @@ class Group:
         else:
             self._save_stopped(place)
         if self._best_checkpoint is not None:
-            self._write(place.best, self.best.epoch, self._best_checkpoint)
+            # The one before stays until the state names its successor.
+            self._write(place.best, self.best.epoch, self._best_checkpoint, keep=True)
         state = {
             "population": self.population.state_dict(),
             "method": self.method.state_dict(),
@@ -186,6 +188,7 @@ class Group:
             "ended": self._ended,
         }
         write_checkpoint(place.state, state, flush=flush, keep=True)
+        generation_before(place.best).unlink(missing_ok=True)
 
     def save_members(self, place: Place) -> None:
         """Write a checkpoint of every member that has not diverged."""
@@ -205,10 +208,12 @@ class Group:
         for number, (_, checkpoint) in self._stopped.items():
             self._write(place.member(number), -1, checkpoint)
 
-    def _write(self, path: Path, version: int, checkpoint: Mapping[str, Any]) -> None:
+    def _write(
+        self, path: Path, version: int, checkpoint: Mapping[str, Any], *, keep: bool = False
+    ) -> None:
         """Write a checkpoint, unless this version of it is there already."""
         if (path, version) not in self._written:
-            write_checkpoint(path, checkpoint)
+            write_checkpoint(path, checkpoint, keep=keep)
             self._written.add((path, version))
 
     def load(self, place: Place) -> None:
@@ -233,7 +238,7 @@ class Group:
         self.scores = np.asarray(state["scores"], dtype=np.float64)
         self.best = Best(*state["best"])
         if self.best.member >= 0:
-            self._best_checkpoint = _read_or_warn(place.best, "the best of the epochs from here on")
+            self._best_checkpoint = self._read_best(place.best)
             if self._best_checkpoint is None:
                 self.best = Best()
         self._stopped = {}
@@ -243,6 +248,15 @@ class Group:
                 self._stopped[int(number)] = (float(score), checkpoint)
         self._decided = int(state["decided"])
         self._ended = bool(state["ended"])
+
+    def _read_best(self, path: Path) -> dict[str, Any] | None:
+        """Read the best model of the state, which a kill may have left under its second name."""
+        before = generation_before(path)
+        if damage(before) is None:
+            if read_checkpoint(before)["epoch"] == self.best.epoch:
+                os.replace(before, path)
+            before.unlink(missing_ok=True)  # of two names of one file a rename removes none
+        return _read_or_warn(path, "the best of the epochs from here on")
 
 
 def _read_or_warn(path: Path, instead: str) -> dict[str, Any] | None:

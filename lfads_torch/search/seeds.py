@@ -25,7 +25,7 @@ from ..checkpoint import write_checkpoint
 from ..consent import Trust, trust_of
 from ..data.fingerprint import fingerprints
 from ..errors import UserError, whole
-from ..files import Table, expanded, write_whole
+from ..files import Table, expanded, generation_before, write_whole
 from ..folder import CONFIG, LAST, METRICS, RunFolder, read_csv_log
 from ..processes import stoppable
 from ..progress import Line, clock, quiet_libraries
@@ -33,7 +33,7 @@ from ..provenance import provenance
 from ..run_model import RunResult, run_model
 from ..runs.build import build, build_model, build_selection, pick_device
 from ..runs.check_config import check_config
-from ..runs.compose import Overrides, compose_config, draw_seed, write_config
+from ..runs.compose import Overrides, compose_config, draw_seed, read_config, write_config
 from ..runs.monitors import check_monitors
 from ..runs.resume import portable
 from ..runs.run import parts_of
@@ -126,19 +126,21 @@ def train_seeds(
             raise UserError(f"{place.path} holds no seeds to go on with")
         config_path = place.path / CONFIG
         trust = trust_of(config_path, trust)
+        read_config(place.path, trust)  # or refuse what it asks for
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
     check_config(config)
     first = int(config.get("seed") or 0)
     if resume:
-        seeds = [int(name.removeprefix("seed")) for name in place.status["seeds"]]
+        seeds = [int(name.removeprefix("seed")) for name in place.seeds]
     else:
         seeds = list(range(first, first + whole("--seeds", n_seeds, least=1)))
     claimed = place.claimed("training", resume=resume, overwrite=overwrite)
     with stoppable(), claimed, quiet_libraries(verbose):
         singles = {seed: {**copy.deepcopy(config), "seed": seed} for seed in seeds}
         facts = {"version": read_version().version, "seeds": [f"seed{seed}" for seed in seeds]}
-        if not resume:
+        # Runs that have not begun can still train together.
+        if not resume or not any(RunFolder(run).has_last for run in place.members()):
             stack = _Stack(singles, place.path) if (why := _why_not(config)) is None else None
             if overwrite:
                 place.delete()
@@ -342,10 +344,13 @@ class _Run:
         checkpoint["callbacks"] = {
             key: portable(state, self.folder.path) for key, state in states.items()
         }
-        checkpoint["lfads_run"] |= {"data": data, "should_stop": ends}
+        # As `AtomicCheckpointIO`: what is replaced goes when the last checkpoint is there.
+        replaced = [path for path in replaced if path not in new]
+        replaced += [generation_before(path) for path in new if path.exists()]
+        names = [path.name for path in replaced]
+        checkpoint["lfads_run"] |= {"data": data, "should_stop": ends, "replaced": names}
         for path in new:
-            write_checkpoint(path, checkpoint, flush=False)
-        # The last one is written when the best is there, which it names, and before that goes.
+            write_checkpoint(path, checkpoint, flush=False, keep=path.exists())
         write_checkpoint(self.folder.path / LAST, checkpoint, flush=False, keep=True)
         for path in replaced:
             path.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -17,13 +19,14 @@ import yaml
 from torch import nn
 
 from lfads_torch import cli, load_model, run_model
-from lfads_torch.consent import is_known_part
+from lfads_torch.consent import is_known_part, sign
 from lfads_torch.data import check_file, write_session
 from lfads_torch.errors import DataWarning, UserError
 from lfads_torch.modules.priors import MultivariateNormal
 from lfads_torch.post_run.report import Wanted, report_run
 from lfads_torch.post_run.report.page import Press, Shown
 from lfads_torch.runs.sampling import sample_run
+from lfads_torch.search.seeds import train_seeds
 from lfads_torch.sessions.add import add_session
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -115,7 +118,21 @@ def add(run: Path, **more: Any) -> None:
     add_session(run, run.with_name("other.h5"), run.with_name("added"), epochs=1, **more)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"sample": sample, "resume": resume, "add": add}
+def resume_seeds(run: Path, **more: Any) -> None:
+    """Go on with the seeds of a folder that has the configuration of a run."""
+    folder = run.with_name("seeds")
+    folder.mkdir(exist_ok=True)
+    shutil.copy(run / "config.yaml", folder)
+    (folder / "status.json").write_text('{"stage": "training", "seeds": ["seed0"]}')
+    train_seeds({"trainer.max_epochs": 1}, run_dir=folder, resume=True, **more)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "sample": sample,
+    "resume": resume,
+    "add": add,
+    "seeds": resume_seeds,
+}
 
 # Key, value (a function of the working directory), and the word by which the refusal names it.
 IN_DATA: dict[str, tuple[str, Callable[[Path], Any], str]] = {
@@ -264,12 +281,15 @@ def test_data_of_a_stranger_run_nothing(case: str, command: str, place: Path) ->
     assert not (place / "MARK").exists() and "labmod" not in sys.modules
 
 
+@pytest.mark.parametrize("command", [resume, resume_seeds])
 @pytest.mark.parametrize("case", ELSEWHERE)
-def test_a_resumed_run_of_a_stranger_runs_nothing(case: str, place: Path) -> None:
+def test_a_resumed_run_of_a_stranger_runs_nothing(
+    case: str, command: Callable[..., None], place: Path
+) -> None:
     key, value, word = ELSEWHERE[case]
     tampered(place / "run", key, value(place))
     with pytest.raises(UserError) as error:
-        resume(place / "run")
+        command(place / "run")
     assert word in str(error.value) and "--trust" in str(error.value)
     assert not (place / "MARK").exists() and "labmod" not in sys.modules
     assert not (place / "elsewhere").exists()
@@ -282,6 +302,38 @@ def test_an_untouched_run_of_a_stranger_works(place: Path, monkeypatch: pytest.M
     for command in COMMANDS.values():
         command(place / "run")
     assert not (place / "another").exists()
+
+
+def test_seeds_of_a_stranger_delete_nothing_elsewhere(place: Path) -> None:
+    (place / "seeds").mkdir()
+    (place / "seeds/status.json").write_text('{"stage": "training", "seeds": ["../run"]}')
+    assert lfads("train", place / "other.h5", "--run-dir", place / "seeds", "--overwrite") != 0
+    assert lfads("train", "--resume", place / "seeds") != 0
+    assert (place / "run/lightning_checkpoints/last.ckpt").is_file()
+
+
+def test_an_ensemble_of_a_stranger_imports_nothing(place: Path) -> None:
+    """Nor what the signature of its first member, a run of yours, allows."""
+    shutil.copytree(place / "run", place / "other")
+    tampered(place / "run", "model.ic_prior", {"_target_": "labmod.Prior"})
+    config = yaml.safe_load((place / "run/config.yaml").read_text())
+    (place / "run/config.yaml").write_text(sign(yaml.safe_dump(config), config))
+    members = []
+    for run in ("run", "other"):
+        file = place / run / "lightning_checkpoints/last.ckpt"
+        if run == "other":
+            checkpoint = torch.load(file)
+            checkpoint["lfads"]["parts"]["ic_prior"]["_target_"] = "labmod.Prior"
+            torch.save(checkpoint, file)
+        sha = hashlib.sha256(file.read_bytes()).hexdigest()
+        members.append({"run": run, "checkpoint": str(file), "count": 1, "sha256": sha})
+    (place / "mean").mkdir()
+    (place / "mean/status.json").write_text('{"stage": "complete", "ensemble": 2}')
+    about = {"members": members, "space": "rate"}
+    (place / "mean/ensemble.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"labmod\.Prior.*--trust"):
+        sample_run(place / "mean", data=place / "other.h5", num_samples=1)
+    assert not (place / "MARK").exists() and "labmod" not in sys.modules
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
