@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lfads_torch.errors import UserError
 from lfads_torch.metrics.epoch import EpochScores
 from lfads_torch.search.population import draws
 from lfads_torch.search.population.capacity import fitting_stack, workers_of
@@ -266,6 +267,21 @@ def test_stacks_are_no_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> No
     free(10 * 2**30)
     assert fitting_stack(40, 2**30, torch.device("cuda")) == 8
     assert fitting_stack(20, 2**30, torch.device("cuda")) == 7
+
+
+def test_on_a_gpu_its_free_memory_bounds_the_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def mem_get_info(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return 10 * 2**30, 80 * 2**30  # free, all
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    second = torch.device("cuda:1")
+    assert fitting_stack(40, 2**30, second) == 8
+    with pytest.raises(UserError, match=r"takes about 20\.00 GiB.* 10\.00 GiB are free"):
+        fitting_stack(40, 20 * 2**30, second)
+    assert asked == [second, second]
 
 
 # ---- scores --------------------------------------------------------------------------------------
