@@ -32,7 +32,9 @@ def library_member(
             )
         library = library_of(Source(recording), causal=name == "mint_causal")
         if library is None:
-            raise UserError(f"{session.path}: --also {name} needs counts of two training trials")
+            raise UserError(
+                f"{session.path}: --also {name} needs counts and conditions of two training trials"
+            )
         fields = {f"{split}_{key}" for split in session.splits for key in SessionOutput._fields}
         path = folder / f"lfads_output_sess{number}.h5"
         with new_file(absolute_pattern(str(path))) as file:

@@ -11,7 +11,7 @@ import pytest
 from lfads_torch.data.smoothing import gaussian_smooth
 from lfads_torch.post_run.evaluation import evaluate_run
 from lfads_torch.post_run.evaluation.library import SHARES, Library, Settings
-from tests.post_run.outputs_of import write_run
+from tests.post_run.outputs_of import arrays, write_run
 
 Array = np.ndarray[Any, Any]
 
@@ -120,3 +120,12 @@ def test_trials_that_wander_in_time_are_predicted_better_than_by_their_psth(tmp_
         assert scores["mint"][score].value > scores["psth"][score].value + 0.02, score
     assert scores["mint"]["co_bps"].value > scores["mint_causal"]["co_bps"].value
     assert result.sessions[0].choices["mint"]["max_shift_bins"] > 0
+
+
+def test_training_trials_of_no_known_condition(tmp_path: Path) -> None:
+    session = arrays()
+    for known, in_scores in ((np.arange(60) % 30 == 1, True), (np.zeros(60, bool), False)):
+        session["train_cond_idx"] = np.where(known, np.arange(60) % 4, np.nan)
+        result = evaluate_run(write_run(tmp_path, session), n_draws=0, baselines=["mint"])
+        assert ("mint" in result.scores) is in_scores
+        assert any("day0 lacks library" in note for note in result.notes) is not in_scores

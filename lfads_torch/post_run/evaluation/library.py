@@ -217,8 +217,9 @@ def choose_settings(source: Source, causal: bool) -> Settings:
     recording = source.recording
     bin_ms = recording.session.bin_ms or _WITHOUT_WIDTH_MS
     n_all = recording.data[TRAIN].shape[1]
+    known = recording.labels[TRAIN] >= 0
     data, labels, read = (
-        subset(array)
+        subset(array[known])
         for array in (recording.data[TRAIN], recording.labels[TRAIN], _read(recording, TRAIN))
     )
     judge, rest = judge_and_rest(len(data))
@@ -258,9 +259,9 @@ def _read(recording: Recording, kind: str) -> Array:
 
 
 def library_of(source: Source, causal: bool = False) -> Library | None:
-    """Make the library of all training trials; None for data that are no counts, or too few."""
+    """Make the library of all training trials; None unless two have counts and a condition."""
     recording = source.recording
-    if not recording.counts or len(recording.data[TRAIN]) < 2:
+    if not recording.counts or (recording.labels[TRAIN] >= 0).sum() < 2:
         return None
     settings = choose_settings(source, causal)
     return _library(recording, recording.data[TRAIN], recording.labels[TRAIN], settings)
