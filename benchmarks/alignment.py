@@ -33,7 +33,7 @@ import torch
 from lfads_torch.data import open_h5, write_session
 from lfads_torch.data.synthetic import days
 from lfads_torch.folder import RunFolder
-from lfads_torch.metrics.decoding import Decoder
+from lfads_torch.metrics.decoder import Decoder
 from lfads_torch.post_run.decode import DecodeOptions, decode_run
 from lfads_torch.post_run.outputs import output_files
 from lfads_torch.prep.resplit import split_file

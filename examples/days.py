@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import days
-from lfads_torch.metrics.decoding import Decoder
+from lfads_torch.metrics.decoder import Decoder
 from lfads_torch.post_run.decode import DecodeOptions, decode_run
 from lfads_torch.post_run.outputs import output_files
 from lfads_torch.run_model import run_model
