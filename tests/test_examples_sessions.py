@@ -152,3 +152,16 @@ def test_quick_runs_on_the_recordings(script: str, files: list[str], tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     assert "added" in done.stdout
+
+
+# Another day --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_days_runs_and_says_what_it_gives(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "days.py"), str(tmp_path), "--quick", "--markdown"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for row in ("day 0", "day 1, unaligned", "day 1, normalised", "day 1, aligned", "retrained"):
+        assert row in done.stdout
+    assert (tmp_path / "days.png").stat().st_size > 10_000
