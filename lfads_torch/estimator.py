@@ -135,7 +135,9 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any = None, *, resume: bool = False) -> LFADSEstimator:
+    def fit(
+        self, X: Any, y: Any = None, *, behavior: Any = None, resume: bool = False
+    ) -> LFADSEstimator:
         """Train on spike counts.
 
         Parameters
@@ -146,6 +148,10 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
             its dimensions ``trial``, ``time`` and ``channel`` in any order.
         y : None
             Ignored.
+        behavior : as X, optional
+            Behaviour of the same trials, (trials, bins, dimensions), NaN where it was not observed.
+            With it, the model learns to read it out (`predict_behavior`); overrides such as
+            ``model.behavior_scale`` say how.
         resume : bool
             Go on with the run in `folder`, which was interrupted or is to have more epochs.
 
@@ -164,6 +170,7 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         if resume and self.folder is None:
             raise UserError("resume=True goes on with the run in `folder`; give its folder")
         sessions = _sessions(X)
+        observed = {} if behavior is None else _matching(behavior, sessions)
         held_out = {name: self._choose(data.shape[2]) for name, data in sessions.items()}
         n_bins = max(data.shape[1] for data in sessions.values())
         place = self._place()
@@ -176,14 +183,20 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
             files = {name: place / "data" / f"{name}.h5" for name in sessions}
             if not resume:  # a run goes on with the trials that it was begun with
                 for name, data in sessions.items():
-                    self._write(files[name], _padded(data, n_bins), held_out[name])
+                    padded = {"recon_data": _padded(data, n_bins)}
+                    if name in observed:
+                        padded["behavior"] = _padded(observed[name], n_bins)
+                    self._write(files[name], padded, held_out[name])
             train: Any = run_search if self.search else run_model
             extra: Any = {"resume": resume}
             if not self.search:
                 config = "multi.yaml" if len(sessions) > 1 else "single.yaml"
                 extra |= {"config_path": config, "do_posterior_sample": False}
-            overrides = {"trainer.max_epochs": whole("max_epochs", self.max_epochs, least=1)}
+            overrides: dict[str, Any] = {
+                "trainer.max_epochs": whole("max_epochs", self.max_epochs, least=1)
+            }
             if not resume:
+                overrides |= {"model.behavior_dim": None} if observed else {}
                 overrides |= self._overrides(list(files.values()))
             self.result_ = train(overrides, run_dir=place / "run", **extra)
         channels = {name: data.shape[2] for name, data in sessions.items()}
@@ -222,6 +235,33 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
             return output.output_params[..., np.argsort(self._order[name])]
 
         return self._infer(X, rates)
+
+    def predict_behavior(self, X: Any) -> Any:
+        """Infer behaviour, in the units in which it was given to `fit`.
+
+        Parameters
+        ----------
+        X : as in `fit`
+            Trials of at most `n_bins_` bins.
+
+        Returns
+        -------
+        ndarray of shape (trials, bins, dimensions), list of arrays (bins, dimensions), or dict
+            Posterior means, in the form of `X`.
+
+        Raises
+        ------
+        UserError
+            Where the estimator was fitted without behaviour.
+        """
+        check_is_fitted(self)
+        if self.model_.behavior is None:
+            raise UserError("the estimator reads out no behaviour; fit it by fit(X, behavior=...)")
+
+        def read_out(name: str, output: SessionOutput) -> Any:
+            return output.behavior
+
+        return self._infer(X, read_out)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Return bits per spike over the mean rate of each channel, of all sessions together.
@@ -291,7 +331,8 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
             )
         return held
 
-    def _write(self, path: Path, data: Array, held: NDArray[np.int64]) -> None:
+    def _write(self, path: Path, given: dict[str, Array], held: NDArray[np.int64]) -> None:
+        data = given["recon_data"]
         seed = whole("random_state", self.random_state, least=0)
         labels = draw_splits(len(data), valid_fraction=self.valid, seed=seed)
         # LFADS reads the first channels of what it reconstructs, so held-out ones come last.
@@ -300,6 +341,8 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         for label, split in enumerate(SPLITS[:2]):
             arrays[f"{split}_recon_data"] = recon[labels == label]
             arrays[f"{split}_encod_data"] = recon[labels == label, :, : data.shape[2] - len(held)]
+            if "behavior" in given:
+                arrays[f"{split}_behavior"] = given["behavior"][labels == label]
         width = {} if self.bin_ms is None else {"bin_ms": number("bin_ms", self.bin_ms, above=0)}
         write_session(path, arrays, width)
 
@@ -366,6 +409,26 @@ def _sessions(X: Any) -> dict[str, Array]:
             raise UserError("X is an empty dict; give at least one session")
         return {str(name): _trials(data, f"X[{name!r}]") for name, data in X.items()}
     return {_ONLY: _trials(X, "X")}
+
+
+def _matching(behavior: Any, sessions: Mapping[str, Array]) -> dict[str, Array]:
+    """Return behaviour by session, or refuse what has other sessions, trials or bins than X."""
+    if isinstance(behavior, Mapping):
+        given = {str(name): _trials(y, f"behavior[{name!r}]") for name, y in behavior.items()}
+    else:
+        given = {_ONLY: _trials(behavior, "behavior")}
+    if given.keys() != sessions.keys():
+        raise UserError(
+            f"behavior is of the sessions {', '.join(given)}, X of {', '.join(sessions)}; they "
+            "must agree"
+        )
+    for name, y in given.items():
+        if y.shape[:2] != sessions[name].shape[:2]:
+            raise UserError(
+                f"behavior has {y.shape[0]} trials x {y.shape[1]} bins, X {sessions[name].shape[0]}"
+                f" x {sessions[name].shape[1]} ({name}); they must agree"
+            )
+    return given
 
 
 def _trials(data: Any, name: str) -> Array:

@@ -217,14 +217,8 @@ class Network(nn.Module):
 
         `gen_mask` is the dropout by which the factors see the generator's states.
         """
-        if self.behavior.source == "gen_states":
-            z = decoded.gen_states if gen_mask is None else decoded.gen_states * gen_mask
-        elif self.behavior.source == "factors":
-            z = decoded.factors
-        else:
-            recon = self.recon[session]
-            is_log = getattr(recon, "for_counts", False)
-            z = params[..., 0] if is_log else recon.compute_means(params)
+        gen_states = decoded.gen_states if gen_mask is None else decoded.gen_states * gen_mask
+        z = self.behavior.features(gen_states, decoded.factors, params, self.recon[session])
         return self.behavior(z).to(z.dtype)
 
     def infer(self, batch: Mapping[int, SessionBatch], *, sample: bool) -> Inferred:

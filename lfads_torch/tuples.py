@@ -223,7 +223,7 @@ class LossTerms(NamedTuple):
     kl_ic: Tensor
     kl_co: Tensor
     session_recon: dict[int, Tensor]
-    behavior: Tensor
+    behavior: Tensor | None = None
 
 
 class ScoredBehavior(NamedTuple):

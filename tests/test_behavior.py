@@ -11,19 +11,25 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
+from lfads_torch import LFADSEstimator
 from lfads_torch.checkpoint import load_model
-from lfads_torch.data import DataWarning
+from lfads_torch.cli import main
+from lfads_torch.data import DataWarning, write_session
+from lfads_torch.data.synthetic import lorenz
 from lfads_torch.datamodules import BasicDataModule
 from lfads_torch.errors import UserError
 from lfads_torch.model import LFADS
 from lfads_torch.objective import behavior_error
 from lfads_torch.post_run.analysis import run_posterior_sampling, sample_posterior
+from lfads_torch.post_run.evaluation import evaluate_run
 from lfads_torch.post_run.outputs import load_outputs
+from lfads_torch.runs.compose import read_config
 from lfads_torch.search.population import Population
 from lfads_torch.tuples import SessionBatch, sessions_of
 from tests.search.reference_training import assert_as_alone
 from tests.small import arrays, datamodule, lfads, trainer, write
 
+N_LORENZ = 40
 FAST: dict[str, Any] = {"behavior_increase_epoch": 0, "kl_increase_epoch": 0}
 
 
@@ -401,3 +407,74 @@ def test_outputs_hold_what_was_read_out_beside_what_was_observed(tmp_path: Path)
     run_posterior_sampling(lfads(data), data, "plain.h5", 2, folder=tmp_path)
     plain = load_outputs(tmp_path / "plain_day0.h5").train
     assert "behavior" in plain and "behavior_prediction" not in plain
+
+
+def test_evaluate_scores_the_readout_beside_the_fitted_decoder(tmp_path: Path) -> None:
+    session = with_behavior(n_train=20, n_valid=12)
+    data = read(tmp_path, session)
+    model = lfads(data, behavior_dim=None)
+    [path] = run_posterior_sampling(model, data, "lfads_output.h5", 2, folder=tmp_path)
+    scores = evaluate_run(path, baselines=[], n_draws=10).sessions[0].scores
+    assert set(scores["lfads_readout"]) == {"behavior_r2"}
+    assert "behavior_r2" in scores["lfads_factors"]
+    trials = load_outputs(path).valid
+    y, p = (trials[f"behavior{end}"].reshape(-1, 2) for end in ("", "_prediction"))
+    known = np.isfinite(y).all(1)
+    expected = r2_score(y[known], p[known])
+    assert scores["lfads_readout"]["behavior_r2"].value == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_estimator_predicts_behaviour(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.poisson(0.5, (20, 8, 5)), rng.normal(5, 2, (20, 8, 2))
+    sizes = {"gen_dim": 6, "fac_dim": 3, "ic_dim": 3, "co_dim": 0, "max_epochs": 1}
+    estimator = LFADSEstimator(**sizes, num_samples=2).fit(X, behavior=y)
+    decoded = estimator.predict_behavior(X)
+    assert decoded.shape == y.shape and abs(decoded.mean() - 5) < 1
+    loaded = LFADSEstimator.load(estimator.save(tmp_path / "estimator.ckpt"))
+    np.testing.assert_array_equal(loaded.predict_behavior(X), decoded)
+    with pytest.raises(UserError, match="20 trials x 7 bins, X 20 x 8"):
+        LFADSEstimator(**sizes).fit(X, behavior=y[:, 1:])
+    with pytest.raises(UserError, match="of the sessions a, X of session"):
+        LFADSEstimator(**sizes).fit(X, behavior={"a": y})
+    loaded.model_.behavior = None
+    with pytest.raises(UserError, match=r"fit\(X, behavior=...\)"):
+        loaded.predict_behavior(X)
+
+
+def test_one_line_of_the_command_switches_it_on(tmp_path: Path) -> None:
+    data = lorenz(n_conditions=6, n_trials=4, n_units=8, n_bins=10)
+    for split in ("train", "valid"):
+        data[f"{split}_behavior"] = data[f"{split}_latents"][..., :2]
+    write_session(tmp_path / "file.h5", data)
+    small = ["model.gen_dim=6", "model.fac_dim=3", "trainer.max_epochs=1", "callbacks=null"]
+    run = tmp_path / "run"
+    arguments = [str(tmp_path / "file.h5"), *small, "--run-dir", str(run)]
+    assert main(["train", *arguments, "model.behavior_dim=null"]) == 0
+    outputs = load_outputs(run)
+    assert outputs.valid.behavior_prediction.shape == outputs.valid.behavior.shape
+    config = read_config(run)
+    assert config["datamodule"]["batch_keys"] == ["behavior"]
+    assert main(["train", "--resume", str(run), "trainer.max_epochs=2"]) == 0
+    del data["train_behavior"], data["valid_behavior"]
+    write_session(tmp_path / "file.h5", data)
+    assert main(["train", *arguments, "--overwrite", "model.behavior_dim=null"]) == 1
+
+
+@pytest.mark.parametrize("source", ["gen_states"])
+def test_behaviour_of_a_lorenz_system_is_decoded(tmp_path: Path, source: str) -> None:
+    """Two random combinations of the latents: R2 of at least .9 on validation trials."""
+    data = lorenz(n_conditions=40, n_trials=10, n_units=30, n_bins=30)
+    mixed = np.random.default_rng(0).normal(size=(3, 2))
+    for split in ("train", "valid"):
+        data[f"{split}_behavior"] = (data[f"{split}_latents"] @ mixed).astype(np.float32)
+    module = read(tmp_path, data, batch_size=64)
+    sizes = {"ic_enc_dim": 32, "ci_enc_dim": 0, "con_dim": 0, "co_dim": 0}
+    sizes |= {"ic_dim": 16, "gen_dim": 48, "fac_dim": 8, "lr_init": 0.01, "dropout_rate": 0.05}
+    ramps = {"l2_increase_epoch": 5, "kl_increase_epoch": 5, "behavior_increase_epoch": 0}
+    torch.manual_seed(0)
+    model = LFADS.from_data(module, behavior_dim=None, behavior_from=source, **sizes, **ramps)
+    made = trainer(tmp_path, max_epochs=N_LORENZ, gradient_clip_val=200)
+    made.fit(model, module)
+    print(made.callback_metrics["valid/behavior_r2"])
+    assert made.callback_metrics["valid/behavior_r2"] >= 0.9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -56,6 +58,21 @@ class BehaviorReadout(FanInLinear):
     def forward(self, z: Float[Tensor, "*any M"]) -> Float[Tensor, "*any D"]:
         """Return standardised behaviour."""
         return nn.functional.linear(z.detach() if self.detach else z, self.weight, self.bias)
+
+    def features(
+        self,
+        gen_states: Float[Tensor, "B T G"],
+        factors: Float[Tensor, "B T F"],
+        params: Float[Tensor, "B T N k"],
+        recon: Any,
+    ) -> Float[Tensor, "B T M"]:
+        """Return what is read out, of all that it can be; `params` are those of `recon`."""
+        if self.source == "gen_states":
+            return gen_states
+        if self.source == "factors":
+            return factors
+        means: Tensor = recon.compute_means(params)
+        return params[..., 0] if getattr(recon, "for_counts", False) else means
 
     def in_units(self, y: Float[Tensor, "*any D"]) -> Float[Tensor, "*any D"]:
         """Return standardised behaviour in the units of the data file."""

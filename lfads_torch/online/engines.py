@@ -26,6 +26,7 @@ class BinOutput(NamedTuple):
     factors: Tensor
     gen_states: Tensor
     inputs: Tensor
+    behavior: Tensor
     ahead: Tensor
 
 
@@ -251,5 +252,5 @@ class _PlannedStep:
             rates.append(later.rates)
             state = later.state
         ahead = torch.stack(rates, dim=1) if rates else output.rates.unsqueeze(1)[:, :0]
-        result = BinOutput(output.rates, output.factors, output.gen_states, output.inputs, ahead)
+        result = BinOutput(*output[:-1], ahead)
         return result, *(value for value in output.state if value is not None)

@@ -68,10 +68,12 @@ class Graph(nn.Module):
         self.decoder = None if decoder is None else LaggedDecoder(decoder)
 
     def named(self, output: WindowOutput | StepOutput) -> dict[str, Tensor]:
-        """Name rates, factors, and inferred inputs where the model has them."""
+        """Name rates, factors, and inferred inputs and behaviour where the model has them."""
         outputs = {"rates": output.rates, "factors": output.factors}
         if self.network.use_con:
             outputs["inputs"] = output.inputs
+        if self.network.behavior is not None:
+            outputs["behavior"] = output.behavior
         return outputs
 
 

@@ -36,6 +36,7 @@ class StepOutput(NamedTuple):
     factors: Float[Tensor, "B F"]
     gen_states: Float[Tensor, "B G"]
     inputs: Float[Tensor, "B U"]
+    behavior: Float[Tensor, "B D"]  # in the units of the data; D = 0 where none is read out
     state: StepState
 
 
@@ -90,6 +91,7 @@ class Step(nn.Module):
     readin: Any
     readout: Any
     recon: Any
+    behavior: Any
     to_g0: Any
     ic_linear: Any
     ic_enc: Any
@@ -121,7 +123,7 @@ class Step(nn.Module):
                 )
         encoder, decoder, cell = model.encoder, model.decoder, model.decoder.rnn.cell
         self.readin, self.readout = model.readin[session], model.readout[session]
-        self.recon = model.recon[session]
+        self.recon, self.behavior = model.recon[session], model.behavior
         self.first_bins, self.n_lag = encoder.ic_enc_seq_len, encoder.ci_lag
         self.has_con, self.n_inputs = model.use_con, decoder.co_dim
         self.n_read = int(getattr(self.readin, "in_features", model.hparams["encod_data_dim"]))
@@ -176,7 +178,12 @@ class Step(nn.Module):
         fac = gen @ self.w_fac
         params = self.recon.reshape_output_params(self.readout(fac.unsqueeze(1)).to(fac.dtype))
         rates = self.recon.compute_means(params).squeeze(1)
-        return StepOutput(rates, fac, gen, inputs, StepState(state.ci, con, gen, fac))
+        behavior = gen.new_zeros(n, 0)
+        if self.behavior is not None:
+            z = self.behavior.features(gen.unsqueeze(1), fac.unsqueeze(1), params, self.recon)
+            behavior = self.behavior.in_units(self.behavior(z.squeeze(1)))
+        state = StepState(state.ci, con, gen, fac)
+        return StepOutput(rates, fac, gen, inputs, behavior, state)
 
     def ahead(self, state: StepState) -> StepOutput:
         """Take one bin that is not seen: no encoder, no external inputs, as past a window's end."""

@@ -54,6 +54,8 @@ class StreamOutput(NamedTuple):
         What the decoder makes of them.
     ahead : ndarray of float32, shape (horizon, N_r), optional
         Rates of the bins to come.
+    behavior : ndarray of float32, shape (D,), optional
+        Behaviour that the model reads out itself (`behavior_dim`), in the units of its data.
     """
 
     t: Any
@@ -64,6 +66,7 @@ class StreamOutput(NamedTuple):
     inputs: Array
     decoded: Array | None = None
     ahead: Array | None = None
+    behavior: Array | None = None
 
 
 def stream(run: str | Path | LFADS, mode: str = "auto", **options: Any) -> Stream:
@@ -237,6 +240,9 @@ class Stream:
             "gen_states": (hp["gen_dim"],),
         }
         sizes |= {"inputs": (hp["co_dim"],), "ahead": (horizon, n_out)}
+        self._fields: tuple[str, ...] = _FIELDS
+        if model.behavior is not None:
+            self._fields, sizes["behavior"] = (*_FIELDS, "behavior"), (hp["behavior_dim"],)
         self._arrays = {k: np.full((n, *v), np.nan, np.float32) for k, v in sizes.items()}
         self._counts = np.zeros((n, self.n_channels), np.float32)
         self._ext = np.zeros((n, self._n_ext), np.float32)
@@ -292,7 +298,7 @@ class Stream:
             output = self._engine.push(self.t, x, e if self._n_ext else None)
             fresh = output is not None
             if output is not None:
-                for name in _FIELDS:
+                for name in self._fields:
                     self._tensors[name].copy_(getattr(output, name))
                 if self._horizon:
                     self._tensors["ahead"].copy_(output.ahead)

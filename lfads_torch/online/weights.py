@@ -101,11 +101,21 @@ def weights_of(graph: StepGraph) -> tuple[dict[str, Array], dict[str, Any]]:
         lags = range(graph.decoder.n_kept + 1)
         blocks = [_array(weights.get(f"weight_{lag}", none)) for lag in lags]
         arrays["dec"] = np.c_[np.concatenate(blocks).T, _array(weights["bias"])]
+    arrays["beh"], read_from = np.zeros((0, n_fac + 1)), "factors"
+    if (behavior := model.behavior) is not None:
+        # In the units of the data at once.
+        beh, read_from = _affine(behavior) * _array(behavior.std)[:, None], behavior.source
+        beh[:, -1] += _array(behavior.mean)
+        if read_from == "rates" and getattr(recon, "for_counts", False):
+            # Log rates are the factors, mapped.
+            beh, read_from = np.c_[beh[:, :-1] @ out[:, :-1], beh @ np.r_[out[:, -1], 1]], "factors"
+        arrays["beh"] = beh
     clip = float(cell.gen_cell.clip_value)
     return arrays, {
         "nets": list(nets),
         "clip": clip if np.isfinite(clip) else None,
         "features": features,
+        "behavior_from": read_from,
         "support": recon.support,
         **means._asdict(),
     }

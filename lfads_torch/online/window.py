@@ -20,6 +20,7 @@ class WindowOutput(NamedTuple):
     factors: Float[Tensor, "B T F"]
     gen_states: Float[Tensor, "B T G"]
     inputs: Float[Tensor, "B T U"]
+    behavior: Float[Tensor, "B T D"]  # in the units of the data; D = 0 where none is read out
 
 
 class Window(nn.Module):
@@ -48,6 +49,9 @@ class Window(nn.Module):
             if type(transform).__module__ != augmentations.__name__:
                 batch = augmentations.as_batch(transform.process_batch(batch), batch)
         output = self.model({self.session: batch})[self.session]
+        behavior = output.behavior
+        if behavior is None:
+            behavior = output.factors[..., :0]
         return WindowOutput(
-            output.output_params, output.factors, output.gen_states, output.co_means
+            output.output_params, output.factors, output.gen_states, output.co_means, behavior
         )

@@ -43,6 +43,11 @@ _SERIES = {
     "factors": ("factors", "a.u.", "LFADS factors; rates are a function of a linear map of them."),
     "co_means": ("inferred_inputs", "a.u.", "Posterior mean of the inputs that were inferred."),
     "co_stds": ("inferred_inputs_std", "a.u.", "Posterior standard deviation of these inputs."),
+    "behavior_prediction": (
+        "predicted_behavior",
+        "a.u.",
+        "Behaviour that the model reads out, in the unit of the data.",
+    ),
 }
 _CLOSE_S = 1e-9  # by this much windows may overlap, or steps of time differ, by rounding
 

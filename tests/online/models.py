@@ -21,6 +21,9 @@ def model(n_bins: int = 30, *, n_channels: int = 6, seed: int = 0, **arguments: 
         for name, parameter in lfads.named_parameters():
             if parameter.requires_grad and "weight" not in name:
                 parameter.normal_(std=0.3)
+    if lfads.behavior is not None:
+        n_dims = lfads.behavior.out_features
+        lfads.behavior.standardise(np.linspace(-1, 2, n_dims), np.linspace(0.5, 3, n_dims))
     return lfads.eval()
 
 

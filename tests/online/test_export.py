@@ -43,7 +43,8 @@ class Deciding(nn.Module):
 
 def trained(folder: Path, *sessions: dict[str, Any], **arguments: Any) -> Path:
     """Run folder with the checkpoint of a model whose weights are all far from where they start."""
-    data = datamodule(write(folder, *sessions), batch_size=4)
+    keys = ["behavior"] if "train_behavior" in sessions[0] else []
+    data = datamodule(write(folder, *sessions), batch_size=4, batch_keys=keys)
     model = lfads(data, **arguments)
     run = trainer(folder)
     run.fit(model, data)
@@ -78,6 +79,7 @@ def counts(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 FIELDS = {"rates": "output_params", "factors": "factors", "inputs": "co_means"}
+FIELDS |= {"behavior": "behavior"}
 
 
 def same(actual: Any, expected: Any) -> None:
@@ -95,10 +97,14 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "readin": [FanInLinear(3, 4), FanInLinear(5, 4)],
         "readout": [FanInLinear(4, 3), FanInLinear(4, 5)],
     }
+    rng, behavior = np.random.default_rng(0), {}
+    for split, n in (("train", 7), ("valid", 5)):
+        behavior[f"{split}_behavior"] = rng.normal(3, 2, (n, 4, 2)).astype(np.float32)
     return trained(
         tmp_path_factory.mktemp("rich"),
-        arrays(**shape, channels=(3, 3)),
-        arrays(**shape, channels=(5, 5)),
+        {**arrays(**shape, channels=(3, 3)), **behavior},
+        {**arrays(**shape, channels=(5, 5)), **behavior},
+        behavior_dim=None,
         encod_data_dim=4,
         ic_enc_seq_len=2,
         ci_lag=1,
@@ -124,6 +130,7 @@ def test_a_window_in_onnx_equals_the_model(rich: Path, tmp_path: Path) -> None:
     assert meta["session"] == "day1" and meta["bin_ms"] == 10 and meta["mode"] == "window"
     assert meta["inputs"] == {"x": ["B", 4, 5], "ext": ["B", 5, 2]}
     assert meta["outputs"]["rates"] == ["B", 5, 5]
+    assert meta["outputs"]["behavior"] == ["B", 5, 2]
     assert str(rich) not in graph.SerializeToString().decode("latin1")
 
 

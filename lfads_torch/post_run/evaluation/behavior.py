@@ -58,6 +58,8 @@ class Recording:
     behavior: dict[str, Array] = field(default_factory=dict)
     latents: dict[str, Array] = field(default_factory=dict)
     truth: dict[str, Array] = field(default_factory=dict)
+    # What the model itself read out of the scored trials, where it does; shape (trials, bins, D)
+    readout: Array | None = None
     # Sets of trials, each with a decoder of its own; shape (sets, trials)
     sets: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
@@ -95,6 +97,8 @@ def read_recording(session: SessionOutputs, split: str, keys: Keys) -> Recording
         session, trials, data, n_bins, n_channels, session.counts, labels, names, key
     )
     recording.behavior = _pair(trials, keys.behavior, keys.behavior != Keys.behavior)
+    if keys.behavior == Keys.behavior:
+        recording.readout = trials[SCORED].get("behavior_prediction")
     recording.latents = _pair(trials, keys.latents, keys.latents != Keys.latents)
     recording.truth = _pair(trials, "truth", named=False)
     if "conversion_factor" in session.keys:

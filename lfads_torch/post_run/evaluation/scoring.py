@@ -44,7 +44,8 @@ class Prediction:
     functions that return (training, scored) arrays of shape (trials, bins, features), for linear
     maps to behaviour and latents; cross-validation chooses among several for each target column.
     A source in `lags` is read at these bins before the target, others at its own bin alone.
-    `choices` says what was chosen, in words or numbers.
+    `choices` says what was chosen, in words or numbers. `behavior` is predicted as it is, without a
+    map, (scored trials, bins, D).
     """
 
     name: str
@@ -53,10 +54,11 @@ class Prediction:
     features: dict[str, Features] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
     lags: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    behavior: Array | None = None
 
 
 def model_predictions(recording: Recording) -> list[Prediction]:
-    """Return the model's rates, and its factors."""
+    """Return the model's rates, its factors, and behaviour that it reads out itself."""
     predictions = []
     for name, source in (("lfads", "output_params"), ("lfads_factors", "factors")):
         if any(source not in recording.trials[kind] for kind in (TRAIN, SCORED)):
@@ -64,6 +66,9 @@ def model_predictions(recording: Recording) -> list[Prediction]:
         train, scored = (recording.trials[kind][source] for kind in (TRAIN, SCORED))
         rates = scored if source == "output_params" else None
         predictions.append(Prediction(name, rates, features=only(train, scored)))
+    read, behavior = recording.readout, recording.behavior.get(SCORED)
+    if read is not None and behavior is not None and behavior.ndim == 3:
+        predictions.append(Prediction("lfads_readout", behavior=read))
     return predictions
 
 
@@ -104,7 +109,21 @@ def trial_scores(recording: Recording, prediction: Prediction) -> dict[str, Tria
             scores["latents_r2"] = _mapped(
                 prediction, recording.latents, whole, recording.n_bins, "latents"
             )
+    if prediction.behavior is not None:
+        scores["behavior_r2"] = _as_read(recording, prediction.behavior)
     return scores
+
+
+def _as_read(recording: Recording, read: Array) -> TrialScore:
+    """Score behaviour that needs no map, for each set of trials."""
+    y = recording.behavior[SCORED]
+    n_bins = min(recording.n_bins, y.shape[1])
+    y, read = y[:, :n_bins].astype(np.float64), read[:, :n_bins].astype(np.float64)
+    sets = recording.sets[SCORED]
+    targets = [np.where(in_scored[:, None, None], y, np.nan) for in_scored in sets]
+    return ErrorScore.of(
+        np.concatenate([read] * len(sets), axis=2), np.concatenate(targets, axis=2)
+    )
 
 
 def _data_scores(recording: Recording, prediction: Prediction) -> dict[str, TrialScore]:

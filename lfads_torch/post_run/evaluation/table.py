@@ -16,6 +16,7 @@ from .few_shot import FewShot, few_shot_table
 ROWS = {
     "lfads": "LFADS rates",
     "lfads_factors": "LFADS factors",
+    "lfads_readout": "LFADS readout",
     **{name: row.title for name, row in BASELINES.items()},
     "truth": "true rates",
 }
@@ -210,7 +211,7 @@ class Evaluation:
             lines = [
                 by_time_text(f"{name}{ROWS[row]}, {COLUMNS[score]}", by_time)
                 for row, scores in session.by_time.items()
-                if row in ("lfads", "lfads_factors", "smoothing")
+                if row in ("lfads", "lfads_factors", "lfads_readout", "smoothing")
                 for score, by_time in scores.items()
             ]
             parts += (
