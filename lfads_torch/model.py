@@ -348,8 +348,8 @@ class LFADS(Network, pl.LightningModule):
 
     def _shared_step(self, batch: Batch, batch_idx: int, split: str) -> Tensor:
         sessions = self._sessions(batch)
-        if self.behavior is not None and split == "train":
-            check_batch(sessions)
+        if split == "train":
+            check_batch(self.behavior, sessions)
         result = self.evaluated(sessions, split)
         count_batch(self.scores[split], result)
         return result.terms.total
@@ -576,8 +576,7 @@ class LFADS(Network, pl.LightningModule):
             self.check_session(s, session, size)
         self.session_trials = {i: size.n_train for i, size in enumerate(data.sizes)}
         self._incomplete = {i for i, s in enumerate(data.sessions) if s.lengths is not None}
-        if self.behavior is not None:
-            self._behavior_key = check_behavior(self.behavior, data)
+        self._behavior_key = check_behavior(self.behavior, data)
         if not self.session_names:
             self.session_names = list(names)
 

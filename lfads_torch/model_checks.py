@@ -167,11 +167,15 @@ def check_sizes(model: Network, s: int, path: Any, size: Any) -> None:
             )
 
 
-def check_behavior(readout: BehaviorReadout, data: Any) -> int:
+def check_behavior(readout: BehaviorReadout | None, data: Any) -> int | None:
     """Check that data have the behaviour that is read out; return its place among the batch keys.
 
-    Mean and spread of its dimensions are taken over from data that are the first ones checked.
+    Mean and spread of its dimensions are taken over from data that are the first ones checked. A
+    frozen readout needs no behaviour: None where there is none.
     """
+    is_frozen = readout is None or not readout.weight.requires_grad
+    if readout is None or (is_frozen and "behavior" not in getattr(data, "batch_keys", ())):
+        return None
     n_dims = data.behavior_dim
     if n_dims != readout.out_features:
         raise ConfigError(
@@ -199,8 +203,10 @@ def check_behavior(readout: BehaviorReadout, data: Any) -> int:
     return list(data.batch_keys).index("behavior")
 
 
-def check_batch(batch: Mapping[int, SessionBatch]) -> None:
+def check_batch(readout: BehaviorReadout | None, batch: Mapping[int, SessionBatch]) -> None:
     """Refuse to train a readout of behaviour on a batch without any."""
+    if readout is None or not readout.weight.requires_grad:
+        return
     if all(trials.behavior is None for trials in batch.values()):
         raise ConfigError(
             "the model reads out behaviour (behavior_dim), but the batch has none; give "

@@ -45,7 +45,7 @@ def by_steps(step: Step, x: Tensor, ext: Tensor | None) -> dict[str, Tensor]:
     for t in range(first, x.shape[1]):
         outputs.append(step(x[:, t], None if ext is None else ext[:, t], state))
         state = outputs[-1].state
-    names = ("rates", "factors", "gen_states", "inputs")
+    names = ("rates", "factors", "gen_states", "inputs", "behavior")
     result = {name: torch.stack([getattr(o, name) for o in outputs], dim=1) for name in names}
     return {**result, "ahead": step.ahead(state).rates}
 
