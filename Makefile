@@ -58,8 +58,7 @@ $(TRITON)/.installed: pyproject.toml constraints.txt Makefile
 	@touch $@
 
 test-triton: $(TRITON)/.installed  ## the loops in Triton, interpreted on the CPU and compiled for GPUs (Linux)
-	TRITON_INTERPRET=1 $(ONE_THREAD) $(TRITON)/bin/python -m pytest $(PARALLEL) -q \
-		tests/kernels/test_triton.py tests/kernels/test_against_oracle.py tests/kernels/test_recurrent.py
+	TRITON_INTERPRET=1 $(ONE_THREAD) $(TRITON)/bin/python -m pytest $(PARALLEL) -q -k triton tests/kernels
 
 test-pythons:  ## the fast tests on every Python 3.11 to 3.13 that is here (PYTHONS="3.12 3.13", PYTEST_ARGS)
 	$(PYTHON) scripts/pythons.py $(PYTHONS) -- -n $(WORKERS) --dist worksteal -q $(PYTEST_ARGS)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -139,21 +140,18 @@ def main() -> None:
         parser.error("TRITON_INTERPRET is set, so that nothing is compiled; unset it")
     torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     known: dict[str, Use] = {}
-    rows = [
-        {"shape": name, "architecture": f"sm_{number}", **use._asdict()}
-        for name in args.shape or SHAPES
-        for number in args.architecture or ARCHITECTURES
-        for use in uses(SHAPES[name], number, known)
-    ]
+    rows = []
+    line = "{shape:10}{architecture:14}{kernel:26}{registers:>10}{spilled:>9}{shared:>8}"
+    if not args.json:
+        print(line.format(**{name: name for name in ("shape", "architecture", *Use._fields)}))
+    for name, number in product(args.shape or SHAPES, args.architecture or ARCHITECTURES):
+        for use in uses(SHAPES[name], number, known):
+            rows.append({"shape": name, "architecture": f"sm_{number}", **use._asdict()})
+            if not args.json:
+                print(line.format(**rows[-1]), flush=True)
     if args.json:
         facts = {"triton": triton.__version__, "tf32": args.tf32, "kernels": rows}
         print(json.dumps(facts, indent=2))
-        return
-    print(f"{'shape':10}{'':8}{'kernel':26}{'registers':>10}{'spilled':>9}{'shared':>8}")
-    for row in rows:
-        print(
-            "{shape:10}{architecture:8}{kernel:26}{registers:10}{spilled:9}{shared:8}".format(**row)
-        )
 
 
 if __name__ == "__main__":

@@ -70,6 +70,13 @@ def _width(size, most):
 
 @triton.jit
 @no_type_check
+def _wide(number):
+    """Return a number of bins in 64 bits: offsets of many samples pass 2 ** 31."""
+    return tl.cast(number, tl.int64)
+
+
+@triton.jit
+@no_type_check
 def _at(pointer, offset):
     """Return an address further on; None, for a tensor that is not given, stays None."""
     if pointer is None:
@@ -302,7 +309,7 @@ def _gru(
         slot = net * n_bins + i if KEEP else net
         state = states.states + here * size
         _cell(
-            (x + t * x_strides[2], x_strides[3]),
+            (x + _wide(t) * x_strides[2], x_strides[3]),
             None,
             None,
             None,
@@ -361,7 +368,7 @@ def _gru_backward(
             saved.gates + 2 * slot,
             saved.cand + slot,
             states + here,
-            (grad_x + t * x_strides[2], x_strides[3]),
+            (grad_x + _wide(t) * x_strides[2], x_strides[3]),
             reset + here,
             trials,
             clip,
@@ -402,7 +409,7 @@ def _decoder(
         slot = here if KEEP else net * n_trials
         state = states.con_states + here * C
         _cell(
-            (p.con_proj + net * con_strides[0] + t * con_strides[1], con_strides[2]),
+            (p.con_proj + net * con_strides[0] + _wide(t) * con_strides[1], con_strides[2]),
             (fac, F),
             _matrix(p.fac_mask, here, F),
             p.w_con_fac + net * 3 * C * F,
@@ -430,7 +437,7 @@ def _decoder(
         tl.debug_barrier()
         state = states.gen_states + here * G
         _cell(
-            (p.gen_proj + net * gen_strides[0] + t * gen_strides[1], gen_strides[2]),
+            (p.gen_proj + net * gen_strides[0] + _wide(t) * gen_strides[1], gen_strides[2]),
             u,
             None,
             p.w_gen_u + net * 3 * G * U,
