@@ -299,8 +299,8 @@ class RunFolder:
                 with suppress(OSError):  # not empty
                     self.path.rmdir()
 
-    def delete(self) -> None:
-        """Delete what a run or a search left in the folder, and nothing else."""
+    def delete(self, but: str = "") -> None:
+        """Delete what a run or a search left in the folder, `but` one name, and nothing else."""
         # By name, because people keep files of their own in run folders.
         more = {"search": _OF_SEARCHES, "ensemble": (ENSEMBLE, "members")}.get(self.kind, ())
         if "alignment" in self.status:
@@ -309,6 +309,8 @@ class RunFolder:
             for run in self.members():
                 RunFolder(run).delete()
         for name in (*_OF_RUNS, *_SCORES, *more):
+            if name == but:
+                continue
             path = self.path / name
             # Of a link to another disk the link goes; what it points to stays.
             if path.is_dir() and not path.is_symlink():

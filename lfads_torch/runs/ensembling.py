@@ -15,7 +15,10 @@ from ..post_run.ensemble import Ensemble, Member, select_members, write_ensemble
 from ..post_run.library_member import LIBRARIES, library_member
 from ..post_run.outputs import RunOutputs, load_outputs
 from ..post_run.report.comparison import distinct_names
+from ..processes import remove
 from .sampling import sample_run
+
+MEMBERS = "members"
 
 
 class _Model(NamedTuple):
@@ -99,18 +102,16 @@ def make_ensemble(
     if folder.kind not in ("none", "ensemble"):
         raise UserError(f"{folder.path} holds a {folder.kind}; name another folder (-o)")
     with folder.claimed("averaging", overwrite=overwrite):
-        if overwrite:
-            folder.delete()
-        members = []
+        place, caches, members = folder.path / MEMBERS, [], []
         for k, (name, model) in enumerate(zip(names, models, strict=True), start=1):
             tell(f"rates of {name} ({k}/{len(models)})")
-            cache = folder.path / "members" / f"{name.replace('/', '_')}.h5"
-            outputs = _rates(model, cache, num_samples, data, trust)
+            caches.append(place / f"{name.replace('/', '_')}.h5")
+            outputs = _rates(model, caches[-1], num_samples, data, trust)
             members.append(Member(name, model.run, model.checkpoint, outputs))
         for name in libraries:
             tell(f"rates of {name}")
-            where = folder.path / "members" / name
-            members.append(library_member(members[0].outputs, name, where, condition))
+            caches.append(place / name)
+            members.append(library_member(members[0].outputs, name, caches[-1], condition))
         tell("choosing")
         ensemble = select_members(
             members,
@@ -123,6 +124,12 @@ def make_ensemble(
             seed=seed,
             path=folder.path,
         )
+        # Only now: a mistake must not cost the ensemble that is overwritten.
+        if overwrite:
+            folder.delete(but=MEMBERS)
+        for file in place.glob("*"):
+            if not any(file.name.startswith(cache.stem) for cache in caches):
+                remove(file)
         number_outputs(write_ensemble(ensemble))
     return ensemble
 

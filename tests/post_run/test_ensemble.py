@@ -277,6 +277,15 @@ def test_what_an_ensemble_refuses(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"broken: the rates of trials 4 .*are NaN"):
         make_ensemble([runs / "seed0", tmp_path / "broken"], place, num_samples=3)
     make_ensemble(pair, place, num_samples=3)
+    # A mistake does not cost the ensemble that was to be overwritten.
+    (place / "members").mkdir(exist_ok=True)
+    (place / "members" / "of_before.h5").touch()
+    whole = (place / "ensemble.json").read_bytes()
+    with pytest.raises(UserError, match=r"--metric is 'fp_bps'"):
+        make_ensemble(pair, place, num_samples=3, metric="fp_bps", overwrite=True)
+    assert (place / "ensemble.json").read_bytes() == whole and load_outputs(place)
+    make_ensemble(pair, place, num_samples=3, overwrite=True)
+    assert not (place / "members" / "of_before.h5").exists()
     about = json.loads((place / "ensemble.json").read_text())
     about["members"][0] |= {"sha256": "0", "count": 1}
     (place / "ensemble.json").write_text(json.dumps(about))
