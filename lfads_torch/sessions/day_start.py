@@ -14,7 +14,7 @@ from ..checkpoint import load_weights
 from ..data import SessionData, blocks
 from ..data.smoothing import gaussian_smooth
 from ..datamodules import BasicDataModule
-from ..errors import ConfigError, DataError, UserError
+from ..errors import ConfigError, DataError, UserError, number, one_of, whole
 from ..model import LFADS
 from ..modules.aligner import AlignedReadin, NormalizedReadin
 from ..modules.augmentations import AugmentationStack, CoordinatedDropout
@@ -22,7 +22,7 @@ from ..modules.initial_readout import LEAST, ChannelStats, Line, initial_blocks,
 from ..modules.readin_readout import FanInLinear
 from ..modules.recons import recon_for_channels
 from ..tuples import bins_past
-from .day_model import Reference, check_without_behavior
+from .day_model import DIVERGENCES, STATES, Reference, check_without_behavior
 from .extend import SESSION_GROUPS, extend_model, start_maps
 from .moments import MMD_STATES, StateMoments, spaced, whitening
 
@@ -33,6 +33,76 @@ _SMOOTH_MS = 40.0
 _ANY_BIN_MS = 20.0  # where the file does not say
 _DEAD = 1e-6
 _CD_RATE = 0.3  # of a run that was trained without coordinated dropout
+
+
+@dataclass(frozen=True)
+class AlignOptions:
+    """What `align_day` takes.
+
+    Parameters
+    ----------
+    session : str, optional
+        Day 0's session by name or number, of a run of several.
+    divergence : {"kl", "coral", "mmd"}
+        How far the whitened states of the new day are from day 0's.
+    states : {"gen_states", "factors"}
+        Of which states.
+    weight_moments, weight_nll : float
+        Weights of the divergence and of the mean loss of the new day's data.
+    init : {"auto", "day0", "pcr", "random"}
+        Where the maps start; "auto" tries what there is, and random starts.
+    conditions : str, optional
+        Per-trial key of conditions, for the start "pcr".
+    seeds : int
+        Starts that train side by side.
+    epochs : int
+        At most; 0 leaves the maps as they start, normalised.
+    lr : float
+        Learning rate of AdamW at the start.
+    batch_size : int, optional
+        Windows of a step; by default 64, or more where the covariance needs them.
+    num_samples : int
+        Posterior samples of the output file.
+    seed : int
+        The first seed.
+
+    Raises
+    ------
+    UserError
+        For options out of range.
+    """
+
+    session: str | None = None
+    divergence: str = "kl"
+    states: str = "gen_states"
+    weight_moments: float = 1.0
+    weight_nll: float = 10.0
+    init: str = "auto"
+    conditions: str | None = None
+    seeds: int = 6
+    epochs: int = 200
+    lr: float = 1e-3
+    batch_size: int | None = None
+    num_samples: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("--divergence", self.divergence, DIVERGENCES)
+        one_of("--states", self.states, STATES)
+        one_of("--init", self.init, INITS)
+        number("--weight-moments", self.weight_moments, least=0)
+        number("--weight-nll", self.weight_nll, least=0)
+        number("--lr", self.lr, above=0)
+        whole("--seeds", self.seeds, least=1)
+        whole("--epochs", self.epochs, least=0)
+        whole("--samples", self.num_samples, least=1)
+        whole("--seed", self.seed, least=0)
+        if self.batch_size is not None:
+            whole("--batch-size", self.batch_size, least=1)
+        if not (self.weight_moments or self.weight_nll):
+            raise UserError(
+                "--weight-moments and --weight-nll are both 0; nothing would be trained"
+            )
 
 
 @dataclass(frozen=True)
@@ -129,7 +199,7 @@ def day0_reference(
     return Reference(white, white(torch.cat(kept)), spectrum)
 
 
-def day_model(model: LFADS, number: int, day: BasicDataModule, options: Any) -> LFADS:
+def day_model(model: LFADS, number: int, day: BasicDataModule, options: AlignOptions) -> LFADS:
     """Return the model for the new day alone: its own maps, as drawn, all else that of the run."""
     first: Any = model.recon[number]
     sizes, hp = day.sizes[0], dict(model.hparams)

@@ -201,6 +201,7 @@ def test_it_goes_on_after_a_kill(
         resume_alignment(moved)
 
 
+@pytest.mark.slow
 def test_another_divergence_of_the_factors(folder: Path, tmp_path: Path) -> None:
     options: Any = {"divergence": "mmd", "states": "factors", "init": "random"}
     given = AlignOptions(epochs=1, seeds=1, num_samples=1, **options)
@@ -208,6 +209,7 @@ def test_another_divergence_of_the_factors(folder: Path, tmp_path: Path) -> None
     assert np.isfinite(done.record["moments"]["after"]["divergence"])
 
 
+@pytest.mark.slow
 def test_a_readout_of_behaviour_is_frozen_and_gives_that_of_the_day(
     folder: Path, tmp_path: Path
 ) -> None:
