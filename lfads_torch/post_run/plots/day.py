@@ -32,7 +32,7 @@ def day_alignment(record: Mapping[str, Any]) -> Figure:
     seeds = [row for row in record["seeds"] if row.get("by_epoch")]
     figure = Figure(figsize=(3.6 * (1 + 2 * bool(seeds)), 2.8), layout="constrained")
     axes = figure.subplots(1, 1 + 2 * bool(seeds), squeeze=False)[0]
-    names = {"divergence": "divergence", "nll": "loss of the new day's data"}
+    names = {"divergence": "divergence", "nll": "loss"}
     # `names` is longer where no seed has trained: then there is the last panel alone.
     for axis, (key, title) in zip(axes[:-1], names.items(), strict=False):
         for row in sorted(seeds, key=lambda row: row["seed"] == record["chosen"]):
