@@ -29,7 +29,7 @@ from lfads_torch.tuples import SessionBatch, sessions_of
 from tests.search.reference_training import assert_as_alone
 from tests.small import arrays, datamodule, lfads, trainer, write
 
-N_LORENZ = 40
+N_LORENZ = 16
 FAST: dict[str, Any] = {"behavior_increase_epoch": 0, "kl_increase_epoch": 0}
 
 
@@ -165,8 +165,7 @@ def test_streamed_data_give_the_same_moments_and_losses_as_those_in_memory(tmp_p
 @pytest.mark.parametrize(
     "off", [{"behavior_scale": 0.0}, {"behavior_scale": 5.0, "behavior_detach": True}]
 )
-@pytest.mark.parametrize("source", ["gen_states", "factors"])
-@pytest.mark.parametrize("clip", [200, 1e-2])
+@pytest.mark.parametrize(("source", "clip"), [("gen_states", 1e-2), ("factors", 200)])
 def test_a_readout_without_weight_or_gradient_changes_no_bit(
     tmp_path: Path, off: Any, source: str, clip: float
 ) -> None:
@@ -339,20 +338,15 @@ def test_a_checkpoint_keeps_readout_and_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*batch of .* trials is more than")
-@pytest.mark.parametrize("source", ["gen_states", "factors"])
-def test_members_that_differ_in_the_readout_equal_models_trained_alone(
-    tmp_path: Path, source: str
-) -> None:
+def test_members_that_differ_in_the_readout_equal_models_trained_alone(tmp_path: Path) -> None:
     data = read(tmp_path, with_behavior(n_train=12), with_behavior(seed=1), batch_size=8)
     models = []
     for k in range(3):
         torch.manual_seed(k)
         numbers = {"behavior_scale": 0.1 * 10**k, "behavior_increase_epoch": k}
         numbers |= {"behavior_lr": [None, 0.1, 1e-3][k], "lr_scheduler": k > 0, "lr_patience": 0}
-        models.append(
-            lfads(data, behavior_dim=None, behavior_from=source, dropout_rate=0.2, **numbers)
-        )
-    trained = assert_as_alone(tmp_path, models, data, 4)
+        models.append(lfads(data, behavior_dim=None, dropout_rate=0.2, **numbers))
+    trained = assert_as_alone(tmp_path, models, data, 3)
     assert "behavior_scale" in trained.names
     trained.set_values({"behavior_scale": [1.0, 2.0, 3.0]})
     trained.exchange([1, 1, 1])
@@ -471,8 +465,7 @@ def test_one_line_of_the_command_switches_it_on(tmp_path: Path) -> None:
     assert main(["train", *arguments, "--overwrite", "model.behavior_dim=null"]) == 2
 
 
-@pytest.mark.parametrize("source", ["gen_states"])
-def test_behaviour_of_a_lorenz_system_is_decoded(tmp_path: Path, source: str) -> None:
+def test_behaviour_of_a_lorenz_system_is_decoded(tmp_path: Path) -> None:
     """Two random combinations of the latents: R2 of at least .9 on validation trials."""
     data = lorenz(n_conditions=40, n_trials=10, n_units=30, n_bins=30)
     mixed = np.random.default_rng(0).normal(size=(3, 2))
@@ -483,7 +476,7 @@ def test_behaviour_of_a_lorenz_system_is_decoded(tmp_path: Path, source: str) ->
     sizes |= {"ic_dim": 16, "gen_dim": 48, "fac_dim": 8, "lr_init": 0.01, "dropout_rate": 0.05}
     ramps = {"l2_increase_epoch": 5, "kl_increase_epoch": 5, "behavior_increase_epoch": 0}
     torch.manual_seed(0)
-    model = LFADS.from_data(module, behavior_dim=None, behavior_from=source, **sizes, **ramps)
+    model = LFADS.from_data(module, behavior_dim=None, **sizes, **ramps)
     made = trainer(tmp_path, max_epochs=N_LORENZ, gradient_clip_val=200)
     made.fit(model, module)
     assert made.callback_metrics["valid/behavior_r2"] >= 0.9
