@@ -30,6 +30,7 @@ from ..metrics.decoder import Decoder
 from . import numpy_runner
 from .graphs import Graph, StartGraph, StepGraph, WindowGraph
 from .session import TrainedSession, open_session
+from .step import reads_ahead
 from .stream import checked_decoder
 from .weights import weights_of
 
@@ -122,6 +123,11 @@ def export_model(
     if ending == ".onnx":
         _onnx()
     trained = open_session(run, session, bin_ms=bin_ms, best=best, trust=trust)
+    if ending == ".npz" and (ahead := reads_ahead(trained.model)):
+        raise ConfigError(
+            f"a .npz takes one bin at a time, but the model is not causal: {ahead} read bins to "
+            "come; write .onnx or .pt2, or train with model.causal: true"
+        )
     graph = graph_of(trained, mode if ending != ".npz" else "step", decoder, force=force)
     if native and (ending, graph.mode) != (".pt2", "window"):
         raise UserError("--native keeps operators in a .pt2 of windows; leave it out")

@@ -288,7 +288,9 @@ class Own(nn.Module):
 def test_what_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = saved(model(30), tmp_path)
     assert main(["export", str(run), str(tmp_path / "m.npz")]) == 2
-    assert "the model is not causal" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the model is not causal" in said and "write .onnx or .pt2" in said
+    assert "window" not in said  # which a .npz refuses
     assert main(["export", str(run), str(tmp_path / "m.onnx"), "--mode", "step"]) == 2
     assert "the model is not causal" in capsys.readouterr().err
     assert main(["export", str(run), str(tmp_path / "m.npz"), "--mode", "window"]) == 2
