@@ -128,10 +128,14 @@ class Encoder(nn.Module):
             if past_end is not None:
                 # A lag reaches past the end of a trial as it does past that of the window.
                 states = states.masked_fill(past_end.unsqueeze(-1), 0.0)
-            late = torch.cat([before, states[0]])
-            early = [pad(x[lag:], (0, 0, 0, 0, 0, min(lag, len(x)))) for x in states[1:]]
-            pieces.append(torch.cat([late[: stop - start], *early], dim=-1))
-            h0, before = h0.detach(), late[stop - start :].detach()
+            # Taken apart at once: the gradient of each of several slices is as large as them all.
+            first, *others = states.unbind()
+            n_kept = max(0, stop - start - lag)
+            late = torch.cat([before[: stop - start], first[:n_kept]])
+            early = [pad(x[lag:], (0, 0, 0, 0, 0, min(lag, len(x)))) for x in others]
+            pieces.append(torch.cat([late, *early], dim=-1))
+            h0 = h0.detach()
+            before = torch.cat([before[stop - start :], first[n_kept:]]).detach()
         ci = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if segment > 0 or n_recon > n_bins:
             ci = pad(ci, (0, 0, 0, 0, segment, n_recon - n_bins))
