@@ -65,6 +65,8 @@ STARTS = "seeds"
 #: Column of a hyper-parameter in `POPULATION`, as training logs it: "hp/lr_init".
 HP = "hp/"
 
+#: Runs of the settings of a search's best model with several seeds.
+WINNER_SEEDS = "seeds"
 _OF_RUNS = (CONFIG, STATUS, CHECKPOINTS, "csv_logs", "tensorboard", "figures")
 _SCORES = ("scores.json", "scores.md")
 _OF_SEARCHES = (
@@ -75,6 +77,7 @@ _OF_SEARCHES = (
     "search_state.pt",
     "search_state.pt.previous",
     "ray",
+    WINNER_SEEDS,
 )
 
 Stage = Literal["training", "sampling", "complete"]

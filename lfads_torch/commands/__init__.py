@@ -26,6 +26,7 @@ from ..progress import Line
 
 if TYPE_CHECKING:
     from ..runs.run import RunResult
+    from ..search.seeds import SeedResults
 
 COMMANDS = (
     "demo",
@@ -158,6 +159,14 @@ def print_result(result: RunResult, *more: Path) -> None:
     folder, here = result.run_dir, Path.cwd()
     short = folder.relative_to(here) if folder.is_relative_to(here) else folder
     print(f"next: lfads report {shlex.quote(str(short))}")
+
+
+def print_seeds(result: SeedResults) -> None:
+    """Print the scores of several seeds, and their files."""
+    print(result.text())
+    folder = result.run_dir
+    print_written(*(path for run in result.runs for path in run.outputs), folder / "seeds.json")
+    print(f"next: lfads ensemble {folder} -o {folder}_mean")
 
 
 def with_data(overrides: Sequence[str]) -> list[str]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from . import add_run_arguments, check_resume, data_name, print_config, print_result, start_run
+from ..errors import whole
+from . import (
+    add_run_arguments,
+    check_resume,
+    data_name,
+    print_config,
+    print_result,
+    print_seeds,
+    start_run,
+)
 
 SUMMARY = "train a population of models (AutoLFADS) and keep the best"
 TEXT = """\
@@ -48,6 +57,9 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
         return print_config(options, f"../configs/{command}.yaml", groups)
     # Before the import, so that a wrong option is refused before torch is loaded.
     check_resume(options, "search")
+    n_seeds = getattr(options, "seeds", None)
+    if n_seeds is not None:
+        whole("--seeds", n_seeds, least=1)
     from ..search.run import run_search
 
     folder = start_run(options, f"{data_name(options.overrides)}_{command}", command)
@@ -65,4 +77,8 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
     )
     figures = sorted((folder / "figures").glob("*.png"))
     print_result(result, *figures)
+    if n_seeds is not None:
+        from ..search.seeds import train_winner
+
+        print_seeds(train_winner(folder, n_seeds, verbose=options.verbose, trust=options.trust))
     return 0

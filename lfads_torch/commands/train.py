@@ -13,7 +13,7 @@ from . import (
     data_name,
     print_config,
     print_result,
-    print_written,
+    print_seeds,
     start_run,
 )
 
@@ -106,9 +106,7 @@ def _train_seeds(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"seeds": result.scores, "summary": result.summary()}))
         return 0
-    print(result.text())
-    print_written(*(path for run in result.runs for path in run.outputs), folder / "seeds.json")
-    print(f"next: lfads ensemble {folder} -o {folder}_mean")
+    print_seeds(result)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import LOSS
 from ..data.fingerprint import check_unchanged
 from ..errors import UserError
 from ..files import copy_whole, csv_text, write_whole
@@ -74,8 +75,12 @@ def recorded(
     that the data decided, so that nothing decides it again.
     """
     config["search"] = {**config["search"], "metric": settings.metric}
-    if "select_by" in config:
-        config["select_by"] = settings.metric
+    before = config.get("select_by", LOSS)
+    for node in (config.get("callbacks") or {}).values():
+        is_checkpoint = node and str(node["_target_"]).endswith(".ModelCheckpoint")
+        if is_checkpoint and node.get("monitor") == before:
+            node["monitor"] = settings.metric
+    config["select_by"] = settings.metric
     facts: dict[str, Any] = {
         "version": read_version().version,
         "environment": provenance(pick_device(config["trainer"], is_stacked=True)),

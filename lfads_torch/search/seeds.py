@@ -26,7 +26,7 @@ from ..consent import Trust, trust_of
 from ..data.fingerprint import fingerprints
 from ..errors import UserError, whole
 from ..files import Table, expanded, generation_before, write_whole
-from ..folder import CONFIG, LAST, METRICS, RunFolder, read_csv_log
+from ..folder import BEST_MODEL, CONFIG, LAST, METRICS, WINNER_SEEDS, RunFolder, read_csv_log
 from ..processes import stoppable
 from ..progress import Line, clock, quiet_libraries
 from ..provenance import provenance
@@ -158,6 +158,37 @@ def train_seeds(
         write_whole(place.path / SEEDS, json.dumps(about, indent=2) + "\n")
         place.write_status("complete", **facts)
     return result
+
+
+def train_winner(
+    search: Path,
+    n_seeds: int | None = None,
+    *,
+    verbose: bool = False,
+    trust: bool | Trust = False,
+) -> SeedResults:
+    """Train the settings of a search's best model with several seeds, from the winner's seed on.
+
+    They train as many epochs as the winner had, into the folder ``seeds`` of the search; where that
+    holds seeds already, they go on.
+    """
+    folder = search / WINNER_SEEDS
+    goes_on = RunFolder(folder).kind == "seeds"
+    held = RunFolder(folder).status.get("seeds", ())
+    if goes_on and len(held) != n_seeds:
+        raise UserError(
+            f"{folder} holds {len(held)} seeds, but --seeds is {n_seeds}; give {len(held)} to go on "
+            "with them, or delete the folder"
+        )
+    return train_seeds(
+        None,
+        n_seeds,
+        search / BEST_MODEL / CONFIG,
+        run_dir=folder,
+        resume=goes_on,
+        verbose=verbose,
+        trust=trust,
+    )
 
 
 def _finish(

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from lfads_torch.checkpoint import load_model
+from lfads_torch.cli import main
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
 from lfads_torch.folder import RunFolder, read_csv_log
@@ -17,6 +19,7 @@ from lfads_torch.post_run.report import Wanted
 from lfads_torch.post_run.report.comparison import seed_groups
 from lfads_torch.post_run.report.record import read_run
 from lfads_torch.run_model import run_model
+from lfads_torch.runs.compose import compose_config
 from lfads_torch.search import seeds
 from lfads_torch.search.seeds import train_seeds
 from tests.small import DIMS, arrays
@@ -109,3 +112,32 @@ def test_what_cannot_be_stacked_trains_one_after_another(
         train_seeds(settings, 0, run_dir=tmp_path / "none")
     with pytest.raises(UserError, match=r"already holds a finished run"):
         train_seeds(settings, 2, run_dir=tmp_path / "seeds")
+
+
+def test_the_winner_of_a_search_is_trained_with_several_seeds(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {k: v for k, v in settings.items() if k != "callbacks"}
+    config |= {"search.num_samples": 2, "trainer.max_epochs": 3}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(compose_config("../configs/search.yaml", config)))
+    place = ["--run-dir", str(tmp_path / "run"), "-q"]
+    assert main(["search", "--config", str(path), "--seeds", "2", *place]) == 0
+    assert "valid/co_bps" in capsys.readouterr().out
+    best = yaml.safe_load((tmp_path / "run" / "best_model" / "config.yaml").read_text())
+    assert best["model"]["lr_init"] != settings["model"]["lr_init"]
+    seeds_of = tmp_path / "run" / "seeds"
+    for k in range(2):
+        one = yaml.safe_load((seeds_of / f"seed{best['seed'] + k}" / "config.yaml").read_text())
+        for key in ("model", "datamodule"):
+            assert one[key] == best[key]
+        assert one["trainer"]["max_epochs"] == best["trainer"]["max_epochs"]
+    # The first of them is the winner anew: one seed, one result.
+    winner, first = tmp_path / "run" / "best_model", seeds_of / f"seed{best['seed']}"
+    for name in ("valid/co_bps", "valid/recon"):
+        values = [read_csv_log(run)[name][1] for run in (winner, first)]
+        np.testing.assert_allclose(values[0], values[1], rtol=2e-4, atol=1e-6)
+    again = ["search", "--resume", str(tmp_path / "run"), "--seeds", "2", "-q"]
+    assert main(again) == 0
+    RunFolder(tmp_path / "run").delete()
+    assert not seeds_of.exists()
