@@ -1,6 +1,7 @@
 """What lifts bits per spike of held-out channels: seeds, selection, masks, ensembles.
 
     python benchmarks/accuracy.py ../shared/data --rows single loss --seeds 4
+    python benchmarks/accuracy.py ../shared/data --data reach_before --rows single mean8
     python benchmarks/accuracy.py ../shared/data --data wrist --json
 
 FOLDER holds the recordings (docs/real_data.md). accuracy.yaml has all settings. Runs are kept in
@@ -268,8 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = yaml.safe_load(options.settings.read_text(encoding="utf-8"))
     if options.data not in settings["data"]:
         raise UserError(f"--data is {options.data}; legal are {', '.join(settings['data'])}")
-    settings["epochs"] = options.epochs or settings["epochs"]
     about = settings["data"][options.data]
+    settings["epochs"] = options.epochs or about.get("epochs", settings["epochs"])
     about["seeds"] = options.seeds or about["seeds"]
     place = options.runs / options.data
     rows = list(

@@ -158,8 +158,9 @@ class Ensemble:
                 *lines,
                 "",
                 f"members: {', '.join(names)}",
-                f"gain over the best member by select: {gain.value:+.4f} "
-                f"[{gain.low:+.4f}, {gain.high:+.4f}]",
+                # Without an interval where greedy selection took that member alone.
+                f"gain over the best member by select: {gain.value:+.4f}"
+                + f" [{gain.low:+.4f}, {gain.high:+.4f}]" * bool(np.isfinite(gain.low)),
                 *(f"note: {note}" for note in self.notes),
             ]
         )

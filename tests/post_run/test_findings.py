@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 def found(folder: Path, data: dict[str, Any], losses: Any = None) -> dict[str, str]:
     """Findings of a run: titles and how grave they are."""
+    folder.mkdir(exist_ok=True)
     write_run(folder, data)
     if losses is not None:
         (folder / "csv_logs").mkdir()
@@ -52,6 +53,39 @@ def test_worse_than_the_mean(tmp_path: Path) -> None:
         data[f"{split}_output_params"] = data[f"{split}_output_params"][:, ::-1] * 5
     titles = found(tmp_path, data)
     assert titles["Most channels are predicted worse than by their mean"] == "problem"
+
+
+def bursting(n_read: int) -> dict[str, Any]:
+    """Trials of slow rates whose inferred rates and inputs follow what is read bin by bin."""
+    rng = np.random.default_rng(0)
+    data: dict[str, Any] = {}
+    for split, n in (("train", 60), ("valid", 40)):
+        slow = 0.3 + 0.2 * np.sin(np.linspace(0, 6, 40) + rng.uniform(0, 6, (n, 1)))
+        counts = rng.poisson(np.repeat(slow[..., None], 12, axis=2)).astype(np.float32)
+        mean = counts[..., :n_read].mean(axis=2)
+        data[f"{split}_recon_data"], data[f"{split}_encod_data"] = counts, counts[..., :n_read]
+        rates = np.repeat(0.6 * slow[..., None] + 0.4 * mean[..., None], 12, axis=2)
+        data[f"{split}_output_params"] = rates.astype(np.float32)
+        data[f"{split}_co_means"] = np.stack([np.roll(mean, -1, axis=1), slow], axis=2)
+        data[f"{split}_co_stds"] = np.full((n, 40, 2), 0.1, np.float32)
+        data[f"{split}_slow"] = np.repeat(slow[..., None], 12, axis=2)
+    return data
+
+
+def test_rates_that_follow_the_noise_of_what_is_read(tmp_path: Path) -> None:
+    title = "Rates follow bursts that other channels do not share"
+    assert found(tmp_path / "held_out", bursting(8))[title] == "caution"
+    fair = bursting(8)
+    for split in ("train", "valid"):
+        fair[f"{split}_output_params"] = fair[f"{split}_slow"]
+    assert title not in found(tmp_path / "fair", fair)
+    # Where all channels are read, the inputs alone can be looked at.
+    title = "Inferred inputs follow every burst of spikes"
+    assert found(tmp_path / "read", bursting(12))[title] == "note"
+    smooth = bursting(12)
+    for split in ("train", "valid"):
+        smooth[f"{split}_co_means"] = smooth[f"{split}_slow"][..., :2]
+    assert title not in found(tmp_path / "smooth", smooth)
 
 
 def test_flat_rates(tmp_path: Path) -> None:

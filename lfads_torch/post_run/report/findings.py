@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ...data import shared_ends, shared_trials
+from ...data.smoothing import gaussian_smooth
 from ...metrics.trialwise import SpikeScore, score_value
 from ..evaluation import BASELINES, ROWS
 from ..evaluation.behavior import SCORED, TRAIN, Recording
@@ -35,6 +36,7 @@ CHECKED = (
     "convergence and ramps",
     "posterior collapse",
     "silent channels and flat rates",
+    "rates and inputs that follow bursts of spikes",
     "the baselines",
     "states at the clip",
     "validation trials that are training trials",
@@ -54,6 +56,12 @@ LEAST_GAP = 0.02
 """Bits per spike; a smaller difference is no sign of overfitting, whatever its share."""
 FLAT = 0.02
 """Standard deviation of a channel's rate over its mean, below which the rate is called flat."""
+BURST = 2.0, 3.0
+"""Standard deviations in bins: that rates are smoothed by, and what a burst is faster than."""
+LEAST_BURST = 0.002
+"""Bits per spike that smoothed rates gain in held-out channels where bursts are noise."""
+FOLLOWS = 0.7
+"""R2 of bursts of all channels together, above which inferred inputs are said to follow them."""
 FEW = 20
 """Validation trials below which scores are uncertain."""
 
@@ -316,6 +324,58 @@ def _active(mean: ArrayLike, std: ArrayLike) -> tuple[int, int]:
     return int((share > ACTIVE).sum()), len(share)
 
 
+def _bursts(record: RunRecord, recording: Recording) -> Iterator[Finding]:
+    """Look whether fast changes of rates are shared by channels that were not read."""
+    trials = recording.trials[SCORED]
+    rates, data = trials["output_params"].astype(np.float64), recording.data[SCORED]
+    n_bins, n_read = recording.n_bins, recording.n_channels
+    is_whole = np.isfinite(rates).all() and np.isfinite(data).all()
+    if not recording.counts or not is_whole or n_bins < 20:
+        return
+    if n_read < data.shape[2]:
+        rates, data = rates[:, :n_bins, n_read:], data[:, :n_bins, n_read:]
+        smooth = gaussian_smooth(rates, BURST[0])
+        as_is, smoothed = (score_value(SpikeScore.of(r, data), len(r)) for r in (rates, smooth))
+        if smoothed - as_is > LEAST_BURST:
+            yield Finding(
+                "caution",
+                "Rates follow bursts that other channels do not share",
+                f"Smoothed over time by {BURST[0]:g} bins they predict held-out channels better: "
+                f"{smoothed:.3f} bits per spike, {as_is:.3f} as they are.",
+                "Search by held-out channels (lfads pbt with search.metric=valid/co_bps_smth), or "
+                "raise model.kl_co_scale, dropout_rate, cd_rate.",
+            )
+    elif {"co_means", "co_stds"} <= set(trials.names) and np.any(trials["co_means"]):
+        r2 = _followed(data[:, :n_bins].sum(axis=2), trials["co_means"][:, :n_bins])
+        if r2 > FOLLOWS:
+            yield Finding(
+                "note",
+                "Inferred inputs follow every burst of spikes",
+                f"They explain {r2:.0%} of the variance of fast changes of the spikes of all "
+                "channels together. That may be signal or noise: only channels that are not read "
+                "can tell.",
+                "Hold channels out: lfads prep --hold-out 0.25. A search then judges by them.",
+            )
+
+
+def _followed(counts: ArrayLike, inputs: ArrayLike) -> float:
+    """Return the R2 of fast changes of counts (B, T) from inputs (B, T, C) two bins around."""
+    fast = [
+        x - gaussian_smooth(x, BURST[1])
+        for x in (np.asarray(counts, np.float64)[..., None], np.asarray(inputs, np.float64))
+    ]
+    target = fast[0][:, 2:-2, 0]
+    around = np.concatenate([np.roll(fast[1], lag, axis=1) for lag in range(-2, 3)], axis=2)
+    errors = 0.0
+    halves = [slice(k, None, 2) for k in (0, 1)]
+    for fitted, scored in (halves, halves[::-1]):
+        x, y = around[fitted, 2:-2], target[fitted]
+        weights, *_ = np.linalg.lstsq(x.reshape(-1, x.shape[2]), y.ravel(), rcond=None)
+        errors += float(((target[scored] - around[scored, 2:-2] @ weights) ** 2).sum())
+    total = float(((target - target.mean()) ** 2).sum())
+    return 1 - errors / total if total else 0.0
+
+
 def _channels(record: RunRecord, recording: Recording) -> Iterator[Finding]:
     data = recording.data[TRAIN]
     seen = np.isfinite(data)
@@ -408,6 +468,7 @@ SESSION_CHECKS: tuple[Callable[[RunRecord, Recording], Iterator[Finding]], ...] 
     _not_finite,
     _gap,
     _collapse,
+    _bursts,
     _channels,
     _below_mean,
     _trials,
