@@ -177,8 +177,8 @@ def train_winner(
     held = RunFolder(folder).status.get("seeds", ())
     if goes_on and len(held) != n_seeds:
         raise UserError(
-            f"{folder} holds {len(held)} seeds, but --seeds is {n_seeds}; give {len(held)} to go on "
-            "with them, or delete the folder"
+            f"{folder} holds {len(held)} seeds, but --seeds is {n_seeds}; give {len(held)} to go "
+            "on with them, or delete the folder"
         )
     return train_seeds(
         None,
