@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 
 def bins_past(lengths: Int[Tensor, " B"], n_bins: int) -> Bool[Tensor, "B T"]:
@@ -207,7 +206,10 @@ _BY_BIN = (
 
 def _where_bins(past: Tensor, values: Tensor) -> Tensor:
     """NaN where bins (B, T) are past the end, in values (B, T, ...) of as many bins or fewer."""
-    values = pad(values, (0, 0) * (values.ndim - 2) + (0, past.shape[1] - values.shape[1]))
+    # Not `pad`, which refuses fields of size 0 before torch 2.7.
+    n_lacking = past.shape[1] - values.shape[1]
+    rest = values.new_full((len(values), n_lacking, *values.shape[2:]), torch.nan)
+    values = torch.cat([values, rest], dim=1)
     return values.masked_fill(past.view(*past.shape, *[1] * (values.ndim - 2)), torch.nan)
 
 

@@ -162,7 +162,7 @@ def train_seeds(
 
 def train_winner(
     search: Path,
-    n_seeds: int | None = None,
+    n_seeds: int,
     *,
     verbose: bool = False,
     trust: bool | Trust = False,

@@ -78,9 +78,9 @@ class Library:
     def of(cls, data: Array, labels: Labels, n_conditions: int, settings: Settings) -> Library:
         """Average the trials of each condition that has any."""
         total, count = sums_by_condition(data, labels, n_conditions)
-        there = count.any(axis=(1, 2))
+        has_any = count.any(axis=(1, 2))
         mean = finite_mean(data)
-        rates = smoothed_averages(total[there], count[there], mean, settings.width)
+        rates = smoothed_averages(total[has_any], count[has_any], mean, settings.width)
         return cls(np.maximum(rates, FLOOR), settings)
 
     def rates_of(self, read: Array, leave_own: bool = False) -> FloatArray:

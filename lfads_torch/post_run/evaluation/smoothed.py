@@ -26,8 +26,8 @@ from .scoring import Features, Prediction, lagged_fit
 Array = NDArray[Any]
 
 _REGRESSION_WIDTHS = (1.0, 2.0, 4.0, 8.0, 16.0)
+# Widths of the Gaussian by which a ridge regression looks back and ahead.
 _LAGS = (-2, -1, 0, 1, 2)
-"""Widths of the Gaussian by which a ridge regression looks back and ahead."""
 _FLOORS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
 """Least rates to choose from, as shares of each channel's mean."""
 _ALMOST_NONE = 1e-6
