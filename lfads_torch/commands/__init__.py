@@ -166,7 +166,8 @@ def print_seeds(result: SeedResults) -> None:
     print(result.text())
     folder = result.run_dir
     print_written(*(path for run in result.runs for path in run.outputs), folder / "seeds.json")
-    print(f"next: lfads ensemble {folder} -o {folder}_mean")
+    names = shlex.quote(str(folder)), shlex.quote(f"{folder}_mean")
+    print(f"next: lfads ensemble {names[0]} -o {names[1]}")
 
 
 def with_data(overrides: Sequence[str]) -> list[str]:

@@ -146,9 +146,8 @@ def trials(more: int, ext_dim: int = 0, value: float = math.nan) -> SessionBatch
     recon = nn.functional.pad(recon, (0, 0, 0, more), value=math.nan)
     encod = ended(recon[:, :, :N_READ], LENGTHS, value)
     batch = batch_of(encod, recon)
-    return batch._replace(
-        ext_input=nn.functional.pad(ext, (0, 0, 0, more)), lengths=torch.tensor(LENGTHS)
-    )
+    ext = torch.cat([ext, ext.new_zeros(4, more, ext_dim)], dim=1)
+    return batch._replace(ext_input=ext, lengths=torch.tensor(LENGTHS))
 
 
 def alone(batch: SessionBatch, i: int) -> SessionBatch:
