@@ -40,7 +40,7 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 
 html_theme = "furo"
-html_title = f"lfads-torch {version}"
+html_title = f"lfads-torch {version.partition('+')[0]}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

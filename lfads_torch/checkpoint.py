@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from h5py import is_hdf5
 from torch import Tensor
 
 from .compat.checkpoints import arguments_from, data_named, untrained
@@ -24,7 +25,7 @@ from .compat.training import beside, matching_weights
 from .consent import Trust, trust_of
 from .errors import ConfigError, UserError
 from .files import Sealed, damage, expanded, generation_before, replacing
-from .folder import BEST_MODEL, CHECKPOINTS, CONFIG, LAST, RunFolder
+from .folder import BEST_MODEL, CHECKPOINTS, CONFIG, LAST, RunFolder, lacks
 from .model import LFADS
 from .modules.spec import from_spec
 
@@ -103,10 +104,10 @@ def load_model(
         raise UserError(f"{place} does not exist; give a run folder or a checkpoint (*.ckpt)")
     file = find_checkpoint(place, best=best)
     if file is None:
-        raise UserError(
-            f"{place} holds no checkpoint (*.ckpt, lightning_checkpoints/*.ckpt, "
-            "checkpoint_*/*.ckpt, best_model/)"
+        where = (
+            "checkpoint (*.ckpt, lightning_checkpoints/*.ckpt, checkpoint_*/*.ckpt, best_model/)"
         )
+        raise lacks(place, where, "name a run folder or a .ckpt file")
     checkpoint = read_checkpoint(file)
     unknown = set(arguments) - set(inspect.signature(LFADS).parameters)
     if unknown:
@@ -235,6 +236,10 @@ def data_settings(path: Path) -> dict[str, Any]:
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without executing anything in it; a damaged one is an error."""
+    if is_hdf5(path):
+        raise UserError(
+            f"{path} is an HDF5 file, not a checkpoint; name a run folder or a .ckpt file"
+        )
     if why := damage(path):
         raise UserError(f"{path} is damaged or no checkpoint: {why}{_left(path)}")
     try:

@@ -30,18 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     parser = build_parser()
     words = sys.argv[1:] if arguments is None else list(arguments)
+    # What other programs understand, and a beginner types first.
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
+    elif words == ["version"]:
+        words = ["--version"]
     command = next((word for word in words if not word.startswith("-")), None)
     if command is not None and command not in COMMANDS:
         parser.error(f"there is no command {command!r}; {did_you_mean(command, COMMANDS)}")
-    # Not `parse_args`: overrides may also stand after an option, where argparse gives up.
     options, rest = parser.parse_known_args(words)
+    if rest:
+        _refuse(getattr(options, "parser", parser), rest, options)
     if options.command is None:
         parser.print_help()
         return 0
-    takes_overrides = hasattr(options, "overrides")
-    strange = [text for text in rest if text.startswith("-") or not takes_overrides]
-    if strange:
-        _refuse(options.parser, strange)
     warnings.showwarning = _show_warning
     _warned.clear()
     progress.Line.is_silent = options.quiet
@@ -49,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # file there, such as random.py, hides no installed module.
     look_in(str(Path.cwd()))
     try:
-        if takes_overrides:
-            options.overrides = with_data(options.overrides + rest)
+        if hasattr(options, "overrides"):
+            options.overrides = with_data(options.overrides)
         with stoppable(), progress.quiet_libraries(options.verbose):
             return int(options.run(options))
     except UserError as error:
@@ -58,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         for text in (*getattr(error, "__notes__", ()), f"lfads {options.command}: {error}"):
             print(text, file=sys.stderr)
-        if isinstance(error, WriteError) and (how := getattr(options, "resume_with", None)):
+        if isinstance(error, WriteError) and (how := _how_to_resume(options)):
             print(f"once that is mended, go on with: {how}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        how = getattr(options, "resume_with", None)
+        how = _how_to_resume(options)
         hint = f"; go on with: {how}" if how else ""
         why = str(error) if isinstance(error, Stopped) else "interrupted"
         print(f"\nlfads {options.command}: {why}{hint}", file=sys.stderr)
@@ -88,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="versions, commit and kernels")
     _add_loudness(parser, default=False)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_CommandParser)
     for name in COMMANDS:
         module = import_module(f"lfads_torch.commands.{name.replace('-', '_')}")
         command = commands.add_parser(
@@ -112,12 +114,52 @@ def _add_loudness(parser: argparse.ArgumentParser, default: Any) -> None:
     add("-v", "--verbose", help="what libraries say, and tracebacks", **options)
 
 
-def _refuse(parser: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
-    """Name arguments that a command does not have, and what is spelt alike."""
+class _CommandParser(argparse.ArgumentParser):
+    """A parser of a command, whose arguments may stand on both sides of its options."""
+
+    _splits = False
+
+    def parse_known_args(self, *args: Any) -> Any:  # type: ignore[override]
+        """Take the options first, then what is left."""
+        # argparse gives up at the second of `lfads compare RUN1 --quick RUN2`. Its remedy calls
+        # this method for either half.
+        if self._splits:
+            return super().parse_known_args(*args)
+        self._splits = True
+        try:
+            return self.parse_known_intermixed_args(*args)
+        finally:
+            self._splits = False
+
+
+def _refuse(
+    parser: argparse.ArgumentParser, words: Sequence[str], options: argparse.Namespace
+) -> NoReturn:
+    """Name arguments that a command does not have, and what may have been meant."""
+    strange = [word for word in words if word.startswith("-")]
     legal = [name for action in parser._actions for name in action.option_strings]
-    near = [name for word in words for name in nearest(word.partition("=")[0], legal, most=1)]
-    hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
-    parser.error(f"there is no {', '.join(words)}{hint}")
+    if not strange:
+        # A place where results shall go is what most people mean.
+        place = next((name for name in ("--run-dir", "--output") if name in legal), None)
+        hint = f"; where results go is said by {place} {words[0]}" if place else ""
+        parser.error(f"no argument {words[0]!r} is expected here{hint}")
+    near = [
+        n for word in strange for n in nearest(word.partition("=")[0], legal, most=1, cutoff=0.7)
+    ]
+    hint = ""
+    if not near and hasattr(options, "overrides"):
+        from .runs.compose import keys_named
+
+        near = [f"{key}=..." for word in strange for key in keys_named(word, options.command)]
+        hint = f"; settings are KEY=VALUE, and `lfads {options.command} --cfg` lists them"
+    hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else hint
+    parser.error(f"there is no {', '.join(strange)}{hint}")
+
+
+def _how_to_resume(options: argparse.Namespace) -> str | None:
+    """Return the command that goes on with what was begun, or None where nothing was."""
+    begun = hasattr(options, "resumes") and (options.resumes / "config.yaml").is_file()
+    return options.resume_with if begun else None
 
 
 class _Version(argparse.Action):

@@ -130,7 +130,7 @@ def did_you_mean(name: str, legal: Iterable[str], *, limit: int = 12) -> str:
     options = sorted(set(legal))
     if near := nearest(name, options):
         return f"did you mean {' or '.join(near)}?"
-    if not options:
+    if not options or not limit:
         return ""
     more = f", ... ({len(options)} in all)" if len(options) > limit else ""
     return f"legal: {', '.join(options[:limit])}{more}"

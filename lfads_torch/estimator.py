@@ -50,9 +50,14 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    gen_dim, fac_dim, ic_dim, co_dim : int, optional
-        Sizes of the generator, the factors, the initial conditions and the inferred inputs
-        (``co_dim=0``: an autonomous generator).
+    gen_dim : int, optional
+        Units of the generator.
+    fac_dim : int, optional
+        Factors.
+    ic_dim : int, optional
+        Dimensions of the initial condition.
+    co_dim : int, optional
+        Inferred inputs; 0 for an autonomous generator.
     max_epochs : int
         Most epochs; training stops earlier where the validation loss no longer improves.
     batch_size : int

@@ -106,6 +106,17 @@ _INTEGERS = ("epoch", "generation", "member", "parent")
 _FLAGS = ("diverged",)
 
 
+def lacks(place: Path, what: str, advice: str) -> UserError:
+    """Return the error for a folder without what a run has; in a folder of runs, name these."""
+    # A beginner gives `runs`, in which every run lies.
+    folders = sorted(place.iterdir()) if place.is_dir() else []
+    runs = [folder.name for folder in folders if RunFolder(folder).kind != "none"]
+    if runs:
+        more = f" and {len(runs) - 6} more" if len(runs) > 6 else ""
+        advice = f"in it are the runs {', '.join(runs[-6:])}{more}: name one of them"
+    return UserError(f"{place} holds no {what}; {advice}")
+
+
 class RunFolder:
     """The folder of a run or of a search; it need not exist."""
 

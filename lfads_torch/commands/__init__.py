@@ -3,8 +3,8 @@
 A command is a module with ``SUMMARY`` (a line), ``TEXT`` (what it does), ``EXAMPLES`` (command
 lines), ``add_arguments(parser)`` and ``run(options) -> exit status``. A command with an argument
 ``overrides`` takes ``KEY=VALUE`` of the configuration and data files there, also after options.
-`run` imports what is heavy, and sets ``options.resume_with`` once an interrupted command can be
-gone on with. Every command has ``-q`` and ``-v``. To add a command: write its file and name it in
+`run` imports what is heavy, and calls `can_resume` where an interrupted command can be gone on
+with. Every command has ``-q`` and ``-v``. To add a command: write its file and name it in
 `COMMANDS`.
 """
 
@@ -14,7 +14,7 @@ import argparse
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -75,14 +75,43 @@ def new_run_folder(options: argparse.Namespace, name: str) -> Path:
             return folder
 
 
+def can_resume(options: argparse.Namespace, folder: Path, command: str) -> None:
+    """Let an interrupted command say how to go on, once the folder holds a run."""
+    options.resumes = folder
+    options.resume_with = f"lfads {command} --resume {shlex.quote(str(folder))}"
+
+
 def start_run(options: argparse.Namespace, name: str, command: str = "train") -> Path:
     """Choose the run folder and say where it is; `command` resumes the run there."""
     given = getattr(options, "resume", None) or options.run_dir or new_run_folder(options, name)
     folder = expanded(given).absolute()
-    options.resume_with = f"lfads {command} --resume {shlex.quote(str(folder))}"
+    can_resume(options, folder, command)
     # Flushed, the folder stands in a batch job's log while the run goes on.
     print(f"run folder: {folder}", flush=True)
     return folder
+
+
+#: What files of other kinds end in; a name such as rates.day2 says nothing of a kind.
+_TABLES = (".csv", ".h5", ".hdf5", ".json", ".mat", ".npy", ".npz", ".nwb", ".tsv", ".txt", ".xlsx")
+_ENDINGS = (*_TABLES, ".htm", ".html", ".pdf", ".png", ".svg")
+
+
+def ending_in(*legal: str) -> Callable[[str], str]:
+    """Return the type of an option that names a file to write; of a folder, without endings."""
+
+    def check(text: str) -> str:
+        ending = Path(text).suffix.lower()
+        if ending in _ENDINGS and ending not in legal:
+            what = f"legal: {', '.join(legal)}" if legal else "it has to be a folder"
+            raise argparse.ArgumentTypeError(f"{text} ends in {ending}; {what}")
+        return text
+
+    return check
+
+
+HDF5 = ending_in(".h5", ".hdf5")
+PAGE = ending_in(".html", ".htm")
+FOLDER = ending_in()
 
 
 @contextmanager
@@ -113,6 +142,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, configs: str, folder: str
     add(
         "overrides",
         nargs="*",
+        default=[],
         metavar="FILE|KEY=VALUE",
         help="data files, changes of the configuration",
     )
@@ -170,6 +200,9 @@ def print_seeds(result: SeedResults) -> None:
     print(f"next: lfads ensemble {names[0]} -o {names[1]}")
 
 
+_GROUPS = r"(callbacks|datamodule|logger|model|posterior_sampling|search|trainer)\.\w+"
+
+
 def with_data(overrides: Sequence[str]) -> list[str]:
     """Return overrides in which data files that stand alone became the data module's."""
     # A file may have "=" in its name, and a pattern may be left to us by the shell.
@@ -177,12 +210,23 @@ def with_data(overrides: Sequence[str]) -> list[str]:
     rest = [text for text in overrides if text not in files]
     if not files:
         return rest
+    from ..data.find import no_match
+    from ..folder import RunFolder
+
     for file in files:
-        if not Path(file).exists() and not glob(file):
+        if Path(file).is_dir() and RunFolder(file).kind != "none":
             raise UserError(
-                f"{file} does not exist; what follows the command is a data file, GROUP=NAME or "
-                "KEY=VALUE"
+                f"{file} is the folder of a run, not a data file; to go on with the run: --resume "
+                f"{shlex.quote(file)}"
             )
+        if Path(file).exists() or glob(file):
+            continue
+        # `model.gen_dim = 64`, `trainer.max_epochs 10`
+        if file == "=" or re.match(_GROUPS, file):
+            raise UserError(
+                f"{file} sets nothing; a setting is one word, KEY=VALUE, without spaces"
+            )
+        raise UserError(no_match(file))
     if any(text.lstrip("+").startswith("datamodule.datafile_pattern=") for text in rest):
         raise UserError(f"{files[0]} and datamodule.datafile_pattern both name data; give one")
     from ..runs.compose import literal

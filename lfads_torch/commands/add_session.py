@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN", help="run folder or checkpoint of the trained model")
     add("new", metavar="FILE", help="data file of the new session")
-    add("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the configuration")
+    add(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="changes of the configuration"
+    )
     add("--run-dir", metavar="DIR", help="new run folder (runs/<time>_add_<new>)")
     add("--epochs", type=int, default=100, metavar="N", help="of the new maps (%(default)s)")
     add("--then-all", type=int, default=0, metavar="N", help="epochs of everything, after that")

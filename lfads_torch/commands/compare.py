@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import terminal_line
+from . import PAGE, terminal_line
 from .report import add_data_arguments, wanted_of
 
 SUMMARY = "write one HTML page with several runs beside each other"
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("run_folders", nargs="+", metavar="RUN", help="run folders, two or more")
-    add("--output", metavar="FILE", help="the page (comparison.html)")
+    add("--output", type=PAGE, metavar="FILE", help="the page (comparison.html)")
     add("--cross", action="store_true", help="also R2 of each run's factors from each other's")
     add_data_arguments(parser)
 

@@ -30,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from ..runs.compose import option_files
 
     files = option_files()
-    groups = [one_of("GROUP", options.group, files)] if options.group else list(files)
+    named = [group for group in files if group]  # the primary configurations are the group ""
+    groups = [one_of("GROUP", options.group, named)] if options.group else list(files)
     width = max(len(name) for group in groups for name in files[group])
     for group in groups:
         print(f"{group}=NAME" if group else "--config NAME")

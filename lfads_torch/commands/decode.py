@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import expanded
-from . import print_written, writing_into
+from . import FOLDER, print_written, writing_into
 
 SUMMARY = "fit a decoder of behaviour with lags, or apply one"
 TEXT = """\
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--apply", metavar="DECODER", help="score this decoder; nothing is fitted")
     add("--json", action="store_true", help="print the result as JSON instead of the table")
     add("--save", metavar="FILE", help="where the decoder goes (decoder.json of the run)")
-    add("--output", metavar="DIR", help="where decode.json goes (the run folder)")
+    add("--output", type=FOLDER, metavar="DIR", help="where decode.json goes (the run folder)")
 
     add = parser.add_argument_group("what is decoded from what").add_argument
     add(

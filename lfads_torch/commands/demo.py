@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import new_run_folder
+from . import can_resume, new_run_folder
 
 SUMMARY = "generate spikes, train, score and draw"
 TEXT = """\
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.run_dir or new_run_folder(options, "demo")).absolute()
     command = "pbt" if options.pbt else "train"
-    options.resume_with = f"lfads {command} --resume {folder}"
+    can_resume(options, folder, command)
     run_demo(
         folder,
         seed=options.seed,

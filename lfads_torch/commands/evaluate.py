@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..files import expanded
-from . import print_written, writing_into
+from . import FOLDER, print_written, writing_into
 
 SUMMARY = "score a run beside simpler methods"
 TEXT = """\
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=False,
         help="only the model",
     )
-    add("--output", metavar="DIR", help="folder for the files (the run folder)")
+    add("--output", type=FOLDER, metavar="DIR", help="folder for the files (the run folder)")
 
 
 def _names(text: str) -> list[str]:

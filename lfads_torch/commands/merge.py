@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import expanded
-from . import writing_into
+from . import HDF5, writing_into
 
 SUMMARY = "join overlapping windows to one continuous recording"
 TEXT = """\
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("place", metavar="RUN|FILE", help="run folder, or HDF5 file of windows")
-    add("--output", metavar="FILE", help="merged file (of a single session)")
+    add("--output", type=HDF5, metavar="FILE", help="merged file (of a single session)")
     add("--only", nargs="+", metavar="NAME", help="series to join, without their split (all)")
     add("--positions", metavar="KEY", help="per-window key that numbers windows cut elsewhere")
     add("--overlap", type=int, metavar="N", help="bins that such neighbours share")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import terminal_line
+from . import HDF5, terminal_line
 
 SUMMARY = "make a data file out of a recording"
 TEXT = """\
@@ -31,8 +31,14 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("files", nargs="*", metavar="FILE", help="recording (with --nlb also several)")
-    add("-o", "--output", metavar="FILE", help="data file to write (FILE_<bin>ms.h5)")
+    add(
+        "files",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="recording (with --nlb also several)",
+    )
+    add("-o", "--output", type=HDF5, metavar="FILE", help="data file to write (FILE_<bin>ms.h5)")
     add("--list", action="store_true", help="say what the recording holds, and write nothing")
     add("--nlb", metavar="NAME", help="data set of the Neural Latents Benchmark, as it defines it")
     add("--overwrite", action="store_true", help="replace the data file if it is there")
@@ -121,8 +127,9 @@ def run(options: argparse.Namespace) -> int:
         make = _make_nlb(options, given)
     elif len(options.files) != 1:
         raise UserError(
-            f"name one recording; found {len(options.files)}"
-            + (" (--nlb takes several)" if options.files else "")
+            f"{len(options.files)} recordings are named; name one (only --nlb takes several)"
+            if options.files
+            else "name a recording: lfads prep FILE --list shows what it holds"
         )
     elif options.list:
         from ..prep import SourceOptions, describe_file

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from . import HDF5
+
 SUMMARY = "write a data file anew so that trials are quick to read"
 TEXT = """\
 Copy an HDF5 file trial by trial: same keys, numbers and attributes. Sessions that stay in
@@ -18,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("file", metavar="FILE", help="HDF5 data file")
-    add("-o", "--output", metavar="FILE", required=True, help="the new file")
+    add("-o", "--output", type=HDF5, metavar="FILE", required=True, help="the new file")
     add("--compress", action="store_true", help="compress each trial with gzip: slower to read")
     add("--overwrite", action="store_true", help="replace the new file if it is there")
 

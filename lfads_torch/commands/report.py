@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from . import add_trust, print_written, terminal_line, writing_into
+from . import FOLDER, PAGE, add_trust, print_written, terminal_line, writing_into
 
 if TYPE_CHECKING:
     from ..post_run.report import Wanted
@@ -27,8 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("run_folder", metavar="RUN", help="run folder, also of a search")
-    add("--output", metavar="FILE", help="the page (RUN/report.html)")
-    add("--figures", metavar="DIR", help="also write the figures as files into this folder")
+    add("--output", type=PAGE, metavar="FILE", help="the page (RUN/report.html)")
+    add(
+        "--figures",
+        type=FOLDER,
+        metavar="DIR",
+        help="also write the figures as files into this folder",
+    )
     add("--figure-format", choices=("png", "pdf", "svg"), default="png", help="of these (png)")
     add_data_arguments(parser)
 

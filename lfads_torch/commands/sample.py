@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import add_accept_changed_data, add_trust, print_written
+from . import HDF5, add_accept_changed_data, add_trust, print_written
 
 SUMMARY = "average posterior samples of a trained model"
 TEXT = """\
@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run_folder", metavar="RUN", help="run folder or checkpoint")
     add("--data", metavar="FILE", help="other trials of the same channels (the run's own data)")
     add("--samples", type=int, default=50, metavar="N", help="posterior samples (%(default)s)")
-    add("--output", metavar="FILE", help="output file (RUN/lfads_output.h5; RUN/<data>_output.h5)")
+    add(
+        "--output",
+        type=HDF5,
+        metavar="FILE",
+        help="output file (RUN/lfads_output.h5; RUN/<data>_output.h5)",
+    )
     add("--overwrite", action="store_true", help="replace the output file that is there")
     add("--ensemble", action="store_true", help="mean rates of the final members of a search")
     add("--members", type=int, metavar="N", help="only the N best of them (all)")

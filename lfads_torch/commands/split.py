@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from . import HDF5
+
 SUMMARY = "split a ready file of windows anew, without shared bins"
 TEXT = """\
 Put the windows of a ready data file together by their positions and cut them anew, so that no
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("file", metavar="FILE", help="HDF5 data file of windows")
-    add("-o", "--output", metavar="OUT", required=True, help="the new file")
+    add("-o", "--output", type=HDF5, metavar="OUT", required=True, help="the new file")
     add("--by", default="time", help="time or blocks (%(default)s)")
     add("--positions", metavar="KEY", help="per-window key that numbers windows cut elsewhere")
     add("--overlap", type=int, metavar="N", help="bins that such neighbours share")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..files import expanded
-from . import add_trust, print_written
+from . import HDF5, add_trust, print_written
 
 SUMMARY = "replay a recording bin by bin through a trained model"
 TEXT = """\
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overlap", type=int, metavar="N", help="bins that such neighbours share")
     add("--realtime", type=float, metavar="MS", help="one bin every MS (as fast as it goes)")
     add("--json", action="store_true", help="print the result as JSON")
-    add("-o", "--output", metavar="FILE", help="write the outputs of every bin (HDF5)")
+    add("-o", "--output", type=HDF5, metavar="FILE", help="write the outputs of every bin (HDF5)")
     model = parser.add_argument_group("the stream")
     add = model.add_argument
     add("--mode", default="auto", metavar="M", help="auto, window or step (%(default)s)")

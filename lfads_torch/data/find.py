@@ -71,16 +71,20 @@ def find_sessions(pattern: Pattern) -> list[Path]:
         matches = [full] if os.path.isfile(full) else glob.glob(full, recursive=True)
         files = {Path(match) for match in matches if os.path.isfile(match)}
         if not files:
-            raise UserError(_no_match(os.fspath(one), Path(full)))
+            raise UserError(no_match(os.fspath(one)))
         paths |= dict.fromkeys(sorted(files))
     return list(paths)
 
 
-def _no_match(pattern: str, full: Path) -> str:
-    message = f"No data file matches {pattern!r} (looked for {full})."
+def no_match(pattern: str) -> str:
+    """Say that no data file matches a pattern, and what the folder holds instead."""
+    full = Path(absolute_pattern(pattern))
     folder = full.parent
     if full.is_dir():
-        return f"{message} That is a folder; to use all its files write '{pattern}/*.h5'."
+        return (
+            f"{pattern} is a folder, not a data file; to use all its files write '{pattern}/*.h5'."
+        )
+    message = f"No data file matches {pattern!r} (looked for {full})."
     if glob.has_magic(str(folder)):
         pass
     elif not folder.is_dir():

@@ -17,6 +17,7 @@ from ..data.find import warn_of_other_files
 from ..data.tree import unwritten
 from ..errors import DataError, UserError, did_you_mean
 from ..files import expanded
+from ..folder import lacks
 from .trials import DIMENSIONS, WRITTEN, Trials
 
 Array = NDArray[Any]
@@ -342,10 +343,8 @@ def output_files(place: Path) -> list[Path]:
         ordered = sorted(sessions.values(), key=lambda pair: (pair[0] is None, pair[0] or 0))
         return [path for _, path in ordered]
     if place.is_dir():
-        raise UserError(
-            f"{place} holds no output file (lfads_output*.h5): train until the end, or run "
-            f"`lfads sample {place}`"
-        )
+        advice = f"train until the end, or run `lfads sample {place}`"
+        raise lacks(place, "output file (lfads_output*.h5)", advice)
     raise UserError(f"{place} does not exist; name a run folder or an output file")
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from ..arguments import COMPONENTS, ROOT
 from ..compat.configs import DROPPED
 from ..consent import is_known_part, open_places
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, nearest
 
 #: Keys that direct the instantiation and are not arguments.
 DIRECTIVES = frozenset({"_target_", "_partial_", "_recursive_", "_convert_", "_args_"})
@@ -203,8 +203,40 @@ def is_new_key(key: str, config: dict[str, Any], groups: Iterable[str] = ()) -> 
             return True
         place = f"in {where}" if where else "at the top of the configuration"
         legal = [*entries, *(() if where else groups)]
-        raise ConfigError(f"{key}: there is no {name} {place}; {did_you_mean(name, legal)}")
+        # What is spelt alike here comes first; else a key of that name may be further down.
+        inside = [] if where or nearest(name, legal) else keys_like(name, config)
+        advice = f"did you mean {' or '.join(inside)}?" if inside else did_you_mean(name, legal)
+        raise ConfigError(f"{key}: there is no {name} {place}; {advice}")
     return False
+
+
+def keys_like(name: str, config: Mapping[str, Any], most: int = 3) -> list[str]:
+    """Return dotted keys of a configuration with this last name, or else one that is like it.
+
+    ``epochs`` is like ``max_epochs``, which has it as a word, and so is ``maxepochs``.
+    """
+    by_name: dict[str, list[str]] = {}
+    for key in sorted(_all_keys(config), key=lambda key: key.count(".")):
+        by_name.setdefault(key.rpartition(".")[2], []).append(key)
+    having = [legal for legal in by_name if name in legal.split("_")]
+    for names in ([name], having, nearest(name, by_name, most=1, cutoff=0.75)):
+        if keys := [key for legal in names for key in by_name.get(legal, ())]:
+            return keys[:most]
+    return []
+
+
+def _all_keys(node: Any, where: str = "") -> Iterator[str]:
+    """Yield every dotted key that a configuration has, or could have as an argument."""
+    if not isinstance(node, Mapping):
+        return
+    legal: Iterable[str] = ()
+    if "_target_" in node:
+        legal = arguments_of(find_target(node["_target_"], where)).legal
+    for key in dict.fromkeys([*node, *legal]):
+        if key not in DIRECTIVES:
+            full = f"{where}.{key}" if where else str(key)
+            yield full
+            yield from _all_keys(node.get(key), full)
 
 
 def _check_argument(key: str, target: str, name: str, known: Arguments) -> None:

@@ -31,7 +31,7 @@ from ..consent import NOTHING, Trust, sign
 from ..errors import ConfigError, UserError, did_you_mean
 from ..files import expanded, write_whole
 from ..folder import BEST_MODEL, CONFIG
-from .check_config import is_new_key
+from .check_config import is_new_key, keys_like
 from .places import starts
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -101,6 +101,15 @@ def _read_behavior(config: dict[Any, Any]) -> None:
         keys = data.get("batch_keys") or []
         keys = [keys] if isinstance(keys, str) else list(keys)
         data["batch_keys"] = keys if "behavior" in keys else [*keys, "behavior"]
+
+
+def keys_named(word: str, command: str) -> list[str]:
+    """Return keys of a command's configuration that somebody may have written as an option."""
+    name = f"{command}.yaml"
+    primary = PACKAGED / (name if (PACKAGED / name).is_file() else "single.yaml")
+    _register_resolvers()
+    config: Any = OmegaConf.to_container(_compose(primary, [primary.parent], []))
+    return keys_like(word.partition("=")[0].lstrip("-").replace("-", "_"), config)
 
 
 def draw_seed(config: dict[str, Any]) -> None:

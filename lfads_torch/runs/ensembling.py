@@ -10,7 +10,7 @@ from ..checkpoint import find_checkpoint
 from ..consent import Trust
 from ..errors import ConfigError, UserError, one_of, whole
 from ..files import expanded
-from ..folder import CHECKPOINTS, RunFolder, number_outputs
+from ..folder import CHECKPOINTS, RunFolder, lacks, number_outputs
 from ..post_run.ensemble import Ensemble, Member, select_members, write_ensemble
 from ..post_run.library_member import LIBRARIES, library_member
 from ..post_run.outputs import RunOutputs, load_outputs
@@ -156,7 +156,7 @@ def _models_of(place: Path, checkpoints: bool) -> list[_Model]:
         return [_Model(place, file, False) for file in files]
     file = find_checkpoint(place, best=True)
     if file is None:
-        raise UserError(f"{place} holds no checkpoint; train it first: lfads train")
+        raise lacks(place, "checkpoint", "train it first: lfads train")
     return [_Model(place, file, True)]
 
 

@@ -12,7 +12,7 @@ from ..consent import Trust, trust_of
 from ..data.fingerprint import check_unchanged, fingerprints
 from ..errors import UserError, whole
 from ..files import expanded
-from ..folder import CONFIG, RunFolder, number_outputs
+from ..folder import CONFIG, RunFolder, lacks, number_outputs
 from ..processes import stoppable
 from .build import build, pick_device
 from .compose import absolute_pattern, read_config
@@ -90,7 +90,7 @@ def sample_run(
         chosen = [member or find_checkpoint(place, best=best)]
     checkpoint = chosen[0]
     if checkpoint is None:
-        raise UserError(f"{place} holds no checkpoint; name a run folder or a .ckpt file")
+        raise lacks(place, "checkpoint", "name a run folder or a .ckpt file")
     settings = dict(of_run.get("datamodule") or data_settings(checkpoint))
     # New trials need not have the keys that scores and figures read, and they keep their splits.
     if data is not None:

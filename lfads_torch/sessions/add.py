@@ -17,7 +17,7 @@ from ..data.fingerprint import check_unchanged, fingerprints
 from ..datamodules import BasicDataModule
 from ..errors import UserError, whole
 from ..files import expanded
-from ..folder import CONFIG, RunFolder
+from ..folder import CONFIG, RunFolder, lacks
 from ..model import LFADS
 from ..modules.spec import targets_of, to_spec
 from ..processes import stoppable
@@ -80,7 +80,7 @@ def add_session(
     folder, target = RunFolder.around(place).single.path, expanded(run_dir).absolute()
     checkpoint = find_checkpoint(place, best=best)
     if checkpoint is None or not (folder / CONFIG).is_file():
-        raise UserError(f"{place} holds no run with a checkpoint and a {CONFIG}; name a run folder")
+        raise lacks(place, f"run with a checkpoint and a {CONFIG}", "name a run folder")
     if target == folder:
         raise UserError(f"the new run needs a folder of its own, not {target}")
     if RunFolder(target).kind != "none" and not overwrite:

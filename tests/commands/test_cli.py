@@ -166,6 +166,61 @@ def test_overrides_may_stand_on_both_sides_of_options(
     assert "there is no --runn-dir; did you mean --run-dir?" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--versoin"], "there is no --versoin; did you mean --version?"),
+        (["help", "trian"], "there is no command 'trian'; did you mean train?"),
+        (["demo", "out"], "no argument 'out' is expected here; where results go is said by --run"),
+        (["train", "--epochs", "3"], "did you mean trainer.max_epochs=..."),
+        (["train", "--maxepochs=3"], "there is no --maxepochs=3; did you mean trainer.max_epochs"),
+        (["train", "--gpu"], "settings are KEY=VALUE"),
+        (["pbt", "--num-workers", "3"], "did you mean search.num_workers=...?"),
+        (["sample", "r", "--output", "rates.csv"], "rates.csv ends in .csv; legal: .h5, .hdf5"),
+        (["report", "r", "--output", "r.pdf"], "r.pdf ends in .pdf; legal: .html"),
+        (["evaluate", "r", "--output", "r.csv"], "r.csv ends in .csv; it has to be a folder"),
+        (["add-session", "r"], "the following arguments are required: FILE\n"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_words_are_answered(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(words)
+    assert exit_.value.code == 2
+    assert answer in capsys.readouterr().err
+
+
+def test_places_of_the_wrong_kind_are_answered(
+    data: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(*words: str | Path) -> str:
+        assert cli.main(list(map(str, words))) == 2
+        return capsys.readouterr().err
+
+    assert "is an HDF5 file, not a checkpoint; name a run folder" in answer("sample", data)
+    assert f"--resume {run}" in answer("train", run)
+    assert "setting is one word, KEY=VALUE" in answer("train", data, "model.gen_dim", "=", "3")
+    assert "did you mean model.gen_dim?" in answer("train", data, "gen_dim=3")
+    assert "Did you mean 'tiny.h5'?" in answer("train", data.with_name("tyni.h5"))
+    for command in ("sample", "evaluate", "report", "export"):
+        assert "in it are the runs run: name one of them" in answer(command, run.parent)
+    # Nothing was begun, so nothing can be gone on with.
+    assert "--resume" not in answer("train", data, "--run-dir", data)
+
+
+def test_help_is_a_command_and_runs_stand_on_both_sides_of_options(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["help", "train"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: lfads train")
+    options = cli.build_parser().parse_args(["compare", "one", "--quick", "two", "-q"])
+    assert options.run_folders == ["one", "two"] and options.quick and options.quiet
+
+
 def test_a_misspelt_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         cli.main(["-q", "trian"])
@@ -187,7 +242,7 @@ def test_a_data_file_stands_for_itself(
 
 def test_data_files_named_wrongly(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "nothing.h5"]) == 2
-    assert "nothing.h5 does not exist" in capsys.readouterr().err
+    assert "No data file matches 'nothing.h5'" in capsys.readouterr().err
     assert cli.main(["train", str(data), f"datamodule.datafile_pattern={data}"]) == 2
     assert "both name data" in capsys.readouterr().err
 

@@ -91,7 +91,7 @@ def test_prep_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_what_is_typed_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     session(tmp_path)
     for arguments, message in (
-        ([], "name one recording"),
+        ([], "name a recording"),
         (["a.npz", "b.npz"], "found 2"),
         (["s.npz"], "--bin-ms"),
         (["s.npz", "--list", "--nlb", "mc_maze"], "leave out --nlb"),

@@ -76,7 +76,7 @@ STARTS = {
 """What lies in the folder where a page begins, where that is not `write_my_data`."""
 
 LEAVES = {
-    "README.md": ["runs/first/lfads_output_sess0.h5", "new_rates.h5"],
+    "README.md": ["runs/first/lfads_output_my_data.h5", "new_rates.h5"],
     "docs/data.md": ["chopped.h5"],
     "docs/continuous.md": ["chopped_merged.h5"],
     "docs/extending.md": ["runs/figure/figures/mean_rates.png", "runs/silent/status.json"],

@@ -25,6 +25,7 @@ from ...folder import (
     METRICS,
     POPULATION,
     RunFolder,
+    lacks,
     read_population,
 )
 from ...search.settings import SearchSettings
@@ -194,10 +195,8 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
         absent.append(f"There are no outputs to look at: {error}.")
     is_run = RunFolder(place).kind != "none" or RunFolder(place).checkpoint() is not None
     if outputs is None and not is_run and not is_search:
-        raise UserError(
-            f"{folder} holds no run (no status.json, csv_logs, checkpoints or lfads_output*.h5); "
-            "name a run folder, such as runs/my_run"
-        )
+        where = "run (no status.json, csv_logs, checkpoints or lfads_output*.h5)"
+        raise lacks(folder, where, "name a run folder, such as runs/my_run")
     text, config, log = "", {}, {}
     try:
         text = (place / CONFIG).read_text(encoding="utf-8")
