@@ -246,8 +246,9 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| row | n | test co-bps | sd | gain over the single mean | minutes |"]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for r in rows:
-        gain = f"{r.gain:+.4f} [{r.low:+.4f}, {r.high:+.4f}]"
-        lines.append(f"| {r.name} | {r.n} | {r.mean:.4f} | {r.sd:.4f} | {gain} | {r.minutes:.1f} |")
+        gain = f"{r.gain:+.4f} [{r.low:+.4f}, {r.high:+.4f}]" if r.low == r.low else "0"
+        sd = f"{r.sd:.4f}" if r.n > 1 else ""
+        lines.append(f"| {r.name} | {r.n} | {r.mean:.4f} | {sd} | {gain} | {r.minutes:.1f} |")
     return "\n".join(lines)
 
 

@@ -158,8 +158,11 @@ def _refuse(
 
 def _how_to_resume(options: argparse.Namespace) -> str | None:
     """Return the command that goes on with what was begun, or None where nothing was."""
-    begun = hasattr(options, "resumes") and (options.resumes / "config.yaml").is_file()
-    return options.resume_with if begun else None
+    if not hasattr(options, "resumes"):
+        return None
+    from .folder import RunFolder
+
+    return options.resume_with if RunFolder(options.resumes).kind != "none" else None
 
 
 class _Version(argparse.Action):

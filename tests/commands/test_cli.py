@@ -19,6 +19,7 @@ from lfads_torch import __version__, cli
 from lfads_torch.commands import COMMANDS, new_run_folder
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
+from lfads_torch.folder import RunFolder
 from lfads_torch.progress import Line
 
 SMALL = [
@@ -393,9 +394,13 @@ def test_ctrl_c_says_how_to_resume(
 
     # By the module itself: the package has a function of the same name.
     monkeypatch.setattr(import_module("lfads_torch.run_model"), "run_model", interrupted)
+    place = Path("somewhere").absolute()
     assert cli.main(["train", "--run-dir", "somewhere"]) == cli.INTERRUPTED == 130
-    error = capsys.readouterr().err
-    assert f"lfads train --resume {Path('somewhere').absolute()}" in error
+    assert "--resume" not in capsys.readouterr().err  # nothing was begun
+    place.mkdir()
+    RunFolder(place).write_status("training")
+    assert cli.main(["train", "--run-dir", "somewhere"]) == cli.INTERRUPTED
+    assert f"lfads train --resume {place}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("which", ["--best", "--last"])
