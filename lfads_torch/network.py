@@ -179,11 +179,12 @@ class Network(nn.Module):
         *,
         sample: bool,
         n_samples: int = 1,
+        n_bins: int | None = None,
     ) -> Decoding:
         """Decode each trial `n_samples` times; rows are sample by sample, trials within.
 
         With `sample`, initial conditions and inferred inputs are drawn from their posteriors;
-        without, they are the posterior means.
+        without, they are the posterior means. Without `n_bins`, all bins of the window are decoded.
         """
         ic = encoding.ic_mean.unsqueeze(0)
         if sample:
@@ -197,7 +198,7 @@ class Network(nn.Module):
                 sample_posteriors=sample,
                 dropout_rate=self._dropout(),
                 kernels=self.kernels,
-                n_bins=encoding.n_bins,
+                n_bins=n_bins,
             )
 
     def read_out(self, session: int, factors: Tensor, output_means: bool) -> Tensor:
@@ -225,14 +226,16 @@ class Network(nn.Module):
         """Encode and decode all trials of a batch, and read them out session by session."""
         encoding = self.encode(batch)
         ext_input = _cat([trials.ext_input for trials in batch.values()])
-        decoding = self.decode(encoding, ext_input, sample=sample)
+        n_bins = bins_of(batch, self.encoder.recon_seq_len)
+        decoding = self.decode(encoding, ext_input, sample=sample, n_bins=n_bins)
         columns = {"ic_mean": encoding.ic_mean, "ic_std": encoding.ic_std, **decoding._asdict()}
         sizes = [trials.encod_data.shape[0] for trials in batch.values()]
         split = {name: tensor.split(sizes) for name, tensor in columns.items()}
         masks = [None] * len(sizes)
         if decoding.gen_mask is not None:
             masks = decoding.gen_mask.split(sizes)
-        outputs, behavior = {}, dict[int, Tensor]()
+        outputs: dict[int, SessionOutput] = {}
+        behavior: dict[int, Tensor] = {}
         for i, s in enumerate(batch):
             fields = {name: pieces[i] for name, pieces in split.items()}
             params = self.read_out(s, fields["factors"], output_means=False)

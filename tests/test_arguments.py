@@ -17,7 +17,7 @@ from lfads_torch.search.space import parse_space
 
 CONFIGS = Path(__file__).parents[1] / "lfads_torch" / "configs"
 NOT_NUMBERS = {*PARTS, "variational", "recon_reduce_mean", "lr_scheduler", "kernel"}
-NOT_NUMBERS |= {"weigh_sessions", "causal"}
+NOT_NUMBERS |= {"weigh_sessions", "causal", "behavior_detach", "behavior_from", "behavior_lr"}
 
 
 def test_the_table_has_the_numbers_and_defaults_of_the_signature() -> None:
@@ -30,7 +30,7 @@ def test_the_table_has_the_numbers_and_defaults_of_the_signature() -> None:
 
 
 def test_the_tunables_are_buffers_of_the_model() -> None:
-    model = LFADS(encod_data_dim=2, encod_seq_len=3)
+    model = LFADS(encod_data_dim=2, encod_seq_len=3, behavior_dim=2)
     assert tuple(model.tunables()) == TUNABLES
     for name in TUNABLES:
         assert model.get_buffer(name).item() == pytest.approx(NUMBERS[name].default)

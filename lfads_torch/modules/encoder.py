@@ -21,15 +21,11 @@ from .recurrent import BidirectionalClippedGRU, stretches
 
 
 class Encoding(NamedTuple):
-    """Posterior of the initial condition, and input of the controller at every bin (if any).
-
-    `n_bins` are the bins T that the decoder runs over.
-    """
+    """Posterior of the initial condition, and input of the controller at every bin (if any)."""
 
     ic_mean: Float[Tensor, "B I"]
     ic_std: Float[Tensor, "B I"]
     ci: Float[Tensor, "B T E"] | None
-    n_bins: int
 
 
 class Encoder(nn.Module):
@@ -112,14 +108,14 @@ class Encoder(nn.Module):
             ic_mean = self.ic_learned.expand(x.shape[1], -1)
             ic_std = torch.zeros_like(ic_mean)
         if not self.use_con:
-            return Encoding(ic_mean, ic_std, None, n_recon)
+            return Encoding(ic_mean, ic_std, None)
 
         # The controller at bin t sees the forward state of bin t - lag and the backward state of
         # bin t + lag, or 0 where none exists.
         h0: Tensor = self.ci_enc_h0
         if segment >= n_bins:  # every trial ends within the segment, and nobody reads what follows
             ci = x.new_zeros(x.shape[1], n_recon, len(h0) * h0.shape[-1])
-            return Encoding(ic_mean, ic_std, ci, n_recon)
+            return Encoding(ic_mean, ic_std, ci)
         pieces, lag = [], self.ci_lag
         before = x.new_zeros(lag, x.shape[1], h0.shape[-1])
         for start, stop in stretches(segment, n_bins, self.tbptt_bins):
@@ -139,7 +135,7 @@ class Encoder(nn.Module):
         ci = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if segment > 0 or n_recon > n_bins:
             ci = pad(ci, (0, 0, 0, 0, segment, n_recon - n_bins))
-        return Encoding(ic_mean, ic_std, ci.transpose(0, 1), n_recon)
+        return Encoding(ic_mean, ic_std, ci.transpose(0, 1))
 
 
 def _bins(padded: Tensor | None, start: int, stop: int) -> Tensor | None:

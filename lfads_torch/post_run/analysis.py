@@ -24,7 +24,7 @@ from ..metrics.trialwise import NLB_FLOOR
 from ..model import LFADS
 from ..modules.decoder import Decoding
 from ..provenance import provenance
-from ..tuples import SessionBatch, SessionOutput
+from ..tuples import SessionBatch, SessionOutput, bins_of
 from .writing import OutputFile, RowWriter, computing, output_file
 
 MAX_BYTES = 512 * 2**20
@@ -481,13 +481,14 @@ def _average(
                 batch = model.infer_aug_stack.process_batch(raw)
                 encoding = model.encode({session: batch})
                 n_trials = batch.encod_data.shape[0]
+                n_bins = bins_of({session: batch}, model.hparams["recon_seq_len"])
                 share = max(1, at_once // n_trials)
                 # Added up as they come, so that memory does not grow with the number of samples.
                 sums: dict[str, Tensor] = {}
                 for start in range(0, num_samples, share):
                     n_now = min(share, num_samples - start)
                     decoding = model.decode(
-                        encoding, batch.ext_input, sample=sample, n_samples=n_now
+                        encoding, batch.ext_input, sample=sample, n_samples=n_now, n_bins=n_bins
                     )
                     read = _read_out(model, session, decoding)
                     more = {k: x.unflatten(0, (n_now, -1)).sum(dim=0) for k, x in read.items()}

@@ -109,6 +109,7 @@ class Cluster:
     def begin(self) -> Coordinator:
         """Begin, or go on with what the folder holds, as the driver does."""
         members = build_members(self.config, self.settings, [0])
+        self.settings = members.settings
         path = self.folder / STATE
         state = json.loads(path.read_text()) if path.is_file() else {}
         self.coordinator = Coordinator(
