@@ -81,9 +81,7 @@ def no_match(pattern: str) -> str:
     full = Path(absolute_pattern(pattern))
     folder = full.parent
     if full.is_dir():
-        return (
-            f"{pattern} is a folder, not a data file; to use all its files write '{pattern}/*.h5'."
-        )
+        return f"{full} is a folder, not a data file; to use all its files write '{pattern}/*.h5'."
     message = f"No data file matches {pattern!r} (looked for {full})."
     if glob.has_magic(str(folder)):
         pass

@@ -163,16 +163,19 @@ def _same_trials(
         return np.empty(0, np.intp)
     train_hash, valid_hash = train_survey.hashes, valid_survey.hashes
     order = np.argsort(train_hash, kind="stable")
-    place = np.searchsorted(train_hash[order], valid_hash)
-    match = order[np.minimum(place, len(order) - 1)]
-    candidates = np.flatnonzero((train_hash[match] == valid_hash) & valid_survey.active)
-    same = np.zeros(len(candidates), bool)
-    # Different trials can have the same hash, so the few candidates are compared bit for bit.
-    for rows, numbers in blocks(candidates, BLOCK_ENTRIES // valid[0].size):
-        pair = (valid[numbers], train[match[numbers]])
-        left, right = (np.ascontiguousarray(trials).view(np.uint32) for trials in pair)
-        same[rows] = (left == right).all(axis=(1, 2))
-    return candidates[same]
+    first, end = (
+        np.searchsorted(train_hash[order], valid_hash, side) for side in ("left", "right")
+    )
+    same = np.zeros(len(valid), bool)
+    # Different trials can have the same hash, so the few candidates are compared bit for bit, one
+    # training trial of their hash after another.
+    while len(candidates := np.flatnonzero((first < end) & valid_survey.active & ~same)):
+        for _, numbers in blocks(candidates, BLOCK_ENTRIES // valid[0].size):
+            pair = (valid[numbers], train[order[first[numbers]]])
+            left, right = (np.ascontiguousarray(trials).view(np.uint32) for trials in pair)
+            same[numbers] = (left == right).all(axis=(1, 2))
+        first[candidates] += 1
+    return np.flatnonzero(same)
 
 
 def _repeated(arrays: Mapping[str, Array], surveys: Mapping[str, Survey]) -> list[str]:

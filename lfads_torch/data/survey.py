@@ -48,7 +48,8 @@ class Survey:
         ends, gaps = np.full(n_trials, n_bins, np.int64), np.zeros(n_trials, np.int64)
         active, hashes = np.zeros(n_trials, np.bool_), np.zeros(n_trials, np.uint64)
         largest = np.zeros(n_channels, np.float32)
-        multipliers, total = bin_multipliers(n_bins), 0.0
+        # Others than those of channels: else the counts of a trial and their transpose hash alike.
+        multipliers, total = bin_multipliers(n_channels + n_bins)[n_channels:], 0.0
         for rows, block in blocks(array):
             counts["infinite"] += _by_channel(np.isinf(block))
             if lengths is not None:

@@ -92,7 +92,7 @@ def test_what_is_typed_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     session(tmp_path)
     for arguments, message in (
         ([], "name a recording"),
-        (["a.npz", "b.npz"], "found 2"),
+        (["a.npz", "b.npz"], "2 recordings are named"),
         (["s.npz"], "--bin-ms"),
         (["s.npz", "--list", "--nlb", "mc_maze"], "leave out --nlb"),
         (["--nlb", "mc_maze"], "dandi download DANDI:000128"),

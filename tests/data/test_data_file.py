@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lfads_torch import data as schema
+from lfads_torch.data.quality import _same_trials
+from lfads_torch.data.survey import Survey
 from lfads_torch.errors import DataError, UserError
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "data"
@@ -480,6 +483,16 @@ def test_shared_trials_are_those_a_plain_search_finds(
         if np.nansum(trial) > 0 and any(np.array_equal(trial, t, equal_nan=True) for t in train)
     ]
     assert schema.shared_trials(train, valid).tolist() == plain
+
+
+def test_a_shared_trial_is_not_hidden_by_another_of_its_hash() -> None:
+    train = np.ones((3, 3, 2), np.float32)
+    train[0, 0, 1] = train[1, 1, 0] = 0
+    surveys = [
+        dataclasses.replace(Survey.of(trials), hashes=np.zeros(len(trials), np.uint64))
+        for trials in (train, train[1:])
+    ]
+    assert _same_trials(train, train[1:], *surveys).tolist() == [0, 1]
 
 
 # ---- `lfads check` -----------------------------------------------------------------------------
