@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from lfads_torch import cli
 from lfads_torch.data import write_session
 from lfads_torch.files import expanded
+from lfads_torch.folder import RunFolder
 from lfads_torch.runs.compose import compose_config, read_config, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -227,6 +228,8 @@ def test_the_command_to_go_on_with_can_be_pasted(
     write_session("a b.h5", counts())
 
     def interrupted(*_: Any, **__: Any) -> None:
+        Path("my run's").mkdir()
+        RunFolder("my run's").write_status("training")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lfads_torch.runs.run.check_config", interrupted)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from lfads_torch import cli
+from lfads_torch.commands import can_resume
 from lfads_torch.data import write_session
 from lfads_torch.errors import DataError
 from lfads_torch.files import cannot_write
+from lfads_torch.folder import RunFolder
 from lfads_torch.post_run.outputs import load_outputs
 from lfads_torch.post_run.report.comparison import caveats, score_comparison
 from lfads_torch.post_run.report.findings import find_all
@@ -42,8 +44,9 @@ def test_a_best_run_is_named_only_among_scores_that_compare(other: str) -> None:
 
 
 def test_advice_to_resume_is_given_only_where_there_is_something_to_resume(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    RunFolder(tmp_path).write_status("training")
     error = cannot_write("report.html", OSError(errno.ENOSPC, "full"))
     assert "disk is full" in str(error)
 
@@ -51,7 +54,7 @@ def test_advice_to_resume_is_given_only_where_there_is_something_to_resume(
         raise error
 
     def train(options: Any) -> int:
-        options.resume_with = "lfads train --resume runs/a"
+        can_resume(options, tmp_path, "train")
         raise error
 
     for command, run in (("report", failing), ("train", train)):
