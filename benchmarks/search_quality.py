@@ -28,12 +28,13 @@ import torch
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.demo import read_arrays, score_rates
-from lfads_torch.folder import RunFolder, read_population
+from lfads_torch.folder import RunFolder
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.post_run.outputs import output_files
 from lfads_torch.run_model import run_model
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search.run import run_search
+from lfads_torch.tables import read_population
 
 SCORE = "valid/recon_smth"
 DEMO = ["model=demo", "datamodule=demo"]

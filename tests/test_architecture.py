@@ -19,6 +19,7 @@ MODULES = {
 # stands for the module and all below it; the longest match decides.
 LAYERS = [
     "version errors seeds tuples processes files ownership progress folder consent utils compat",
+    "tables",
     "arguments kernels data search.space search.rules search.settings search.history",
     "provenance modules metrics datamodules prep sessions.align sessions.align_files "
     "compat.populations",
@@ -78,7 +79,7 @@ OVER_RAY = {
     "lfads_torch.extensions.tune_trial",
 }
 # The only module that may import Triton, which comes with builds of torch for CUDA.
-OVER_TRITON = {"lfads_torch.kernels.triton_loops"}
+OVER_TRITON = {"lfads_torch.kernels.triton_cells", "lfads_torch.kernels.triton_loops"}
 HYDRA = {"hydra", "omegaconf"}
 HYDRA_USERS = ("lfads_torch.run_model", "lfads_torch.runs")
 

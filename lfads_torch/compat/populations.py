@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
-from ..folder import as_frame
+from ..tables import as_frame
 
 BEST = "best_model"
 PARAMS = "params.json"

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import UserError
-from ..folder import RunFolder, read_csv_log
+from ..folder import RunFolder
+from ..tables import read_csv_log
 
 _MONITOR = "valid/recon_smth"
 

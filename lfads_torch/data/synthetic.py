@@ -96,12 +96,7 @@ def lorenz(
             f"forward_bins={forward_bins} of {n_bins} bins; hold out fewer."
         )
     total = n_conditions * n_trials
-    n_valid = round(total * valid_fraction)
-    if not 0 < n_valid < total:
-        raise UserError(
-            f"valid_fraction={valid_fraction} of {total} trials leaves {total - n_valid} for "
-            f"training and {n_valid} for validation; both need at least one."
-        )
+    n_valid = _n_valid(total, valid_fraction, "trials")
     rng = np.random.default_rng(seed)
     latents = _trajectories(rng, n_conditions, n_bins, time_per_bin)
     rates = _rates(rng, latents, n_units, mean_rate, log_rate_std)
@@ -200,12 +195,7 @@ def days(
     low, high = gain
     number("gain[0]", low, above=0)
     number("gain[1]", high, least=low)
-    n_valid = round(n_windows * valid_fraction)
-    if not 0 < n_valid < n_windows:
-        raise UserError(
-            f"valid_fraction={valid_fraction} of {n_windows} windows leaves {n_windows - n_valid} "
-            f"for training and {n_valid} for validation; both need at least one."
-        )
+    n_valid = _n_valid(n_windows, valid_fraction, "windows")
     rng = np.random.default_rng(seed)
     paths = np.stack([_roessler(rng, n_windows * n_bins, time_per_bin) for _ in range(n_days)])
     paths[..., 2] = np.log(paths[..., 2])
@@ -237,6 +227,17 @@ def days(
                 data[f"{split}_{name}"] = array.reshape(n_windows, n_bins, -1)[windows]
         recordings.append(data)
     return recordings
+
+
+def _n_valid(total: int, fraction: float, what: str) -> int:
+    """Return the size of the validation split, or refuse one that leaves a split empty."""
+    n_valid = round(total * fraction)
+    if not 0 < n_valid < total:
+        raise UserError(
+            f"valid_fraction={fraction} of {total} {what} leaves {total - n_valid} for training "
+            f"and {n_valid} for validation; both need at least one."
+        )
+    return n_valid
 
 
 def _roessler(rng: np.random.Generator, n_bins: int, time_per_bin: float) -> Array:

@@ -15,9 +15,9 @@ from pytorch_lightning.callbacks import EarlyStopping
 
 from ..compat import populations, ray_names
 from ..errors import ConfigError
-from ..folder import as_frame, read_population
 from ..search.ray import require_ray
 from ..search.space import HyperParam
+from ..tables import as_frame, read_population
 
 if TYPE_CHECKING:
     from .tune_scheduler import BinaryTournamentPBT as BinaryTournamentPBT

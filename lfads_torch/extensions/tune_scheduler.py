@@ -14,10 +14,11 @@ from ray.tune.schedulers import FIFOScheduler
 
 from ..compat.populations import EXCHANGES as TAKE_OVERS
 from ..errors import ConfigError, one_of, unknown, whole
-from ..folder import POPULATION, read_population
+from ..folder import POPULATION
 from ..search.history import History
 from ..search.rules import tournament
 from ..search.space import first_values, parse_space, perturbed
+from ..tables import read_population
 
 _PREFIX = "model."
 

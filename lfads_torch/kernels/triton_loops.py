@@ -5,8 +5,6 @@ gates of a bin go through global memory, where other threads of the program read
 barrier: what a program wrote is in its cache. Weights are read in tiles at every bin. 100 units
 (120 kB) stay in the first cache of a processor, 200 units (480 kB) in the second, and no size is
 too large; weights kept in shared memory would end at 128 units, or 64 on smaller cards.
-
-Each product is in tiles that are padded with zeros, because `tl.dot` has least sizes.
 """
 
 from __future__ import annotations
@@ -20,6 +18,19 @@ from torch import Tensor
 
 from . import torch_loops
 from .c_library import last_contiguous
+from .triton_cells import (
+    TRIALS,
+    at,
+    cell,
+    cell_backward,
+    load,
+    matrix,
+    plus_product,
+    product,
+    store,
+    wide,
+    width,
+)
 from .types import (
     DecoderInputs,
     DecoderSaved,
@@ -30,9 +41,6 @@ from .types import (
     Options,
 )
 
-# The least number of rows of a product on tensor cores. Few trials a program means many programs:
-# 256 trials in both directions are 32 of them, on a card with 108 or 132 processors.
-TRIALS = tl.constexpr(16)
 IS_INTERPRETED = triton.knobs.runtime.interpret
 
 
@@ -52,232 +60,6 @@ def _precision() -> str:
     # Three products of TF32 leave out 2 ** -22 of the operands. One of float32 takes no
     # tensor core, and its operands so many registers that 100 units spill.
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-# ---- on the device -------------------------------------------------------------------------------
-# `no_type_check` keeps the checks of annotations that tests add out of what Triton compiles. A
-# matrix is a pair of its address and the stride of its rows, which are trials; weights are a triple
-# of address, stride along the entries of what they multiply, and stride along those of the result.
-# Either is None where it is not given.
-
-
-@triton.constexpr_function
-@no_type_check
-def _width(size, most):
-    """Return the width of tiles over an axis: a power of two, 16 or more as `tl.dot` wants."""
-    return min(most, max(16, triton.next_power_of_2(size)))
-
-
-@triton.jit
-@no_type_check
-def _wide(number):
-    """Return a number of bins in 64 bits: offsets of many samples pass 2 ** 31."""
-    return tl.cast(number, tl.int64)
-
-
-@triton.jit
-@no_type_check
-def _at(pointer, offset):
-    """Return an address further on; None, for a tensor that is not given, stays None."""
-    if pointer is None:
-        return None
-    else:
-        return pointer + offset
-
-
-@triton.jit
-@no_type_check
-def _matrix(pointer, first_row, n_columns):
-    """Return a matrix without gaps from a row on; None for a tensor that is not given."""
-    if pointer is None:
-        return None
-    else:
-        return pointer + first_row * n_columns, n_columns
-
-
-@triton.jit
-@no_type_check
-def _tile(matrix, trials, columns, n_columns):
-    """Return the addresses of a tile of a matrix, and which are inside the matrix."""
-    first, n_trials = trials
-    rows = tl.arange(0, TRIALS)
-    inside = (rows < n_trials - first)[:, None] & (columns < n_columns)[None, :]
-    start = matrix[0] + first.to(tl.int64) * matrix[1]
-    return start + rows[:, None] * matrix[1] + columns[None, :], inside
-
-
-@triton.jit
-@no_type_check
-def _load(matrix, trials, columns, n_columns):
-    """Load a tile of a matrix; entries past its ends are 0."""
-    places, inside = _tile(matrix, trials, columns, n_columns)
-    return tl.load(places, inside, other=0.0)
-
-
-@triton.jit
-@no_type_check
-def _store(matrix, trials, columns, n_columns, tile):
-    """Store a tile of a matrix, and nothing past its ends."""
-    places, inside = _tile(matrix, trials, columns, n_columns)
-    tl.store(places, tile, inside)
-
-
-@triton.jit
-@no_type_check
-def _plus_product(
-    tile,
-    left,
-    factor,
-    weights,
-    trials,
-    columns,
-    n_left: tl.constexpr,
-    n_columns: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Add to a tile the product of `left`, entry by entry times `factor`, and weights."""
-    STEP: tl.constexpr = _width(n_left, 32)
-    for start in range(0, n_left, STEP):
-        inner = start + tl.arange(0, STEP)
-        x = _load(left, trials, inner, n_left)
-        if factor is not None:
-            x *= _load(factor, trials, inner, n_left)
-        inside = (inner < n_left)[:, None] & (columns < n_columns)[None, :]
-        places = inner[:, None] * weights[1] + columns[None, :] * weights[2]
-        w = tl.load(weights[0] + places, inside, other=0.0)
-        tile = tl.dot(x, w, tile, input_precision=PRECISION, out_dtype=tile.dtype)
-    return tile
-
-
-@triton.jit
-@no_type_check
-def _product(
-    out,
-    first,
-    scale,
-    left,
-    factor,
-    weights,
-    trials,
-    n_left: tl.constexpr,
-    n_columns: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Store the sum of `first` and of `scale` times a product, as `_plus_product` has it."""
-    WIDTH: tl.constexpr = _width(n_columns, 64)
-    for start in range(0, n_columns, WIDTH):
-        columns = start + tl.arange(0, WIDTH)
-        tile = tl.zeros([TRIALS, WIDTH], out[0].dtype.element_ty)
-        tile = _plus_product(
-            tile, left, factor, weights, trials, columns, n_left, n_columns, PRECISION
-        )
-        if scale is not None:
-            tile *= _load(scale, trials, columns, n_columns)
-        if first is not None:
-            tile += _load(first, trials, columns, n_columns)
-        _store(out, trials, columns, n_columns, tile)
-    tl.debug_barrier()
-
-
-@triton.jit
-@no_type_check
-def _cell(
-    x,
-    more,
-    more_mask,
-    w_more,
-    before,
-    w_hh,
-    gates,
-    cand,
-    state,
-    trials,
-    clip,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Run one bin of a clipped GRU of N units; `more` are M inputs whose product `x` lacks."""
-    WIDTH: tl.constexpr = _width(N, 64)
-    for start in range(0, 2 * N, WIDTH):
-        columns = start + tl.arange(0, WIDTH)
-        tile = _load(x, trials, columns, 2 * N)
-        if more is not None:
-            tile = _plus_product(
-                tile, more, more_mask, (w_more, 1, M), trials, columns, M, 2 * N, PRECISION
-            )
-        tile = _plus_product(
-            tile, (before, N), None, (w_hh, 1, N), trials, columns, N, 2 * N, PRECISION
-        )
-        _store((gates, 2 * N), trials, columns, 2 * N, tl.sigmoid(tile))
-    tl.debug_barrier()
-    for start in range(0, N, WIDTH):
-        columns = start + tl.arange(0, WIDTH)
-        tile = _load((x[0] + 2 * N, x[1]), trials, columns, N)
-        if more is not None:
-            w_n = w_more + 2 * N * M, 1, M
-            tile = _plus_product(tile, more, more_mask, w_n, trials, columns, M, N, PRECISION)
-        # The reset gate acts before the product.
-        reset, w_n = (gates + N, 2 * N), (w_hh + 2 * N * N, 1, N)
-        tile = _plus_product(tile, (before, N), reset, w_n, trials, columns, N, N, PRECISION)
-        c = 2 * tl.sigmoid(2 * tile) - 1  # tanh
-        z = _load((gates, 2 * N), trials, columns, N)
-        h = _load((before, N), trials, columns, N)
-        h = tl.minimum(tl.maximum(c + z * (h - c), -clip), clip)
-        _store((cand, N), trials, columns, N, c)
-        _store((state, N), trials, columns, N, h)
-    tl.debug_barrier()
-
-
-@triton.jit
-@no_type_check
-def _cell_backward(
-    grad_h,
-    outside,
-    before,
-    w_hh,
-    gates,
-    cand,
-    state,
-    grad_x,
-    reset,
-    trials,
-    clip,
-    N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Turn the gradient of a bin's state, in `grad_h`, into that of the state before it."""
-    WIDTH: tl.constexpr = _width(N, 64)
-    grad_z, grad_r, grad_c = grad_x, (grad_x[0] + N, grad_x[1]), (grad_x[0] + 2 * N, grad_x[1])
-    for start in range(0, N, WIDTH):
-        columns = start + tl.arange(0, WIDTH)
-        grad = _load((grad_h, N), trials, columns, N)
-        if outside is not None:
-            grad += _load((outside, N), trials, columns, N)
-        # A clipped state passes no gradient on.
-        is_free = tl.abs(_load((state, N), trials, columns, N)) < clip
-        grad = tl.where(is_free, grad, 0.0)
-        h = _load((before, N), trials, columns, N)
-        z = _load((gates, 2 * N), trials, columns, N)
-        r = _load((gates + N, 2 * N), trials, columns, N)
-        c = _load((cand, N), trials, columns, N)
-        _store(grad_z, trials, columns, N, grad * (h - c) * z * (1 - z))
-        _store(grad_c, trials, columns, N, grad * (1 - z) * (1 - c * c))
-        _store((reset, N), trials, columns, N, h * r)
-        _store((grad_h, N), trials, columns, N, grad * z)
-    tl.debug_barrier()
-    for start in range(0, N, WIDTH):
-        columns = start + tl.arange(0, WIDTH)
-        tile, w_n = tl.zeros([TRIALS, WIDTH], grad_h.dtype.element_ty), (w_hh + 2 * N * N, N, 1)
-        tile = _plus_product(tile, grad_c, None, w_n, trials, columns, N, N, PRECISION)
-        r = _load((gates + N, 2 * N), trials, columns, N)
-        by_r = _load((reset, N), trials, columns, N) * (1 - r)
-        _store(grad_r, trials, columns, N, tile * by_r)
-        tile = tile * r + _load((grad_h, N), trials, columns, N)
-        _store((grad_h, N), trials, columns, N, tile)
-    tl.debug_barrier()
-    before_it = (grad_h, N)
-    _product(before_it, before_it, None, grad_x, None, (w_hh, N, 1), trials, 2 * N, N, PRECISION)
 
 
 @triton.jit
@@ -308,8 +90,8 @@ def _gru(
         # Without a backward pass, all bins share the room of one.
         slot = net * n_bins + i if KEEP else net
         state = states.states + here * size
-        _cell(
-            (x + _wide(t) * x_strides[2], x_strides[3]),
+        cell(
+            (x + wide(t) * x_strides[2], x_strides[3]),
             None,
             None,
             None,
@@ -360,15 +142,15 @@ def _gru_backward(
         before = states + earlier
         if i == 0:
             before = p.h0 + net * size
-        _cell_backward(
+        cell_backward(
             grad_h + net * size,
-            _at(outside, here),
+            at(outside, here),
             before,
             w_hh,
             saved.gates + 2 * slot,
             saved.cand + slot,
             states + here,
-            (grad_x + _wide(t) * x_strides[2], x_strides[3]),
+            (grad_x + wide(t) * x_strides[2], x_strides[3]),
             reset + here,
             trials,
             clip,
@@ -402,16 +184,16 @@ def _decoder(
     con, gen = p.con_h0 + net * n_trials * C, p.gen_h0 + net * n_trials * G
     fac = saved.first + net * n_trials * F
     # One bin more than the others have: entry 0 belongs to the initial state.
-    gen_mask = _matrix(p.gen_mask, net * (n_bins + 1) * n_trials, G)
-    _product((fac, F), None, None, (gen, G), gen_mask, w_fac, trials, G, F, PRECISION)
+    gen_mask = matrix(p.gen_mask, net * (n_bins + 1) * n_trials, G)
+    product((fac, F), None, None, (gen, G), gen_mask, w_fac, trials, G, F, PRECISION)
     for t in range(n_bins):
         here = (net * n_bins + t) * n_trials
         slot = here if KEEP else net * n_trials
         state = states.con_states + here * C
-        _cell(
-            (p.con_proj + net * con_strides[0] + _wide(t) * con_strides[1], con_strides[2]),
+        cell(
+            (p.con_proj + net * con_strides[0] + wide(t) * con_strides[1], con_strides[2]),
             (fac, F),
-            _matrix(p.fac_mask, here, F),
+            matrix(p.fac_mask, here, F),
             p.w_con_fac + net * 3 * C * F,
             con,
             p.w_con_hh + net * 3 * C * C,
@@ -427,17 +209,17 @@ def _decoder(
         con = state
         co, u = (states.co_params + here * 2 * U, 2 * U), (states.inputs + here * U, U)
         bias, w_co = (p.b_co + net * 2 * U, 0), (p.w_co + net * 2 * U * C, 1, C)
-        _product(co, bias, None, (con, C), None, w_co, trials, C, 2 * U, PRECISION)
-        columns = tl.arange(0, _width(U, 1024))
-        tile = _load(co, trials, columns, U)
+        product(co, bias, None, (con, C), None, w_co, trials, C, 2 * U, PRECISION)
+        columns = tl.arange(0, width(U, 1024))
+        tile = load(co, trials, columns, U)
         if p.noise is not None:
-            std = tl.exp(_load((co[0] + U, 2 * U), trials, columns, U) * 0.5)
-            tile += std * _load((p.noise + here * U, U), trials, columns, U)
-        _store(u, trials, columns, U, tile)
+            std = tl.exp(load((co[0] + U, 2 * U), trials, columns, U) * 0.5)
+            tile += std * load((p.noise + here * U, U), trials, columns, U)
+        store(u, trials, columns, U, tile)
         tl.debug_barrier()
         state = states.gen_states + here * G
-        _cell(
-            (p.gen_proj + net * gen_strides[0] + _wide(t) * gen_strides[1], gen_strides[2]),
+        cell(
+            (p.gen_proj + net * gen_strides[0] + wide(t) * gen_strides[1], gen_strides[2]),
             u,
             None,
             p.w_gen_u + net * 3 * G * U,
@@ -453,8 +235,8 @@ def _decoder(
             PRECISION,
         )
         gen, fac = state, states.factors + here * F
-        gen_mask = _matrix(p.gen_mask, here + (net + 1) * n_trials, G)
-        _product((fac, F), None, None, (gen, G), gen_mask, w_fac, trials, G, F, PRECISION)
+        gen_mask = matrix(p.gen_mask, here + (net + 1) * n_trials, G)
+        product((fac, F), None, None, (gen, G), gen_mask, w_fac, trials, G, F, PRECISION)
 
 
 @triton.jit
@@ -495,12 +277,12 @@ def _decoder_backward(
         gen = states.gen_states + (here - n_trials) * G
         if t == 0:
             con, gen = p.con_h0 + net * n_trials * C, p.gen_h0 + net * n_trials * G
-        mask, fac = _matrix(p.gen_mask, after, G), (grad.factors + after * F, F)
-        _product(by_gen, by_gen, mask, fac, None, w_fac, trials, F, G, PRECISION)
+        mask, fac = matrix(p.gen_mask, after, G), (grad.factors + after * F, F)
+        product(by_gen, by_gen, mask, fac, None, w_fac, trials, F, G, PRECISION)
         gen_x = grad.gen_x + here * 3 * G, 3 * G
-        _cell_backward(
+        cell_backward(
             grad_gen,
-            _at(outside.gen_states, here * G),
+            at(outside.gen_states, here * G),
             gen,
             p.w_gen_hh + net * 3 * G * G,
             saved.gen_gates + here * 2 * G,
@@ -513,25 +295,25 @@ def _decoder_backward(
             G,
             PRECISION,
         )
-        columns = tl.arange(0, _width(U, 1024))
-        tile = tl.zeros([TRIALS, _width(U, 1024)], grad_gen.dtype.element_ty)
-        tile = _plus_product(tile, gen_x, None, w_gen_u, trials, columns, 3 * G, U, PRECISION)
+        columns = tl.arange(0, width(U, 1024))
+        tile = tl.zeros([TRIALS, width(U, 1024)], grad_gen.dtype.element_ty)
+        tile = plus_product(tile, gen_x, None, w_gen_u, trials, columns, 3 * G, U, PRECISION)
         if outside.inputs is not None:
-            tile += _load((outside.inputs + here * U, U), trials, columns, U)
+            tile += load((outside.inputs + here * U, U), trials, columns, U)
         mean = grad.co + here * 2 * U, 2 * U
-        _store(mean, trials, columns, U, _load(mean, trials, columns, U) + tile)
+        store(mean, trials, columns, U, load(mean, trials, columns, U) + tile)
         if p.noise is not None:
             places = states.co_params + here * 2 * U + U, 2 * U
-            tile *= tl.exp(_load(places, trials, columns, U) * 0.5) * 0.5
-            tile *= _load((p.noise + here * U, U), trials, columns, U)
+            tile *= tl.exp(load(places, trials, columns, U) * 0.5) * 0.5
+            tile *= load((p.noise + here * U, U), trials, columns, U)
             logvar = mean[0] + U, 2 * U
-            _store(logvar, trials, columns, U, _load(logvar, trials, columns, U) + tile)
+            store(logvar, trials, columns, U, load(logvar, trials, columns, U) + tile)
         tl.debug_barrier()
-        _product(by_con, by_con, None, mean, None, w_co, trials, 2 * U, C, PRECISION)
+        product(by_con, by_con, None, mean, None, w_co, trials, 2 * U, C, PRECISION)
         con_x = grad.con_x + here * 3 * C, 3 * C
-        _cell_backward(
+        cell_backward(
             grad_con,
-            _at(outside.con_states, here * C),
+            at(outside.con_states, here * C),
             con,
             p.w_con_hh + net * 3 * C * C,
             saved.con_gates + here * 2 * C,
@@ -544,11 +326,11 @@ def _decoder_backward(
             C,
             PRECISION,
         )
-        mask, fac = _matrix(p.fac_mask, here, F), (grad.factors + before * F, F)
-        _product(fac, fac, mask, con_x, None, w_con_fac, trials, 3 * C, F, PRECISION)
+        mask, fac = matrix(p.fac_mask, here, F), (grad.factors + before * F, F)
+        product(fac, fac, mask, con_x, None, w_con_fac, trials, 3 * C, F, PRECISION)
     first = net * (n_bins + 1) * n_trials
-    mask, fac = _matrix(p.gen_mask, first, G), (grad.factors + first * F, F)
-    _product(by_gen, by_gen, mask, fac, None, w_fac, trials, F, G, PRECISION)
+    mask, fac = matrix(p.gen_mask, first, G), (grad.factors + first * F, F)
+    product(by_gen, by_gen, mask, fac, None, w_fac, trials, F, G, PRECISION)
 
 
 # ---- on the host ---------------------------------------------------------------------------------

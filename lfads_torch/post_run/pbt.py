@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..compat import populations
 from ..errors import UserError, did_you_mean
-from ..folder import as_frame, read_hyperparameters, read_population
+from ..tables import as_frame, read_hyperparameters, read_population
 from .plots.hyperparameters import hyperparameter_paths
 
 

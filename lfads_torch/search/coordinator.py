@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, UserError
 from ..files import generation_before, read_table, write_whole
-from ..folder import HP, POPULATION, read_exchanges, read_population
+from ..folder import HP, POPULATION
+from ..tables import read_exchanges, read_population
 from .history import History
 from .live_table import LiveTable, Row
 from .rules import Method, Plan, copied_values, needs_plan

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..files import Table, cannot_write
-from ..folder import EXCHANGES, HP, POPULATION, read_rows
+from ..folder import EXCHANGES, HP, POPULATION
+from ..tables import read_rows
 
 
 class History:

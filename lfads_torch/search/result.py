@@ -18,21 +18,13 @@ from ..arguments import LOSS
 from ..data.fingerprint import check_unchanged
 from ..errors import UserError
 from ..files import copy_whole, csv_text, write_whole
-from ..folder import (
-    BEST_MODEL,
-    CHECKPOINTS,
-    CONFIG,
-    HP,
-    METRICS,
-    Columns,
-    RunFolder,
-    read_population,
-)
+from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, HP, METRICS, RunFolder
 from ..provenance import provenance
 from ..run_model import RunResult, run_model
 from ..runs.build import pick_device
 from ..runs.changes import Changes, recorded_changes
 from ..runs.compose import write_config
+from ..tables import Columns, read_population
 from ..version import read_version
 from .live_table import LiveTable
 from .members import max_epochs_of

@@ -26,7 +26,7 @@ from ..consent import Trust, trust_of
 from ..data.fingerprint import fingerprints
 from ..errors import UserError, whole
 from ..files import Table, expanded, generation_before, write_whole
-from ..folder import BEST_MODEL, CONFIG, LAST, METRICS, WINNER_SEEDS, RunFolder, read_csv_log
+from ..folder import BEST_MODEL, CONFIG, LAST, METRICS, WINNER_SEEDS, RunFolder
 from ..processes import stoppable
 from ..progress import Line, clock, quiet_libraries
 from ..provenance import provenance
@@ -37,6 +37,7 @@ from ..runs.compose import Overrides, compose_config, draw_seed, read_config, wr
 from ..runs.monitors import check_monitors
 from ..runs.resume import portable
 from ..runs.run import parts_of
+from ..tables import read_csv_log
 from ..version import read_version
 from .members import TRAINER_ONLY
 from .population import Population, capacity

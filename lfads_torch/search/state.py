@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from ..errors import DivergedError, UserError
 from ..files import generation_before
-from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, POPULATION, RunFolder, read_rows
+from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, POPULATION, RunFolder
+from ..tables import read_rows
 
 STATE = "search_state.pt"
 MEMBERS = "members"

@@ -19,7 +19,7 @@ from ..consent import trust_of
 from ..data.fingerprint import fingerprints
 from ..errors import UserError
 from ..files import write_whole
-from ..folder import ALIGNMENT, CONFIG, LAST, METRICS, STARTS, RunFolder, read_csv_log
+from ..folder import ALIGNMENT, CONFIG, LAST, METRICS, STARTS, RunFolder
 from ..model import LFADS
 from ..provenance import provenance
 from ..runs.build import build, pick_device
@@ -27,6 +27,7 @@ from ..runs.compose import read_config, write_config
 from ..runs.resume import RUN_KEY
 from ..runs.run import RunResult, parts_of
 from ..runs.sampling import sample_run
+from ..tables import read_csv_log
 from .add import START
 from .day_model import CRITERION, DIVERGENCE, NLL, DayAlignment, alignment_model
 from .day_start import AlignOptions

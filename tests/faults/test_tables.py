@@ -13,15 +13,9 @@ import pytest
 from lfads_torch import run_model
 from lfads_torch.errors import DataError
 from lfads_torch.files import Table, csv_text, read_table
-from lfads_torch.folder import (
-    METRICS,
-    POPULATION,
-    read_csv_log,
-    read_exchanges,
-    read_hyperparameters,
-    read_population,
-)
+from lfads_torch.folder import METRICS, POPULATION
 from lfads_torch.search.run import run_search
+from lfads_torch.tables import read_csv_log, read_exchanges, read_hyperparameters, read_population
 
 from .test_moved import write_data
 from .test_ownership import SMALL

@@ -15,7 +15,7 @@ import torch
 from lfads_torch.checkpoint import load_model
 from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError, DataError, UserError
-from lfads_torch.folder import RunFolder, read_csv_log
+from lfads_torch.folder import RunFolder
 from lfads_torch.metrics import bits_per_spike
 from lfads_torch.post_run.analysis import sample_posterior
 from lfads_torch.post_run.ensemble import average, choose_trials, ensemble_models, greedy_select
@@ -26,6 +26,7 @@ from lfads_torch.post_run.report.record import read_run
 from lfads_torch.run_model import run_model
 from lfads_torch.runs.ensembling import make_ensemble
 from lfads_torch.runs.sampling import sample_run
+from lfads_torch.tables import read_csv_log
 from tests.small import DIMS, arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*batch of .* trials is more than")

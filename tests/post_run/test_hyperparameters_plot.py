@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lfads_torch.errors import UserError
-from lfads_torch.folder import read_population
 from lfads_torch.post_run.plots.hyperparameters import (
     family_of,
     hyperparameter_paths,
@@ -15,6 +14,7 @@ from lfads_torch.post_run.plots.hyperparameters import (
 from lfads_torch.post_run.plots.style import look
 from lfads_torch.search.rules import Schedule
 from lfads_torch.search.space import HyperParam
+from lfads_torch.tables import read_population
 from tests.search.synthetic import run_search
 
 FIGURES = (hyperparameter_paths, score_history, scores_by_value)

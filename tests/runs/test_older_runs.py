@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from lfads_torch.checkpoint import load_model
-from lfads_torch.folder import RunFolder, read_csv_log, read_hyperparameters, read_population
+from lfads_torch.folder import RunFolder
 from lfads_torch.run_model import run_model
 from lfads_torch.runs.sampling import sample_run
+from lfads_torch.tables import read_csv_log, read_hyperparameters, read_population
 
 OLD = Path(__file__).parents[1] / "fixtures" / "before_rooms"
 

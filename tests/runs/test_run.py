@@ -24,9 +24,10 @@ from pytorch_lightning.callbacks import Callback
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, DivergedError, UserError
-from lfads_torch.folder import LAST, METRICS, RunFolder, read_csv_log
+from lfads_torch.folder import LAST, METRICS, RunFolder
 from lfads_torch.run_model import RunResult, run_model
 from lfads_torch.runs.resume import AtomicCheckpointIO, RunCSVLogger, seed_all
+from lfads_torch.tables import read_csv_log
 
 EPOCHS = 5
 SMALL: dict[str, Any] = {

@@ -12,11 +12,12 @@ import yaml
 from lfads_torch.arguments import LOSS, mode_of
 from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError
-from lfads_torch.folder import RunFolder, read_csv_log
+from lfads_torch.folder import RunFolder
 from lfads_torch.run_model import run_model
 from lfads_torch.search import group, result
 from lfads_torch.search.run import run_search
 from lfads_torch.search.settings import SearchSettings
+from lfads_torch.tables import read_csv_log
 
 from ..search.fake import FakePopulation
 from ..small import DIMS, arrays

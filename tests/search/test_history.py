@@ -9,17 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lfads_torch.errors import DataError, UserError
-from lfads_torch.folder import (
-    EXCHANGES,
-    POPULATION,
-    as_frame,
-    read_exchanges,
-    read_hyperparameters,
-    read_population,
-)
+from lfads_torch.folder import EXCHANGES, POPULATION
 from lfads_torch.search.history import History
 from lfads_torch.search.rules import Schedule
 from lfads_torch.search.space import DEFAULT_SPACE
+from lfads_torch.tables import as_frame, read_exchanges, read_hyperparameters, read_population
 from tests.search.synthetic import run_search
 
 SHORT = Schedule(burn_in_period=2, perturbation_interval=3, max_epochs=12)

@@ -20,8 +20,9 @@ from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import UserError
 from lfads_torch.extensions.tune import HyperParam, read_pbt_fitlog
-from lfads_torch.folder import RunFolder, read_exchanges, read_population
+from lfads_torch.folder import RunFolder
 from lfads_torch.search.run import run_search
+from lfads_torch.tables import read_exchanges, read_population
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lfads-torch[tune]'")
 

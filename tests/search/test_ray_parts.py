@@ -19,7 +19,6 @@ from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, UserError
 from lfads_torch.extensions import tune
-from lfads_torch.folder import read_exchanges, read_population
 from lfads_torch.run_model import RunResult
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.search import group, result, run
@@ -31,6 +30,7 @@ from lfads_torch.search.ray import RayOptions, run_ray_search
 from lfads_torch.search.result import GoingOn
 from lfads_torch.search.settings import SearchSettings, from_mapping
 from lfads_torch.search.state import Place
+from lfads_torch.tables import read_exchanges, read_population
 
 from .fake import FakePopulation
 

@@ -20,12 +20,13 @@ from lfads_torch.checkpoint import load_model, read_checkpoint
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
 from lfads_torch.errors import ConfigError, DivergedError, UserError
-from lfads_torch.folder import RunFolder, read_exchanges, read_population
+from lfads_torch.folder import RunFolder
 from lfads_torch.run_model import RunResult, run_model
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search import group, local, members, result, run
 from lfads_torch.search.run import run_search
+from lfads_torch.tables import read_exchanges, read_population
 
 from .fake import FakePopulation
 

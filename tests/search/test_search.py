@@ -21,13 +21,14 @@ from lfads_torch import cli
 from lfads_torch.checkpoint import load_model, read_checkpoint
 from lfads_torch.data import write_session
 from lfads_torch.data.synthetic import lorenz
-from lfads_torch.folder import RunFolder, read_exchanges, read_population
+from lfads_torch.folder import RunFolder
 from lfads_torch.post_run.plots import read_csv_log
 from lfads_torch.run_model import run_model
 from lfads_torch.search import result
 from lfads_torch.search.population import Population
 from lfads_torch.search.run import run_search
 from lfads_torch.search.space import DEFAULT_SPACE
+from lfads_torch.tables import read_exchanges, read_population
 
 EPOCHS = 7
 SIZES = ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")

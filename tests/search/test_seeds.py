@@ -14,7 +14,7 @@ from lfads_torch.checkpoint import load_model
 from lfads_torch.cli import main
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
-from lfads_torch.folder import RunFolder, read_csv_log
+from lfads_torch.folder import RunFolder
 from lfads_torch.post_run.report import Wanted
 from lfads_torch.post_run.report.comparison import seed_groups
 from lfads_torch.post_run.report.record import read_run
@@ -22,6 +22,7 @@ from lfads_torch.run_model import run_model
 from lfads_torch.runs.compose import compose_config
 from lfads_torch.search import seeds
 from lfads_torch.search.seeds import train_seeds
+from lfads_torch.tables import read_csv_log
 from tests.small import DIMS, arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*batch of .* trials is more than")

@@ -31,13 +31,13 @@ from lfads_torch.commands import train
 from lfads_torch.compat.records import Record, load_pickled
 from lfads_torch.compat.training import take_over
 from lfads_torch.errors import ConfigError, UserError
-from lfads_torch.folder import read_csv_log
 from lfads_torch.model import LFADS
 from lfads_torch.modules import augmentations, priors, recons
 from lfads_torch.post_run.report.record import read_run
 from lfads_torch.run_model import run_model
 from lfads_torch.runs import build
 from lfads_torch.runs.sampling import sample_run
+from lfads_torch.tables import read_csv_log
 from lfads_torch.tuples import SessionBatch
 
 FILES = Path(__file__).parent / "files"

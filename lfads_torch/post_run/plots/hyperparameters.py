@@ -94,7 +94,7 @@ def family_of(population: Mapping[str, ArrayLike]) -> Family | None:
     if lacking:
         raise UserError(
             f"the table has no column {' nor '.join(lacking)}; give what "
-            "lfads_torch.folder.read_population returns"
+            "lfads_torch.tables.read_population returns"
         )
     epochs, row_epoch = np.unique(np.asarray(population["epoch"]), return_inverse=True)
     members, row_member = np.unique(np.asarray(population["member"]), return_inverse=True)
@@ -129,7 +129,7 @@ def hyperparameter_paths(
     Parameters
     ----------
     population : mapping of str to array
-        As `lfads_torch.folder.read_population` returns it; a data frame will do.
+        As `lfads_torch.tables.read_population` returns it; a data frame will do.
     names : sequence of str, optional
         Hyper-parameters, with or without ``model.`` in front; by default all that vary.
     metric : str, default="valid/recon_smth"
@@ -172,7 +172,7 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
     Parameters
     ----------
     population : mapping of str to array
-        As `lfads_torch.folder.read_population` returns it; a data frame will do.
+        As `lfads_torch.tables.read_population` returns it; a data frame will do.
     metric : str, default="valid/recon_smth"
         A loss, or a score of which more is better.
 
@@ -225,7 +225,7 @@ def scores_by_value(
     Parameters
     ----------
     population : mapping of str to array
-        As `lfads_torch.folder.read_population` returns it; a data frame will do.
+        As `lfads_torch.tables.read_population` returns it; a data frame will do.
     names : sequence of str, optional
         Hyper-parameters, with or without ``model.`` in front; by default all that vary.
     metric : str, default="valid/recon_smth"

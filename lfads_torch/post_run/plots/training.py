@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ...errors import DataError
-from ...folder import read_csv_log as read_csv_log
+from ...tables import read_csv_log as read_csv_log
 from .groups import colours_of
 from .style import FloatArray, empty_figure, log_scale, look, styled
 

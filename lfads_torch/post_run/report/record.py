@@ -17,18 +17,9 @@ from ...consent import trust_of
 from ...data import SPLITS
 from ...errors import DataError, DataWarning, UserError
 from ...files import expanded, read_json
-from ...folder import (
-    ALIGNMENT,
-    BEST_MODEL,
-    CONFIG,
-    HP,
-    METRICS,
-    POPULATION,
-    RunFolder,
-    lacks,
-    read_population,
-)
+from ...folder import ALIGNMENT, BEST_MODEL, CONFIG, HP, METRICS, POPULATION, RunFolder, lacks
 from ...search.settings import SearchSettings
+from ...tables import read_population
 from ..evaluation import evaluate_run
 from ..evaluation.behavior import Keys, Recording, read_recording
 from ..evaluation.table import SHAPE
