@@ -48,10 +48,7 @@ class Runner:
         # Counts and external inputs of the first bins, from which the IC encoder infers g0.
         self.first = np.zeros((meta["first_bins"], len(self.x) + len(self.ext)), np.float32)
         self.out = {"factors": self.fac, "gen_states": self.gen.h, "inputs": self.u}
-        self.out["rates"] = np.zeros(len(w["out"]) // meta["n_params"], np.float32)
-        self.out["decoded"] = np.zeros(len(w["dec"]), np.float32)
-        w.setdefault("beh", np.zeros((0, len(self.fac) + 1)))  # files of before lack it
-        self.out["behavior"] = np.zeros(len(w["beh"]), np.float32)
+        self.out |= {name: np.zeros(n, np.float32) for name, n in meta["sizes"].items()}
         self.states = {"ci": self.ci.h, "con": self.con.h, "gen": self.gen.h, "fac": self.fac}
         self.states |= {"first": self.first, "lag": self.lag}
         # The features of the last bins, newest first, and a constant 1.
@@ -116,8 +113,7 @@ class Runner:
             s = np.maximum(1 / (1 + np.exp(-p)), 1e-5)
             p = s[2:] * (s[0] * w["scale"][0] / (s[1] * w["scale"][1]) + w["loc"])
         self.out["rates"][:] = np.exp(p[0]) if self.meta["is_log"] else p[0]
-        z = self.out[self.meta.get("behavior_from", "factors")]
-        self.out["behavior"][:] = w["beh"][:, :-1] @ z + w["beh"][:, -1]
+        self.out["behavior"][:] = w["beh"] @ np.append(self.out[self.meta["behavior_from"]], 1)
         seen = np.concatenate([self.out[self.meta["features"]], kept[:-1]])
         kept[:-1] = seen[: len(kept) - 1]
         np.dot(w["dec"], kept, out=self.out["decoded"])

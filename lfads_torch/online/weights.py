@@ -116,6 +116,7 @@ def weights_of(graph: StepGraph) -> tuple[dict[str, Array], dict[str, Any]]:
         "clip": clip if np.isfinite(clip) else None,
         "features": features,
         "behavior_from": read_from,
+        "sizes": {"rates": n_out, "decoded": len(arrays["dec"]), "behavior": len(arrays["beh"])},
         "support": recon.support,
         **means._asdict(),
     }

@@ -174,6 +174,7 @@ def test_every_model_names_all_of_the_constructor(path: Path) -> None:
     check_config(config)
     known = set(inspect.signature(find_target(config["model"]["_target_"], "")).parameters)
     assert known - {"kernel"} == set(config["model"]) - {"_target_"}
+    assert len(config["model"]) == 1 + 55
 
 
 @pytest.mark.parametrize(
