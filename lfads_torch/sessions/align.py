@@ -323,8 +323,11 @@ def _regress(
         intercept=True,
     )[0]
     weight, bias = ridge(scores, recon, [backward], intercept=True)[0]
-    # With the same penalty, the offset of a channel that is read equals its bias above.
-    offset = ridge(scores, encod, [backward], intercept=True)[0][1]
+    # With the same penalty, the offset of a channel that is read equals its bias above, to the last
+    # bit only where it is not computed again.
+    offset = bias[: encod.shape[1]]
+    if not np.array_equal(encod, recon[:, : encod.shape[1]], equal_nan=True):
+        offset = ridge(scores, encod, [backward], intercept=True)[0][1]
     # Counts are nowhere negative, however far the origin of the factors lies from the data.
     if np.nanmin(recon) >= 0:
         bias = np.maximum(bias, 0.0)
