@@ -520,13 +520,17 @@ class SpikeJitter(nn.Module):
         missing = counts.isnan()
         bins = torch.arange(n_bins, device=counts.device).view(1, -1, 1)
         moved = torch.zeros_like(counts)
-        # The k-th spike of every bin moves at once; few bins have more than a handful.
-        for k in range(int(counts.nan_to_num().max()) if counts.numel() else 0):
-            offset = torch.randint(-width, width + 1, counts.shape, device=counts.device)
-            target = _reflected(bins + offset, ends)
+        # How many spikes of a bin move by each offset is multinomial, drawn offset by offset from
+        # those left: so many draws as offsets, whatever the counts, which nobody has to read.
+        left = counts.nan_to_num().clamp_min(0).floor()
+        for offset in range(-width, width + 1):
+            target = _reflected(bins + offset, ends).expand(counts.shape)
             if lengths is not None:
                 target = torch.where(missing.gather(1, target), bins, target)
-            moved.scatter_add_(1, target, (counts > k).to(counts.dtype))
+            share = torch.full_like(left, 1 / (width - offset + 1))
+            drawn = torch.binomial(left, share) if offset < width else left
+            left = left - drawn
+            moved = moved.scatter_add(1, target, drawn)
         return torch.where(missing, counts, moved)
 
 

@@ -372,6 +372,16 @@ def test_jitter_moves_uniformly_within_its_width() -> None:
     torch.testing.assert_close(moved, expected, atol=0.03, rtol=0)
 
 
+def test_spikes_of_a_bin_are_jittered_independently() -> None:
+    """Counts of one bin at five offsets are multinomial."""
+    spikes = torch.zeros(8000, 11, 1)
+    spikes[:, 5] = 5
+    moved = SpikeJitter(2).process_batch(batch_of(spikes)).encod_data[:, 3:8, 0]
+    expected = 5 * (0.2 * torch.eye(5) - 0.04)
+    torch.testing.assert_close(moved.mean(dim=0), torch.ones(5), atol=0.05, rtol=0)
+    torch.testing.assert_close(moved.T.cov(), expected, atol=0.06, rtol=0)
+
+
 def test_jitter_reflects_at_both_ends_and_keeps_missing_bins() -> None:
     spikes = torch.zeros(2000, 6, 2)
     spikes[:, 0, 0] = 1

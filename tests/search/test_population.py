@@ -31,6 +31,7 @@ from lfads_torch.modules.augmentations import (
 )
 from lfads_torch.run_model import run_model
 from lfads_torch.search.population import Population, capacity, epochs
+from lfads_torch.tuples import SessionBatch
 from tests.search.reference_training import (
     CLIP,
     TOLERANCE,
@@ -258,6 +259,9 @@ PARTS: dict[str, dict[str, Any]] = {
         "train_aug_stack": lambda: AugmentationStack([TemporalShift(1.0, 2)], [0], []),
         "reconstruction": recons.MSE,
     },
+    "SpikeJitter": {
+        "train_aug_stack": lambda: AugmentationStack([SpikeJitter(1)], [0], []),
+    },
     "ChannelMask": {
         "train_aug_stack": lambda: AugmentationStack(
             [CoordinatedDropout(0.3), ChannelMask(next(RATES))], [0, 1], [0, 1]
@@ -294,15 +298,24 @@ def test_every_part_of_the_package_is_stacked(tmp_path: Path, name: str) -> None
         assert_as_alone(tmp_path, members(data, 2, **options), data, 1, members=[1])
 
 
-def test_jitter_runs_member_by_member_and_the_rest_is_stacked(tmp_path: Path, data: Any) -> None:
-    """It takes as many rounds as the fullest bin has spikes."""
+class ReadingJitter(SpikeJitter):
+    """Reads a number of what it drew."""
+
+    def process_batch(self, batch: SessionBatch) -> SessionBatch:
+        batch = super().process_batch(batch)
+        return batch._replace(encod_data=batch.encod_data / max(1.0, batch.encod_data.max().item()))
+
+
+def test_what_reads_a_number_runs_member_by_member_and_the_rest_is_stacked(
+    tmp_path: Path, data: Any
+) -> None:
     models = members(
         data,
         train_aug_stack=lambda: AugmentationStack(
-            [SpikeJitter(1), CoordinatedDropout(0.3)], [0, 1], [1]
+            [ReadingJitter(1), CoordinatedDropout(0.3)], [0, 1], [1]
         ),
     )
-    note = r"augmentations run one after another.*transforms\.0 \(SpikeJitter\) cannot be mapped"
+    note = r"augmentations run one after another.*transforms\.0 \(ReadingJitter\) cannot be mapped"
     with pytest.warns(UserWarning, match=note):
         assert_as_alone(tmp_path, models, data, stacked="model")
 
