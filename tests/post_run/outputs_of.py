@@ -11,7 +11,7 @@ from lfads_torch.data import write_session
 from lfads_torch.data.smoothing import gaussian_smooth
 
 READ, ALL = (12, 5), (15, 7)  # bins, channels
-N_TRIALS = {"train": 60, "valid": 30, "test": 8}
+N_TRIALS = {"train": 60, "valid": 30, "test": 8, "select": 8}
 N_CONDITIONS = 4
 
 

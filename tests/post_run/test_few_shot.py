@@ -24,6 +24,7 @@ from lfads_torch.post_run.evaluation.few_shot import (
     parse_few_shot,
 )
 from lfads_torch.post_run.outputs import load_outputs
+from lfads_torch.post_run.report import Wanted, report_run, single
 from tests.post_run.outputs_of import READ, arrays, write_run
 from tests.small import arrays as counts_of
 from tests.small import datamodule, lfads, trainer, write
@@ -117,6 +118,11 @@ def test_the_command(tmp_path: Path, known: Data, capsys: pytest.CaptureFixture[
     scores = stored["sessions"][0]["few_shot"]["lfads_factors"]
     assert [score["n_trials"] for score in scores] == [60]
     assert scores[0]["sd"] is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(single, "session_pictures", lambda record, recording: [])
+        text = report_run(run, wanted=Wanted(quick=True)).path.read_text()
+    assert "Channels that the model never saw" in text and "60 trials" in text
+    assert f"<td>{scores[0]['mean']:.3f}</td>" in text
     assert cli.main([*command, "61"]) == 2
     assert "has 60 training trials" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ import yaml
 from lfads_torch import cli
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
+from lfads_torch.post_run.evaluation import evaluate_run
 from lfads_torch.post_run.evaluation.behavior import Keys
 from lfads_torch.post_run.report import Wanted, compare_runs, pictures, read_run, report_run
 from lfads_torch.post_run.report.comparison import differing_settings, distinct_names
@@ -169,6 +170,16 @@ class TestPage:
         first, second = (read_run(p, Wanted(quick=True)) for p in (trained, again))
         for name in ("train/loss", "valid/recon_smth"):
             assert np.array_equal(first.log[name][1], second.log[name][1])
+
+
+@pytest.mark.usefixtures("_sketched")
+@pytest.mark.parametrize("split", ["test", "select"])
+def test_scores_of_other_trials(tmp_path: Path, split: str) -> None:
+    """What `lfads evaluate --split` left is shown, and named."""
+    run = write_run(tmp_path, arrays(splits=("train", "valid", split)))
+    evaluate_run(run, split=split, n_draws=0, baselines=False).write(run)
+    text = report_run(run, wanted=Wanted(quick=True)).path.read_text()
+    assert f"<p>{split.capitalize()} trials" in text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page in")

@@ -134,6 +134,7 @@ def few_shot_table(few_shot: dict[str, list[FewShot]], titles: dict[str, str]) -
     ]
 
 
-def _cell(score: FewShot) -> str:
-    sd = f" (sd {score.sd:.3f})" if np.isfinite(score.sd) else ""
-    return f"{score.mean:.3f}{sd}"
+def _cell(score: Any) -> str:
+    # What is read back from scores.json has None for a number that is not finite.
+    mean, sd = (float("nan") if x is None else x for x in (score.mean, score.sd))
+    return f"{mean:.3f} (sd {sd:.3f})" if np.isfinite(sd) else f"{mean:.3f}"

@@ -11,6 +11,7 @@ from ...data.fingerprint import summary
 from ...errors import UserError, did_you_mean
 from ...files import expanded, write_whole
 from ..evaluation.behavior import Recording
+from ..evaluation.few_shot import FewShot, few_shot_table
 from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
 from ..outputs import whole_attribute
 from .findings import CHECKED, Finding, find_all
@@ -119,6 +120,11 @@ def report_run(
             for s in scored_sessions
             if s.get("nlb")
         ],
+        few_shot=[
+            (s["name"], few_shot_table(few_shot_of(s), ROWS))
+            for s in scored_sessions
+            if s.get("few_shot")
+        ],
         score_figure=press.show(score_picture(scores)) if scores else None,
         time_figure=press.show(over_time) if over_time else None,
         sessions=sessions,
@@ -151,6 +157,11 @@ def session_facts(recording: Recording) -> list[tuple[str, str]]:
         n_conditions = len(set(recording.condition_names))
         facts.append(("conditions", f"{n_conditions} ({recording.condition_key})"))
     return facts
+
+
+def few_shot_of(session: dict[str, Any]) -> dict[str, list[FewShot]]:
+    """Return few-shot scores as `lfads evaluate` wrote them."""
+    return {row: [FewShot(**one) for one in of_row] for row, of_row in session["few_shot"].items()}
 
 
 def tiles(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
