@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,8 +87,9 @@ def start_run(options: argparse.Namespace, name: str, command: str = "train") ->
     given = getattr(options, "resume", None) or options.run_dir or new_run_folder(options, name)
     folder = expanded(given).absolute()
     can_resume(options, folder, command)
-    # Flushed, the folder stands in a batch job's log while the run goes on.
-    print(f"run folder: {folder}", flush=True)
+    # Flushed, the folder stands in a batch job's log while the run goes on; JSON stands alone.
+    place = sys.stderr if getattr(options, "json", False) else sys.stdout
+    print(f"run folder: {folder}", file=place, flush=True)
     return folder
 
 

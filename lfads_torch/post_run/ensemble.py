@@ -25,6 +25,7 @@ from ..errors import ConfigError, DataError, UserError, one_of, whole
 from ..files import write_whole
 from ..folder import ENSEMBLE, RunFolder
 from ..metrics.accumulate import regions
+from ..metrics.decoder import plain
 from ..metrics.trialwise import ErrorScore, SpikeScore, ratio, resampled_trials
 from ..tuples import SessionOutput, output_name
 from .evaluation.behavior import CONDITION_KEYS
@@ -124,10 +125,10 @@ class Ensemble:
                 for kind, part in (("select", self.select), ("scored", self.scored))
             },
             "scores": {
-                row: {kind: vars(value) for kind, value in kinds.items()}
+                row: {kind: plain(vars(value)) for kind, value in kinds.items()}
                 for row, kinds in self.scores.items()
             },
-            "differences": {row: vars(value) for row, value in self.differences.items()},
+            "differences": {row: plain(vars(value)) for row, value in self.differences.items()},
             "notes": self.notes,
             "outputs": [path.name for path in self.outputs],
         }

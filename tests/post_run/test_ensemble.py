@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from lfads_torch.checkpoint import load_model
+from lfads_torch.cli import main
 from lfads_torch.data import write_session
 from lfads_torch.errors import ConfigError, DataError, UserError
 from lfads_torch.folder import RunFolder
@@ -182,6 +183,20 @@ def test_an_ensemble_of_runs(runs: Path, tmp_path: Path) -> None:
     expected_rates = np.mean([draw.output_params.numpy() for draw in draws], axis=0)
     with h5py.File(new) as file:
         np.testing.assert_allclose(file["test_output_params"][()], expected_rates, rtol=1e-5)
+
+
+def test_what_the_command_prints_as_json(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [str(runs / "seed0"), str(runs / "seed1")]
+    printed = []
+    for name in ("a", "b"):
+        command = ["ensemble", *members, "-o", str(tmp_path / name), "--samples", "3", "--json"]
+        assert main(command) == 0
+        printed.append(json.loads(capsys.readouterr().out, parse_constant=pytest.fail))
+        assert printed[-1] == json.loads((tmp_path / name / "ensemble.json").read_text())
+    for key in ("multiset", "select_curve", "scores", "differences"):
+        assert printed[0][key] == printed[1][key], key
 
 
 def test_a_library_is_a_member(runs: Path, tmp_path: Path) -> None:

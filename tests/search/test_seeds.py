@@ -108,6 +108,9 @@ def test_what_cannot_be_stacked_trains_one_after_another(
     more = {"trainer.accumulate_grad_batches": 2, "trainer.max_epochs": 1}
     result = train_seeds({**settings, **more}, 2, run_dir=tmp_path / "seeds")
     assert "one after another: trainer.accumulate_grad_batches=2" in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "seeds"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed == {"seeds": result.scores, "summary": result.summary()}
     assert {RunFolder(run.run_dir).status["stage"] for run in result.runs} == {"complete"}
     with pytest.raises(UserError, match=r"--seeds is 0; legal are whole numbers >= 1"):
         train_seeds(settings, 0, run_dir=tmp_path / "none")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...metrics.decoder import plain
 from ...metrics.trialwise import ByTime
 from .baselines import BASELINES
 from .few_shot import FewShot, few_shot_table
@@ -149,14 +150,14 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; numbers that are not finite are None."""
-        content: dict[str, Any] = _plain(asdict(self))
-        for plain, session in zip(content["sessions"], self.sessions, strict=True):
-            plain["by_time"] = {
-                row: {name: _plain(by_time._asdict()) for name, by_time in scores.items()}
+        content: dict[str, Any] = plain(asdict(self))
+        for written, session in zip(content["sessions"], self.sessions, strict=True):
+            written["by_time"] = {
+                row: {name: plain(by_time._asdict()) for name, by_time in scores.items()}
                 for row, scores in session.by_time.items()
             }
-            plain["few_shot"] = {
-                row: [_plain(score._asdict()) for score in scores]
+            written["few_shot"] = {
+                row: [plain(score._asdict()) for score in scores]
                 for row, scores in session.few_shot.items()
             }
         return {"format": 1, **content}
@@ -255,14 +256,3 @@ def _laid_out(table: Sequence[Sequence[str]], markdown: bool) -> str:
         if number == 0 and markdown:
             lines.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    """Replace what JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value.item() if hasattr(value, "item") else value
