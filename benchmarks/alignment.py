@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,11 +30,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from lfads_torch.checkpoint import load_model, write_checkpoint
 from lfads_torch.data import open_h5, write_session
 from lfads_torch.data.synthetic import days
 from lfads_torch.folder import RunFolder
 from lfads_torch.metrics.decoder import Decoder
+from lfads_torch.model import LFADS
+from lfads_torch.modules.readin_readout import FanInLinear
 from lfads_torch.post_run.decode import DecodeOptions, decode_run
 from lfads_torch.post_run.outputs import output_files
 from lfads_torch.prep.resplit import split_file
@@ -102,6 +107,19 @@ def with_directions(source: Path, target: Path) -> Path:
     return write_session(target, arrays, attrs)
 
 
+def alignment_options(options: argparse.Namespace) -> AlignOptions:
+    """Return what the alignments of all rows have in common."""
+    return AlignOptions(
+        epochs=options.align_epochs,
+        seeds=options.seeds,
+        lr=options.lr,
+        init=options.init,
+        weight_nll=options.weight_nll,
+        num_samples=options.samples,
+        seed=options.seed,
+    )
+
+
 def wrist(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Fill the table of the wrist recordings."""
     work, files = options.work, []
@@ -122,16 +140,9 @@ def wrist(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     add("day 0, its own last fifth", run, decoder, minutes)
     plain = work / "unaligned.h5"
-    sample_run(run, data=files[1], output=plain, overwrite=True)
+    sample_run(run, data=files[1], output=plain, num_samples=options.samples, overwrite=True)
     add("unaligned", plain, decoder, 0.0)
-    settings = AlignOptions(
-        epochs=options.align_epochs,
-        seeds=options.seeds,
-        lr=options.lr,
-        init=options.init,
-        weight_nll=options.weight_nll,
-        seed=options.seed,
-    )
+    settings = alignment_options(options)
     variants = {"normalised": replace(settings, epochs=0, init="day0")}
     variants |= {f"aligned, {d}": replace(settings, divergence=d) for d in options.divergences}
     for name, chosen in variants.items():
@@ -164,63 +175,88 @@ def wrist(options: argparse.Namespace) -> list[dict[str, Any]]:
 def chain(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Align simulated days to day 0, and to the day before."""
     work = options.work
-    recordings = days(options.days, redrawn=0.1, seed=options.seed)
+    # An array keeps the order of its channels.
+    recordings = days(options.days, redrawn=0.1, permuted=False, seed=options.seed)
     files = [
         write_session(work / f"sim{k}.h5", day, {"bin_ms": 20.0})
         for k, day in enumerate(recordings)
     ]
     run = work / "sim_day0"
-    minutes = train_day(files[0], run, 32, min(options.units, 48), options.epochs, options.seed)
+    minutes = train_day(files[0], run, 32, options.units, options.epochs, options.seed)
     decoder = fit(run, (0,))
-    rows = [{"day": 0, "to day 0": score(run, decoder, "valid", 2), "minutes": minutes}]
-    settings = AlignOptions(
-        epochs=options.align_epochs, seeds=options.seeds, lr=options.lr, seed=options.seed
-    )
-    before = run
+    rows = [{"day": 0, "itself": score(run, decoder, "valid", 2), "minutes": minutes}]
+    settings = alignment_options(options)
+    start = run
     for k, file in enumerate(files[1:], start=1):
-        first, last = work / f"to_day0_{k}", work / f"to_before_{k}"
-
-        def align(start: Path, place: Path, file: Path = file) -> None:
-            align_day(start, file, place, settings, overwrite=True)
-
-        # What `lfads align` refuses to do: the aligned day before, as if it were a run of day 0.
-        origin = _as_day0(before, files[k - 1], work / f"before_{k}")
-        row = {
-            "day": k,
-            "minutes": timed(first, lambda first=first: align(run, first)),  # type: ignore[misc]
+        places = {
+            name: work / f"{name.replace(' ', '_')}_{k}"
+            for name in ("normalised", "to day 0", "to the day before")
         }
-        timed(last, lambda origin=origin, last=last: align(origin, last))  # type: ignore[misc]
-        row |= {"to day 0": score(first, decoder, "valid", 2)}
-        row |= {"to the day before": score(last, decoder, "valid", 2)}
+        chosen = {
+            "normalised": (run, replace(settings, epochs=0, init="day0")),
+            "to day 0": (run, settings),
+            "to the day before": (start, settings),
+        }
+        if start == run:
+            places["to the day before"] = places["to day 0"]
+        row: dict[str, Any] = {"day": k}
+        for name, (origin, given) in chosen.items():
+            place = places[name]
+
+            def align(
+                origin: Path = origin, place: Path = place, given: AlignOptions = given
+            ) -> None:
+                align_day(origin, file, place, given, overwrite=True)  # noqa: B023
+
+            row["minutes"] = timed(place, align)
+            row[name] = score(place, decoder, "valid", 2)
+        start = as_day0(places["to the day before"], file, work / f"as_day0_{k}")
+        plain = work / f"unaligned_{k}.h5"
+        sample_run(run, data=file, output=plain, num_samples=options.samples, overwrite=True)
+        row["unaligned"] = score(plain, decoder, "valid", 2)
         rows.append(row)
-        print(f"  day {k}: {row}", flush=True)
-        before = last
+        print(f"  {row}", flush=True)
+    if options.figure is not None:
+        draw_chain(rows).savefig(options.figure, dpi=120)
     return rows
 
 
-def _as_day0(run: Path, file: Path, target: Path) -> Path:
-    """Return an alignment as a run that `lfads align` takes for day 0, with a linear read-in."""
-    if "alignment" not in RunFolder(run).status:
-        return run
-    import shutil
+def draw_chain(rows: list[dict[str, Any]]) -> Figure:
+    """Draw the decoder's R2 by day."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    for name, colour in (
+        ("to day 0", "#0072B2"),
+        ("to the day before", "#D55E00"),
+        ("normalised", "0.5"),
+    ):
+        values = [rows[0]["itself"], *(row[name] for row in rows[1:])]
+        axes.plot(values, ".-", color=colour, label=name)
+    axes.set(xlabel="day", ylabel="R² of day 0's decoder", ylim=(-0.5, 1.02))
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
-    from lfads_torch.checkpoint import load_model, write_checkpoint
-    from lfads_torch.model import LFADS
 
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(run, target, ignore=shutil.ignore_patterns("seeds", ".lock"))
+def as_day0(run: Path, file: Path, target: Path) -> Path:
+    """Return an alignment as a run that `lfads align` takes for day 0, with a linear read-in.
+
+    The command itself would go back to the origin. The linear map is the one nearest to read-in and
+    aligner over the day's training bins.
+    """
+    shutil.copytree(
+        run, target, ignore=shutil.ignore_patterns("seeds", ".lock"), dirs_exist_ok=True
+    )
     model: Any = load_model(run)
-    with torch.no_grad():
-        # The aligner about the mean, to first order: a read-in has to be linear.
-        with open_h5(file) as opened:
-            x = torch.from_numpy(opened["train_encod_data"][()]).float().mean(dim=(0, 1))
-        jacobian = torch.autograd.functional.jacobian(model.readin[0], x)
-        linear = torch.nn.Linear(*reversed(jacobian.shape))
-        linear.weight.copy_(jacobian)
-        linear.bias.copy_(model.readin[0](x) - jacobian @ x)
-    parts = {**model.parts(), "readin": torch.nn.ModuleList([linear])}
-    plain = LFADS(**{**model.hparams, **parts})
+    with torch.no_grad(), open_h5(file) as opened:
+        x = torch.from_numpy(opened["train_encod_data"][()]).double().flatten(0, 1)
+        y = model.readin[0].double()(x)
+        mean_x, mean_y = x.mean(0), y.mean(0)
+        weight = torch.linalg.lstsq(x - mean_x, y - mean_y, driver="gelsd").solution.T
+        linear = FanInLinear(x.shape[1], y.shape[1])
+        linear.weight.copy_(weight)
+        linear.bias.copy_(mean_y - weight @ mean_x)
+    plain = LFADS(**{**model.hparams, **model.parts(), "readin": torch.nn.ModuleList([linear])})
     kept = {k: v for k, v in model.state_dict().items() if not k.startswith("readin.")}
     plain.load_state_dict({**plain.state_dict(), **kept})
     plain.session_names = list(model.session_names)
@@ -246,15 +282,18 @@ def main() -> None:
             one.add_argument("day95", type=Path)
             one.add_argument("--divergences", nargs="+", default=["kl", "coral", "mmd"])
         one.add_argument("work", type=Path)
-        one.add_argument("--units", type=int, default=64)
-        one.add_argument("--epochs", type=int, default=60 if kind == "wrist" else 150)
-        one.add_argument("--align-epochs", type=int, default=200)
-        one.add_argument("--seeds", type=int, default=6)
-        one.add_argument("--lr", type=float, default=2e-3 if kind == "wrist" else 1e-3)
+        one.add_argument("--units", type=int, default=64 if kind == "wrist" else 32)
+        one.add_argument("--epochs", type=int, default=60)
+        one.add_argument("--align-epochs", type=int, default=200 if kind == "wrist" else 30)
+        one.add_argument("--seeds", type=int, default=6 if kind == "wrist" else 3)
+        one.add_argument("--lr", type=float, default=2e-3 if kind == "wrist" else 3e-3)
         one.add_argument("--init", default="auto")
         one.add_argument("--weight-nll", type=float, default=10.0)
         one.add_argument("--seed", type=int, default=0)
-        one.add_argument("--days", type=int, default=10, help="of chain")
+        one.add_argument("--samples", type=int, default=50 if kind == "wrist" else 10)
+        if kind == "chain":
+            one.add_argument("--days", type=int, default=10)
+            one.add_argument("--figure", type=Path, help="where a figure of the rows goes")
         one.add_argument("--json", action="store_true", help="print everything as JSON at the end")
     options = parser.parse_args()
     options.work = options.work.absolute()
