@@ -22,6 +22,14 @@ from .tuples import SessionBatch
 _RECURRENT = ("gen_dim", "con_dim", "ci_enc_dim", "ic_enc_dim")
 
 
+def bytes_available(device: torch.device | str) -> int | None:
+    """Return the free memory of a device in bytes; None where the system does not say."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_bytes()
+
+
 def check_memory(given: Mapping[str, Any]) -> None:
     """Refuse sizes whose largest matrices alone do not fit, before torch allocates them."""
     free = available_bytes()

@@ -8,6 +8,7 @@ which a CUDA graph would keep as they were, and copies from one to the other.
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -91,12 +92,16 @@ def model_of(augmentation: nn.Module, recon: Any = None) -> LFADS:
 
 @pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("recon", [recons.Poisson, recons.Gaussian])
-def test_step_and_sampling(recon: Any, lengths: bool) -> None:
+def test_step_and_sampling(recon: Any, lengths: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(CoordinatedDropout(0.3), recon())
     optimizer: Any = model.configure_optimizers()
     model.to("meta")
     trained = [p for p in model.parameters() if p.requires_grad and p.numel()]
-    optimizer = type(optimizer)(trained, lr=0.01)
+    # As a CUDA graph needs it: the rate, too, is a number on the device, not one of Python's.
+    adam = sys.modules["torch.optim.adam"]
+    monkeypatch.setattr(adam, "_get_capturable_supported_devices", lambda **_: ["meta"])
+    optimizer = type(optimizer)(trained, lr=0.01, capturable=True, foreach=True)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.01, device="meta")
     weights, stack = model.weights, model.train_aug_stack
     batch = batch_of("meta", lengths)
     with OneDevice():

@@ -22,6 +22,7 @@ from ..datamodules.loaders import OrderedLoader, in_length_order
 from ..errors import UserError, nearest
 from ..metrics.trialwise import NLB_FLOOR
 from ..model import LFADS
+from ..model_checks import bytes_available
 from ..modules.decoder import Decoding
 from ..provenance import provenance
 from ..tuples import SessionBatch, SessionOutput, bins_of
@@ -70,8 +71,8 @@ def sample_posterior(
     seed : int
         Seed of the samples; the global generators are left alone.
     max_bytes : int
-        Bound of the memory for samples, in bytes; it does not change what is computed but for
-        the random numbers.
+        Bound of the memory for samples, in bytes; half of the device's free memory, where that
+        is less. It does not change what is computed but for the random numbers.
 
     Returns
     -------
@@ -470,7 +471,7 @@ def _average(
     sample = bool(model.hparams["variational"])
     # Without a variational posterior all samples are the same one.
     num_samples = draws.num_samples if sample else 1
-    at_once = max(1, draws.max_bytes // _bytes_per_row(model))
+    at_once = _rows_at_once(model, draws)
     was_training = model.training
     devices = [model.device] if model.device.type == "cuda" else []
     try:
@@ -559,7 +560,15 @@ def output_bytes(model: LFADS, data: Any) -> int:
 
 
 def _trials_at_once(model: LFADS, draws: Draws) -> int:
-    return max(1, draws.max_bytes // (_bytes_per_row(model) * max(1, draws.num_samples)))
+    return max(1, _rows_at_once(model, draws) // max(1, draws.num_samples))
+
+
+def _rows_at_once(model: LFADS, draws: Draws) -> int:
+    # What a seed draws depends on the bound, so the memory of a machine does not raise it: half of
+    # what is free lowers it, where sampling would fail otherwise.
+    free = bytes_available(model.device)
+    most = draws.max_bytes if free is None else min(draws.max_bytes, free // 2)
+    return max(1, most // _bytes_per_row(model))
 
 
 # ---- files, written as trials are inferred, so that no session has to fit into memory ----------

@@ -133,7 +133,8 @@ def test_memory_bound_changes_no_shape(pattern: str, max_bytes: int) -> None:
     )
 
 
-def test_memory_bound_is_kept(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["bound", "memory"])
+def test_memory_bound_is_kept(pattern: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = datamodule(pattern)
     model = wild(lfads(data))
     rows: list[int] = []
@@ -144,8 +145,12 @@ def test_memory_bound_is_kept(pattern: str, monkeypatch: pytest.MonkeyPatch) -> 
         return decode(encoding, ext_input, **options)
 
     monkeypatch.setattr(model, "decode", spy)
-    bound = 6 * analysis._bytes_per_row(model)
-    sample_posterior(model, data, num_samples=10, max_bytes=bound)
+    bound, bytes_ = 6 * analysis._bytes_per_row(model), {}
+    if where == "bound":
+        bytes_ = {"max_bytes": bound}
+    else:  # half of what is free
+        monkeypatch.setattr(analysis, "bytes_available", lambda device: 2 * bound)
+    sample_posterior(model, data, num_samples=10, **bytes_)
     assert max(rows) <= 6
     assert sum(rows) == 10 * 5  # samples x validation trials
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ...data.memory import available_bytes
 from ...errors import UserError
+from ...model_checks import bytes_available as bytes_available
 from .draws import global_generators
 
 #: Tensors of a parameter's size that training keeps: itself, its gradient and Adam's two moments.
@@ -29,14 +29,6 @@ _CACHED = 256 * 2**20
 def bytes_per_member(model: nn.Module) -> int:
     """Return the bytes of a member's parameters, gradients and optimiser state."""
     return _COPIES * sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def bytes_available(device: torch.device | str) -> int | None:
-    """Return the free memory of a device in bytes; None where the system does not say."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_bytes()
 
 
 def step_bytes(model: Any, batch: Any) -> int:
