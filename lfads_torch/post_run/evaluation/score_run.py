@@ -239,10 +239,12 @@ def _notes(recording: Recording, split: str, baselines: Sequence[str]) -> list[s
     if recording.condition_names and recording.psth is None:
         bin_ms = recording.session.bin_ms
         width = f"{PSTH_SMOOTHING_MS:g} ms" if bin_ms else "2 bins"
+        data = "counts" if recording.counts else "data"
         notes.append(
-            f"PSTH R2 is against the mean counts of the same {split} trials of each condition "
-            f"({recording.condition_key}), smoothed by {width}, since the file has no psth; "
-            "smoothed spikes hold those very counts, noise and all, and may exceed true rates"
+            f"PSTH R2 is against the mean {data} of the same {split} trials of each "
+            f"condition ({recording.condition_key}), smoothed by {width}, since the file has no "
+            f"psth; smoothed {'spikes' if recording.counts else 'data'} hold those very {data}, "
+            "noise and all, and may exceed true rates"
         )
     elif recording.condition_names:
         notes.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,13 @@ ROWS = {
     "truth": "true rates",
 }
 """Rows of the table, and what they are called."""
+
+
+def row_names(facts: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Name the rows for sessions with these facts: what is no count is not called a spike."""
+    counts = all(session.get("counts", True) for session in facts)
+    return ROWS if counts else ROWS | {"smoothing": "smoothed data"}
+
 
 COLUMNS = {
     "bps": "bits/spike",
@@ -189,14 +196,15 @@ class Evaluation:
         head += f" of {len(self.sessions)} sessions" if many else f" of {self.sessions[0].name}"
         if self.n_draws:
             head += f"; in brackets {self.level:.0%} intervals over trials ({self.n_draws} draws)"
-        parts = [head, score_table(self.scores, markdown)]
+        rows = row_names(session.facts for session in self.sessions)
+        parts = [head, score_table(self.scores, markdown, rows)]
         if many:
             model = {s.name: s.scores.get("lfads", {}) for s in self.sessions}
             names = {name: name for name in model}
             parts += ["LFADS rates by session", score_table(model, markdown, rows=names)]
         if self.differences:
             title = "LFADS rates minus the baseline, the same trials drawn for both"
-            parts += [title, score_table(self.differences, markdown)]
+            parts += [title, score_table(self.differences, markdown, rows)]
         for session in self.sessions:
             if session.nlb:
                 name = f" ({session.name})" if many else ""
@@ -206,11 +214,11 @@ class Evaluation:
             if session.few_shot:
                 name = f" of {session.name}" if many else ""
                 title = f"Bits/spike of channels{name} that the model never saw, from N trials"
-                parts += [title, _laid_out(few_shot_table(session.few_shot, ROWS), markdown)]
+                parts += [title, _laid_out(few_shot_table(session.few_shot, rows), markdown)]
         for session in self.sessions:
             name = f"{session.name}, " if many else ""
             lines = [
-                by_time_text(f"{name}{ROWS[row]}, {COLUMNS[score]}", by_time)
+                by_time_text(f"{name}{rows[row]}, {COLUMNS[score]}", by_time)
                 for row, scores in session.by_time.items()
                 if row in ("lfads", "lfads_factors", "lfads_readout", "smoothing")
                 for score, by_time in scores.items()

@@ -25,6 +25,7 @@ def decoded_behavior(
     trials: Sequence[int] | None = None,
     n_trials: int = 6,
     max_columns: int = 4,
+    decoded_name: str = "decoded from inferred rates",
     baseline_name: str = "from smoothed spikes",
 ) -> Figure:
     """Draw decoded behaviour on the true one, some trials side by side, and all samples at once.
@@ -45,7 +46,8 @@ def decoded_behavior(
         How many are chosen.
     max_columns : int
         Columns of behaviour drawn at most.
-    baseline_name : str
+    decoded_name, baseline_name : str
+        What the legend calls them.
 
     Returns
     -------
@@ -87,7 +89,7 @@ def decoded_behavior(
     grid[-1, 1].set_xlabel("true")
     handles = [
         Line2D([], [], color=look().ink, linewidth=2.6, alpha=0.45, label="true"),
-        Line2D([], [], color=look().blue, label="decoded from inferred rates"),
+        Line2D([], [], color=look().blue, label=decoded_name),
     ]
     if other is not None:
         handles.append(Line2D([], [], color=look().muted, linewidth=1.2, label=baseline_name))

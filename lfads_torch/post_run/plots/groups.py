@@ -62,16 +62,16 @@ def _name(label: Any) -> str:
 
 
 def condition_legend(
-    figure: Figure, groups: Sequence[Group], n_all: int, *, title: str = "condition"
+    figure: Figure, groups: Sequence[Group], n_all: int, *, remark: str = ""
 ) -> None:
-    """Name the conditions below the figure; nothing without conditions."""
+    """Name the conditions below the figure, with a remark; nothing without conditions."""
     shown = [group for group in groups if group.name]
     if not shown:
         return
     some = f" ({len(shown)} of {n_all})" if len(shown) < n_all else ""
     figure.legend(
         handles=[Line2D([], [], color=g.colour, linewidth=3, label=g.name) for g in shown],
-        title=title + some,
+        title=f"condition{some}{remark}",
         loc="outside lower center",
         ncols=min(len(shown), 12),
         handlelength=1.0,

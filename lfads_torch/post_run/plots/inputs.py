@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .groups import MAX_GROUPS, Group, by_condition, condition_legend, mean_and_error
 from .style import (
@@ -186,8 +186,7 @@ def latent_usage(
     axes = figure.subplots(1, n_panels, squeeze=False)[0].tolist()
     if co is not None:
         total = np.nansum(co, axis=0)
-        order = np.argsort(-total, kind="stable")[:max_dims]
-        _bars(axes[0], total[order], [str(k) for k in order], "inferred inputs")
+        order = _bars(axes[0], total, max_dims, "inferred inputs")
         time, label = time_centres(len(co), bin_ms)
         for place, dim in enumerate(order[: len(look().palette) - 1].tolist()):
             name = f"input {dim}"
@@ -198,8 +197,7 @@ def latent_usage(
         axes[1].set_ylim(low, low + 1.3 * (high - low))  # room for the legend
         axes[1].legend(loc="upper right", ncols=2)
     if ic is not None:
-        order = np.argsort(-ic, kind="stable")[:max_dims]
-        _bars(axes[-1], ic[order], [str(k) for k in order], "initial condition")
+        _bars(axes[-1], ic, max_dims, "initial condition")
     return figure
 
 
@@ -218,14 +216,19 @@ def _mean_over_trials(kl: ArrayLike | None, ndim: int) -> FloatArray | None:
     return mean_and_error(data)[0] if data.ndim == ndim + 1 else data
 
 
-def _bars(axis: Axes, values: FloatArray, names: list[str], title: str) -> None:
-    colours = [look().blue if value >= USED_NATS else look().muted for value in values.tolist()]
-    places = np.arange(len(values))
-    axis.bar(places, values, color=colours, width=0.75)
+def _bars(axis: Axes, values: FloatArray, max_dims: int, title: str) -> NDArray[np.intp]:
+    """Draw the largest divergences, count all, and return the dimensions drawn, largest first."""
+    order = np.argsort(-values, kind="stable")[:max_dims]
+    shown = values[order]
+    colours = [look().blue if value >= USED_NATS else look().muted for value in shown.tolist()]
+    places = np.arange(len(shown))
+    axis.bar(places, shown, color=colours, width=0.75)
     n_used = int((values >= USED_NATS).sum())
     axis.set(ylabel="KL (nats per trial)", title=f"{title}: {n_used} of {len(values)} used")
-    step = max(1, len(names) // 10)
-    axis.set_xticks(places[::step], names[::step])
-    axis.set_xlabel("dimension (sorted)")
+    step = max(1, len(shown) // 10)
+    axis.set_xticks(places[::step], order[::step].tolist())
+    left_out = f", the first {len(shown)}" if len(shown) < len(values) else ""
+    axis.set_xlabel(f"dimension (sorted{left_out})")
     # A bar alone would fill the panel.
-    axis.set_xlim(-0.6, max(len(values), 6) - 0.4)
+    axis.set_xlim(-0.6, max(len(shown), 6) - 0.4)
+    return order

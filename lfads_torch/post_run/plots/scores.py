@@ -51,7 +51,8 @@ def score_intervals(
     n_columns = min(max_columns, len(panels))
     n_rows = -(-len(panels) // n_columns)
     height = (0.3 * len(methods) + 0.95) * n_rows
-    figure = Figure(figsize=(2.3 * n_columns + 1.9, height), layout="constrained")
+    figure = Figure(figsize=(2.3 * n_columns + 1.9, height))
+    figure.set_layout_engine("constrained", h_pad=0.1)
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
     for axis in grid.ravel()[len(panels) :]:
         axis.set_visible(False)

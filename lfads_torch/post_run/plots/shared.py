@@ -83,5 +83,5 @@ def shared_factors(
         grid[row, 0].set_ylabel(f"factor {row}\n(a.u.)")
     left_out = f" ({len(chosen)} of {n_all} sessions)" if len(chosen) < n_all else ""
     behind = "; dotted: shared component" if shared is not None else ""
-    condition_legend(figure, groups, n_groups, title=f"condition{behind}{left_out}")
+    condition_legend(figure, groups, n_groups, remark=behind + left_out)
     return figure

@@ -59,6 +59,7 @@ _PANELS = (
     _Panel("reconstruction", "reconstruction loss", (*_pair("recon"), _SMOOTHED)),
     _Panel("bits per spike", "bits/spike", (*_pair("bps"), _HELD_OUT, _FORWARD), gain=True),
     _Panel("R² against the truth", "R²", _pair("r2"), gain=True),
+    _Panel("behaviour read out", "R²", _pair("behavior_r2"), gain=True),
     # Logarithmic, so that the smaller of the two terms is seen as well.
     _Panel("KL terms", "KL, as weighted in the loss", _KL, log=True),
     _Panel("ramps", "weight", _RAMPS, robust=False),
@@ -67,7 +68,7 @@ _PANELS = (
 
 @styled
 def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
-    """Draw loss, reconstruction, bits per spike, R2, KL and ramps over epochs.
+    """Draw loss, reconstruction, bits per spike, R2, behaviour, KL and ramps over epochs.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
             raise DataError(f"the table has columns {sorted(columns)}; it needs one named 'epoch'")
         epochs = columns.pop("epoch")
         series = {key: (epochs[~np.isnan(v)], v[~np.isnan(v)]) for key, v in columns.items()}
-    panels = [p for p in _PANELS if any(len(series.get(c.key, ((),))[0]) for c in p.curves)]
+    panels = [p for p in _PANELS if any(_is_drawn(p, series.get(c.key)) for c in p.curves)]
     if not panels:
         return empty_figure("nothing logged yet")
     n_columns = min(3, len(panels))
@@ -100,6 +101,13 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
     for axis in grid[len(panels) :]:
         axis.set_visible(False)
     return figure
+
+
+def _is_drawn(panel: _Panel, curve: tuple[FloatArray, FloatArray] | None) -> bool:
+    # A score that the data do not have is logged as NaN; a loss that is NaN has diverged.
+    return curve is not None and bool(
+        (np.isfinite(curve[1]) if panel.gain else curve[0] >= 0).any()
+    )
 
 
 def _draw_panel(

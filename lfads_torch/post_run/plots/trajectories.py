@@ -180,7 +180,8 @@ def trajectories(
         condition_legend(figure, groups, n_all)
         return figure
     axis = figure.subplots(subplot_kw={"projection": "3d"} if n_dims == 3 else {})
-    _frame(axis, names, _cube(paths))
+    # Trials of other conditions would leave the shown ones in a corner.
+    _frame(axis, names, _cube(paths[np.concatenate([group.trials for group in groups])]))
     axis.set_title(title)
     if conditions is None:
         norm = Normalize(edges[0], edges[-1])
@@ -196,7 +197,7 @@ def trajectories(
             mean, _ = mean_and_error(paths[group.trials])
             axis.plot(*mean.T, linewidth=2.6, color=group.colour)
             axis.scatter(*mean[0], s=34, color=group.colour, edgecolors=look().paper, zorder=4)
-    condition_legend(figure, groups, n_all, title="condition; dots: start")
+    condition_legend(figure, groups, n_all, remark="; dots: start")
     return figure
 
 

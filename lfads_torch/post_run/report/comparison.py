@@ -13,7 +13,7 @@ from ...errors import UserError
 from ...files import expanded, write_whole
 from ...folder import RunFolder
 from ..evaluation.cross import cross_r2, cross_table
-from ..evaluation.table import COLUMNS, ROWS
+from ..evaluation.table import COLUMNS, row_names
 from ..plots.training import training_beside
 from .findings import find_all
 from .page import Picture, Press, render
@@ -149,7 +149,9 @@ def score_comparison(names: Sequence[str], records: Sequence[RunRecord]) -> dict
         rows.append({"name": title, "cells": cells})
     if not rows:
         return None
-    return {"columns": list(names), "rows": rows, "reference": ROWS["smoothing"]}
+    facts = [s["facts"] for record in records for s in (record.scores or {}).get("sessions", [])]
+    reference = row_names(facts)["smoothing"]
+    return {"columns": list(names), "rows": rows, "reference": reference}
 
 
 def scored_data(names: Sequence[str], records: Sequence[RunRecord]) -> dict[str, tuple[Any, ...]]:

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from ...data import shared_ends, shared_trials
 from ...data.smoothing import gaussian_smooth
 from ...metrics.trialwise import SpikeScore, score_value
-from ..evaluation import BASELINES, ROWS
+from ..evaluation import BASELINES
 from ..evaluation.behavior import SCORED, TRAIN, Recording
+from ..evaluation.table import row_names
 from ..posterior import ACTIVE, active_share
 from .record import RunRecord
 
@@ -187,22 +188,29 @@ def _ramps(record: RunRecord) -> Iterator[Finding]:
 
 def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
     differences = (record.scores or {}).get("differences", {})
+    names = row_names(session["facts"] for session in (record.scores or {}).get("sessions", []))
     # Not PSTH R2: its PSTHs, of the trials that are scored, hold the noise that smoothing keeps.
-    names = {"co_bps": "co-bps", "fp_bps": "fp-bps", "behavior_r2": "decoding of behaviour"}
+    titles = {"co_bps": "co-bps", "fp_bps": "fp-bps", "behavior_r2": "decoding of behaviour"}
     ceilings = [row.name for row in BASELINES.values() if row.is_ceiling]
     for row, by_score in differences.items():
         if row in ceilings:
             continue
-        for score, title in names.items():
-            estimate = by_score.get(score)
-            if estimate and estimate["high"] is not None and estimate["high"] < 0:
-                yield Finding(
-                    "caution",
-                    f"A simpler method does better: {ROWS.get(row, row)}",
-                    f"In {title} the model is {-estimate['value']:.3f} below {ROWS.get(row, row)} "
-                    f"(interval {estimate['low']:.3f} to {estimate['high']:.3f}).",
-                    "Train longer, or search hyper-parameters: lfads pbt.",
-                )
+        below = [
+            f"in {title} by {-estimate['value']:.3f} ({-estimate['high']:.3f} to "
+            f"{-estimate['low']:.3f})"
+            for score, title in titles.items()
+            if (estimate := by_score.get(score))
+            and estimate["high"] is not None
+            and estimate["high"] < 0
+        ]
+        if below:
+            name = names.get(row, row)
+            yield Finding(
+                "caution",
+                f"A simpler method does better: {name}",
+                f"The model is below it {', '.join(below)}.",
+                "Train longer, or search hyper-parameters: lfads pbt.",
+            )
 
 
 def _generator_clip(record: RunRecord) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ...data import names_of
 from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
 from ...metrics.decoder import Decoder
@@ -22,7 +23,7 @@ from ..decode import DECODER
 from ..dynamics import Generator, find_fixed_points
 from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..evaluation.scoring import ALPHAS
-from ..evaluation.table import COLUMNS, ROWS
+from ..evaluation.table import COLUMNS, row_names
 from ..plots.style import evenly, principal_axes
 from ..posterior import kl_by_dimension
 from .page import Picture
@@ -71,8 +72,9 @@ def run_pictures(record: RunRecord) -> list[Picture]:
 def score_picture(scores: dict[str, Any]) -> Picture:
     """Return a picture of the run's scores beside the baselines'."""
     titles = {key: title.replace("R2", "R²") for key, title in COLUMNS.items()}
+    names = row_names(session["facts"] for session in scores["sessions"])
     shown = {
-        ROWS.get(row, row): {
+        names.get(row, row): {
             name: (e["value"], e["low"], e["high"]) for name, e in by_name.items() if e is not None
         }
         for row, by_name in scores["scores"].items()
@@ -80,7 +82,7 @@ def score_picture(scores: dict[str, Any]) -> Picture:
     level = (
         f"{scores['level']:.0%} intervals over trials" if scores.get("n_draws") else "no intervals"
     )
-    highlight = [ROWS["lfads"], ROWS["lfads_factors"]]
+    highlight = [title for row, title in names.items() if row.startswith("lfads")]
     draw = partial(plots.score_intervals, shown, titles, highlight=highlight)
     return Picture("scores", "Scores", f"Dots are scores, lines {level}.", draw)
 
@@ -89,8 +91,9 @@ def time_picture(scores: dict[str, Any]) -> Picture | None:
     """Return a picture of the scores of consecutive parts of time, where they were computed."""
     titles = {key: title.replace("R2", "R²") for key, title in COLUMNS.items()}
     several = len(scores["sessions"]) > 1
+    names = row_names(session["facts"] for session in scores["sessions"])
     shown = {
-        ROWS[row] + (f", {session['name']}" if several else ""): by_time
+        names[row] + (f", {session['name']}" if several else ""): by_time
         for session in scores["sessions"]
         for row, by_time in (session.get("by_time") or {}).items()
         if row in ("lfads", "smoothing")
@@ -238,11 +241,14 @@ def _rates(record: RunRecord, recording: Recording) -> Iterator[Picture]:
             counts=recording.counts,
         )
 
+    data, means = ("Spikes", "rates") if recording.counts else ("Data", "means")
+    has_inputs = "co_means" in trials and np.any(trials["co_means"])
+    title = f"{data}, {means} and inferred inputs" if has_inputs else f"{data} and {means}"
     caption = (
-        "Validation trials: what was recorded, and the rates that the model infers from it. Units "
-        "with similar rates lie beside each other."
+        f"Validation trials: what was recorded, and the {means} that the model infers from it. "
+        f"Units with similar {means} lie beside each other."
     )
-    yield Picture("rates", "Spikes, rates and inferred inputs", caption, draw)
+    yield Picture("rates", title, caption, draw)
 
 
 def _single_trials(record: RunRecord, recording: Recording) -> Iterator[Picture]:
@@ -259,6 +265,9 @@ def _single_trials(record: RunRecord, recording: Recording) -> Iterator[Picture]
     caption = (
         "Units whose rates vary most. Rates should follow what spikes have in common across the "
         "population and not each single spike."
+        if recording.counts
+        else "Channels whose means vary most. Means should follow what channels have in common and "
+        "not each single value."
     )
     yield Picture("single_trials", "Single trials", caption, draw)
 
@@ -402,17 +411,13 @@ def _behavior(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     rates = [recording.trials[kind]["output_params"] for kind in (TRAIN, SCORED)]
     if not all(np.isfinite(array).any() for array in (*rates, behavior[TRAIN], behavior[SCORED])):
         return  # that rates are not finite is a finding of its own
-    # The attribute `behavior` of a file names the columns.
-    text = recording.session.attrs.get("behavior")
-    names = [name.strip() for name in text.split(",")] if isinstance(text, str) else []
-    n_columns = behavior[SCORED].shape[2]
 
     def draw() -> Figure:
         return plots.decoded_behavior(
             behavior[SCORED],
             _decode(recording, *rates),
             _from_smoothed(record, recording),
-            names=names[:n_columns] if len(names) >= n_columns else None,
+            names=_columns(recording),
             bin_ms=recording.session.bin_ms,
         )
 
@@ -421,6 +426,31 @@ def _behavior(record: RunRecord, recording: Recording) -> Iterator[Picture]:
         "validation trials. R² is over all validation bins."
     )
     yield Picture("behavior", "Behaviour decoded", caption, draw)
+
+
+def _columns(recording: Recording) -> list[str] | None:
+    """Return the names of the columns of behaviour, as far as the file's attribute has them."""
+    return names_of(recording.session.attrs, "behavior", recording.behavior[SCORED].shape[2])
+
+
+def _readout(record: RunRecord, recording: Recording) -> Iterator[Picture]:
+    """Show behaviour as the model itself reads it out, where it was trained to."""
+    behavior, readout = recording.behavior, recording.readout
+    if readout is None or not behavior or behavior[SCORED].ndim != 3:
+        return
+    draw = partial(
+        plots.decoded_behavior,
+        behavior[SCORED],
+        readout,
+        names=_columns(recording),
+        bin_ms=recording.session.bin_ms,
+        decoded_name="read out by the model",
+    )
+    caption = (
+        "What the readout that trained with the model says of validation trials. R² is over all "
+        "validation bins."
+    )
+    yield Picture("readout", "Behaviour read out by the model", caption, draw)
 
 
 def _day0_decoded(record: RunRecord, recording: Recording) -> Iterator[Picture]:
@@ -438,6 +468,7 @@ def _day0_decoded(record: RunRecord, recording: Recording) -> Iterator[Picture]:
         decoder.predict(scored[decoder.features]),
         names=decoder.target_names,
         bin_ms=recording.session.bin_ms,
+        decoded_name=f"decoded from {decoder.features}",
     )
     caption = (
         f"What the decoder of day 0 makes of this day's {decoder.features}; nothing was fitted to "
@@ -482,6 +513,7 @@ MAKERS: tuple[tuple[Callable[[RunRecord, Recording], Iterator[Picture]], tuple[s
     (_initial, ("ic_mean",)),
     (_inputs, ("co_means",)),
     (_usage, ("ic_mean", "ic_std")),
+    (_readout, ()),
     (_behavior, ()),
     (_day0_decoded, ()),
 )

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 from ...data.fingerprint import summary
 from ...errors import UserError, did_you_mean
 from ...files import expanded, write_whole
+from ..evaluation import BASELINES
 from ..evaluation.behavior import Recording
 from ..evaluation.few_shot import FewShot, few_shot_table
-from ..evaluation.table import COLUMNS, NLB_NAMES, ROWS
+from ..evaluation.table import COLUMNS, NLB_NAMES, row_names
 from ..outputs import whole_attribute
 from .findings import CHECKED, Finding, find_all
 from .page import FORMATS, Press, render
@@ -101,6 +102,7 @@ def report_run(
     pictures = {p.key: press.show(p) for p in run_pictures(record)}
     scores = record.scores
     scored_sessions = scores["sessions"] if scores else []
+    names = row_names(session["facts"] for session in scored_sessions)
     over_time = time_picture(scores) if scores else None
     model = {s["name"]: s["scores"].get("lfads", {}) for s in scored_sessions}
     page = render(
@@ -110,8 +112,8 @@ def report_run(
         findings=findings,
         checked=CHECKED,
         tiles=tiles(scores),
-        table=score_rows(scores["scores"]) if scores else None,
-        differences=score_rows(scores["differences"], best=False) if scores else None,
+        table=score_rows(scores["scores"], names) if scores else None,
+        differences=score_rows(scores["differences"], names, best=False) if scores else None,
         by_session=score_rows(model, {name: name for name in model}, best=False)
         if many and model
         else None,
@@ -151,7 +153,7 @@ def session_facts(recording: Recording) -> list[tuple[str, str]]:
     channels = f"{n_channels}"
     if recording.n_channels < n_channels:
         channels += f", the last {n_channels - recording.n_channels} held out"
-    kind = "counts" if recording.counts else "values that are no counts"
+    kind = "counts" if recording.counts else "values, not counts"
     facts = [("trials", trials), ("bins", bins), ("channels", channels), ("data", kind)]
     if recording.condition_names:
         n_conditions = len(set(recording.condition_names))
@@ -169,13 +171,14 @@ def tiles(scores: dict[str, Any] | None) -> list[dict[str, Any]]:
     if not scores:
         return []
     model, smoothed = (scores["scores"].get(row, {}) for row in ("lfads", "smoothing"))
+    names = row_names(session["facts"] for session in scores["sessions"])
     shown = [name for name in TILES if _value(model.get(name)) is not None][:N_TILES]
     return [
         {
             "name": COLUMNS[name],
             "estimate": model[name],
             "reference": _value(smoothed.get(name)),
-            "reference_name": ROWS["smoothing"],
+            "reference_name": names["smoothing"],
         }
         for name in shown
     ]
@@ -187,21 +190,21 @@ def _value(estimate: dict[str, Any] | None) -> float | None:
 
 
 def score_rows(
-    scores: dict[str, dict[str, Any]], names: dict[str, str] | None = None, *, best: bool = True
+    scores: dict[str, dict[str, Any]], names: dict[str, str], *, best: bool = True
 ) -> dict[str, Any]:
     """Lay out a table of scores: titles of columns, and rows with a name and a cell for each.
 
-    With `best`, the best of each column is marked, the truth set aside; else what excludes 0.
+    With `best`, the best of each column is marked, ceilings set aside; else what excludes 0.
     """
-    names = names or ROWS
     known = {
         key: {row: v for row in scores if (v := _value(scores[row].get(key))) is not None}
         for key in COLUMNS
     }
-    # The truth is the ceiling and not a method; and a column without any score says nothing.
+    # What sees the truth, or the scored trials, is no method; a column without scores says nothing.
+    ceilings = ["truth", *(row.name for row in BASELINES.values() if row.is_ceiling)]
     columns = [key for key in COLUMNS if known[key]]
     top = {
-        key: max((v for row, v in known[key].items() if row != "truth"), default=None)
+        key: max((v for row, v in known[key].items() if row not in ceilings), default=None)
         for key in columns
     }
     rows = []
@@ -213,12 +216,13 @@ def score_rows(
             estimate = scores[row].get(key)
             value = _value(estimate)
             mark = ""
-            if value is not None and best and row != "truth" and value == top[key]:
+            if value is not None and best and row not in ceilings and value == top[key]:
                 mark = "best"
             if value is not None and not best and estimate and estimate["low"] is not None:
                 mark = "better" if estimate["low"] > 0 else "worse" if estimate["high"] < 0 else ""
             cells.append({"estimate": estimate if value is not None else None, "mark": mark})
-        rows.append({"name": title, "cells": cells, "is_model": row.startswith("lfads")})
+        is_model, is_ceiling = row.startswith("lfads"), row in ceilings
+        rows.append({"name": title, "cells": cells, "is_model": is_model, "is_ceiling": is_ceiling})
     return {"columns": [COLUMNS[key] for key in columns], "rows": rows}
 
 
@@ -233,7 +237,11 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     for key in ("started", "finished"):
         if status.get(key):
             facts.append((key, str(status[key])))
-    sizes = [f"{size} {name}" for k, name in SIZES.items() if (size := record.set_up(k))]
+    sizes = [
+        f"{size} {name.removesuffix('s') if size == 1 else name}"
+        for k, name in SIZES.items()
+        if (size := record.set_up(k))
+    ]
     if sizes:
         facts.append(("model", ", ".join(sizes)))
     if record.model is not None:
