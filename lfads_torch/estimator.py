@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .checkpoint import find_checkpoint, load_model, read_checkpoint
-from .data import SPLITS, write_session
+from .data import SPLITS, list_some, write_session
 from .errors import UserError, number, unknown, whole
 from .files import expanded, replacing
 from .folder import RunFolder
@@ -175,6 +176,13 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         if resume and self.folder is None:
             raise UserError("resume=True goes on with the run in `folder`; give its folder")
         sessions = _sessions(X)
+        _check(sessions)
+        number("valid", self.valid, above=0, below=1)
+        if not isinstance(self.overrides or {}, Mapping):
+            raise UserError(
+                f"overrides is {self.overrides!r}; legal is a dict, such as "
+                "{'model.kl_co_scale': 1e-5}"
+            )
         observed = {} if behavior is None else _matching(behavior, sessions)
         held_out = {name: self._choose(data.shape[2]) for name, data in sessions.items()}
         n_bins = max(data.shape[1] for data in sessions.values())
@@ -185,7 +193,7 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
                     f"{place} holds a run already; go on with it by fit(..., resume=True), or give "
                     "another folder"
                 )
-            files = {name: place / "data" / f"{name}.h5" for name in sessions}
+            files = {name: place / "data" / f"{_stem(name)}.h5" for name in sessions}
             if not resume:  # a run goes on with the trials that it was begun with
                 for name, data in sessions.items():
                     padded = {"recon_data": _padded(data, n_bins)}
@@ -286,6 +294,8 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         """Save the trained estimator as one file, which is a checkpoint of the model, too."""
         check_is_fitted(self)
         target = expanded(path)
+        if target.is_dir():
+            raise UserError(f"{target} is a folder; name a file, such as {target / 'lfads.ckpt'}")
         settings = {name: getattr(self, name) for name in self.get_params() if name != "folder"}
         held_out = {name: held.tolist() for name, held in self.held_out_.items()}
         channels = {name: len(order) for name, order in self._order.items()}
@@ -302,6 +312,8 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         `trust` consents to code outside this package that the file names, as of `load_model`.
         """
         file = expanded(path)
+        if not file.is_file():
+            raise UserError(f"{file} is no file; name one that LFADSEstimator.save wrote")
         content = read_checkpoint(file).get(_KEY)
         if content is None:
             raise UserError(f"{file} was not saved by LFADSEstimator; load_model reads it")
@@ -326,15 +338,19 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
 
     def _choose(self, n_channels: int) -> NDArray[np.int64]:
         """Return the held-out channels, in ascending order."""
-        how = self.held_out
-        if isinstance(how, int | float):
-            return np.flatnonzero(choose_heldout(n_channels, how, self.random_state))
-        held = np.unique(np.asarray(how, dtype=np.int64))
-        if len(held) >= n_channels or (len(held) and not 0 <= held[0] <= held[-1] < n_channels):
+        how = np.asarray(self.held_out)
+        held = np.unique(how)
+        is_legal = how.dtype.kind in "iuf" or not how.size
+        if is_legal and how.ndim == 0 and 0 <= how < (n_channels if how.dtype.kind != "f" else 1):
+            return np.flatnonzero(choose_heldout(n_channels, how.item(), self.random_state))
+        is_legal &= how.ndim == 1 and how.dtype.kind != "f" and len(held) < n_channels
+        if not is_legal or (len(held) and not 0 <= held[0] <= held[-1] < n_channels):
             raise UserError(
-                f"held_out is {list(how)}; legal are some of the channels 0 to {n_channels - 1}"
+                f"held_out is {self.held_out!r}; legal are a number of channels below "
+                f"{n_channels}, a fraction below 1, or a list of some of the channels 0 to "
+                f"{n_channels - 1}"
             )
-        return held
+        return held.astype(np.int64)
 
     def _write(self, path: Path, given: dict[str, Array], held: NDArray[np.int64]) -> None:
         data = given["recon_data"]
@@ -395,7 +411,7 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
             n_read = n_channels - len(self.held_out_[name])
             read = _padded(data, self.n_bins_)[..., order[:n_read]]
             output = sample_posterior(
-                self.model_, read, self.num_samples, session=name, seed=self.random_state
+                self.model_, read, self.num_samples, session=_stem(name), seed=self.random_state
             )
             result[name] = choose(name, output).numpy()[:, : data.shape[1]]
         return _like(X, result)
@@ -407,8 +423,40 @@ def _order(n_channels: int, held_out: Iterable[int]) -> NDArray[np.int64]:
     return np.concatenate([np.setdiff1d(np.arange(n_channels), held), held])
 
 
+def _stem(name: str) -> str:
+    """Return the name of a session's file, by which the model knows the session."""
+    return re.sub(r"[^\w-]", "_", name)
+
+
+def _check(sessions: Mapping[str, Array]) -> None:
+    """Refuse what would be refused later by the number that a trial has in its split."""
+    stems = [_stem(name) for name in sessions]
+    if len(set(stems)) < len(stems):
+        raise UserError(
+            f"the sessions {', '.join(map(repr, sessions))} cannot be told apart by their letters "
+            "and digits; rename one"
+        )
+    for name, data in sessions.items():
+        where = "X" if name == _ONLY else f"X[{name!r}]"
+        for what, wrong in (
+            ("infinite values", np.isinf(data).any(axis=(1, 2))),
+            ("nothing but NaN", np.isnan(data).all(axis=(1, 2))),
+        ):
+            if wrong.any():
+                trials = list_some(np.flatnonzero(wrong).tolist())
+                raise UserError(
+                    f"{where} holds {what} in trials {trials} (counted from 0); legal are finite "
+                    "numbers, and NaN for missing bins: mend these trials, or leave them out"
+                )
+
+
 def _sessions(X: Any) -> dict[str, Array]:
     """Return trials x bins x channels by session; bins past a trial's end are NaN."""
+    if hasattr(X, "time_support") and isinstance(X, Mapping):  # pynapple.TsGroup
+        raise UserError(
+            "X holds times of spikes; give counts in bins, a row per trial: "
+            "[X.count(0.02, trial).values for trial in trials]"
+        )
     if isinstance(X, Mapping):
         if not X:
             raise UserError("X is an empty dict; give at least one session")
@@ -444,6 +492,8 @@ def _trials(data: Any, name: str) -> Array:
             raise UserError(f"{name} has dimensions {tuple(data.dims)}; legal are {legal}")
         data = data.transpose(*axes)
     if isinstance(data, Sequence) and not isinstance(data, str):
+        if not data:
+            raise UserError(f"{name} is an empty list; give at least one trial")
         trials = [np.asarray(trial) for trial in data]
         wrong = [trial.shape for trial in trials if trial.ndim != 2]
         if wrong or len({trial.shape[1] for trial in trials}) != 1:

@@ -109,13 +109,13 @@ def test_trials_of_several_lengths() -> None:
 
 
 def test_sessions() -> None:
-    X = {"monday": spikes(), "tuesday": spikes(n_channels=4, seed=1)}
+    X = {"24/5 monday": spikes(), "tuesday": spikes(n_channels=4, seed=1)}
     small = {**SMALL, "overrides": {**SMALL["overrides"], "model.encod_data_dim": 3}}
     lfads = LFADSEstimator(held_out=0.3, **small).fit(X)
     assert {name: rates.shape for name, rates in lfads.predict(X).items()} == {
         name: data.shape for name, data in X.items()
     }
-    assert lfads.n_features_in_ == {"monday": 7, "tuesday": 4}
+    assert lfads.n_features_in_ == {"24/5 monday": 7, "tuesday": 4}
     alone = lfads.transform({"tuesday": X["tuesday"]})["tuesday"]
     assert np.array_equal(alone, lfads.transform(X)["tuesday"])
     with pytest.raises(UserError, match="wednesday"):
@@ -161,9 +161,12 @@ def test_is_an_estimator_of_scikit_learn() -> None:
         (np.zeros((4, 5)), "trials x bins x channels"),
         (np.zeros((0, 5, 3)), "trials x bins x channels"),
         ([np.zeros((4, 3)), np.zeros((4, 2))], "as many channels"),
-        ([], "list of trials"),
+        ([], "empty list"),
         ({}, "empty dict"),
         (np.array([[["a"]]]), "numbers"),
+        (np.full((3, 4, 2), np.inf), "infinite values in trials 0, 1, 2"),
+        ([np.ones((4, 2)), np.ones((0, 2))], "nothing but NaN in trials 1"),
+        ({"day 1": np.ones((4, 5, 2)), "day_1": np.ones((4, 5, 2))}, "told apart"),
     ],
 )
 def test_refuses_what_is_no_data(X: Any, words: str) -> None:
@@ -176,5 +179,37 @@ def test_refuses_other_sizes(fitted: LFADSEstimator) -> None:
         fitted.predict(spikes(n_channels=6))
     with pytest.raises(UserError, match="11 bins"):
         fitted.predict(spikes(n_bins=11))
-    with pytest.raises(UserError, match="held_out"):
-        LFADSEstimator(held_out=[7], **SMALL).fit(spikes())
+
+
+@pytest.mark.parametrize("held_out", [[7], 8, -1, True, "a", [0.5], 1.5, [[1]]])
+def test_refuses_channels_that_cannot_be_held_out(held_out: Any) -> None:
+    with pytest.raises(UserError, match=r"held_out is .* legal are"):
+        LFADSEstimator(**{**SMALL, "held_out": held_out}).fit(spikes())
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [({"valid": 0}, "valid is 0"), ({"overrides": ["model.gen_dim=3"]}, "legal is a dict")],
+)
+def test_refuses_settings(setting: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        LFADSEstimator(**{**SMALL, **setting}).fit(spikes())
+
+
+def test_names_the_file_that_it_cannot_read_or_write(
+    fitted: LFADSEstimator, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is no file"):
+        LFADSEstimator.load(tmp_path / "nothing.ckpt")
+    with pytest.raises(UserError, match="is a folder"):
+        fitted.save(tmp_path)
+
+
+def test_times_of_spikes_are_no_counts() -> None:
+    nap = pytest.importorskip("pynapple")
+    units = nap.TsGroup({0: nap.Ts(np.arange(10.0)), 1: nap.Ts(np.arange(5.0))})
+    with pytest.raises(UserError, match=r"X\.count"):
+        LFADSEstimator(**SMALL).fit(units)
+    # What the message proposes.
+    trials = nap.IntervalSet(np.arange(3) * 2.0, np.arange(3) * 2.0 + 1.0)
+    assert [units.count(0.1, trial).values.shape for trial in trials] == [(10, 2)] * 3

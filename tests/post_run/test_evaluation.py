@@ -611,7 +611,7 @@ class TestTime:
             scored.scores["smoothing"]["behavior_r2"].value
         )
         # Trials were drawn at random.
-        assert any("day0: valid is interleaved" in note for note in scored.notes)
+        assert any("day0: the valid trials are interleaved" in note for note in scored.notes)
         assert scored.sessions[0].facts["split_kind"] == "interleaved"
         assert "LFADS rates, bits/spike in 5 parts of time" in scored.text()
         plain = json.loads(json.dumps(scored.to_dict()))
@@ -620,5 +620,5 @@ class TestTime:
     def test_a_split_in_order_of_time(self, tmp_path: Path, known: Data) -> None:
         known["train_inds"], known["valid_inds"] = np.arange(60), np.arange(60, 90)
         scored = evaluated(tmp_path, known, baselines=False)
-        assert any("day0: valid is chronological" in note for note in scored.notes)
+        assert any("day0: the valid trials are chronological" in note for note in scored.notes)
         assert scored.sessions[0].by_time == {}

@@ -131,7 +131,7 @@ def evaluate_run(
         scored, parts = _score(recording, predictions, weights, periods, drawing)
         scored.facts |= {"split_kind": kind.name, "between_training": kind.between}
         if kind.name != "unknown":
-            notes.append(f"{session.name}: {split} is {kind.text}")
+            notes.append(f"{session.name}: the {split} trials are {kind.text}")
         if few_shot:
             scored.few_shot = few_shot_scores(recording, few_shot, [seed, number])
         scored.nlb = benchmark_scores(recording, split)

@@ -119,5 +119,6 @@ def _scatter(axis: Axes, true: FloatArray, decoded: FloatArray) -> None:
     axis.set(xlim=(low, high), ylim=(low, high))
     axis.set_box_aspect(1)
     spread = ((x - x.mean()) ** 2).sum()
-    r2 = 1 - ((x - y) ** 2).sum() / spread if spread > 0 else float("nan")
-    axis.set_title(f"R² = {r2:.2f}", fontsize=11)
+    r2 = 1 - ((x - y) ** 2).sum() / spread if spread > 0 else None
+    title = "does not vary" if r2 is None else f"R² = {r2:.2f}".replace("-", "\u2212")
+    axis.set_title(title, fontsize=11)

@@ -74,7 +74,11 @@ def interactive_factors(
                 hovertemplate=f"trial {trial}, {label} %{{customdata:g}}<extra></extra>",
             )
     names = [f"PC {k + 1} ({share[k]:.0%})" for k in range(3)]
-    scene = {f"{axis}axis_title": name for axis, name in zip("xyz", names, strict=True)}
+    scene: dict[str, Any] = {
+        f"{axis}axis_title": name for axis, name in zip("xyz", names, strict=True)
+    }
+    # Far enough away that labels of the axes are within the picture.
+    scene |= {"aspectmode": "cube", "camera_eye": {"x": 1.5, "y": -1.6, "z": 0.8}}
     figure.update_layout(
         scene=scene, legend_title="condition", margin=_MARGIN, template="simple_white"
     )

@@ -99,7 +99,7 @@ def scores_over_time(
     panels = [name for name in (names or defined) if name in defined]
     if not panels:
         return empty_figure("no score to draw")
-    figure = Figure(figsize=(3.2 * len(panels) + 0.4, 2.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(panels) + 0.4, 2.9), layout="constrained")
     colours = (look().blue, look().orange, look().muted)
     for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, (method, row) in enumerate(scores.items()):
@@ -114,7 +114,8 @@ def scores_over_time(
         axis.set_title((names or {}).get(name, name))
         axis.set_xlabel("part of the scored time")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.axes[0].legend()
+    handles = {h.get_label(): h for axis in figure.axes for h in axis.get_lines()}
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=len(handles))
     return figure
 
 
@@ -175,6 +176,7 @@ def channel_scores(
     n_none = int((~np.isfinite(scores)).sum())
     lost = f", {n_none} without a score" if n_none else ""
     axes[0].set(xlabel="channels, sorted", ylabel=name, title=f"{n_below} below zero{lost}")
+    axes[0].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if n_read < len(scores):
         axes[0].legend()
     if both.any():

@@ -21,6 +21,7 @@ def shared_factors(
     conditions: Sequence[str] | None = None,
     *,
     bin_ms: float | int | None = None,
+    factor_names: Sequence[str] | None = None,
     n_factors: int = 3,
     max_sessions: int = 6,
     max_conditions: int = MAX_GROUPS,
@@ -41,6 +42,8 @@ def shared_factors(
         Names of the conditions; numbers by default.
     bin_ms : float, optional
         Bin width; with it time is in ms.
+    factor_names : sequence of str, optional
+        Names of the factors; by default their numbers.
     n_factors, max_sessions, max_conditions : int
         The first factors are drawn; of more sessions, an even choice; of more conditions, the
         first.
@@ -80,7 +83,8 @@ def shared_factors(
         grid[0, column].set_title(names[number])
         grid[-1, column].set_xlabel(time_label)
     for row in range(n_rows):
-        grid[row, 0].set_ylabel(f"factor {row}\n(a.u.)")
+        factor = factor_names[row] if factor_names else f"factor {row}"
+        grid[row, 0].set_ylabel(f"{factor}\n(a.u.)")
     left_out = f" ({len(chosen)} of {n_all} sessions)" if len(chosen) < n_all else ""
     behind = "; dotted: shared component" if shared is not None else ""
     condition_legend(figure, groups, n_groups, remark=behind + left_out)

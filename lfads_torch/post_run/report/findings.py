@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -102,8 +103,7 @@ def _stage(record: RunRecord) -> Iterator[Finding]:
 
 def _resume(record: RunRecord) -> str:
     """Return the command that goes on; a search goes on as a whole."""
-    command = "train" if record.folder == record.place else "pbt"
-    return f"lfads {command} --resume {record.folder}"
+    return f"lfads {record.command} --resume {shlex.quote(str(record.folder))}"
 
 
 def _diverged(record: RunRecord) -> Iterator[Finding]:

@@ -160,14 +160,17 @@ def _alignment(record: RunRecord) -> Picture:
         # One space for all sessions, since axes of each would turn and flip them at will.
         rows = np.concatenate([_flat(mean) for mean in means])
         rows = rows[np.isfinite(rows).all(axis=1)]
+        components = None
         if len(rows):
-            centre, axes, _ = principal_axes(rows)
+            centre, axes, share = principal_axes(rows)
             means = [(mean - centre) @ axes.T for mean in means]
+            components = [f"PC {k + 1} ({part:.0%})" for k, part in enumerate(share)]
         return plots.shared_factors(
             means,
             [recording.session.name for recording in record.recordings],
             conditions=names if any(names) else None,
             bin_ms=record.recordings[0].session.bin_ms,
+            factor_names=components,
         )
 
     return Picture("sessions", "Factors of all sessions", caption, draw)

@@ -58,6 +58,7 @@ class RunRecord:
     # status, config: Empty where absent
     status: dict[str, Any]
     config: dict[str, Any]
+    # What made the run: of a search its own configuration, not that of its best model
     config_text: str
     # Read from `log_path`
     log: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
@@ -72,6 +73,14 @@ class RunRecord:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+    @cached_property
+    def command(self) -> str:
+        """The command that makes such a run and goes on with it."""
+        method = RunFolder(self.folder).status.get("search")
+        if method is None and self.population is None:
+            return "align" if "alignment" in self.status else "train"
+        return "pbt" if method in (None, "pbt") else "search"
 
     @cached_property
     def model(self) -> Any:
@@ -193,6 +202,8 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
         text = (place / CONFIG).read_text(encoding="utf-8")
         content = yaml.safe_load(text)
         config = content if isinstance(content, dict) else {}
+        if is_search and (folder / CONFIG).is_file():
+            text = (folder / CONFIG).read_text(encoding="utf-8")
     except FileNotFoundError:
         absent.append(f"There is no {CONFIG}: the settings of the run are not known.")
     except (OSError, ValueError, yaml.YAMLError) as error:

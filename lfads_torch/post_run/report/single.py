@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from ...data.fingerprint import summary
 from ...errors import UserError, did_you_mean
 from ...files import expanded, write_whole
+from ...folder import RunFolder
 from ..evaluation import BASELINES
 from ..evaluation.behavior import Recording
 from ..evaluation.few_shot import FewShot, few_shot_table
@@ -22,7 +24,7 @@ from .record import RunRecord, Wanted, read_run
 
 REPORT = "report.html"
 
-TILES = ("co_bps", "bps", "behavior_r2", "psth_r2", "truth_r2", "latents_r2", "fp_bps", "r2")
+TILES = ("co_bps", "bps", "behavior_r2", "truth_r2", "latents_r2", "fp_bps", "r2", "psth_r2")
 """Scores for the top of the page, the weightiest first."""
 N_TILES = 4
 
@@ -112,11 +114,9 @@ def report_run(
         findings=findings,
         checked=CHECKED,
         tiles=tiles(scores),
-        table=score_rows(scores["scores"], names) if scores else None,
-        differences=score_rows(scores["differences"], names, best=False) if scores else None,
-        by_session=score_rows(model, {name: name for name in model}, best=False)
-        if many and model
-        else None,
+        table=score_rows(scores["scores"], names, marks="best") if scores else None,
+        differences=score_rows(scores["differences"], names, marks="sign") if scores else None,
+        by_session=score_rows(model, {name: name for name in model}) if many and model else None,
         nlb=[
             (s["name"], [(NLB_NAMES[k], v) for k, v in s["nlb"].items() if k in NLB_NAMES])
             for s in scored_sessions
@@ -190,11 +190,12 @@ def _value(estimate: dict[str, Any] | None) -> float | None:
 
 
 def score_rows(
-    scores: dict[str, dict[str, Any]], names: dict[str, str], *, best: bool = True
+    scores: dict[str, dict[str, Any]], names: dict[str, str], *, marks: str = ""
 ) -> dict[str, Any]:
     """Lay out a table of scores: titles of columns, and rows with a name and a cell for each.
 
-    With `best`, the best of each column is marked, ceilings set aside; else what excludes 0.
+    With the `marks` "best" the best of each column is marked, ceilings set aside; with "sign" what
+    excludes 0.
     """
     known = {
         key: {row: v for row in scores if (v := _value(scores[row].get(key))) is not None}
@@ -216,9 +217,9 @@ def score_rows(
             estimate = scores[row].get(key)
             value = _value(estimate)
             mark = ""
-            if value is not None and best and row not in ceilings and value == top[key]:
+            if value is not None and marks == "best" and row not in ceilings and value == top[key]:
                 mark = "best"
-            if value is not None and not best and estimate and estimate["low"] is not None:
+            if value is not None and marks == "sign" and estimate and estimate["low"] is not None:
                 mark = "better" if estimate["low"] > 0 else "worse" if estimate["high"] < 0 else ""
             cells.append({"estimate": estimate if value is not None else None, "mark": mark})
         is_model, is_ceiling = row.startswith("lfads"), row in ceilings
@@ -286,25 +287,24 @@ def environment_facts(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def commands(record: RunRecord) -> list[tuple[str, str]]:
-    """Return commands that make the run and this report again, each with what it does."""
-    search = record.status.get("search")
-    kind = search if isinstance(search, str) else "pbt" if record.population is not None else ""
-    samples = _samples(record) or 50
-    seed = record.status.get("seed", record.config.get("seed", 0))
+    """Return commands that make such a run and its report again, each with what it does."""
+    samples, again = _samples(record) or 50, shlex.quote(f"runs/{record.name}_again")
     if about := record.status.get("alignment"):
-        train = (
+        run, day = (shlex.quote(str(about[key])) for key in ("run", "day"))
+        make = (
             "align with the options in alignment.json",
-            f"lfads align {about['run']} {about['day']} --run-dir runs/{record.name}_again",
+            f"lfads align {run} {day} --run-dir {again}",
         )
     else:
-        train = (
-            "train with the configuration below, saved as config.yaml"
-            f" (it holds the seed, {seed}, and says where the data are)",
-            f"lfads {kind or 'train'} --config config.yaml --run-dir runs/{record.name}_again",
+        seed = RunFolder(record.folder).status.get("seed", record.config.get("seed", 0))
+        make = (
+            f"{'train' if record.command == 'train' else 'search'} with the configuration below, "
+            f"saved as config.yaml (it holds the seed, {seed}, and says where the data are)",
+            f"lfads {record.command} --config config.yaml --run-dir {again}",
         )
     return [
-        train,
-        ("average posterior samples anew", f"lfads sample runs/{record.name} --samples {samples}"),
-        ("score", f"lfads evaluate runs/{record.name}"),
-        ("write this page", f"lfads report runs/{record.name}"),
+        make,
+        ("average posterior samples anew", f"lfads sample {again} --samples {samples}"),
+        ("score", f"lfads evaluate {again}"),
+        ("write this page", f"lfads report {again}"),
     ]
