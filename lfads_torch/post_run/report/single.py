@@ -123,7 +123,7 @@ def report_run(
             if s.get("nlb")
         ],
         few_shot=[
-            (s["name"], few_shot_table(few_shot_of(s), ROWS))
+            (s["name"], few_shot_table(few_shot_of(s), names))
             for s in scored_sessions
             if s.get("few_shot")
         ],
