@@ -44,15 +44,14 @@ class Runner:
         # The controller reads the factors, and the generator the inputs, where they are made.
         self.ci_t, self.fac = np.split(self.con.x, [len(self.ci.h)])
         self.u, self.ext = np.split(self.gen.x, [len(w["co"])])
-        self.x, self.lag = self.ci.x, w["initial/state_lag"].copy()
+        self.x, self.lag, self.n = self.ci.x, w["initial/state_lag"].copy(), meta["inputs"]["x"][1]
         # Counts and external inputs of the first bins, from which the IC encoder infers g0.
         self.first = np.zeros((meta["first_bins"], len(self.x) + len(self.ext)), np.float32)
         self.out = {"factors": self.fac, "gen_states": self.gen.h, "inputs": self.u}
         self.out |= {name: np.zeros(n, np.float32) for name, n in meta["sizes"].items()}
         self.states = {"ci": self.ci.h, "con": self.con.h, "gen": self.gen.h, "fac": self.fac}
-        self.states |= {"first": self.first, "lag": self.lag}
-        # The features of the last bins, newest first, and a constant 1.
-        self.states["dec"] = np.ones(w["dec"].shape[1], np.float32)
+        # And the features of the last bins, newest first, and a constant 1.
+        self.states |= {"first": self.first, "lag": self.lag, "dec": np.ones(len(w["dec"].T), "f4")}
         self.reset()
 
     def reset(self) -> None:
@@ -74,12 +73,14 @@ class Runner:
     def step(self, counts: Any, ext: Any = None) -> dict[str, Any]:
         """Take counts (N,), and inputs (E,). What it returns changes with the next call."""
         ext = np.zeros_like(self.ext) if ext is None else np.asarray(ext)
-        if np.shape(counts) != self.x.shape or ext.shape != self.ext.shape:
+        if np.shape(counts) != (self.n,) or ext.shape != self.ext.shape:
             of = f"counts of shape {np.shape(counts)} and external inputs of {ext.shape}"
-            raise ValueError(f"{of}; the model takes {self.x.shape} and {self.ext.shape}")
+            raise ValueError(f"{of}; the model takes ({self.n},) and {self.ext.shape}")
         x = np.where(np.isnan(counts), np.float32(0), counts)
         if (bad := np.flatnonzero(~((x >= self.meta["least"]) & (x < np.inf)))).size:
             raise ValueError(f"channel {bad[0]} is {x[bad[0]]}; legal: {self.meta['support']}, NaN")
+        if "read" in self.w:  # a model that was aligned to a day
+            x = self.w["align"] @ np.maximum(self.w["read"] @ np.append(x, 1), self.w["floor"])
         self.x[:], self.ext[:], self.t = x, ext, self.t + 1
         if self.t <= len(self.first):
             self.first[self.t - 1] = np.concatenate([self.x, self.ext])
@@ -114,7 +115,6 @@ class Runner:
             p = s[2:] * (s[0] * w["scale"][0] / (s[1] * w["scale"][1]) + w["loc"])
         self.out["rates"][:] = np.exp(p[0]) if self.meta["is_log"] else p[0]
         self.out["behavior"][:] = w["beh"] @ np.append(self.out[self.meta["behavior_from"]], 1)
-        seen = np.concatenate([self.out[self.meta["features"]], kept[:-1]])
-        kept[:-1] = seen[: len(kept) - 1]
+        kept[:-1] = np.append(self.out[self.meta["features"]], kept)[: len(kept) - 1]
         np.dot(w["dec"], kept, out=self.out["decoded"])
         return self.out

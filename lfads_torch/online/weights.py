@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..modules import recons
+from ..modules.aligner import AlignedReadin
 from ..modules.readin_readout import FanInLinear
 from ..modules.recurrent import ClippedGRUCell
 from .graphs import StepGraph
@@ -42,7 +43,7 @@ def weights_of(graph: StepGraph) -> tuple[dict[str, Array], dict[str, Any]]:
     model, number, step = graph.session.model, graph.session.number, graph.step
     readin, readout, recon = model.readin[number], model.readout[number], model.recon[number]
     for name, part, legal in (
-        ("readin", readin, (nn.Identity, *_LINEAR)),
+        ("readin", readin, (nn.Identity, *_LINEAR, AlignedReadin)),
         ("readout", readout, _LINEAR),
         ("reconstruction", recon, tuple(_MEANS)),
     ):
@@ -54,7 +55,7 @@ def weights_of(graph: StepGraph) -> tuple[dict[str, Array], dict[str, Any]]:
     means = _MEANS[type(recon)]
     encoder, cell = model.encoder, model.decoder.rnn.cell
     n_read, n_fac = graph.session.n_channels, step.w_fac.shape[1]
-    read = None if isinstance(readin, nn.Identity) else _affine(readin)
+    read = _affine(readin) if isinstance(readin, _LINEAR) else None
     out = _affine(readout)
     n_out = len(out) // recon.n_params
     if isinstance(recon, recons.Gamma):
@@ -62,6 +63,15 @@ def weights_of(graph: StepGraph) -> tuple[dict[str, Array], dict[str, Any]]:
         out = out[:n_out] - out[n_out:]
     out = out[: means.n_params * n_out]
     arrays = {"out": out[:, :-1], "out_bias": out[:, -1], "fac": _array(step.w_fac).T}
+    if isinstance(readin, AlignedReadin):
+        # What is read is align max(read x, floor): y passes, and the hidden units below it are cut.
+        y, inner = _affine(readin.linear), _affine(readin.aligner.inner)
+        hidden = inner[:, :-1] @ y
+        hidden[:, -1] += inner[:, -1]
+        arrays["read"] = np.r_[y, hidden]
+        arrays["floor"] = np.r_[np.full(len(y), _ANY), np.zeros(len(hidden))]
+        arrays["align"] = np.c_[np.eye(len(y)), _array(readin.aligner.outer.weight)]
+        n_read = readin.out_features
     nets: dict[str, tuple[Array, Array]] = {
         "ci": (np.zeros((0, n_read + 1)),) * 2,
         "con": (np.zeros((0, n_fac + 1)),) * 2,
