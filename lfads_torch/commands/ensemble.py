@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from . import add_trust, print_written, terminal_line
+from . import FOLDER, add_trust, print_written, terminal_line
 
 SUMMARY = "choose among trained models and average their rates"
 TEXT = """\
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("run_folders", nargs="+", metavar="RUN", help="runs, searches, folders of seeds")
-    add("-o", "--output", required=True, metavar="DIR", help="folder of the ensemble")
+    add("-o", "--output", type=FOLDER, required=True, metavar="DIR", help="folder of the ensemble")
     add("--select", default="greedy", metavar="HOW", help="greedy, top:N or all (%(default)s)")
     add("--max", type=int, default=32, metavar="N", help="greedy choices at most (%(default)s)")
     add("--metric", metavar="NAME", help="co_bps, bps, fp_bps or loss (the first that there is)")

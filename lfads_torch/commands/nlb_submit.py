@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..files import expanded
-from . import writing_into
+from . import HDF5, writing_into
 
 SUMMARY = "write a submission to the Neural Latents Benchmark"
 TEXT = """\
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset", nargs="+", metavar="NAME", help="data set of each run (from the file's name)")
     add("--split", default="test", help="test or valid (%(default)s)")
     add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
-    add("--output", metavar="FILE", help="submission file (RUN/nlb_submission.h5)")
+    add("--output", type=HDF5, metavar="FILE", help="submission file (RUN/nlb_submission.h5)")
 
 
 def run(options: argparse.Namespace) -> int:

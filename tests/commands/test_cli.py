@@ -180,6 +180,8 @@ def test_overrides_may_stand_on_both_sides_of_options(
         (["sample", "r", "--output", "rates.csv"], "rates.csv ends in .csv; legal: .h5, .hdf5"),
         (["report", "r", "--output", "r.pdf"], "r.pdf ends in .pdf; legal: .html"),
         (["evaluate", "r", "--output", "r.csv"], "r.csv ends in .csv; it has to be a folder"),
+        (["ensemble", "r", "-o", "mean.h5"], "mean.h5 ends in .h5; it has to be a folder"),
+        (["nlb-submit", "r", "--output", "s.json"], "s.json ends in .json; legal: .h5, .hdf5"),
         (["add-session", "r"], "the following arguments are required: FILE\n"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

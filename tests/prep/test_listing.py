@@ -444,3 +444,15 @@ def test_a_file_that_cannot_be_opened_is_no_list(capsys: pytest.CaptureFixture[s
     Path("s.nwb").write_bytes(b"no HDF5")
     assert cli.main(["prep", "s.nwb", "--list"]) == 2
     assert "not an HDF5 file" in (error := capsys.readouterr().err) and "--list" not in error
+
+
+def test_what_has_to_be_chosen_is_chosen_together_with_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "binned.npz"
+    np.savez(path, spikes=np.random.default_rng(0).poisson(0.3, (60, 50, 12)))
+    assert cli.main(["prep", str(path), "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "--axes trial,time,unit" in listed
+    assert "Give --list and the option that is right together" in listed
+    assert "No command is known" not in listed
