@@ -158,6 +158,17 @@ class FileName(NamedTuple):
         return value
 
 
+class Part(NamedTuple):
+    """A component, described by its ``_target_``, or a list of them."""
+
+    def check(self, name: str, value: Any) -> Any:
+        """Return a description, or raise `ConfigError`."""
+        nodes = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(node, Mapping) and "_target_" in node for node in nodes):
+            raise ConfigError(f"{name} is {value!r}; legal are {name}._target_=..., and null")
+        return value
+
+
 class Metric(NamedTuple):
     """The name of a logged metric."""
 
@@ -171,13 +182,14 @@ class Metric(NamedTuple):
         return value
 
 
-Legal = Number | Choice | Names | FileName | Metric
+Legal = Number | Choice | Names | FileName | Part | Metric
 _ONE, _NONE, _SWITCH = _size(None), _size(None, least=0), Choice((True, False))
 # What NumPy's generators take.
 _SEED = Number(None, whole=True, least=0, most=2**32 - 1)
 _SHARE = Number(None, above=0)
 _MODES = Choice(("min", "max"))
 _STOPPING: dict[str, Legal] = {
+    "monitor": Metric(),
     "patience": _NONE,
     "min_delta": Number(None),
     "mode": _MODES,
@@ -192,6 +204,8 @@ COMPONENTS: dict[str, dict[str, Legal]] = {
         "behavior_detach": _SWITCH,
         "behavior_from": Choice(BEHAVIOR_SOURCES),
         "behavior_lr": Number(None, above=0),
+        **dict.fromkeys(("train_aug_stack", "infer_aug_stack", "ic_prior", "co_prior"), Part()),
+        **dict.fromkeys(("reconstruction", "readin", "readout"), Part()),
     },
     "BasicDataModule": {
         **dict.fromkeys(("datafile_pattern", "data_paths", "batch_keys"), Names()),
@@ -236,6 +250,7 @@ COMPONENTS: dict[str, dict[str, Legal]] = {
     },
     "EarlyStopping": _STOPPING,
     "EarlyStoppingWithBurnInPeriod": _STOPPING,
+    "CSVLogger": {"flush_logs_every_n_steps": _ONE},
     "LearningRateMonitor": {"logging_interval": Choice(("step", "epoch"))},
     "RasterPlot": {
         "split": Choice(("train", "valid")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -159,7 +160,7 @@ def check_sizes(model: Network, s: int, path: Any, size: Any) -> None:
     hp: Any = model.hparams
     n_params = getattr(model.recon[s], "n_params", 1)
     n_read = getattr(model.readin[s], "in_features", hp.encod_data_dim)
-    n_out = getattr(model.readout[s], "out_features", n_params * size.recon_dim)
+    n_out = _width(model.readout[s], hp.fac_dim)
     for argument, expected, what, actual in (
         (f"encod_data_dim (or readin {s})", n_read, "channels of encod_data", size.encod_dim),
         (f"readout {s}", n_out / n_params, "channels of recon_data", size.recon_dim),
@@ -173,6 +174,22 @@ def check_sizes(model: Network, s: int, path: Any, size: Any) -> None:
                 f"{expected:g}; change the model's configuration (null means: read it from the "
                 "data) or the file"
             )
+
+
+def _width(readout: nn.Module, n_in: int) -> int:
+    """Return how many parameters a readout gives for a bin."""
+    known: Any = getattr(readout, "out_features", None)
+    if known is not None:
+        return int(known)
+    # One of your own: a copy is asked, and no random number is drawn.
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            return int(copy.deepcopy(readout).cpu().eval()(torch.zeros(2, 2, n_in)).shape[-1])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"readout: {type(readout).__name__} does not map factors of shape "
+                f"(trials, bins, {n_in}): {' '.join(str(error).split())}"
+            ) from error
 
 
 def check_behavior(readout: BehaviorReadout | None, data: Any) -> int | None:

@@ -21,6 +21,7 @@ from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..arguments import ROOT
 from ..errors import UserError
 from ..files import cannot_write, expanded
 from ..progress import Line
@@ -112,8 +113,27 @@ def ending_in(*legal: str) -> Callable[[str], str]:
 
 
 HDF5 = ending_in(".h5", ".hdf5")
+JSON = ending_in(".json")
 PAGE = ending_in(".html", ".htm")
 FOLDER = ending_in()
+
+
+def seed_number(text: str) -> int:
+    """Read an option that seeds random numbers."""
+    try:
+        return int(ROOT["seed"].check("it", int(text)))
+    except ValueError as error:  # ours is one, too
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no seed; legal are whole numbers from 0 to 4294967295"
+        ) from error
+
+
+def check_named(output: str | None, source: str, overwrite: bool) -> None:
+    """Refuse to write over a file that was named: it is somebody's data or result."""
+    from ..data.find import check_output
+
+    if output:
+        check_output(expanded(source).absolute(), expanded(output).absolute(), overwrite)
 
 
 @contextmanager

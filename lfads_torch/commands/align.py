@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from ..errors import UserError
-from . import add_accept_changed_data, add_trust, print_result, start_run
+from . import add_accept_changed_data, add_trust, print_result, seed_number, start_run
 
 SUMMARY = "align a trained model to another day, without labels"
 TEXT = """\
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=1e-3, metavar="RATE", help="learning rate (%(default)s)")
     add("--batch-size", type=int, metavar="N", help="windows of a step (64, or more)")
     add("--samples", type=int, default=50, metavar="N", help="of the posterior (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="the first seed (%(default)s)")
+    add("--seed", type=seed_number, default=0, metavar="N", help="the first seed (%(default)s)")
     add("--last", action="store_true", help="begin from the last checkpoint, not the best")
     add("--overwrite", action="store_true", help="delete the run that OUT holds")
     add_trust(parser)

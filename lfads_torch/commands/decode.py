@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import expanded
-from . import FOLDER, print_written, writing_into
+from . import FOLDER, JSON, print_written, seed_number, writing_into
 
 SUMMARY = "fit a decoder of behaviour with lags, or apply one"
 TEXT = """\
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("place", metavar="RUN|FILE", help="run folder, its output file, or data file")
     add("--apply", metavar="DECODER", help="score this decoder; nothing is fitted")
     add("--json", action="store_true", help="print the result as JSON instead of the table")
-    add("--save", metavar="FILE", help="where the decoder goes (decoder.json of the run)")
+    add("--save", type=JSON, metavar="FILE", help="where it goes (decoder.json of the run)")
     add("--output", type=FOLDER, metavar="DIR", help="where decode.json goes (the run folder)")
 
     add = parser.add_argument_group("what is decoded from what").add_argument
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-baselines", action="store_true", help="without smoothed spikes")
     add("--draws", type=int, default=1000, metavar="N", help="bootstrap draws (%(default)s)")
     add("--level", type=float, default=0.95, help="of the intervals (%(default)s)")
-    add("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    add("--seed", type=seed_number, default=0, help="of the draws (%(default)s)")
 
 
 _OF_THE_FIT = ("features", "lags", "smooth_ms", "causal", "alpha", "fit", "save")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import can_resume, new_run_folder
+from . import can_resume, new_run_folder, seed_number
 
 SUMMARY = "generate spikes, train, score and draw"
 TEXT = """\
@@ -21,7 +21,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
-    add("--seed", type=int, default=0, help="seed of data and training (%(default)s)")
+    add("--seed", type=seed_number, default=0, help="seed of data and training (%(default)s)")
     add("--conditions", type=int, default=65, help="initial states (%(default)s)")
     add("--trials", type=int, default=16, help="trials of each condition (%(default)s)")
     add("--units", type=int, default=30, help="units (%(default)s)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from . import FOLDER, add_trust, print_written, terminal_line
+from . import FOLDER, add_trust, print_written, seed_number, terminal_line
 
 SUMMARY = "choose among trained models and average their rates"
 TEXT = """\
@@ -39,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", metavar="NAME", help="trials that are scored (test, else valid)")
     add("--space", default="rate", metavar="NAME", help="average of rate or log (%(default)s)")
     add("--samples", type=int, default=50, metavar="N", help="posterior samples (%(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of the draw of trials (%(default)s)")
+    add(
+        "--seed",
+        type=seed_number,
+        default=0,
+        metavar="N",
+        help="of the draw of trials (%(default)s)",
+    )
     add("--checkpoints", action="store_true", help="every checkpoint of a run is a member")
     add("--data", metavar="FILE", help="other trials of the same channels (the runs' own data)")
     add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..files import expanded
-from . import FOLDER, print_written, writing_into
+from . import FOLDER, print_written, seed_number, writing_into
 
 SUMMARY = "score a run beside simpler methods"
 TEXT = """\
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
     add("--draws", type=int, default=1000, metavar="N", help="bootstrap draws (%(default)s)")
     add("--level", type=float, default=0.95, help="of the intervals (%(default)s)")
-    add("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    add("--seed", type=seed_number, default=0, help="of the draws (%(default)s)")
     add("--by-time", type=int, metavar="N", help="also N consecutive parts of time, and the slope")
     add("--few-shot", metavar="N[,all]", help="score channels never seen after N training trials")
     rows = parser.add_mutually_exclusive_group()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import expanded
-from . import HDF5, writing_into
+from . import HDF5, check_named, writing_into
 
 SUMMARY = "join overlapping windows to one continuous recording"
 TEXT = """\
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("place", metavar="RUN|FILE", help="run folder, or HDF5 file of windows")
     add("--output", type=HDF5, metavar="FILE", help="merged file (of a single session)")
+    add("--overwrite", action="store_true", help="replace that file if it is there")
     add("--only", nargs="+", metavar="NAME", help="series to join, without their split (all)")
     add("--positions", metavar="KEY", help="per-window key that numbers windows cut elsewhere")
     add("--overlap", type=int, metavar="N", help="bins that such neighbours share")
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     from ..post_run.outputs import output_files
     from ..prep.merging import merge_file
 
+    check_named(options.output, options.place, options.overwrite)
     place = expanded(options.place)
     # None: `merge_file` names the result after its source.
     jobs: list[tuple[Path, Path | None]]

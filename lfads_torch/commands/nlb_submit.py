@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..files import expanded
-from . import HDF5, writing_into
+from . import HDF5, check_named, writing_into
 
 SUMMARY = "write a submission to the Neural Latents Benchmark"
 TEXT = """\
@@ -26,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", default="test", help="test or valid (%(default)s)")
     add("--bin-ms", type=float, metavar="MS", help="bin width, where the data do not say it")
     add("--output", type=HDF5, metavar="FILE", help="submission file (RUN/nlb_submission.h5)")
+    add("--overwrite", action="store_true", help="replace that file if it is there")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads nlb-submit --help``."""
     from ..post_run.nlb_submission import nlb_submission
 
+    check_named(options.output, options.runs[0], options.overwrite)
     place = expanded(options.runs[0]).absolute()
     folder = place if place.is_dir() else place.parent
     with writing_into(options.runs[0], options.output):

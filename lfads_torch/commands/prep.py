@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from . import HDF5, terminal_line
+from . import HDF5, seed_number, terminal_line
 
 SUMMARY = "make a data file out of a recording"
 TEXT = """\
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--block", type=int, metavar="N", help="trials of a block (10)")
     add("--block-ms", type=float, metavar="MS", help="length of a block of a chopped recording")
     add("--guard-ms", type=float, metavar="MS", help="left out between its splits (0)")
-    add("--seed", type=int, metavar="N", help="seed of the split and of drawn units (0)")
+    add("--seed", type=seed_number, metavar="N", help="seed of the split and of drawn units (0)")
 
     add = parser.add_argument_group("reading the source").add_argument
     add("--spikes", metavar="NAME[,NAME]", help="what holds the spikes; several are joined")

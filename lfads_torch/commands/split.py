@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import HDF5
+from . import HDF5, seed_number
 
 SUMMARY = "split a ready file of windows anew, without shared bins"
 TEXT = """\
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--test", type=float, default=0.2, metavar="FRACTION", help="put aside (%(default)s)")
     add("--guard", type=int, default=0, metavar="BINS", help="left out at borders (%(default)s)")
     add("--block", type=int, metavar="BINS", help="length of a block (ten windows)")
-    add("--seed", type=int, default=0, metavar="N", help="of the blocks (%(default)s)")
+    add("--seed", type=seed_number, default=0, metavar="N", help="of the blocks (%(default)s)")
     add("--overwrite", action="store_true", help="replace the new file if it is there")
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..files import expanded
-from . import HDF5, add_trust, print_written
+from . import HDF5, add_trust, check_named, print_written
 
 SUMMARY = "replay a recording bin by bin through a trained model"
 TEXT = """\
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--realtime", type=float, metavar="MS", help="one bin every MS (as fast as it goes)")
     add("--json", action="store_true", help="print the result as JSON")
     add("-o", "--output", type=HDF5, metavar="FILE", help="write the outputs of every bin (HDF5)")
+    add("--overwrite", action="store_true", help="replace that file if it is there")
     model = parser.add_argument_group("the stream")
     add = model.add_argument
     add("--mode", default="auto", metavar="M", help="auto, window or step (%(default)s)")
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from ..online.replay import read_recording, replay
     from ..online.stream import Stream
 
+    check_named(options.output, options.data, options.overwrite)
     recording = read_recording(
         expanded(options.data),
         key=options.key,

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import UserError
+from ..errors import UserError, number
 
 FloatArray = NDArray[np.float64]
 
@@ -83,6 +83,7 @@ def interval(value: float, draws: ArrayLike, level: float = 0.95) -> tuple[float
         NaN where the value, or every draw, is not finite, and where all draws score the same:
         nothing of the score depends on which trials are drawn, which does not make it sure.
     """
+    number("level", level, above=0, below=1)
     scores = np.asarray(draws, dtype=np.float64)
     scores = scores[np.isfinite(scores)]
     if not scores.size or not math.isfinite(value):
@@ -124,11 +125,11 @@ def score_by_time(
     of = score.within_all if isinstance(score, ErrorScore) else score.parts
     n_trials = 1 + max(int(part.max(initial=0)) for part in parts)
     values = []
-    for number, part in enumerate(parts):
+    for k, part in enumerate(parts):
         weights = np.zeros((1 + n_draws, n_trials))
         weights[0, part] = 1.0
         if n_draws and len(part):
-            key = [*(seed if isinstance(seed, Sequence) else [seed]), number]
+            key = [*(seed if isinstance(seed, Sequence) else [seed]), k]
             weights[1:, part] = resampled_trials(len(part), n_draws, key)
         values.append(ratio(*of(weights)))
     by_draw = np.stack(values, axis=1)  # (draws, parts)

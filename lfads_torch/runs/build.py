@@ -99,6 +99,8 @@ def build_trainer(config: Mapping[str, Any], folder: Path, seed: int, step: int)
     `lfads_torch.runs.resume`; a best checkpoint and a guard against NaN are added where
     the configuration has none.
     """
+    from pytorch_lightning.callbacks import Callback, LearningRateMonitor
+
     from .resume import AtomicCheckpointIO
 
     settings = dict(config["trainer"])
@@ -110,11 +112,21 @@ def build_trainer(config: Mapping[str, Any], folder: Path, seed: int, step: int)
         ]
         for name, nodes in extra.items()
     }
+    callbacks = [*built["callbacks"], *_callbacks(config, folder, seed)]
+    loggers = _loggers(config, step)
+    if not loggers:  # Lightning refuses what only writes to loggers where there is none
+        callbacks = [one for one in callbacks if not isinstance(one, LearningRateMonitor)]
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks: {type(callback).__name__} is no callback of Lightning; legal are "
+                "subclasses of pytorch_lightning.callbacks.Callback"
+            )
     trainer: pl.Trainer = build(
         settings,
         "trainer",
-        callbacks=[*built["callbacks"], *_callbacks(config, folder, seed)],
-        logger=_loggers(config, step),
+        callbacks=callbacks,
+        logger=loggers,
         plugins=[AtomicCheckpointIO(), *built["plugins"]],
         default_root_dir=str(folder),
     )
@@ -233,6 +245,13 @@ def _add_checkpoints(
     callbacks.sort(key=lambda callback: callback in checkpoints and callback.monitor != select_by)
     for callback in checkpoints:
         callback.dirpath = callback.dirpath or str(folder / CHECKPOINTS)
+        try:
+            callback.format_checkpoint_name({})
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            raise ConfigError(
+                f"callbacks: {callback.filename!r} is no name of a checkpoint ({error}); legal is "
+                "text with names of metrics in braces, best-{epoch:04d}"
+            ) from error
         # LastCheckpoint keeps the last epoch; Lightning would keep the last that was the best.
         callback.save_last = False
 
@@ -246,7 +265,9 @@ def _with_mode(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:
-    loggers = []
+    from pytorch_lightning.loggers import Logger
+
+    loggers: list[Any] = []
     for name, node in (config.get("logger") or {}).items():
         if not node:
             continue
@@ -272,6 +293,11 @@ def _loggers(config: Mapping[str, Any], step: int) -> list[Any]:
         if target.endswith(".TensorBoardLogger") and step:
             settings["purge_step"] = step  # a kill may have left more than the checkpoint has
         loggers.append(build(settings, f"logger.{name}"))
+        if not isinstance(loggers[-1], Logger):
+            raise ConfigError(
+                f"logger.{name}: {target} is no logger of Lightning; legal are subclasses of "
+                "pytorch_lightning.loggers.Logger"
+            )
     return loggers
 
 

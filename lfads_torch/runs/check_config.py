@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from importlib import import_module
-from typing import Any, NamedTuple, get_args, get_type_hints
+from os import PathLike
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from ..arguments import COMPONENTS, ROOT
+from ..arguments import COMPONENTS, ROOT, Metric
 from ..compat.configs import DROPPED
 from ..consent import is_known_part, open_places
 from ..errors import ConfigError, did_you_mean, nearest
@@ -29,14 +33,18 @@ OPEN = (["search", "space"], ["search", "ray"])
 EXTRAS = {"wandb": "wandb", "ray": "tune", "pynwb": "nwb"}
 
 
+#: Parts of a configuration that hold keys, whatever else is in it.
+GROUPS = ("callbacks", "logger", "posterior_sampling", "trainer")
+
+
 class Arguments(NamedTuple):
     """Names of what a class or function takes; `is_open` where it takes any other name, too."""
 
     legal: tuple[str, ...]
     required: tuple[str, ...]
     is_open: bool
-    #: Those that are annotated as numbers, truth values or None and nothing else.
-    numbers: frozenset[str] = frozenset()
+    #: Types of those whose annotation is made of `_PLAIN` ones.
+    kinds: Mapping[str, frozenset[Any]] = {}
 
 
 def find_target(path: str, where: str) -> Any:
@@ -44,6 +52,8 @@ def find_target(path: str, where: str) -> Any:
     if not is_known_part(str(path)):
         open_places()
     names = str(path).split(".")
+    if not all(name.isidentifier() for name in names):
+        raise ConfigError(f"{where}._target_={path!r}: legal are names with dots, package.Class")
     for n_names in range(len(names), 0, -1):
         holder, rest = ".".join(names[:n_names]), names[n_names:]
         try:
@@ -76,50 +86,78 @@ def arguments_of(target: Any) -> Arguments:
     if not inspect.isclass(target):
         return _signature(target, skip_first=False)
     legal: dict[str, None] = {}
-    numbers: frozenset[str] = frozenset()
+    kinds: dict[str, frozenset[Any]] = {}
     required: tuple[str, ...] | None = None
     is_open = False
     for cls in target.__mro__[:-1]:  # without object, which takes nothing
         if "__init__" in vars(cls):
             known = _signature(vars(cls)["__init__"], skip_first=True)
-            numbers |= known.numbers - legal.keys()
+            kinds = {**known.kinds, **kinds}
             legal.update(dict.fromkeys(known.legal))
             required = known.required if required is None else required
             is_open = known.is_open
             if not is_open:
                 break
     # Where no base takes anything, the class itself reads its **kwargs, as WandbLogger does.
-    return Arguments(tuple(legal), required or (), is_open, numbers)
+    return Arguments(tuple(legal), required or (), is_open, kinds)
+
+
+def check_parts(config: dict[str, Any]) -> None:
+    """Check that a configuration has what every run is built of."""
+    if not isinstance(config.get("trainer"), dict):
+        raise ConfigError("the configuration has no trainer; compare the packaged single.yaml")
+    for part in ("model", "datamodule"):
+        if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
+            raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
+    config["trainer"].setdefault("_target_", "pytorch_lightning.Trainer")
 
 
 def check_config(
     config: Mapping[str, Any], *, is_trained: bool = True, is_sampled: bool = True
 ) -> None:
     """Check that every ``_target_`` exists and gets legal arguments, and all that it needs."""
-    for group in FREE:
-        for name, node in (config.get(group) or {}).items():
-            if node and not (isinstance(node, Mapping) and "_target_" in node):
-                raise ConfigError(
-                    f"{group}.{name} has no _target_, so nothing says what it is; give "
-                    f"{group}.{name}._target_=..."
-                )
+    for group in GROUPS:
+        if config.get(group) and not isinstance(config[group], Mapping):
+            raise ConfigError(f"{group} is {config[group]!r}; legal are keys below it, and null")
+    built = {
+        f"{group}.{name}": node
+        for group in FREE
+        for name, node in (config.get(group) or {}).items()
+    }
+    built["posterior_sampling.fn"] = (config.get("posterior_sampling") or {}).get("fn")
+    for where, node in built.items():
+        if node and not (isinstance(node, Mapping) and "_target_" in node):
+            raise ConfigError(
+                f"{where} has no _target_, so nothing says what it is; give {where}._target_=..."
+            )
+    # Components refer to these.
+    if is_trained:
+        for key, entry in ROOT.items():
+            group, _, name = key.rpartition(".")
+            node = (config.get(group) or {}) if group else config
+            if node.get(name) is not None:
+                entry.check(key, node[name])
     for where, node in nodes(config):
         target = find_target(node["_target_"], where)
         known = arguments_of(target)
         given = [str(key) for key in node if key not in DIRECTIVES]
-        for key in given:
-            _check_argument(f"{where}.{key}", node["_target_"], key, known)
-            # Text would be taken, and fail in the first step that computes with it.
-            if key in known.numbers and isinstance(node[key], str):
-                raise ConfigError(
-                    f"{where}.{key}={node[key]!r}: {node['_target_']} takes a number there"
-                )
         package, _, name = str(node["_target_"]).rpartition(".")
         # A class of your own may have the name of one of ours, and other limits.
         is_ours = package.startswith(("lfads_torch", "pytorch_lightning"))
         for key, entry in COMPONENTS.get(name, {}).items():
-            if is_ours and node.get(key) is not None:
+            # Null means the default, but there is no metric by default.
+            is_given = node.get(key) is not None or (key in node and isinstance(entry, Metric))
+            if is_ours and is_given:
                 entry.check(f"{where}.{key}", node[key])
+        for key in given:
+            _check_argument(f"{where}.{key}", node["_target_"], key, known)
+            # It would be taken, and fail in the first step that uses it.
+            is_default = node[key] is None and where in ("model", "trainer")
+            kinds = known.kinds.get(key)
+            if kinds and not is_default and (legal := _misfit(node[key], kinds)):
+                raise ConfigError(
+                    f"{where}.{key}={node[key]!r}: {node['_target_']} takes {legal} there"
+                )
         missing = [name for name in known.required if name not in given]
         if missing and not node.get("_partial_") and not node.get("_args_"):
             raise ConfigError(
@@ -132,11 +170,6 @@ def check_config(
 
 def _check_training(config: Mapping[str, Any], is_sampled: bool) -> None:
     """Refuse what would show only when all epochs are trained: nothing validated, nothing kept."""
-    for key, entry in ROOT.items():
-        group, _, name = key.rpartition(".")
-        node = (config.get(group) or {}) if group else config
-        if node.get(name) is not None:
-            entry.check(key, node[name])
     trainer, sampling = config.get("trainer") or {}, config.get("posterior_sampling") or {}
     epochs, every = trainer.get("max_epochs"), trainer.get("check_val_every_n_epoch")
     if epochs == 0:
@@ -186,6 +219,8 @@ def is_new_key(key: str, config: dict[str, Any], groups: Iterable[str] = ()) -> 
     names = key.split(".")
     for depth, name in enumerate(names):
         where = ".".join(names[:depth])
+        if node is None and depth > 1:  # a part that is left out, whose keys are checked later
+            return True
         if not isinstance(node, dict | list):
             raise ConfigError(f"{key}: {where} is {node}, it has no keys")
         entries = node if isinstance(node, dict) else {str(i): v for i, v in enumerate(node)}
@@ -286,14 +321,44 @@ def _signature(function: Any, *, skip_first: bool) -> Arguments:
         hints = get_type_hints(inspect.unwrap(function))
     except (NameError, TypeError, AttributeError):  # names that exist for the type checker only
         hints = {}
+    kinds = {p.name: _kinds(hints.get(p.name), p.default) for p in named}
     return Arguments(
         legal=tuple(p.name for p in named),
         required=tuple(p.name for p in named if p.default is p.empty),
         is_open=any(p.kind is p.VAR_KEYWORD for p in parameters),
-        numbers=frozenset(p.name for p in named if _is_number(hints.get(p.name))),
+        kinds={name: of_name for name, of_name in kinds.items() if of_name <= _PLAIN.keys()},
     )
 
 
-def _is_number(hint: Any) -> bool:
-    kinds = get_args(hint) or (hint,)
-    return {int, float} & set(kinds) != set() and set(kinds) <= {int, float, bool, type(None)}
+#: Types that a configuration writes as they are, in words; annotations of others say too little.
+_PLAIN = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    Path: "text",
+    PathLike: "text",
+    timedelta: "_target_: datetime.timedelta and its arguments",
+    type(None): "null",
+}
+
+
+def _kinds(hint: Any, default: Any) -> frozenset[Any]:
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    # An annotation may leave None out where it is the default.
+    more = [type(None)] if default is None else []
+    return frozenset([*(get_origin(part) or part for part in parts), *more])
+
+
+def _misfit(value: Any, kinds: frozenset[Any]) -> str:
+    """Say what an argument takes whose types rule a value out, else nothing."""
+    if value is None:  # stands for false and for no text where an annotation does not say so
+        fits = not kinds <= {int, float}
+    elif isinstance(value, int | float):
+        fits = bool(kinds & {int, float}) or (bool in kinds and value in (0, 1))
+    elif isinstance(value, str):
+        fits = bool(kinds & {str, Path, PathLike})
+    else:
+        fits = isinstance(value, Mapping) and "_target_" in value
+    names = dict.fromkeys(name for kind, name in _PLAIN.items() if kind in kinds)
+    return "" if fits else " or ".join(names)

@@ -176,7 +176,7 @@ def locate_config(config_path: str | Path, *places: Path) -> Path:
     A relative path is written as seen from a folder beside ``configs/``, or from the one above.
     """
     path = expanded(config_path)
-    if not path.suffix:
+    if path.name and not path.suffix:
         path = path.with_suffix(".yaml")
     relative = [base / path for place in places for base in (place, place / CONFIGS)]
     candidates = [path] if path.is_absolute() else relative
@@ -415,22 +415,26 @@ def option_files(start: str | Path | None = None) -> dict[str, dict[str, Path]]:
 def _is_choice(text: str, folders: Sequence[Path]) -> bool:
     _, key, value = _split(text)
     group = key.split("@")[0]
-    # A mapping sets keys of the group's node; it names no file.
-    return "." not in group and bool(_options(group, folders)) and not value.startswith("{")
+    # A mapping sets keys of the group's node, and null empties it; neither names a file.
+    names_files = value != "null" and not value.startswith("{")
+    return "." not in group and bool(_options(group, folders)) and names_files
 
 
 def _check_option(text: str, folders: Sequence[Path]) -> None:
     prefix, key, value = _split(text)
-    if prefix == "~" or value.startswith(("[", "null")):
+    if prefix == "~":
         return
     group = key.split("@")[0]
     options = _options(group, folders)
-    file = f"{value.removesuffix('.yaml')}.yaml"
-    if not any((folder / group / file).is_file() for folder in folders):
-        places = ", ".join(str(folder / group) for folder in folders if (folder / group).is_dir())
-        raise ConfigError(
-            f"{group}={value}: there is no {value}.yaml in {places}; {did_you_mean(value, options)}"
-        )
+    names = value.strip("[]").split(",") if value.startswith("[") else [value]
+    for name in (name.strip().strip("'\"") for name in names if name.strip() or value != "[]"):
+        file = f"{name.removesuffix('.yaml')}.yaml"
+        if not any((folder / group / file).is_file() for folder in folders):
+            found = [str(folder / group) for folder in folders if (folder / group).is_dir()]
+            raise ConfigError(
+                f"{group}={value}: there is no {file} in {', '.join(found)}; "
+                f"{did_you_mean(name, options)}"
+            )
 
 
 def _group_names(folders: Sequence[Path]) -> list[str]:

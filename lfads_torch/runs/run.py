@@ -23,7 +23,7 @@ from ..provenance import provenance
 from ..version import read_version
 from .build import build, build_model, build_trainer, check_trainer, pick_device
 from .changes import Changes, changes_of, check_changes, follow_data, recorded_changes
-from .check_config import arguments_of, check_config, find_target
+from .check_config import arguments_of, check_config, check_parts, find_target
 from .compose import Overrides, compose_config, draw_seed, read_config, write_config
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def run_model(
         before = None if is_old else read_config(folder, trust)
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
-    _check_parts(config)
+    check_parts(config)
     check_config(config, is_trained=do_train, is_sampled=do_posterior_sample)
     changes: Changes = {}
     if overrides and before is not None:
@@ -458,13 +458,3 @@ def _relative(path: Path, folder: Path) -> str:
 def _best_of(trainer: pl.Trainer) -> Path | None:
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     return Path(path) if path and Path(path).is_file() else None
-
-
-def _check_parts(config: dict[str, Any]) -> None:
-    trainer = config.get("trainer")
-    if not isinstance(trainer, dict):
-        raise ConfigError("the configuration has no trainer; compare the packaged single.yaml")
-    for part in ("model", "datamodule"):
-        if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
-            raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
-    trainer.setdefault("_target_", "pytorch_lightning.Trainer")

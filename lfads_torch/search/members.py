@@ -12,7 +12,7 @@ from ..arguments import LOSS
 from ..errors import ConfigError, UserError, whole
 from ..model import LFADS
 from ..runs.build import build, build_model
-from ..runs.check_config import check_config
+from ..runs.check_config import check_config, check_parts
 from ..runs.monitors import logged_names
 from .population import capacity
 from .rules import Method, Values, build_method, start_values
@@ -60,9 +60,7 @@ def check_search(config: dict[str, Any]) -> SearchSettings:
 
     Callbacks and loggers that are not installed are taken out of it: members train without them.
     """
-    for key in ("model", "datamodule", "trainer"):
-        if not isinstance(config.get(key), dict):
-            raise ConfigError(f"the configuration has no {key}; compare the packaged pbt.yaml")
+    check_parts(config)
     _leave_out_what_does_not_run(config)
     check_config(config)
     settings = SearchSettings.from_config(config.get("search"))

@@ -20,7 +20,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from ..arguments import LOSS, mode_of
+from ..arguments import LOSS, ROOT, mode_of
 from ..checkpoint import write_checkpoint
 from ..consent import Trust, trust_of
 from ..data.fingerprint import fingerprints
@@ -32,7 +32,7 @@ from ..progress import Line, clock, quiet_libraries
 from ..provenance import provenance
 from ..run_model import RunResult, run_model
 from ..runs.build import build, build_model, build_selection, pick_device
-from ..runs.check_config import check_config
+from ..runs.check_config import check_config, check_parts
 from ..runs.compose import Overrides, compose_config, draw_seed, read_config, write_config
 from ..runs.monitors import check_monitors
 from ..runs.resume import portable
@@ -130,12 +130,14 @@ def train_seeds(
         read_config(place.path, trust)  # or refuse what it asks for
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
+    check_parts(config)
     check_config(config)
     first = int(config.get("seed") or 0)
     if resume:
         seeds = [int(name.removeprefix("seed")) for name in place.seeds]
     else:
         seeds = list(range(first, first + whole("--seeds", n_seeds, least=1)))
+        ROOT["seed"].check(f"with --seeds {n_seeds} and seed={first}, the last seed", seeds[-1])
     claimed = place.claimed("training", resume=resume, overwrite=overwrite)
     with stoppable(), claimed, quiet_libraries(verbose):
         singles = {seed: {**copy.deepcopy(config), "seed": seed} for seed in seeds}

@@ -32,6 +32,8 @@ SMALL: dict[str, Any] = {
     "posterior_sampling.fn.num_samples": 2,
 }
 
+GRU = {"input_size": 9, "hidden_size": 4}
+
 REFUSED: list[tuple[str, Any, str]] = [
     ("trainer.check_val_every_n_epoch", 3, "trainer.max_epochs 2: nothing would be validated"),
     ("trainer.check_val_every_n_epoch", 0, "whole numbers >= 1"),
@@ -75,6 +77,28 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("seed", -1, "whole numbers >= 0"),
     ("seed", 2**32, "<= 4294967295"),
     ("on_nan", "ignore", "recover, stop"),
+    # Types that an annotation rules out.
+    ("posterior_sampling", 3, "legal are keys below it, and null"),
+    ("trainer", "fast", "legal are keys below it, and null"),
+    ("posterior_sampling.fn", 3, "posterior_sampling.fn._target_="),
+    ("posterior_sampling.fn.num_samples", None, "takes a number"),
+    ("trainer.detect_anomaly", "on", "takes true or false"),
+    ("trainer.inference_mode", [1], "takes true or false"),
+    ("logger.csv.name", 3, "takes text"),
+    ("logger.csv.flush_logs_every_n_steps", 0, "whole numbers >= 1"),
+    ("callbacks.model_checkpoint.train_time_interval", 3, "datetime.timedelta"),
+    ("callbacks.model_checkpoint.monitor", [1], "takes text"),
+    ("callbacks.early_stopping.monitor", None, "name of a logged metric"),
+    ("callbacks.early_stopping.monitor", 3, "name of a logged metric"),
+    # Parts of the model that are none.
+    ("model.readin", 3, "model.readin._target_="),
+    ("model.readout", [1], "model.readout._target_="),
+    ("model.train_aug_stack", "none", "model.train_aug_stack._target_="),
+    ("model.ic_prior", 3, "model.ic_prior._target_="),
+    ("model.co_prior", "x", "model.co_prior._target_="),
+    ("model.reconstruction", "poisson", "model.reconstruction._target_="),
+    ("callbacks.mine._target_", "", "package.Class"),
+    ("callbacks.mine._target_", ".", "package.Class"),
 ]
 
 
@@ -91,6 +115,18 @@ def test_the_key_its_value_and_what_is_legal_are_named(key: str, value: Any, leg
     assert "\n" not in text
     assert key in text
     assert legal in text
+
+
+@pytest.mark.parametrize("group", ["model", "datamodule"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("[1,2]", "no 1.yaml"), ("[default,x]", "no x.yaml"), ("3", "no 3.yaml")],
+)
+def test_a_group_that_is_no_option(group: str, value: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run_model([f"{group}={value}"], run_dir=tmp_path)
+    with pytest.raises(ConfigError, match=f"has no {group}; choose one"):
+        run_model({"datamodule.datafile_pattern": "x.h5"} | {group: None}, run_dir=tmp_path)
 
 
 def run(folder: Path, **more: Any) -> Path:
@@ -148,6 +184,11 @@ def test_a_search_refuses_devices_of_a_trainer(tmp_path: Path) -> None:
         ({"trainer__accelerator": "quantum"}, "trainer.accelerator=quantum.*auto"),
         ({"trainer__val_check_interval": 7}, "val_check_interval"),
         ({"callbacks__early_stopping.monitor": "valid/recom"}, "monitor is valid/recom.*recon"),
+        ({"callbacks__x": {"_target_": "builtins.dict"}}, "dict is no callback"),
+        ({"logger__x": {"_target_": "torch.nn.ReLU"}}, "logger.x: torch.nn.ReLU is no logger"),
+        ({"callbacks__model_checkpoint__filename": "{"}, "'{' is no name of a checkpoint"),
+        ({"model__readout": {"_target_": "torch.nn.Flatten"}}, "readout 0 is for 6"),
+        ({"model__readout": {"_target_": "torch.nn.GRUCell", **GRU}}, "readout: GRUCell does not"),
         ({"model__gen_dim": 10**6}, "gen_dim=1000000: .* GB of memory"),
         ({"model__fac_dim": 10**10}, "fac_dim=10000000000 .* GB of memory"),
     ],
@@ -159,6 +200,15 @@ def test_what_cannot_train_here_is_refused(
         run(tmp_path, **changes)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("group", ["callbacks", "logger", "posterior_sampling"])
+def test_a_group_of_its_own_choice_may_be_empty(group: str, tmp_path: Path) -> None:
+    pattern = write(tmp_path, arrays())
+    small = {key: value for key, value in SMALL.items() if not key.startswith(f"{group}.")}
+    changes = {**small, "datamodule.datafile_pattern": pattern, group: None}
+    assert run_model(changes, run_dir=tmp_path / "run").best_checkpoint
 
 
 @pytest.mark.filterwarnings("ignore")
