@@ -29,7 +29,6 @@ from lfads_torch.tuples import SessionBatch, sessions_of
 from tests.search.reference_training import assert_as_alone
 from tests.small import arrays, datamodule, lfads, trainer, write
 
-N_LORENZ = 16
 FAST: dict[str, Any] = {"behavior_increase_epoch": 0, "kl_increase_epoch": 0}
 
 
@@ -341,16 +340,16 @@ def test_a_checkpoint_keeps_readout_and_units(tmp_path: Path) -> None:
 def test_members_that_differ_in_the_readout_equal_models_trained_alone(tmp_path: Path) -> None:
     data = read(tmp_path, with_behavior(n_train=12), with_behavior(seed=1), batch_size=8)
     models = []
-    for k in range(3):
+    for k in range(2):
         torch.manual_seed(k)
-        numbers = {"behavior_scale": 0.1 * 10**k, "behavior_increase_epoch": k}
-        numbers |= {"behavior_lr": [None, 0.1, 1e-3][k], "lr_scheduler": k > 0, "lr_patience": 0}
+        numbers = {"behavior_scale": 0.1 * 10**k, "behavior_increase_epoch": 2 * k}
+        numbers |= {"behavior_lr": [None, 0.1][k], "lr_scheduler": k > 0, "lr_patience": 0}
         models.append(lfads(data, behavior_dim=None, dropout_rate=0.2, **numbers))
     trained = assert_as_alone(tmp_path, models, data, 3)
     assert "behavior_scale" in trained.names
-    trained.set_values({"behavior_scale": [1.0, 2.0, 3.0]})
-    trained.exchange([1, 1, 1])
-    assert trained.values["behavior_scale"].tolist() == [2.0] * 3
+    trained.set_values({"behavior_scale": [1.0, 2.0]})
+    trained.exchange([1, 1])
+    assert trained.values["behavior_scale"].tolist() == [2.0] * 2
 
 
 def test_a_member_goes_on_as_a_run(tmp_path: Path) -> None:
@@ -467,16 +466,16 @@ def test_one_line_of_the_command_switches_it_on(tmp_path: Path) -> None:
 
 def test_behaviour_of_a_lorenz_system_is_decoded(tmp_path: Path) -> None:
     """Two random combinations of the latents: R2 of at least .9 on validation trials."""
-    data = lorenz(n_conditions=40, n_trials=10, n_units=30, n_bins=30)
+    data = lorenz(n_conditions=40, n_trials=10, n_units=20, n_bins=16, mean_rate=3.0)
     mixed = np.random.default_rng(0).normal(size=(3, 2))
     for split in ("train", "valid"):
         data[f"{split}_behavior"] = (data[f"{split}_latents"] @ mixed).astype(np.float32)
     module = read(tmp_path, data, batch_size=64)
-    sizes = {"ic_enc_dim": 32, "ci_enc_dim": 0, "con_dim": 0, "co_dim": 0}
-    sizes |= {"ic_dim": 16, "gen_dim": 48, "fac_dim": 8, "lr_init": 0.01, "dropout_rate": 0.05}
+    sizes = {"ic_enc_dim": 24, "ci_enc_dim": 0, "con_dim": 0, "co_dim": 0}
+    sizes |= {"ic_dim": 16, "gen_dim": 32, "fac_dim": 8, "lr_init": 0.02, "dropout_rate": 0.0}
     ramps = {"l2_increase_epoch": 5, "kl_increase_epoch": 5, "behavior_increase_epoch": 0}
     torch.manual_seed(0)
     model = LFADS.from_data(module, behavior_dim=None, **sizes, **ramps)
-    made = trainer(tmp_path, max_epochs=N_LORENZ, gradient_clip_val=200)
+    made = trainer(tmp_path, max_epochs=10, gradient_clip_val=200)
     made.fit(model, module)
     assert made.callback_metrics["valid/behavior_r2"] >= 0.9

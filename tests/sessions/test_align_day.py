@@ -15,7 +15,7 @@ import torch
 
 from lfads_torch import cli
 from lfads_torch.checkpoint import load_model
-from lfads_torch.data import write_session
+from lfads_torch.data import DataWarning, write_session
 from lfads_torch.data.smoothing import gaussian_smooth
 from lfads_torch.data.synthetic import days
 from lfads_torch.errors import UserError
@@ -118,7 +118,6 @@ def test_the_record(folder: Path, aligned: Path) -> None:
     assert len(record["moments"]["after"]["spectrum"]) == record["q"]
     assert np.shape(record["likeness"]) == (2, 2)
     assert record["origin"]["run"] == str(folder / "run")
-    assert any("60" not in w and "training windows" in w for w in record["warnings"])  # 48 windows
 
 
 def test_the_result_is_an_ordinary_run(
@@ -258,6 +257,17 @@ def few(arrays: Any) -> Any:
     return {k: v[:2] for k, v in arrays.items()}
 
 
+def fewer_channels(arrays: Any) -> Any:
+    return {k: v[..., :6] if k.endswith(("_data", "_truth")) else v for k, v in arrays.items()}
+
+
+def dead_channels(arrays: Any) -> Any:
+    for split in ("train", "valid"):
+        for data in ("encod_data", "recon_data"):
+            arrays[f"{split}_{data}"][..., [1, 4]] = 0
+    return arrays
+
+
 def no_training(arrays: Any) -> Any:
     return {k: v for k, v in arrays.items() if not k.startswith("train")}
 
@@ -282,6 +292,47 @@ def test_bad_days_are_refused_in_one_line(
     said = error[error.index("lfads align: ") :]
     assert re.search(message, said)
     assert "Traceback" not in error
+
+
+def test_a_day_of_other_channels_starts_at_random_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = changed(folder / "day1.h5", tmp_path / "fewer.h5", every=fewer_channels)
+    given = ["align", str(folder / "run"), str(day), "--run-dir", str(tmp_path / "out")]
+    assert cli.main([*given, "--init", "day0"]) == 2
+    assert "the same channels in the same order on both days" in capsys.readouterr().err
+    done = align_day(folder / "run", day, tmp_path / "out", QUICK)
+    assert [row["init"] for row in done.record["seeds"]] == ["random", "random"]
+    assert load_model(tmp_path / "out").readin[0].in_features == 6
+
+
+def test_few_windows_and_dead_channels_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    day = changed(folder / "day1.h5", tmp_path / "dead.h5", every=dead_channels)
+    options = AlignOptions(epochs=1, seeds=1, num_samples=1)
+    with pytest.warns(DataWarning) as warned:
+        done = align_day(folder / "run", day, tmp_path / "out", options)
+    said = {str(w.message) for w in warned}
+    for text in (
+        "dead.h5: 2 of 8 channels do not change in the training windows and read as 0",
+        "dead.h5 has 48 training windows; below 200 an alignment is uncertain",
+    ):
+        assert text in said and text in done.record["warnings"]
+    assert done.record["day"]["dead_channels"] == [1, 4]
+    weight = load_model(tmp_path / "out").readin[0].linear.weight
+    assert not weight[:, [1, 4]].any() and weight.isfinite().all()
+
+
+def test_a_read_in_that_is_not_linear_is_refused(
+    folder: Path, aligned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bent = shutil.copytree(aligned, tmp_path / "bent")
+    status = RunFolder(bent).status
+    RunFolder(bent).write_status(**{k: v for k, v in status.items() if k != "alignment"})
+    given = [str(bent), str(folder / "day0.h5"), "--run-dir", str(tmp_path / "out")]
+    assert cli.main(["align", *given]) == 2
+    said = capsys.readouterr().err
+    assert "is AlignedReadin, which is not linear; legal are FanInLinear" in said
+    assert "Traceback" not in said
 
 
 def test_bad_options_and_runs(folder: Path, tmp_path: Path) -> None:
