@@ -1,5 +1,6 @@
 """Settings of the documentation site; `make docs` builds it into docs/_build/html, offline."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -48,3 +49,18 @@ html_show_sphinx = False
 html_math_renderer = "mathml"
 pygments_style = "default"
 pygments_dark_style = "github-dark"
+
+
+def _keep_names(app, what, name, obj, options, lines):
+    """Write attributes as reST takes them: `model_` is no reference, and `a, b` are two."""
+    shown = []
+    for line in lines:
+        field = re.match(r":(ivar|vartype) ([\w, ]+):(.*)", line)
+        names = field[2].split(", ") if field else []
+        shown += [f":{field[1]} {name.replace('_', chr(92) + '_')}:{field[3]}" for name in names]
+        shown += [] if field else [line]
+    lines[:] = shown
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _keep_names, priority=900)  # after napoleon

@@ -345,7 +345,9 @@ def quiet_words(command: str, data: Path, run: Path) -> list[str]:
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(c, marks=pytest.mark.slow) if c in ("demo", "search", "add-session", "compare") else c
+        pytest.param(c, marks=pytest.mark.slow)
+        if c in ("demo", "search", "add-session", "compare")
+        else c
         for c in COMMANDS
     ],
 )

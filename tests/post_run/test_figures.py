@@ -274,6 +274,12 @@ class TestLatentUsage:
         assert start.get_title() == "initial condition: 1 of 2 used"
         assert np.allclose(over_time.lines[0].get_ydata(), 2.0)
 
+    def test_those_that_are_not_drawn_are_counted(self):
+        figure = drawn(plots.latent_usage(np.ones(64), max_dims=40))
+        assert len(figure.axes[0].patches) == 40
+        assert figure.axes[0].get_title() == "initial condition: 64 of 64 used"
+        assert "the first 40" in figure.axes[0].get_xlabel()
+
     def test_nothing(self):
         assert texts(plots.latent_usage()) == ["no divergence to draw"]
 
@@ -297,6 +303,12 @@ class TestDecodedBehavior:
         true = np.array([[[0.0], [2.0]]])
         figure = plots.decoded_behavior(true, true * 0 + [[[1.0], [2.0]]])
         assert figure.axes[1].get_title() == "R² = 0.50"
+
+    def test_a_column_that_does_not_vary_has_no_score(self):
+        still = np.zeros((3, 4, 1))
+        figure = drawn(plots.decoded_behavior(still, still, decoded_name="read out by the model"))
+        assert figure.axes[1].get_title() == "does not vary"
+        assert "read out by the model" in texts(figure)
 
 
 class TestFixedPoints:

@@ -245,6 +245,11 @@ class TestTrainingCurves:
         figure = training_curves({"epoch": [0, 1, 2], "train/loss": [3.0, np.nan, 1.0]})
         assert list(figure.axes[0].lines[0].get_xdata()) == [0, 2]
 
+    def test_scores_that_the_data_do_not_have_get_no_panel(self, tmp_path):
+        # A loss that is NaN has diverged, which is to be seen.
+        (tmp_path / "metrics.csv").write_text("epoch,train/loss,valid/r2\n0,nan,nan\n1,nan,nan\n")
+        assert [axis.get_title() for axis in training_curves(tmp_path).axes] == ["loss"]
+
     @pytest.mark.parametrize("values", [[np.nan, np.nan], [np.inf, np.inf], [1.0, 1.0], [0.0, 0.0]])
     @pytest.mark.parametrize("key", ["train/loss", "train/wt_kl/ic", "valid/r2"])
     def test_never_fails(self, key, values):

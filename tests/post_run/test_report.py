@@ -22,6 +22,7 @@ from lfads_torch.post_run.report import Wanted, compare_runs, pictures, read_run
 from lfads_torch.post_run.report.comparison import differing_settings, distinct_names
 from lfads_torch.post_run.report.page import number
 from lfads_torch.post_run.report.pictures import session_pictures
+from lfads_torch.post_run.report.single import commands
 from lfads_torch.run_model import run_model
 from tests.post_run.outputs_of import arrays, write_run
 from tests.post_run.pages import CHROMIUM, Page, in_browser, size_of
@@ -207,6 +208,48 @@ class TestMissing:
         assert "There is no config.yaml" in page.text
         assert "could not be drawn" not in page.text
         assert "Responses by condition" in page.text
+
+    def test_values_are_not_called_spikes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _unrendered: None
+    ) -> None:
+        monkeypatch.setattr(pictures, "MAKERS", pictures.MAKERS[:2])
+        found = arrays()
+        for key in [key for key in found if key.endswith(("recon_data", "encod_data"))]:
+            found[key] = found[key] + 0.5
+        text = Page(report_run(write_run(tmp_path / "run", found)).path).text
+        assert "smoothed data" in text and "Data and means" in text
+        assert "smoothed spikes" not in text and "single spike" not in text
+
+    @pytest.mark.usefixtures("_unrendered")
+    def test_behaviour_that_the_model_reads_out(self, tmp_path: Path) -> None:
+        found = arrays()
+        for split in ("train", "valid"):  # read out of all bins, observed in those that are read
+            read_out = np.pad(found[f"{split}_behavior"], ((0, 0), (0, 3), (0, 0)))
+            found[f"{split}_behavior_prediction"] = read_out
+        record = read_run(write_run(tmp_path / "run", found, behavior="x (mm), y (mm)"))
+        shown = {p.key: p for p in session_pictures(record, record.recordings[0])}
+        figure = shown["readout"].draw()
+        assert [axis.get_ylabel() for axis in figure.axes[::2]] == ["x (mm)", "y (mm)"]
+        assert figure.axes[1].get_title() == "R² = 1.00"
+
+    @pytest.mark.parametrize(
+        ("method", "command"), [("pbt", "pbt"), ("random", "search"), ("halving", "search")]
+    )
+    def test_a_search_is_made_by_its_own_command_and_configuration(
+        self, tmp_path: Path, method: str, command: str
+    ) -> None:
+        search = tmp_path / "two words"
+        write_run(search / "best_model", arrays())
+        (search / "best_model" / "config.yaml").write_text("seed: 5")
+        (search / "config.yaml").write_text("seed: 1\nsearch: {}")
+        (search / "status.json").write_text(
+            json.dumps({"stage": "complete", "search": method, "seed": 1})
+        )
+        record = read_run(search, Wanted(quick=True))
+        assert record.config_text == "seed: 1\nsearch: {}"
+        what, line = commands(record)[0]
+        assert line == f"lfads {command} --config config.yaml --run-dir 'runs/two words_again'"
+        assert "the seed, 1," in what
 
     def test_no_outputs_yet(self, trained: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"

@@ -35,9 +35,10 @@ def day_alignment(record: Mapping[str, Any]) -> Figure:
     names = {"divergence": "divergence", "nll": "loss"}
     # `names` is longer where no seed has trained: then there is the last panel alone.
     for axis, (key, title) in zip(axes[:-1], names.items(), strict=False):
-        for row in sorted(seeds, key=lambda row: row["seed"] == record["chosen"]):
+        for place, row in enumerate(sorted(seeds, key=lambda row: row["seed"] == record["chosen"])):
             is_chosen = row["seed"] == record["chosen"]
-            label = f"seed {row['seed']}, {row['init']}" if is_chosen else None
+            others = "other seeds" if place == 0 else None
+            label = f"seed {row['seed']}, {row['init']}" if is_chosen else others
             axis.plot(
                 np.arange(len(row["by_epoch"][key])),
                 row["by_epoch"][key],
