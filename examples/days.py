@@ -36,13 +36,13 @@ FEATURES = "gen_states"
 
 def configuration(data: Path, epochs: int, *, quick: bool) -> dict[str, Any]:
     """Return the changes of the packaged configuration for a day."""
-    units = 8 if quick else 48
+    units = 8 if quick else 32
     sizes = dict.fromkeys(("ic_enc_dim", "ci_enc_dim", "con_dim", "gen_dim"), units)
     model = {**sizes, "ic_dim": 24, "co_dim": 2, "fac_dim": 16, "encod_data_dim": 32}
     return {
         "model": "alignable",
         **{f"model.{name}": value for name, value in model.items()},
-        **{"model.kl_increase_epoch": 40, "model.l2_increase_epoch": 40},
+        **{"model.kl_increase_epoch": 20, "model.l2_increase_epoch": 20},
         "datamodule.datafile_pattern": str(data),
         "datamodule.batch_size": 64,
         "trainer.max_epochs": epochs,
@@ -99,8 +99,8 @@ def main() -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where data, runs, table and figure go")
     add("--seed", type=int, default=0, help="of data and training")
-    add("--epochs", type=int, default=150, help="of the two models")
-    add("--align-epochs", type=int, default=200)
+    add("--epochs", type=int, default=80, help="of the two models")
+    add("--align-epochs", type=int, default=60)
     add("--seeds", type=int, default=6, help="starts of the alignment")
     add("--quick", action="store_true", help="train next to nothing")
     add("--markdown", action="store_true", help="print the table as Markdown")
@@ -127,6 +127,7 @@ def main() -> None:
         "aligned": AlignOptions(
             epochs=2 if quick else options.align_epochs,
             seeds=2 if quick else options.seeds,
+            lr=2e-3,
             **common,
         ),
     }

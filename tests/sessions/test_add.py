@@ -70,7 +70,7 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_only_the_new_maps_are_trained(folder: Path) -> None:
-    added = add_session(folder / "run", folder / "b.h5", folder / "plus", epochs=20)
+    added = add_session(folder / "run", folder / "b.h5", folder / "plus", epochs=6)
     assert added.name == "b"
     model = load_model(folder / "plus")
     assert model.session_names == ["a", "b", "c"]
