@@ -25,10 +25,10 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from .errors import DataError, DataWarning, UserError
 from .files import (
@@ -111,6 +111,9 @@ def lacks(place: Path, what: str, advice: str) -> UserError:
 
 class RunFolder:
     """The folder of a run or of a search; it need not exist."""
+
+    announced: ClassVar[dict[Path, Callable[[Path], None]]] = {}
+    """What is called once when a run begins in a folder: how the command line says where it is."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -252,6 +255,7 @@ class RunFolder:
         with self.owned(doing) as is_own:
             if is_own:
                 self._check_use(resume=resume, overwrite=overwrite)
+                self.announced.pop(self.path, lambda path: None)(self.path)
             yield is_own
 
     def _check_use(self, *, resume: bool, overwrite: bool) -> None:

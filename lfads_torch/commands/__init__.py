@@ -84,13 +84,15 @@ def can_resume(options: argparse.Namespace, folder: Path, command: str) -> None:
 
 
 def start_run(options: argparse.Namespace, name: str, command: str = "train") -> Path:
-    """Choose the run folder and say where it is; `command` resumes the run there."""
+    """Choose the run folder, to be said when the run begins; `command` resumes the run there."""
+    from ..folder import RunFolder
+
     given = getattr(options, "resume", None) or options.run_dir or new_run_folder(options, name)
     folder = expanded(given).absolute()
     can_resume(options, folder, command)
     # Flushed, the folder stands in a batch job's log while the run goes on; JSON stands alone.
     place = sys.stderr if getattr(options, "json", False) else sys.stdout
-    print(f"run folder: {folder}", file=place, flush=True)
+    RunFolder.announced[folder] = lambda path: print(f"run folder: {path}", file=place, flush=True)
     return folder
 
 

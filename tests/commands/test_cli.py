@@ -134,6 +134,14 @@ def test_train_by_default_makes_a_new_folder_named_after_the_data(
     assert f"written: {folder / 'lfads_output_tiny.h5'}" in out
 
 
+def test_a_run_that_does_not_begin_has_no_folder(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", str(data), "model.gen_dmi=3", "--run-dir", "here"]) == 2
+    assert "gen_dim" in (said := capsys.readouterr()).err and "run folder" not in said.out
+    assert not (tmp_path / "here").exists()
+
+
 def test_new_run_folders_never_collide(tmp_path: Path) -> None:
     first = new_run_folder(argparse.Namespace(), "x")
 
