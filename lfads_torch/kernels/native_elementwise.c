@@ -4,16 +4,37 @@
 #include "native.h"
 #ifdef __GLIBC__
 #include <malloc.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #endif
 
+/* Reserves room for the arrays of a step, none of which counts as used before it is written, and
+ * asks for pages of 2 MiB there: in pages of 4 KiB, a pass over large arrays waits for the addresses
+ * of pages. Memory has to be advised before it is written, and malloc has no hook to do it later. */
+static void reserve_huge_pages(void) {
+#if defined(__GLIBC__) && defined(MADV_HUGEPAGE)
+    const size_t request = (size_t)48 << 20, reserve = (size_t)1500 << 20, page = (size_t)2 << 20;
+    mallopt(M_TOP_PAD, (int)reserve);
+    char *taken = malloc(request), *end = sbrk(0);
+    mallopt(M_TOP_PAD, 128 << 10);
+    /* Else there was room already, or the system refused, and malloc found some elsewhere. */
+    if (taken && end > taken && (size_t)(end - taken) > reserve) {
+        char *first = (char *)(((uintptr_t)taken + page) & ~(page - 1));
+        madvise(first, end - first, MADV_HUGEPAGE);
+    }
+    free(taken);
+#endif
+}
+
 /* A step takes and frees the same large arrays again and again. By default glibc gives each back
- * to the system at once, and every page that is taken anew is a fault and 4 KiB of zeros. The very
- * largest are still given back: kept, they would leave holes that the rest does not fit into. */
+ * to the system at once, and every page that is taken anew is a fault and zeros. The very largest
+ * are still given back: kept, they would leave holes that the rest does not fit into. */
 void lfads_keep_memory(void) {
 #ifdef __GLIBC__
-    mallopt(M_MMAP_THRESHOLD, 1 << 26);
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+    mallopt(M_MMAP_THRESHOLD, 1 << 27);
+    mallopt(M_TRIM_THRESHOLD, INT32_MAX);
 #endif
+    reserve_huge_pages();
 }
 
 /* Whether the loops over trials run on several threads. */

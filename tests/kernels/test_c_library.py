@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -222,3 +224,20 @@ def test_a_build_without_a_library_says_why(
     assert "Windows" in c_library.why_not()
     (tmp_path / "_native.so").write_bytes(b"no library")
     assert "_native.so cannot be used" in c_library.why_not()
+
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not THP.is_file(), reason="the system has no pages of 2 MiB to give")
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="only glibc reserves memory")
+@pytest.mark.skipif(any(x.startswith("MALLOC_") for x in os.environ), reason="MALLOC_ is set")
+def test_large_arrays_lie_in_large_pages() -> None:
+    assert not c_library.why_not()
+    heaps = re.findall(
+        r"^([0-9a-f]+)-([0-9a-f]+) [^\n]*\[heap\]\n.*?^VmFlags:([^\n]*)",
+        Path("/proc/self/smaps").read_text(),
+        re.MULTILINE | re.DOTALL,
+    )
+    advised = [int(end, 16) - int(start, 16) for start, end, flags in heaps if " hg" in flags]
+    assert sum(advised) > 2**30
