@@ -22,14 +22,16 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from epoch import measure_epoch
 from fresh import measure_cold, measure_memory
+from matplotlib.figure import Figure
 from roofline import Roofline
 from shapes import SHAPES, Shape, build_batch, build_datamodule, build_model
 from steps import package_step, textbook_step
@@ -44,13 +46,21 @@ Figures = dict[str, float]
 
 SCALING: dict[str, list[Shape]] = {
     "batch": [replace(SHAPES["mc_maze"], batch=n) for n in (16, 64, 256, 1024)],
-    "bins": [replace(SHAPES["mc_maze"], bins_read=n - 10, bins=n) for n in (15, 45, 135, 405)],
+    "bins": [replace(SHAPES["mc_maze"], bins_read=n - 10, bins=n) for n in (15, 45, 90, 180)],
     "channels": [
         replace(SHAPES["mc_maze"], n_read=n * 3 // 4, n_recon=n) for n in (32, 182, 512, 1024)
     ],
     "gen": [replace(SHAPES["mc_maze"], gen=n) for n in (64, 128, 200, 400)],
 }
-"""Shapes around MC_Maze, one size changed at a time."""
+"""Shapes around MC_Maze, one size changed at a time. Beyond these, the textbook takes over 8 GB."""
+
+_SIZES = {"batch": "batch", "bins": "bins", "channels": "n_recon", "gen": "gen"}
+_LABELS = {
+    "batch": "trials of a batch",
+    "bins": "bins",
+    "channels": "channels",
+    "gen": "units of the generator",
+}
 
 
 def measure_step(shape: Shape, kernel: str, rounds: int) -> Figures:
@@ -111,6 +121,33 @@ def measure(
     return {what: functions[what](shape, kernel, rounds or ROUNDS[what]) for what in names}
 
 
+def scaling_shapes() -> dict[str, Shape]:
+    """Return the shapes of `SCALING` by what changes and its size."""
+    return {
+        f"{what} {getattr(shape, _SIZES[what])}": shape
+        for what, group in SCALING.items()
+        for shape in group
+    }
+
+
+def draw_scaling(report: Mapping[str, Any]) -> Figure:
+    """Draw the time of a step against each size, from the report of ``--scaling``."""
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    axes = figure.subplots(1, len(SCALING), sharey=True)
+    styles = {"textbook": "C7o-", "package": "C0o-", "roofline": "C1o--"}
+    for axis, (what, group) in zip(axes, SCALING.items(), strict=True):
+        sizes = [getattr(shape, _SIZES[what]) for shape in group]
+        for name, style in styles.items():
+            seconds = [report[f"{what} {size}"]["step"][f"{name}, s"] for size in sizes]
+            axis.loglog(sizes, seconds, style, label=name, markersize=4)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.set_xlabel(_LABELS[what])
+    axes[0].set_ylabel("time of a step (s)")
+    axes[0].legend(frameon=False)
+    return figure
+
+
 def machine(kernel: str) -> dict[str, object]:
     """Where and with what the figures were made."""
     return {
@@ -157,7 +194,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=positive, default=256, help="trials that are sampled")
     parser.add_argument("--threads", type=positive, help="threads of torch")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser.parse_args()
+    parser.add_argument("--figure", type=Path, help="file for a figure of --scaling")
+    args = parser.parse_args()
+    if args.figure and not args.scaling:
+        parser.error("--figure draws what --scaling measures; add --scaling")
+    return args
 
 
 def main() -> None:
@@ -169,12 +210,7 @@ def main() -> None:
     }
     if args.scaling:
         args.what, args.rounds = ["step"], args.rounds or 5
-        field = {"batch": "batch", "bins": "bins", "channels": "n_recon", "gen": "gen"}
-        shapes = {
-            f"{what} {getattr(shape, field[what])}": shape
-            for what, group in SCALING.items()
-            for shape in group
-        }
+        shapes = scaling_shapes()
     report: dict[str, object] = {"machine": machine(args.kernel)}
     for name, shape in shapes.items():
         results = measure(shape, args.what, args.kernel, args.rounds, args.trials)
@@ -183,6 +219,8 @@ def main() -> None:
             show(name, results)
     if args.json:
         print(json.dumps(report, indent=2))
+    if args.figure:
+        draw_scaling(report).savefig(args.figure, dpi=80)
 
 
 if __name__ == "__main__":

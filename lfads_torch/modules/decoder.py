@@ -207,7 +207,7 @@ def _one_net(kernel: Callable[..., Any], tensors: Iterable[Tensor | None]) -> An
     # members vmap folds into it. The decoder is one net, so that the axis exists in these two
     # lines alone.
     states = kernel(*(None if x is None else x.unsqueeze(0) for x in tensors))
-    return type(states)(*(x[0] for x in states))
+    return type(states)(*(x.squeeze(0) for x in states))
 
 
 def _bins(inputs: DecoderInputs, start: int, stop: int) -> DecoderInputs:

@@ -222,7 +222,7 @@ class Poisson(Reconstruction, nn.Module):
 
     def element_loss(self, data: Tensor, output_params: Tensor) -> Tensor:
         """Compute the negative log likelihood."""
-        return poisson_loss(output_params[..., 0], data)
+        return poisson_loss(output_params.squeeze(-1), data)
 
     def compute_means(self, output_params: Tensor) -> Tensor:
         """Compute rates per bin."""

@@ -11,7 +11,7 @@ from epoch import measure_epoch
 from fresh import measure_cold, measure_memory
 from roofline import Roofline
 from shapes import SHAPES, Shape, build_batch, build_model
-from speed import measure
+from speed import draw_scaling, measure, scaling_shapes
 from steps import package_step, textbook_step
 from textbook import TextbookLFADS
 from timing import by_turns, median_ratio
@@ -53,6 +53,15 @@ def test_package_and_textbook_infer_the_same() -> None:
 def test_steps_can_be_repeated(step: Callable[[], None]) -> None:
     step()
     step()
+
+
+def test_scaling_is_drawn_from_its_report() -> None:
+    shapes = scaling_shapes()
+    assert len(shapes) == 16 and all(shape.bins_read > 0 for shape in shapes.values())
+    seconds = {f"{name}, s": 0.5 for name in ("package", "textbook", "roofline")}
+    figure = draw_scaling({name: {"step": seconds} for name in shapes})
+    assert [axis.get_xlabel() for axis in figure.axes][1:3] == ["bins", "channels"]
+    assert all(len(axis.lines) == 3 for axis in figure.axes)
 
 
 def test_by_turns_measures_each_action_every_round() -> None:
