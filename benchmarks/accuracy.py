@@ -30,13 +30,16 @@ from numpy.typing import NDArray
 from lfads_torch.checkpoint import load_model
 from lfads_torch.data import read_session, write_session
 from lfads_torch.datamodules import BasicDataModule
-from lfads_torch.errors import UserError
+from lfads_torch.errors import UserError, one_of
 from lfads_torch.folder import BY_LOSS, CHECKPOINTS, RunFolder
+from lfads_torch.metrics.decoding import fit_decoder
+from lfads_torch.metrics.regression import column_r2
 from lfads_torch.metrics.trialwise import SpikeScore, interval, ratio, resampled_trials
 from lfads_torch.post_run.ensemble import average, greedy_select
 from lfads_torch.post_run.outputs import load_outputs
-from lfads_torch.run_model import run_model
+from lfads_torch.prep.resplit import split_file
 from lfads_torch.runs.sampling import sample_run
+from lfads_torch.search.seeds import train_seeds
 
 Array = NDArray[Any]
 SETTINGS = Path(__file__).with_suffix(".yaml")
@@ -52,7 +55,7 @@ ROWS = {
     "greedy": "greedy of the seeds",
     "both": "greedy of seeds with and without masks",
 }
-#: What a run is scored by: rates by split, held-out channels alone.
+#: What a run is scored by: rates of all channels by split.
 Rates = dict[str, Array]
 
 
@@ -66,6 +69,7 @@ class Row(NamedTuple):
     gain: float
     low: float
     high: float
+    r2: float  # of behaviour, NaN where the data have none
     minutes: float
 
 
@@ -83,73 +87,97 @@ def prepare(folder: Path, place: Path, about: dict[str, Any]) -> Path:
         command = [sys.executable, str(home / script), str(source), str(path), *options]
         subprocess.run(command, check=True)
     else:
-        _split_by_time(source, path, int(about["held_out"]))
+        _split(source, path, str(about["by"]), int(about["held_out"]))
     return path
 
 
-def _split_by_time(source: Path, path: Path, held_out: int) -> None:
-    """Hold channels out, and cut validation trials into thirds in time: valid, select, test."""
-    session = read_session(source, ["behavior"])
+def _split(source: Path, path: Path, by: str, held_out: int) -> None:
+    """Split windows anew, so that no bin is in two splits, hold channels out, and set select aside.
+
+    The windows of the file overlap, and every fifth one validates: its bins are trained on, too.
+    """
+    whole = path.with_stem(f"{path.stem}_whole")
+    split_file(source, whole, by=by, positions="inds", overlap=6, valid=0.2, overwrite=True)
+    session = read_session(whole, ["behavior"])
     order = np.random.default_rng(0).permutation(session.splits["train"].recon_data.shape[2])
     arrays: dict[str, Any] = {}
     for split, trials in session.splits.items():
-        n = trials.n_trials
-        parts = {"train": np.arange(n)}
-        if split == "valid":
-            thirds = np.array_split(np.arange(n), 3)
-            parts = dict(zip(("valid", "select", "test"), thirds, strict=True))
-        for name, rows in parts.items():
-            counts = np.asarray(trials.recon_data)[rows][..., order].astype(np.uint8)
+        rows = np.arange(trials.n_trials)
+        half = len(rows) // 2
+        # One window lies between: neighbours share bins.
+        parts = {"valid": rows[:half], "select": rows[half + 1 :]}
+        for name, chosen in parts.items() if split == "valid" else [(split, rows)]:
+            counts = np.asarray(trials.recon_data)[chosen][..., order].astype(np.uint8)
             arrays[f"{name}_recon_data"] = counts
             arrays[f"{name}_encod_data"] = counts[..., : len(order) - held_out]
-            arrays[f"{name}_behavior"] = np.asarray(trials.extras["behavior"])[rows]
+            arrays[f"{name}_behavior"] = np.asarray(trials.extras["behavior"])[chosen]
     write_session(path, arrays, {"bin_ms": 20.0}, compression="gzip")
+    whole.unlink()
 
 
-def train(folder: Path, overrides: Sequence[str], file: Path, seed: int, epochs: int) -> float:
-    """Train a seed, unless it is trained; return the minutes that it took."""
-    status = RunFolder(folder).status
-    if status.get("stage") != "complete":
-        given = [
-            f"datamodule.datafile_pattern={file.absolute()}",
-            f"seed={seed}",
-            f"trainer.max_epochs={epochs}",
-            "trainer.enable_progress_bar=false",
-            "callbacks.raster_plot=null",
-            "callbacks.trajectory_plot=null",
-            "logger.tensorboard=null",
-            *overrides,
-        ]
-        goes_on = RunFolder(folder).kind == "run"
-        run_model([] if goes_on else given, run_dir=folder, resume=goes_on)
-        status = RunFolder(folder).status
-    times = [status.get(key) for key in ("started", "finished")]
+def train(folder: Path, overrides: Sequence[str], file: Path, n: int) -> tuple[list[Path], float]:
+    """Train seeds, stacked, unless they are trained; return their runs, and minutes of a seed."""
+    place = RunFolder(folder)
+    given = [
+        f"datamodule.datafile_pattern={file.absolute()}",
+        "trainer.enable_progress_bar=false",
+        "callbacks.raster_plot=null",
+        "callbacks.trajectory_plot=null",
+        "callbacks.early_stopping=null",
+        "logger.tensorboard=null",
+        *overrides,
+    ]
+    goes_on = place.kind == "seeds"
+    if goes_on and len(place.seeds) != n:
+        raise UserError(f"{folder} holds {len(place.seeds)} seeds, not {n}; give another --runs")
+    if place.status.get("stage") != "complete":
+        n_seeds = None if goes_on else n
+        train_seeds([] if goes_on else given, n_seeds, run_dir=folder, resume=goes_on)
+    runs = [Path(run) for run in place.members()]
+    times = [RunFolder(run).status.get(key) for run in runs for key in ("started", "finished")]
     seconds = [time.mktime(time.strptime(t, "%Y-%m-%d %H:%M:%S")) for t in times if t]
-    return (seconds[1] - seconds[0]) / 60 if len(seconds) == 2 else float("nan")
+    return runs, (max(seconds) - min(seconds)) / 60 / n
 
 
 class Scored:
-    """A data set's select and test trials, held-out channels alone."""
+    """What rates of a data set are scored by, on test trials: held-out channels, and behaviour."""
 
-    def __init__(self, run: Path, n_draws: int = 2000) -> None:
+    def __init__(self, run: Path, columns: int = 0, n_draws: int = 2000) -> None:
         session = load_outputs(run)[0]
         self.n_bins, self.n_read = session.read_sizes
-        self.data = {s: self.cut(session.trials(s)["recon_data"]) for s in ("select", "test")}
+        self.splits = ("train", "valid", "select", "test")[not columns :]
+        self.data = {s: self.held_out(session.trials(s)["recon_data"]) for s in self.splits}
+        self.behavior = {
+            s: np.asarray(session.trials(s)["behavior"])[..., :columns]
+            for s in self.splits
+            if columns
+        }
         n = len(self.data["test"])
         self.weights = np.concatenate([np.ones((1, n)), resampled_trials(n, n_draws, 0)])
 
-    def cut(self, array: Array) -> Array:
+    def held_out(self, array: Array) -> Array:
         """Return the bins that are read, of the channels that are not."""
         return np.asarray(array)[:, : self.n_bins, self.n_read :]
 
     def rates(self, path: Path) -> Rates:
         """Read rates of a run folder or an output file."""
         session = load_outputs(path)[0]
-        return {s: self.cut(session.trials(s)["output_params"]) for s in self.data}
+        return {s: np.asarray(session.trials(s)["output_params"]) for s in self.splits}
 
-    def score(self, rates: Rates) -> NDArray[np.float64]:
-        """Return co-bps of the test trials, and of trials drawn anew."""
-        return ratio(*SpikeScore.of(rates["test"], self.data["test"]).parts(self.weights))
+    def score(self, rates: Rates, split: str = "test") -> NDArray[np.float64]:
+        """Return co-bps of the trials of a split, and of test trials drawn anew."""
+        score = SpikeScore.of(self.held_out(rates[split]), self.data[split])
+        once = np.ones((1, len(self.data[split])))
+        return ratio(*score.parts(self.weights if split == "test" else once))
+
+    def r2(self, rates: Rates) -> float:
+        """Return R2 of behaviour decoded linearly from rates of the same bin, mean of columns."""
+        if not self.behavior:
+            return float("nan")
+        decoder = fit_decoder(rates["train"], self.behavior["train"])
+        target = self.behavior["test"].reshape(-1, self.behavior["test"].shape[2])
+        predicted = decoder.predict(rates["test"]).reshape(target.shape)
+        return float(column_r2(predicted, target.astype(np.float64)).mean())
 
 
 @torch.no_grad()
@@ -157,10 +185,10 @@ def of_posterior_means(run: Path, file: Path, scored: Scored) -> Rates:
     """Infer rates from the means of the posteriors, without samples."""
     model, data = load_model(run), BasicDataModule(str(file))
     rates = {}
-    for split in ("select", "test"):
+    for split in scored.splits:
         batches = data.split_loader(split, batch_size=64)
         outputs = [model.predict_step(b, 0, sample_posteriors=False)[0] for b in batches]
-        rates[split] = scored.cut(np.concatenate([o.output_params.numpy() for o in outputs]))
+        rates[split] = np.concatenate([o.output_params.numpy() for o in outputs])
     return rates
 
 
@@ -178,7 +206,7 @@ def _mean(members: Sequence[Rates]) -> Rates:
 
 
 def _greedy(members: Sequence[Rates], scored: Scored) -> Rates:
-    rates = np.stack([m["select"] for m in members])
+    rates = np.stack([scored.held_out(m["select"]) for m in members])
     weights = greedy_select(rates, scored.data["select"], "bps").weights
     return {split: average(np.stack([m[split] for m in members]), weights) for split in members[0]}
 
@@ -188,43 +216,39 @@ def measure(
 ) -> Iterator[Row]:
     """Train what the rows need, and yield them."""
     n_seeds, samples = int(about["seeds"]), int(settings["samples"])
-    minutes: dict[str, list[float]] = {}
+    minutes: dict[str, float] = {}
     runs: dict[str, list[Path]] = {}
     kinds = [kind for kind in settings["kinds"] if kind in ("default", *rows)]
     for kind in [*kinds, *(["masked"] if "both" in rows and "masked" not in kinds else [])]:
-        overrides = [*about["overrides"], *settings["kinds"][kind]]
-        if kind == "long":
-            overrides.append(f"trainer.max_epochs={2 * int(settings['epochs'])}")
-        runs[kind] = [place / kind / f"seed{seed}" for seed in range(n_seeds)]
-        minutes[kind] = [
-            train(run, overrides, file, seed, int(settings["epochs"]))
-            for seed, run in enumerate(runs[kind])
-        ]
-    scored = Scored(runs["default"][0])
+        epochs = int(settings["epochs"]) * (2 if kind == "long" else 1)
+        overrides = [*about["overrides"], *settings["kinds"][kind], f"trainer.max_epochs={epochs}"]
+        runs[kind], minutes[kind] = train(place / kind, [*overrides, "seed=0"], file, n_seeds)
+    scored = Scored(runs["default"][0], int(about.get("behavior", 0)))
     rates = {kind: [scored.rates(run) for run in of_kind] for kind, of_kind in runs.items()}
-    singles = [scored.score(one) for one in rates["default"]]
     # The gain is over the mean of single models, on the same trials, drawn anew together.
-    reference = np.mean(singles, axis=0)
-    cost = float(np.mean(minutes["default"]))
+    reference = np.mean([scored.score(one) for one in rates["default"]], axis=0)
+    cost = minutes["default"]
 
-    def row(name: str, scores: Sequence[Array], cost: float) -> Row:
+    def row(name: str, models: Sequence[Rates], cost: float) -> Row:
+        scores = [scored.score(one) for one in models]
         values, draws = np.array([s[0] for s in scores]), np.mean(scores, axis=0) - reference
         low, high = interval(float(draws[0]), draws[1:])
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        return Row(ROWS[name], len(values), float(values.mean()), sd, draws[0], low, high, cost)
+        r2 = float(np.mean([scored.r2(one) for one in models]))
+        mean = float(values.mean())
+        return Row(ROWS[name], len(values), mean, sd, float(draws[0]), low, high, r2, cost)
 
     for name in rows:
         if name == "single":
-            yield row(name, singles, cost)
+            yield row(name, rates["default"], cost)
         elif name == "loss":
-            losses = [scored.score(scored.rates(by_loss(r, samples))) for r in runs["default"]]
+            losses = [scored.rates(by_loss(run, samples)) for run in runs["default"]]
             yield row(name, losses, cost)
         elif name == "means":
             means = [of_posterior_means(run, file, scored) for run in runs["default"]]
-            yield row(name, [scored.score(one) for one in means], cost)
+            yield row(name, means, cost)
         elif name in settings["kinds"]:
-            spent = float(np.mean(minutes[name]))
-            yield row(name, [scored.score(one) for one in rates[name]], spent)
+            yield row(name, rates[name], minutes[name])
         elif name.startswith("mean"):
             n = int(name[4:])
             if n > n_seeds:
@@ -232,23 +256,25 @@ def measure(
             subsets = list(combinations(range(n_seeds), n))
             rng = np.random.default_rng(0)
             chosen = rng.choice(len(subsets), min(int(settings["draws"]), len(subsets)), False)
-            drawn = [[rates["default"][k] for k in subsets[i]] for i in chosen]
-            yield row(name, [scored.score(_mean(members)) for members in drawn], n * cost)
+            drawn = [_mean([rates["default"][k] for k in subsets[i]]) for i in chosen]
+            yield row(name, drawn, n * cost)
         else:
             chosen_kinds = ["default", "masked"] if name == "both" else ["default"]
             members = [one for kind in chosen_kinds for one in rates[kind]]
-            total = sum(sum(minutes[kind]) for kind in chosen_kinds)
-            yield row(name, [scored.score(_greedy(members, scored))], total)
+            total = n_seeds * sum(minutes[kind] for kind in chosen_kinds)
+            yield row(name, [_greedy(members, scored)], total)
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """Lay the rows out."""
-    lines = ["| row | n | test co-bps | sd | gain over the single mean | minutes |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
+    lines = ["| row | n | test co-bps | sd | gain over the single mean | R2 | minutes |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|")
     for r in rows:
         gain = f"{r.gain:+.4f} [{r.low:+.4f}, {r.high:+.4f}]" if r.low == r.low else "0"
         sd = f"{r.sd:.4f}" if r.n > 1 else ""
-        lines.append(f"| {r.name} | {r.n} | {r.mean:.4f} | {sd} | {gain} | {r.minutes:.1f} |")
+        cells = [r.name, r.n, f"{r.mean:.4f}", sd, gain]
+        cells += [f"{r.r2:.3f}" if r.r2 == r.r2 else "", f"{r.minutes:.1f}"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -268,9 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
     settings = yaml.safe_load(options.settings.read_text(encoding="utf-8"))
-    if options.data not in settings["data"]:
-        raise UserError(f"--data is {options.data}; legal are {', '.join(settings['data'])}")
-    about = settings["data"][options.data]
+    about = settings["data"][one_of("--data", options.data, list(settings["data"]))]
     settings["epochs"] = options.epochs or about.get("epochs", settings["epochs"])
     about["seeds"] = options.seeds or about["seeds"]
     place = options.runs / options.data

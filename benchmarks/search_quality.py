@@ -1,232 +1,191 @@
-"""What population-based training is worth: against random search, and on a real recording.
+"""What a search is worth: default settings, random search, halving and PBT for the same budget.
 
-demo      on the spikes of `lfads demo`: PBT against random search of the same budget (members x
-          epochs) and against single default models, several seeds
-wrist     on the isometric wrist recording (docs/real_data.md): single default models, the best
-          model of a population, and all members together
+    python benchmarks/search_quality.py ../shared/data --data reach_small wrist --seeds 0 1 2
+    python benchmarks/search_quality.py ../shared/data --data wrist --searches pbt --json
 
-    python benchmarks/search_quality.py demo --seeds 0 1 2
-    python benchmarks/search_quality.py wrist isometric_wrist_day0.h5 --members 20 --epochs 150
-
-KEY=VALUE at the end changes the configuration of the populations, `search.` of PBT alone. Runs
-lie in --folder; those that are complete are not run again, those that were broken off go on.
+FOLDER holds the recordings (docs/real_data.md); accuracy.yaml has data sets, settings and
+searches. Each row trains as many epochs of members: the defaults with so many seeds, halving with
+more draws, most of which stop early. Ramps, burn-in and a generation last an eighth of the epochs.
+Runs are kept in --runs: those that are complete are not run again, those that were broken off go
+on. Test trials choose nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+import yaml
+from accuracy import SETTINGS, Scored, prepare, train
 
-from lfads_torch.data import write_session
-from lfads_torch.data.synthetic import lorenz
-from lfads_torch.demo import read_arrays, score_rates
-from lfads_torch.folder import RunFolder
-from lfads_torch.metrics import bits_per_spike
-from lfads_torch.post_run.outputs import output_files
-from lfads_torch.run_model import run_model
-from lfads_torch.runs.sampling import sample_run
+from lfads_torch.errors import UserError, one_of
+from lfads_torch.folder import BEST_MODEL, METRICS, RunFolder
+from lfads_torch.metrics import gaussian_smooth
+from lfads_torch.post_run.outputs import load_outputs
+from lfads_torch.post_run.report.findings import BURST, explained_bursts
 from lfads_torch.search.run import run_search
-from lfads_torch.tables import read_population
+from lfads_torch.tables import read_csv_log, read_population
 
-SCORE = "valid/recon_smth"
-DEMO = ["model=demo", "datamodule=demo"]
-WRIST = ["model=isometric_wrist", "datamodule=isometric_wrist"]
-#: Ramps of the demo's models: they must be up well before the end of so short a run.
-RAMPS = ["model.l2_increase_epoch=20", "model.kl_increase_epoch=20"]
-#: A search that spends its whole budget.
-TO_THE_END = ["search.min_improvement_ratio=-1"]
+LOSS, CO_BPS = "valid/recon_smth", "valid/co_bps_smth"
+DEFAULTS = "defaults"
 
 
-class Trained(NamedTuple):
-    """A run: its folder, its best validation loss, how long it took, if it was run now."""
+class Row(NamedTuple):
+    """What one search of one seed found."""
 
-    folder: Path
-    score: float
-    seconds: float
-
-
-def single(folder: Path, overrides: Sequence[str]) -> Trained:
-    """Train one model, unless it is trained."""
-    began = time.monotonic()
-    status = RunFolder(folder).status
-    if status.get("stage") != "complete":
-        texts = [*overrides, "callbacks.early_stopping=null", "trainer.enable_progress_bar=false"]
-        figures = ["callbacks.raster_plot=null", "callbacks.trajectory_plot=null"]
-        texts = [] if status else texts + figures
-        run_model(texts, config_path="single.yaml", run_dir=folder, resume=bool(status))
-    values = _column(folder / "csv_logs" / "metrics.csv", SCORE)
-    return Trained(folder, min(values), time.monotonic() - began)
+    data: str
+    search: str
+    seed: int
+    # Smoothed loss of validation trials in the best epoch of any member
+    loss: float
+    # Of the model that was chosen: co-bps of validation and test trials, and what smoothing its
+    # rates adds
+    valid: float
+    test: float
+    smoothing: float
+    # R2 of fast changes of the summed spikes from inferred inputs, and of behaviour from rates
+    followed: float
+    r2: float
+    minutes: float  # of one core, 0 for what was trained before
 
 
-def searched(folder: Path, config: str, overrides: Sequence[str]) -> Trained:
-    """Run a search, unless it is complete."""
-    began = time.monotonic()
-    status = RunFolder(folder).status
-    if status.get("stage") != "complete":
-        texts = [] if status else overrides
-        run_search(texts, config, run_dir=folder, resume=bool(status))
+def overrides_of(search: str, settings: dict[str, Any], members: int, epochs: int) -> list[str]:
+    """Return what a search trains with, so that all of them spend the same budget."""
+    eighth = max(1, epochs // 8)
+    ramps = [f"model.{name}_increase_epoch={eighth}" for name in ("kl", "l2")]
+    common = [*ramps, f"trainer.max_epochs={epochs}"]
+    if search == DEFAULTS:
+        return common
+    # Of n draws a third goes on after a quarter of the epochs, a ninth after three quarters.
+    n = round(members * 9 / 4) if search.startswith("halving") else members
+    common += [f"search.{key}={n}" for key in ("num_samples",) if not search.startswith("pbt")]
+    if search.startswith("pbt"):
+        common += [f"search.num_workers={n}", "search.min_improvement_ratio=-1"]
+    if not search.startswith("random"):
+        common.append(f"search.perturbation_interval={eighth}")
+    common.append(f"search.burn_in_period={eighth}")
+    for given in settings["searches"][search]:
+        common += given if isinstance(given, list) else [given]
+    return common
+
+
+def trained(
+    folder: Path, search: str, overrides: Sequence[str], file: Path, members: int
+) -> tuple[Path, Any]:
+    """Train what a row needs, unless it is trained; return the chosen run and all losses."""
+    if search == DEFAULTS:
+        runs, _ = train(folder, overrides, file, members)
+        logs = [read_csv_log(run / METRICS) for run in runs]
+        best = int(np.argmax([np.nanmax(log[CO_BPS][1]) for log in logs]))
+        return runs[best], np.concatenate([log[LOSS][1] for log in logs])
+    goes_on, method = bool(RunFolder(folder).status), search.partition("_")[0]
+    if RunFolder(folder).status.get("stage") != "complete":
+        config = "pbt.yaml" if method == "pbt" else "search.yaml"
+        given = [f"datamodule.datafile_pattern={file.absolute()}", *overrides]
+        given = ["search=halving", *given] if method == "halving" else given
+        run_search([] if goes_on else given, config, run_dir=folder, resume=goes_on)
     table = read_population(folder)
-    best = float(np.nanmin(np.where(table["diverged"], np.nan, table[SCORE])))
-    return Trained(folder, best, time.monotonic() - began)
+    return folder / BEST_MODEL, np.where(table["diverged"], np.nan, table[LOSS])
 
 
-def _column(path: Path, name: str) -> list[float]:
-    with open(path, encoding="utf-8") as file:
-        header, *rows = [line.rstrip("\n").split(",") for line in file]
-    place = header.index(name)
-    return [float(row[place]) for row in rows if row[place]]
-
-
-def best_output(run: Path) -> Path:
-    """Return the output file of a run, or of the best model of a search."""
-    folder = run / "best_model" if (run / "best_model").is_dir() else run
-    return output_files(folder)[0]
-
-
-def ensemble_output(run: Path) -> Path:
-    """Average the rates of the final members of a search, unless that is done."""
-    written = sorted(run.glob("lfads_output_ensemble*.h5"))
-    return written[0] if written else sample_run(run, ensemble=True)[0]
-
-
-def demo(options: argparse.Namespace) -> str:
-    """Compare PBT, random search and single models on the demo's data."""
-    folder = Path(options.folder) / "demo"
-    data = folder / "lorenz.h5"
-    if not data.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_session(data, lorenz(*options.lorenz, seed=0), {"source": "Lorenz system"})
-    common = [*DEMO, *RAMPS, f"datamodule.datafile_pattern={data}"]
-    common += [f"trainer.max_epochs={options.epochs}"]
-    rows: dict[str, list[list[float]]] = {}
+def measure(
+    folder: Path, place: Path, names: Sequence[str], settings: dict[str, Any], options: Any
+) -> Iterator[Row]:
+    """Train and score every row, all searches of a seed before the next seed."""
     for seed in options.seeds:
-        overrides = [*common, f"seed={seed}"]
-        pbt = [f"search.num_workers={options.members}", *TO_THE_END]
-        pbt += [f"search.perturbation_interval={options.interval}", *options.overrides]
-        drawn = [f"search.num_samples={options.members}", "search.stop_after=null"]
-        drawn += [text for text in options.overrides if not text.startswith("search.")]
-        runs = {
-            "single default model": single(folder / f"single_{seed}", overrides),
-            "random search": searched(folder / f"random_{seed}", "search.yaml", overrides + drawn),
-            "PBT": searched(folder / f"pbt_{seed}", "pbt.yaml", overrides + pbt),
-        }
-        outputs = {name: best_output(run.folder) for name, run in runs.items()}
-        outputs["PBT, all members"] = ensemble_output(runs["PBT"].folder)
-        for name, output in outputs.items():
-            loss = runs[name].score if name in runs else float("nan")
-            rows.setdefault(name, []).append([loss, *score_rates(read_arrays(output))])
-    header = ["", *(f"loss, seed {seed}" for seed in options.seeds)]
-    header += ["loss, mean", "bits per spike, mean", "R2 of rates, mean"]
-    table = []
-    for name, values in rows.items():
-        losses, *others = zip(*values, strict=True)
-        cells = [*losses, statistics.mean(losses), *(statistics.mean(column) for column in others)]
-        digits = [5] * (len(losses) + 1) + [4, 4]
-        table.append([name, *map(_cell, cells, digits)])
-    return markdown(header, table)
-
-
-def wrist(options: argparse.Namespace) -> str:
-    """Compare single models, the best model of a population and all of its members."""
-    _find_examples()
-    from example_tools import read_arrays as read_some
-    from wrist_decoding import OVERLAP, SPLITS, decode, shared_bins
-
-    folder = Path(options.folder) / "wrist"
-    data = Path(options.data).expanduser().absolute()
-    common = [*WRIST, f"datamodule.datafile_pattern={data}", f"trainer.max_epochs={options.epochs}"]
-    singles = [single(folder / f"single_{s}", [*common, f"seed={s}"]) for s in options.seeds]
-    pbt = [f"search.num_workers={options.members}", *TO_THE_END]
-    pbt += [f"search.perturbation_interval={options.interval}", *options.overrides]
-    overrides = [*common, f"seed={options.seeds[0]}", *pbt]
-    population = searched(folder / "pbt", "pbt.yaml", overrides)
-    best = min(singles, key=lambda run: run.score)
-    losses = ", ".join(f"{run.score:.5f}" for run in singles)
-    outputs = {
-        f"best of {len(singles)} single default models": (best.score, best_output(best.folder)),
-        "PBT, best model": (population.score, best_output(population.folder)),
-        "PBT, all members": (float("nan"), ensemble_output(population.folder)),
-    }
-    rows = []
-    names = ("recon_data", "behavior", "inds", "output_params")
-    for name, (loss, path) in outputs.items():
-        arrays = read_some(path, [f"{split}_{key}" for split in SPLITS for key in names])
-        train, valid = ({key: arrays[f"{split}_{key}"] for key in names} for split in SPLITS)
-        n_bins = valid["recon_data"].shape[1]
-        unseen = ~shared_bins(train["inds"], valid["inds"], n_bins, OVERLAP)
-        behavior = (train["behavior"].astype(np.float64), valid["behavior"].astype(np.float64))
-        r2 = decode([(train["output_params"], valid["output_params"])], behavior, unseen)
-        counts, rates = valid["recon_data"], valid["output_params"]
-        values = [loss, _bits(rates, counts), _bits(rates[unseen], counts[unseen])]
-        values += [r2.r2.mean(), r2.r2_unseen.mean()]
-        rows.append([name, *map(_cell, values, (5, 4, 4, 3, 3))])
-    header = ["", "validation loss", "bits per spike", "same, unseen bins"]
-    header += ["R2 of behaviour", "same, unseen bins"]
-    minutes = population.seconds / 60
-    status = RunFolder(population.folder).status
-    return (
-        f"{markdown(header, rows)}\n\nvalidation loss of the single models: {losses}\n"
-        f"the search ended after {status['epochs']} epochs: {status['ended']}; it took "
-        f"{minutes:.1f} minutes now"
-    )
-
-
-def _bits(rates: Any, counts: Any) -> float:
-    log_rates = torch.from_numpy(rates.astype(np.float64)).clamp_min(1e-9).log()
-    return float(bits_per_spike(log_rates, torch.from_numpy(counts.astype(np.float64))))
-
-
-def _cell(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if np.isfinite(value) else ""
-
-
-def _find_examples() -> None:
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
+        for data in names:
+            about = settings["data"][data]
+            file = prepare(folder, place / data, about)
+            for search in options.searches:
+                run_dir = place / data / f"{search}_{seed}"
+                overrides = [*about["overrides"], f"seed={seed * options.members}"]
+                overrides += overrides_of(search, settings, options.members, options.epochs)
+                began = time.process_time()
+                run, losses = trained(run_dir, search, overrides, file, options.members)
+                minutes = (time.process_time() - began) / 60
+                scored = Scored(run, int(about.get("behavior", 0)), n_draws=0)
+                rates = scored.rates(run)
+                smooth = {**rates, "test": gaussian_smooth(rates["test"], BURST[0])}
+                trials = load_outputs(run)[0].trials("test")
+                counts = np.asarray(trials["recon_data"])[:, : scored.n_bins].sum(axis=2)
+                test, smoothed = (float(scored.score(one)[0]) for one in (rates, smooth))
+                yield Row(
+                    data=data,
+                    search=search,
+                    seed=seed,
+                    loss=float(np.nanmin(losses)),
+                    valid=float(scored.score(rates, "valid")[0]),
+                    test=test,
+                    smoothing=smoothed - test,
+                    followed=explained_bursts(counts, trials["co_means"][:, : scored.n_bins]),
+                    r2=scored.r2(rates),
+                    minutes=minutes,
+                )
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
-    _find_examples()
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
     from example_tools import format_table
 
     return format_table(header, rows, True)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def table(rows: Sequence[Row]) -> str:
+    """Lay out means over seeds, with the test scores of each seed."""
+    header = ["data", "search", "valid loss", "valid co-bps", "test co-bps", "of each seed"]
+    header += ["smoothing adds", "inputs follow", "R2", "minutes"]
+    lines = []
+    for data, search in dict.fromkeys((row.data, row.search) for row in rows):
+        same = [row for row in rows if (row.data, row.search) == (data, search)]
+        mean = {
+            name: float(np.mean([getattr(row, name) for row in same])) for name in Row._fields[3:]
+        }
+        each = ", ".join(f"{row.test:.4f}" for row in same)
+        cells = [f"{mean['loss']:.5f}", f"{mean['valid']:.4f}", f"{mean['test']:.4f}", each]
+        cells += [f"{mean['smoothing']:+.4f}", f"{mean['followed']:.2f}"]
+        cells += [f"{mean['r2']:.3f}" if mean["r2"] == mean["r2"] else "", f"{mean['minutes']:.1f}"]
+        lines.append([data, search, *cells])
+    return markdown(header, lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind, members, epochs, interval in (("demo", 8, 100, 10), ("wrist", 20, 150, 25)):
-        command = kinds.add_parser(kind)
-        if kind == "wrist":
-            command.add_argument("data", help="isometric_wrist_day0.h5")
-        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-        command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-        command.add_argument("--members", type=int, default=members)
-        command.add_argument("--epochs", type=int, default=epochs)
-        command.add_argument(
-            "--interval", type=int, default=interval, help="epochs of a generation"
-        )
-        command.add_argument("--folder", default="runs/search_quality")
-        command.set_defaults(lorenz=(65, 16, 30, 50, 0.3))
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> str:
-    """Run what the command line asks for; return the table."""
-    options: Any = parse(arguments)
-    return demo(options) if options.kind == "demo" else wrist(options)
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="folder of the recordings")
+    add("--data", nargs="+", default=["reach_small", "wrist"], help="data sets (%(default)s)")
+    add("--searches", nargs="+", help="rows (all)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(%(default)s)")
+    add("--members", type=int, default=4, help="of a population (%(default)s)")
+    add("--epochs", type=int, default=40, help="of a member (%(default)s)")
+    add("--runs", type=Path, default=Path("runs/search_quality"), help="(%(default)s)")
+    add("--settings", type=Path, default=SETTINGS, help="settings (accuracy.yaml)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args(arguments)
+    settings = yaml.safe_load(options.settings.read_text(encoding="utf-8"))
+    kinds = [DEFAULTS, *settings["searches"]]
+    options.searches = options.searches or kinds
+    for name, given, legal in (
+        ("--data", options.data, list(settings["data"])),
+        ("--searches", options.searches, kinds),
+    ):
+        for one in given:
+            one_of(name, one, legal)
+    rows = list(measure(options.folder, options.runs, options.data, settings, options))
+    print(json.dumps([row._asdict() for row in rows]) if options.json else table(rows))
 
 
 if __name__ == "__main__":
-    print(main())
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -31,7 +31,7 @@ from ..consent import NOTHING, Trust, sign
 from ..errors import ConfigError, UserError, did_you_mean
 from ..files import expanded, write_whole
 from ..folder import BEST_MODEL, CONFIG
-from .check_config import is_new_key, keys_like
+from .check_config import OPEN, is_new_key, keys_like
 from .places import starts
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -240,7 +240,9 @@ def _set_values(config: DictConfig, values: Sequence[str], groups: Iterable[str]
     texts = []
     for text in values:
         prefix, key, _ = _split(text)
-        texts.append(f"++{text}" if not prefix and is_new_key(key, plain, groups) else text)
+        # A mapping may bring keys that an entry of an open one lacks.
+        is_new = not prefix and (is_new_key(key, plain, groups) or key.split(".")[:2] in OPEN)
+        texts.append(f"++{text}" if is_new else text)
     parsed = OverridesParser.create().parse_overrides(texts)
     ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, RunMode.RUN, from_shell=False)
     for override in parsed:

@@ -154,7 +154,10 @@ def train_seeds(
                 stack.train()
             else:
                 Line().say(f"the seeds train one after another: {why}")
-        runs = [_finish(place.path, seed, singles[seed], trust, verbose) for seed in seeds]
+        elif overrides:
+            write_config(place.path / CONFIG, config)
+        changes = overrides if resume else None
+        runs = [_finish(place.path, seed, singles[seed], changes, trust, verbose) for seed in seeds]
         scores = {run.run_dir.name: _scores(run.run_dir, config) for run in runs}
         result = SeedResults(place.path, runs, scores)
         about = {"seeds": scores, "summary": result.summary()}
@@ -195,14 +198,20 @@ def train_winner(
 
 
 def _finish(
-    folder: Path, seed: int, config: dict[str, Any], trust: Any, verbose: bool
+    folder: Path,
+    seed: int,
+    config: dict[str, Any],
+    changes: Overrides | None,
+    trust: Any,
+    verbose: bool,
 ) -> RunResult:
-    """Train what is left of a seed's run, and sample it."""
+    """Train what is left of a seed's run, a begun one with changes, and sample it."""
     run = RunFolder(folder / f"seed{seed}")
     goes_on = run.kind == "run"
     if not goes_on:
         write_config(run.path / CONFIG, config)
     return run_model(
+        changes if goes_on else None,
         config_path=run.path / CONFIG,
         run_dir=run.path,
         resume=goes_on,

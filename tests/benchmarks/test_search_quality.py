@@ -2,78 +2,79 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import search_quality
+import yaml
 
 from lfads_torch.data import write_session
-from lfads_torch.data.synthetic import lorenz
 from lfads_torch.folder import RunFolder
-
-SMALL = [
-    *(f"model.{name}=4" for name in ("ic_enc_dim", "ci_enc_dim", "con_dim", "ic_dim", "gen_dim")),
-    "model.l2_increase_epoch=1",
-    "model.kl_increase_epoch=1",
-    "trainer.accelerator=cpu",
-    "posterior_sampling.fn.num_samples=2",
-]
-
-FEW = ["--members", "2", "--epochs", "3", "--interval", "1"]
+from tests.small import DIMS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+SETTINGS: dict[str, Any] = yaml.safe_load(search_quality.SETTINGS.read_text())
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_quality, "RAMPS", SMALL)
+def recording(path: Path) -> None:
+    """Write windows of 30 bins that overlap by 6, every fifth of which validates."""
+    rng = np.random.default_rng(0)
+    n = 60
+    spikes = rng.poisson(0.3, (24 * n + 6, 12)).astype(np.uint8)
+    force = rng.normal(size=(len(spikes), 4))
+    arrays: dict[str, Any] = {}
+    for split, inds in (
+        ("train", np.arange(n)[np.arange(n) % 5 > 0]),
+        ("valid", np.arange(0, n, 5)),
+    ):
+        windows = 24 * inds[:, None] + np.arange(30)
+        arrays[f"{split}_recon_data"] = arrays[f"{split}_encod_data"] = spikes[windows]
+        arrays[f"{split}_behavior"] = force[windows]
+        arrays[f"{split}_inds"] = inds
+    write_session(path, arrays, {"bin_ms": 20.0})
 
 
-def table(text: str) -> dict[str, list[str]]:
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {row[0]: row[1:] for row in [cells[0], *cells[2:]]}
+@pytest.mark.parametrize("search", [search_quality.DEFAULTS, *SETTINGS["searches"]])
+def test_all_searches_have_the_same_budget(search: str) -> None:
+    overrides = search_quality.overrides_of(search, SETTINGS, members=4, epochs=40)
+    values = dict(text.split("=", 1) for text in overrides)
+    assert values["trainer.max_epochs"] == "40"
+    if search != "halving":
+        n = values.get("search.num_workers", values.get("search.num_samples"))
+        assert n == (None if search == search_quality.DEFAULTS else "4")
+        return
+    first = int(values["search.burn_in_period"]) + int(values["search.perturbation_interval"])
+    n, spent, begun = int(values["search.num_samples"]), 0, 0
+    for cut in (first, 3 * first, 40):
+        spent += n * (cut - begun)
+        n, begun = n // 3, cut
+    assert spent == 4 * 40
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = search_quality.parse(["demo", "--seeds", "0", "1", *FEW, "--folder", str(tmp_path)])
-    options.lorenz = (6, 6, 5, 10, 0.5)
-    found = table(search_quality.demo(options))
-    assert list(found)[1:] == ["single default model", "random search", "PBT", "PBT, all members"]
-    assert len(found[""]) == 5
-    assert RunFolder(tmp_path / "demo" / "pbt_1").status["epochs"] == 3
-    assert RunFolder(tmp_path / "demo" / "random_0").status["epochs"] == 3
-    losses = [float(text) for text in found["PBT"][:3]]
-    assert losses[2] == pytest.approx((losses[0] + losses[1]) / 2, abs=1e-5)
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("trained again")
-
-    monkeypatch.setattr(search_quality, "run_search", refuse)
-    monkeypatch.setattr(search_quality, "run_model", refuse)
-    assert table(search_quality.demo(options)) == found
-
-
-def test_wrist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = lorenz(8, 10, 5, 20, 0.5, seed=1)
-    rng = np.random.default_rng(0)
-    n_train, n_valid = len(arrays["train_recon_data"]), len(arrays["valid_recon_data"])
-    order = rng.permutation(n_train + n_valid)
-    for split, inds in (("train", order[:n_train]), ("valid", order[n_train:])):
-        arrays[f"{split}_inds"] = inds
-        arrays[f"{split}_behavior"] = rng.normal(size=(len(inds), 20, 4))
-    write_session(tmp_path / "wrist.h5", arrays)
-    monkeypatch.setattr(search_quality, "WRIST", [*search_quality.DEMO, *SMALL])
-    wrist = ["wrist", str(tmp_path / "wrist.h5"), "--seeds", "0"]
-    options = search_quality.parse([*wrist, *FEW, "--folder", str(tmp_path)])
-    text = search_quality.wrist(options)
-    found = table(text)
-    assert list(found)[1:] == [
-        "best of 1 single default models",
-        "PBT, best model",
-        "PBT, all members",
-    ]
-    assert all(len(row) == 5 for row in found.values())
-    assert "the search ended after 3 epochs" in text
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recording(tmp_path / "isometric_wrist_day0.h5")
+    settings = yaml.safe_load(search_quality.SETTINGS.read_text())
+    wrist = settings["data"]["wrist"]
+    wrist["held_out"] = 4
+    wrist["overrides"] += [f"model.{name}={size}" for name, size in DIMS.items()]
+    wrist["overrides"] += ["posterior_sampling.fn.num_samples=2", "trainer.accelerator=cpu"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    arguments = [str(tmp_path), "--settings", str(tmp_path / "tiny.yaml"), "--data", "wrist"]
+    arguments += ["--members", "2", "--epochs", "8", "--seeds", "0", "1", "--json"]
+    arguments += ["--runs", str(tmp_path / "runs")]
+    search_quality.main(arguments)
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    kinds = [search_quality.DEFAULTS, *settings["searches"]]
+    assert [(row["search"], row["seed"]) for row in rows] == [(k, s) for s in (0, 1) for k in kinds]
+    assert all(
+        np.isfinite([row[key] for key in ("loss", "valid", "test", "r2")]).all() for row in rows
+    )
+    assert RunFolder(tmp_path / "runs" / "wrist" / "pbt_0").status["epochs"] == 8
+    search_quality.main(arguments)
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [{**row, "minutes": 0} for row in rows] == [{**row, "minutes": 0} for row in again]
+    assert all(row["minutes"] < 0.1 for row in again)

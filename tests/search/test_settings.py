@@ -53,6 +53,7 @@ def test_names_are_taken_out_and_put_in_from_the_command_line() -> None:
         "search.space.train_aug_stack=null",
         "search.space.weight_decay={min_samp:1e-6,max_samp:1e-2}",
         "search.space.dropout_rate.max_samp=0.4",
+        "search.space.kl_co_scale={init:1e-6,min_samp:1e-8}",
     ]
     node = compose_config("pbt", texts)["search"]
     space = SearchSettings.from_config(node).space_for(TUNABLES)
@@ -60,6 +61,7 @@ def test_names_are_taken_out_and_put_in_from_the_command_line() -> None:
     assert not [name for name in space if "cd_rate" in name]
     assert space["weight_decay"].max_samp == 1e-2
     assert space["dropout_rate"].max_samp == 0.4
+    assert (space["kl_co_scale"].start, space["kl_co_scale"].max_samp) == (1e-6, 1e-4)
 
 
 def test_without_a_space_it_is_that_of_autolfads_as_far_as_the_model_has_it() -> None:

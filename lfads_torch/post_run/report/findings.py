@@ -354,7 +354,7 @@ def _bursts(record: RunRecord, recording: Recording) -> Iterator[Finding]:
                 "raise model.kl_co_scale, dropout_rate, cd_rate.",
             )
     elif {"co_means", "co_stds"} <= set(trials.names) and np.any(trials["co_means"]):
-        r2 = _followed(data[:, :n_bins].sum(axis=2), trials["co_means"][:, :n_bins])
+        r2 = explained_bursts(data[:, :n_bins].sum(axis=2), trials["co_means"][:, :n_bins])
         if r2 > FOLLOWS:
             yield Finding(
                 "note",
@@ -366,7 +366,7 @@ def _bursts(record: RunRecord, recording: Recording) -> Iterator[Finding]:
             )
 
 
-def _followed(counts: ArrayLike, inputs: ArrayLike) -> float:
+def explained_bursts(counts: ArrayLike, inputs: ArrayLike) -> float:
     """Return the R2 of fast changes of counts (B, T) from inputs (B, T, C) two bins around."""
     fast = [
         x - gaussian_smooth(x, BURST[1])
