@@ -127,13 +127,15 @@ def train_seeds(
             raise UserError(f"{place.path} holds no seeds to go on with")
         config_path = place.path / CONFIG
         trust = trust_of(config_path, trust)
-        read_config(place.path, trust)  # or refuse what it asks for
+        before = read_config(place.path, trust)
     config = compose_config(config_path, overrides or ())
     draw_seed(config)
     check_parts(config)
     check_config(config)
     first = int(config.get("seed") or 0)
     if resume:
+        if first != int(before.get("seed") or 0):
+            raise UserError(f"seed={first}: the seeds of {place.path} stay as they are")
         seeds = [int(name.removeprefix("seed")) for name in place.seeds]
     else:
         seeds = list(range(first, first + whole("--seeds", n_seeds, least=1)))

@@ -116,6 +116,8 @@ def test_what_cannot_be_stacked_trains_one_after_another(
     assert {RunFolder(run.run_dir).status["epochs"] for run in result.runs} == {2}
     changed = yaml.safe_load((tmp_path / "seeds" / "config.yaml").read_text())
     assert changed["trainer"]["max_epochs"] == 2
+    with pytest.raises(UserError, match=r"seed=8: the seeds of .* stay as they are"):
+        train_seeds({"seed": 8}, run_dir=tmp_path / "seeds", resume=True)
     with pytest.raises(UserError, match=r"--seeds is 0; legal are whole numbers >= 1"):
         train_seeds(settings, 0, run_dir=tmp_path / "none")
     with pytest.raises(UserError, match=r"already holds a finished run"):
