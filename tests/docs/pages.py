@@ -85,7 +85,9 @@ def blocks(page: str) -> list[Block]:
     text = PAGES[page].read_text(encoding="utf-8")
     page_blocks = []
     for match in _BLOCK.finditer(text):
-        language = "python" if match["language"] == "{code-cell}" else match["language"]
+        language, code = match["language"], match["text"]
+        if language == "{code-cell}":  # without its options, such as tags
+            language, code = "python", re.sub(r"\A(:[\w-]+:.*\n)+", "", code)
         if language.startswith("{"):
             continue
         notes: dict[str, list[str]] = {}
@@ -96,7 +98,7 @@ def blocks(page: str) -> list[Block]:
                 page,
                 text.count("\n", 0, match.start("language")) + 1,
                 language,
-                match["text"],
+                code,
                 next(iter(notes.get("not run", [])), None),
                 *(tuple(notes.get(kind, ())) for kind in ("in tests", "prints", "fails")),
             )

@@ -245,6 +245,10 @@ class TestTrainingCurves:
         figure = training_curves({"epoch": [0, 1, 2], "train/loss": [3.0, np.nan, 1.0]})
         assert list(figure.axes[0].lines[0].get_xdata()) == [0, 2]
 
+    def test_a_notebook_shows_it_without_pyplot(self):
+        figure = training_curves({"epoch": [0, 1], "train/loss": [2.0, 1.0]})
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
     def test_scores_that_the_data_do_not_have_get_no_panel(self, tmp_path):
         # A loss that is NaN has diverged, which is to be seen.
         (tmp_path / "metrics.csv").write_text("epoch,train/loss,valid/r2\n0,nan,nan\n1,nan,nan\n")

@@ -251,6 +251,17 @@ class TestMissing:
         assert line == f"lfads {command} --config config.yaml --run-dir 'runs/two words_again'"
         assert "the seed, 1," in what
 
+    def test_an_ensemble_lacks_nothing_that_it_cannot_have(self, tmp_path: Path) -> None:
+        folder = write_run(tmp_path / "mean", arrays())
+        (folder / "status.json").write_text(json.dumps({"stage": "complete", "ensemble": 1}))
+        members = [{"run": "/runs/a b"}, {"run": "/runs/c"}, {"run": "/runs/c"}, {"run": None}]
+        (folder / "ensemble.json").write_text(json.dumps({"members": members}))
+        record = read_run(folder, Wanted(quick=True))
+        assert record.absent == [] and record.model is None
+        lines = [line for _, line in commands(record)]
+        assert lines[0] == "lfads ensemble '/runs/a b' /runs/c -o runs/mean_again"
+        assert not any("sample" in line for line in lines)
+
     def test_no_outputs_yet(self, trained: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         shutil.copytree(trained / "csv_logs", run / "csv_logs")

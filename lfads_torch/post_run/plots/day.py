@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from .style import empty_figure, look, styled
+from .style import Figure, empty_figure, look, styled
 
 
 @styled

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .style import FloatArray, as_trials, empty_figure, evenly, look, styled, time_centres
+from .style import Figure, FloatArray, as_trials, empty_figure, evenly, look, styled, time_centres
 
 
 @styled

@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from numpy.typing import ArrayLike
 
-from .style import FloatArray, as_trials, empty_figure, log_scale, look, principal_axes, styled
+from .style import (
+    Figure,
+    FloatArray,
+    as_trials,
+    empty_figure,
+    log_scale,
+    look,
+    principal_axes,
+    styled,
+)
 
 if TYPE_CHECKING:
     from ..dynamics import FixedPoints

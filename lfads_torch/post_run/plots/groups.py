@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
-from .style import FloatArray, look
+from .style import Figure, FloatArray, look
 
 MAX_GROUPS = 8
 """Conditions that a figure shows: as many as there are colours that readers tell apart."""

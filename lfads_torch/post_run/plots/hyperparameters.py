@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...arguments import LOSS, mode_of
 from ...errors import UserError, did_you_mean
 from ...folder import HP
-from .style import FloatArray, empty_figure, log_scale, look, styled
+from .style import Figure, FloatArray, empty_figure, log_scale, look, styled
 
 SCORE = LOSS
 

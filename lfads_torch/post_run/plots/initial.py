@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from .groups import MAX_GROUPS, Group, by_condition, condition_legend
-from .style import FloatArray, empty_figure, look, principal_axes, styled
+from .style import Figure, FloatArray, empty_figure, look, principal_axes, styled
 
 _FOLDS = 5
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from .groups import MAX_GROUPS, Group, by_condition, condition_legend, mean_and_error
 from .style import (
+    Figure,
     FloatArray,
     as_trials,
     empty_figure,

@@ -7,14 +7,22 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ...metrics import gaussian_smooth
 from .groups import MAX_GROUPS, by_condition, condition_legend, mean_and_error
-from .style import FloatArray, as_trials, empty_figure, look, rate_scale, styled, time_centres
+from .style import (
+    Figure,
+    FloatArray,
+    as_trials,
+    empty_figure,
+    look,
+    rate_scale,
+    styled,
+    time_centres,
+)
 
 
 @styled

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .style import empty_figure, look, styled
+from .style import Figure, empty_figure, look, styled
 
 Interval = Sequence[float | None]
 """A score and the ends of its interval; None or NaN where unknown."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from .groups import MAX_GROUPS, by_condition, condition_legend
-from .style import as_trials, empty_figure, styled, time_centres
+from .style import Figure, as_trials, empty_figure, styled, time_centres
 
 
 @styled

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ...errors import DataError
 from ...tables import read_csv_log as read_csv_log
 from .groups import colours_of
-from .style import FloatArray, empty_figure, log_scale, look, styled
+from .style import Figure, FloatArray, empty_figure, log_scale, look, styled
 
 
 class _Curve(NamedTuple):

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +17,7 @@ from ...metrics import fit_linear, linear_map_r2
 from ...prep.merging import merge_chops
 from .groups import MAX_GROUPS, by_condition, condition_legend, mean_and_error
 from .style import (
+    Figure,
     FloatArray,
     as_trials,
     empty_figure,

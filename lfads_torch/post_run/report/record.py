@@ -78,15 +78,19 @@ class RunRecord:
     def command(self) -> str:
         """The command that makes such a run and goes on with it."""
         method = RunFolder(self.folder).status.get("search")
+        if RunFolder(self.folder).kind == "ensemble":
+            return "ensemble"
         if method is None and self.population is None:
             return "align" if "alignment" in self.status else "train"
         return "pbt" if method in (None, "pbt") else "search"
 
     @cached_property
     def model(self) -> Any:
-        """The trained model, or None (and a line in `absent`)."""
+        """The trained model, or None (and a line in `absent`, but of an ensemble)."""
         from ...checkpoint import load_model
 
+        if self.command == "ensemble":
+            return None
         try:
             return load_model(self.place, trust=trust_of(self.place / CONFIG, self.wanted.trust))
         except UserError as error:
@@ -180,6 +184,7 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name a run folder, such as runs/my_run")
     is_search = RunFolder(folder).kind == "search" or (folder / POPULATION).is_file()
+    is_ensemble = RunFolder(folder).kind == "ensemble"
     place = RunFolder(folder).single.path
     if is_search and (folder / BEST_MODEL).is_dir():
         place = folder / BEST_MODEL
@@ -205,7 +210,8 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
         if is_search and (folder / CONFIG).is_file():
             text = (folder / CONFIG).read_text(encoding="utf-8")
     except FileNotFoundError:
-        absent.append(f"There is no {CONFIG}: the settings of the run are not known.")
+        if not is_ensemble:
+            absent.append(f"There is no {CONFIG}: the settings of the run are not known.")
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = ""
         absent.append(f"{CONFIG} cannot be read: {error}.")
@@ -213,7 +219,8 @@ def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
     try:
         log = read_csv_log(log_path)
     except (UserError, OSError, ValueError) as error:
-        absent.append(f"The training log cannot be read: {error}.")
+        if not is_ensemble:  # it has no training of its own
+            absent.append(f"The training log cannot be read: {error}.")
     record = RunRecord(
         folder=folder,
         place=place,

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from ...data.fingerprint import summary
 from ...errors import UserError, did_you_mean
-from ...files import expanded, write_whole
-from ...folder import RunFolder
+from ...files import expanded, read_json, write_whole
+from ...folder import ENSEMBLE, RunFolder
 from ..evaluation import BASELINES
 from ..evaluation.behavior import Recording
 from ..evaluation.few_shot import FewShot, few_shot_table
@@ -295,6 +295,13 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
             "align with the options in alignment.json",
             f"lfads align {run} {day} --run-dir {again}",
         )
+    elif record.command == "ensemble":
+        members = read_json(record.folder / ENSEMBLE, {"members": [{"run": str}]})["members"]
+        runs = shlex.join(dict.fromkeys(m["run"] for m in members if m.get("run")))
+        make = (
+            "average models again, with the choices that ensemble.json records",
+            f"lfads ensemble {runs} -o {again}",
+        )
     else:
         seed = RunFolder(record.folder).status.get("seed", record.config.get("seed", 0))
         make = (
@@ -302,9 +309,10 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
             f"saved as config.yaml (it holds the seed, {seed}, and says where the data are)",
             f"lfads {record.command} --config config.yaml --run-dir {again}",
         )
+    sample = ("average posterior samples anew", f"lfads sample {again} --samples {samples}")
     return [
         make,
-        ("average posterior samples anew", f"lfads sample {again} --samples {samples}"),
+        *([] if record.command == "ensemble" else [sample]),
         ("score", f"lfads evaluate {again}"),
         ("write this page", f"lfads report {again}"),
     ]
