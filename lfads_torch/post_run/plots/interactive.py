@@ -14,7 +14,7 @@ from .activity import unit_order
 from .groups import MAX_GROUPS, by_condition
 from .style import as_trials, colour_limits, evenly, principal_axes, rate_scale, time_centres
 
-_MARGIN = {"l": 10, "r": 10, "t": 40, "b": 10}
+_MARGIN = {"l": 10, "r": 10, "t": 60, "b": 10}  # the buttons are above the titles
 
 
 def interactive_factors(

@@ -222,7 +222,7 @@ def log_scale(axis: Axes, which: str, *, plain: bool = False) -> None:
         steps = (1.0, 3.0) if decades < 2 else (1.0,)
         side.set_major_locator(LogLocator(subs=steps, numticks=7))
     if plain or (is_narrow and low >= 1e-3):
-        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.12g}"))
 
 
 def empty_figure(message: str) -> Figure:

@@ -279,7 +279,7 @@ def _frame(axis: Any, names: Sequence[str], limits: Sequence[tuple[float, float]
         return
     axis.set(zlim=limits[2], zlabel=names[2])
     axis.view_init(elev=18, azim=-60)
-    axis.set_box_aspect((1, 1, 0.9), zoom=1.1)
+    axis.set_box_aspect((1, 1, 0.9), zoom=0.98)  # labels stay clear of the legend
     for side in (axis.xaxis, axis.yaxis, axis.zaxis):
         side.set_major_locator(MaxNLocator(4))
         side.set_pane_color((1.0, 1.0, 1.0, 0.0))
