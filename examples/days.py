@@ -86,7 +86,8 @@ def draw(shown: dict[str, tuple[float, Array, Array]]) -> Figure:
         right.plot(true[..., 0].ravel(), predicted[..., 0].ravel(), ".", markersize=1, alpha=0.4)
         right.plot([-limit, limit], [-limit, limit], color="0.6", linewidth=1)
         right.set(xlim=(-limit, limit), ylim=(-limit, limit), title=f"R² {r2:.2f}")
-    grid[0, 0].legend(frameon=False, ncols=2, loc="upper right")
+    handles = grid[0, 0].get_lines()
+    figure.legend(handles=handles, loc="outside upper left", ncols=2, frameon=False)
     grid[-1, 0].set_xlabel("bins of four windows of the validation time")
     return figure
 
@@ -99,7 +100,7 @@ def main() -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where data, runs, table and figure go")
     add("--seed", type=int, default=0, help="of data and training")
-    add("--epochs", type=int, default=80, help="of the two models")
+    add("--epochs", type=int, default=60, help="of the two models")
     add("--align-epochs", type=int, default=60)
     add("--seeds", type=int, default=6, help="starts of the alignment")
     add("--quick", action="store_true", help="train next to nothing")
