@@ -63,6 +63,8 @@ def search(options: argparse.Namespace, command: str, method: str) -> int:
     from ..search.run import run_search
 
     folder = start_run(options, f"{data_name(options.overrides)}_{command}", command)
+    if n_seeds is not None:  # the folder knows of them only once the search has ended
+        options.resume_with += f" --seeds {n_seeds}"
     result = run_search(
         options.overrides,
         options.config or f"../configs/{command}.yaml",

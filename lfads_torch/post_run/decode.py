@@ -478,7 +478,8 @@ def _checkpoint(source: Source) -> Path | None:
     folder = RunFolder.around(source.path)
     if named.is_file() or folder.kind == "none":
         return named if named.is_file() else None
-    return folder.checkpoint(best=True)
+    best = folder.checkpoint(best=True)
+    return best if best is not None and best.is_file() else None
 
 
 def _fit_baseline(source: Source, y: Array, options: DecodeOptions, notes: list[str]) -> Decoder:

@@ -102,13 +102,13 @@ def arguments_of(target: Any) -> Arguments:
     return Arguments(tuple(legal), required or (), is_open, kinds)
 
 
-def check_parts(config: dict[str, Any]) -> None:
+def check_parts(config: dict[str, Any], what: str | Path = "the configuration") -> None:
     """Check that a configuration has what every run is built of."""
     if not isinstance(config.get("trainer"), dict):
-        raise ConfigError("the configuration has no trainer; compare the packaged single.yaml")
+        raise ConfigError(f"{what} has no trainer; compare the packaged single.yaml")
     for part in ("model", "datamodule"):
         if not isinstance(config.get(part), dict) or "_target_" not in config[part]:
-            raise ConfigError(f"the configuration has no {part}; choose one: {part}=...")
+            raise ConfigError(f"{what} has no {part}; choose one: {part}=...")
     config["trainer"].setdefault("_target_", "pytorch_lightning.Trainer")
 
 

@@ -109,6 +109,8 @@ class WholeEpoch(Callback):
                     folder = Path(trainer.default_root_dir)
                     here = partial(_here, folder, callback.dirpath, states[key]["dirpath"])
                     states[key] = {**_with_paths(states[key], here), "dirpath": callback.dirpath}
+                    # Lightning leaves it out, and writes it into the next checkpoints.
+                    callback.current_score = states[key].get("current_score")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for what followed the checkpoint's epoch."""

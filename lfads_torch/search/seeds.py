@@ -24,7 +24,7 @@ from ..arguments import LOSS, ROOT, mode_of
 from ..checkpoint import write_checkpoint
 from ..consent import Trust, trust_of
 from ..data.fingerprint import fingerprints
-from ..errors import UserError, whole
+from ..errors import DataError, UserError, whole
 from ..files import Table, expanded, generation_before, write_whole
 from ..folder import BEST_MODEL, CONFIG, LAST, METRICS, WINNER_SEEDS, RunFolder
 from ..processes import stoppable
@@ -225,7 +225,12 @@ def _finish(
 def _scores(run: Path, config: Mapping[str, Any]) -> dict[str, float]:
     """Return the scores of a run's validation trials in its best epoch."""
     log, monitor = read_csv_log(run / METRICS), config.get("select_by") or LOSS
-    epochs, values = log.get(monitor, log[LOSS])
+    epochs, values = log.get(monitor) or log.get(LOSS) or ([], [])
+    if not np.isfinite(values).any():
+        raise DataError(
+            f"{run / METRICS} holds no epoch with {LOSS}, so it is damaged; delete {run} to have "
+            "that seed trained anew"
+        )
     best = epochs[(np.nanargmax if mode_of(monitor) == "max" else np.nanargmin)(values)]
     scores = {"best epoch": float(best)}
     for name in dict.fromkeys((monitor, LOSS, "valid/bps", "valid/co_bps", "valid/fp_bps")):

@@ -23,6 +23,7 @@ from ..modules.spec import targets_of, to_spec
 from ..processes import stoppable
 from ..run_model import RunResult, run_model
 from ..runs.build import build, pick_device
+from ..runs.check_config import check_parts
 from ..runs.compose import absolute_pattern, read_config, write_config
 from ..runs.resume import AtomicCheckpointIO
 from .extend import SESSION_GROUPS, extend_model, start_maps
@@ -89,6 +90,7 @@ def add_session(
         )
     trust = trust_of(folder / CONFIG, trust)
     config, model = read_config(folder, trust), load_model(checkpoint, trust=trust)
+    check_parts(config, folder / CONFIG)
     paths, name = _files(model, config, data, Path(new))
     settings = {**config["datamodule"], "datafile_pattern": [str(path) for path in paths]}
     everything = build({**settings, "fit_sessions": None}, "datamodule")

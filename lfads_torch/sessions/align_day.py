@@ -33,6 +33,7 @@ from ..post_run.analysis import match_sessions
 from ..processes import stoppable
 from ..progress import Line, quiet_libraries
 from ..runs.build import build
+from ..runs.check_config import check_parts
 from ..runs.compose import absolute_pattern, read_config
 from ..search.seeds import train_seeds
 from ..version import read_version
@@ -211,6 +212,7 @@ class _Beginning:
             raise UserError(f"{folder.path} has no {CONFIG}; name the run folder of day 0")
         trust = trust_of(folder.path / CONFIG, trust)
         self.config = read_config(folder.path, trust)
+        check_parts(self.config, folder.path / CONFIG)
         self.model = load_model(checkpoint, trust=trust)
         self.number = session_number(options.session, self.model, origin)
         settings = {**self.config["datamodule"], "fit_sessions": None}

@@ -72,13 +72,18 @@ def best_of(run: Path) -> tuple[str, float]:
     return Path(state["best_model_path"]).name, float(state["best_model_score"])
 
 
+@pytest.mark.parametrize("nth", [1, 2])
 @pytest.mark.parametrize("more", [{}, {"select_by": "valid/bps"}], ids=["", "select_by"])
-def test_the_first_epoch_is_trained_again(
-    more: dict[str, Any], data: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_epoch_is_trained_again(
+    nth: int,
+    more: dict[str, Any],
+    data: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {**IMPROVES, **data, **more}
     run_model(settings, run_dir=tmp_path / "unbroken")
-    with killed(monkeypatch, "last.ckpt", 1):
+    with killed(monkeypatch, "last.ckpt", nth):
         run_model(settings, run_dir=tmp_path / "run")
     assert list((tmp_path / "run" / CHECKPOINTS).glob("best-*.ckpt"))
     run_model(run_dir=tmp_path / "run", resume=True)
