@@ -303,8 +303,7 @@ def test_files_hold_everything_in_the_order_of_the_input(tmp_path: Path) -> None
 def test_files_follow_a_redrawn_split(pattern: str, tmp_path: Path, in_memory: bool) -> None:
     gb = 1 if in_memory else 0
     redrawn = datamodule(pattern, reshuffle_tv_seed=3, reshuffle_tv_ratio=0.4, max_memory_gb=gb)
-    # The plain loop, because the loops in C round by a trial's place in its batch.
-    model = wild(lfads(redrawn, variational=False, kernel="reference"))
+    model = wild(lfads(redrawn, variational=False))
     files = [
         read(run_posterior_sampling(model, data, "o.h5", folder=tmp_path / str(i))[0])
         for i, data in enumerate((redrawn, datamodule(pattern)))
@@ -313,7 +312,8 @@ def test_files_follow_a_redrawn_split(pattern: str, tmp_path: Path, in_memory: b
     for name in ("factors", "recon_data", "encod_data", "output_params"):
         pooled = np.concatenate([files[1][f"{split}_{name}"] for split in ("train", "valid")])
         for split, chosen in zip(("train", "valid"), rows, strict=True):
-            np.testing.assert_allclose(files[0][f"{split}_{name}"], pooled[chosen], atol=1e-6)
+            # Products of float32 round by a trial's place in its batch; trials differ by far more.
+            np.testing.assert_allclose(files[0][f"{split}_{name}"], pooled[chosen], 1e-5, 1e-6)
     assert files[0].keys() == files[1].keys()
 
 
