@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,9 @@ from lfads_torch.errors import DataError
 from lfads_torch.files import cannot_write
 from lfads_torch.folder import RunFolder
 from lfads_torch.post_run.outputs import load_outputs
+from lfads_torch.post_run.report import findings
 from lfads_torch.post_run.report.comparison import caveats, score_comparison
-from lfads_torch.post_run.report.findings import find_all
+from lfads_torch.post_run.report.record import Wanted, read_run
 
 
 def record(bps: float, data: Any, place: str = "run") -> Any:
@@ -69,16 +71,19 @@ def test_outputs_that_are_no_arrays_are_named(tmp_path: Path) -> None:
         load_outputs(tmp_path)[0].n_trials("valid")
 
 
-@pytest.mark.parametrize(("folder", "command"), [("run", "train"), ("search", "pbt")])
+@pytest.mark.parametrize(
+    ("search", "command"), [(None, "train"), ("pbt", "pbt"), ("random", "search")]
+)
 def test_a_report_names_the_command_that_goes_on(
-    folder: str, command: str, monkeypatch: pytest.MonkeyPatch
+    search: str | None, command: str, tmp_path: Path
 ) -> None:
-    place = Path("run") if folder == "run" else Path("search/best_model")
-    unfinished = SimpleNamespace(
-        status={"stage": "training"}, folder=Path(folder), place=place, recordings=[]
-    )
-    from lfads_torch.post_run.report import findings
-
-    monkeypatch.setattr(findings, "RUN_CHECKS", [findings._stage])
-    [finding] = find_all(unfinished)  # type: ignore[arg-type]
-    assert f"lfads {command} --resume {folder}" in str(finding)
+    status = {"stage": "training"}
+    if search:
+        best = tmp_path / "best_model"
+        best.mkdir()
+        (best / "status.json").write_text(json.dumps(status))
+        status["search"] = search
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    record = read_run(tmp_path, Wanted(quick=True))
+    [finding] = findings._stage(record)
+    assert f"lfads {command} --resume {tmp_path}" in str(finding)

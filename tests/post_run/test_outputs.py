@@ -100,7 +100,7 @@ class TestUnits:
 class TestMerging:
     def test_in_the_order_of_the_recording(self, run: Path, known: dict) -> None:
         merged = load_outputs(run).merged()
-        assert merged.n_trials == sum(N_TRIALS.values())
+        assert merged.n_trials == sum(N_TRIALS[split] for split in ("train", "valid", "test"))
         assert np.array_equal(merged["inds"], np.arange(merged.n_trials))
         for position in (0, 17, 50, 97):
             split = merged.split[position]
