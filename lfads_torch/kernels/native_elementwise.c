@@ -5,14 +5,20 @@
 #ifdef __GLIBC__
 #include <malloc.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 #endif
 
 /* Reserves room for the arrays of a step, none of which counts as used before it is written, and
  * asks for pages of 2 MiB there: in pages of 4 KiB, a pass over large arrays waits for the addresses
- * of pages. Memory has to be advised before it is written, and malloc has no hook to do it later. */
+ * of pages. Memory has to be advised before it is written, and malloc has no hook to do it later.
+ * Where addresses are limited (ulimit -v, batch systems), a reservation would be taken from them. */
 static void reserve_huge_pages(void) {
 #if defined(__GLIBC__) && defined(MADV_HUGEPAGE)
+    struct rlimit addresses, data;
+    if (getrlimit(RLIMIT_AS, &addresses) || addresses.rlim_cur != RLIM_INFINITY ||
+        getrlimit(RLIMIT_DATA, &data) || data.rlim_cur != RLIM_INFINITY)
+        return;
     const size_t request = (size_t)48 << 20, reserve = (size_t)1500 << 20, page = (size_t)2 << 20;
     mallopt(M_TOP_PAD, (int)reserve);
     char *taken = malloc(request), *end = sbrk(0);

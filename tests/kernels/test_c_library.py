@@ -232,10 +232,13 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @pytest.mark.skipif(not THP.is_file(), reason="the system has no pages of 2 MiB to give")
 @pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="only glibc reserves memory")
 @pytest.mark.skipif(any(x.startswith("MALLOC_") for x in os.environ), reason="MALLOC_ is set")
-def test_large_arrays_lie_in_large_pages() -> None:
+@pytest.mark.parametrize("limit", [None, 2**40], ids=["unlimited", "limited"])
+def test_large_arrays_lie_in_large_pages(limit: int | None) -> None:
     # In a process of its own: what other tests took and gave back changes the heap.
     code = "from lfads_torch.kernels import c_library; assert not c_library.why_not()\n"
     code += "print(open('/proc/self/smaps').read())"
+    if limit:
+        code = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, -1))\n{code}"
     maps = subprocess.check_output([sys.executable, "-c", code], text=True)
     heaps = re.findall(
         r"^([0-9a-f]+)-([0-9a-f]+) [^\n]*\[heap\]\n.*?^VmFlags:([^\n]*)",
@@ -243,4 +246,4 @@ def test_large_arrays_lie_in_large_pages() -> None:
         re.MULTILINE | re.DOTALL,
     )
     advised = [int(end, 16) - int(start, 16) for start, end, flags in heaps if " hg" in flags]
-    assert sum(advised) > 2**30
+    assert sum(advised) == 0 if limit else sum(advised) > 2**30
