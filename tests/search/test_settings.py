@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +28,10 @@ def test_the_packaged_files_hold_the_published_settings_and_space() -> None:
     random = SearchSettings.from_config(composed("search"))
     assert (random.method, random.n_members, random.metric) == ("random", 60, "auto")
     assert random.space_for(TUNABLES) == DEFAULT_SPACE
+    near = SearchSettings.from_config(composed("pbt", search="near"))
+    assert replace(near, space=pbt.space) == pbt
+    starts = {name: hp.start for name, hp in near.space_for(TUNABLES).items()}
+    assert starts.keys() == DEFAULT_SPACE.keys() and None not in starts.values()
     halving = SearchSettings.from_config(composed("search", search="halving"))
     assert (halving.method, halving.n_members, halving.halving_factor) == ("halving", 60, 3)
 
