@@ -185,7 +185,7 @@ def chain(options: argparse.Namespace) -> list[dict[str, Any]]:
     minutes = train_day(files[0], run, 32, options.units, options.epochs, options.seed)
     decoder = fit(run, (0,))
     rows = [{"day": 0, "itself": score(run, decoder, "valid", 2), "minutes": minutes}]
-    settings = alignment_options(options)
+    settings = replace(alignment_options(options), divergence=options.divergence)
     start = run
     for k, file in enumerate(files[1:], start=1):
         places = {
@@ -293,6 +293,7 @@ def main() -> None:
         one.add_argument("--samples", type=int, default=50 if kind == "wrist" else 10)
         if kind == "chain":
             one.add_argument("--days", type=int, default=10)
+            one.add_argument("--divergence", default=AlignOptions.divergence)
             one.add_argument("--figure", type=Path, help="where a figure of the rows goes")
         one.add_argument("--json", action="store_true", help="print everything as JSON at the end")
     options = parser.parse_args()

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--run-dir", metavar="OUT", help="new run folder (runs/<time>_align_<day>)")
     add("--resume", metavar="OUT", help="go on with the alignment in this folder")
     add("--session", metavar="S", help="day 0's session, of a run of several")
-    add("--divergence", default="kl", metavar="kl|coral|mmd", help="of the states (%(default)s)")
+    add("--divergence", default="coral", metavar="coral|kl|mmd", help="of the states (%(default)s)")
     add("--states", default="gen_states", metavar="gen_states|factors", help="(%(default)s)")
     add("--weight-moments", type=float, default=1.0, metavar="W", help="of it (%(default)s)")
     add("--weight-nll", type=float, default=10.0, metavar="W", help="of the loss (%(default)s)")

@@ -175,7 +175,7 @@ def check_without_behavior(model: LFADS, data: Any) -> None:
 
 def alignment_model(
     path: str | Path,
-    divergence: str = "kl",
+    divergence: str = "coral",
     states: str = "gen_states",
     weight_moments: float = 1.0,
     weight_nll: float = 10.0,
