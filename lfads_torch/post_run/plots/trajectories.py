@@ -181,7 +181,8 @@ def trajectories(
         return figure
     axis = figure.subplots(subplot_kw={"projection": "3d"} if n_dims == 3 else {})
     # Trials of other conditions would leave the shown ones in a corner.
-    _frame(axis, names, _cube(paths[np.concatenate([group.trials for group in groups])]))
+    framed = np.concatenate([np.arange(0), *(group.trials for group in groups)])
+    _frame(axis, names, _cube(paths[framed] if len(framed) else paths))
     axis.set_title(title)
     if conditions is None:
         norm = Normalize(edges[0], edges[-1])
