@@ -352,6 +352,6 @@ def _why_unwritable(path: Path, err: Exception) -> str:
 def check_output(source: Path, output: Path, overwrite: bool) -> None:
     """Refuse to write over the source, or over another file without `overwrite`."""
     if output == source:
-        raise UserError(f"{output} is the source itself; name another file to write (-o).")
+        raise UserError(f"{output} is the source itself; name another file to write (--output).")
     if output.exists() and not overwrite:
-        raise UserError(f"{output} exists; name another file (-o), or add --overwrite.")
+        raise UserError(f"{output} exists; name another file (--output), or add --overwrite.")

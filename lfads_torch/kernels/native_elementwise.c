@@ -34,7 +34,8 @@ static void reserve_huge_pages(void) {
 
 /* A step takes and frees the same large arrays again and again. By default glibc gives each back
  * to the system at once, and every page that is taken anew is a fault and zeros. The very largest
- * are still given back: kept, they would leave holes that the rest does not fit into. */
+ * are still given back: kept, they would leave holes that the rest does not fit into. Free memory at
+ * the end of the heap is kept as well, or the reservation would be given back at once. */
 void lfads_keep_memory(void) {
 #ifdef __GLIBC__
     mallopt(M_MMAP_THRESHOLD, 1 << 27);

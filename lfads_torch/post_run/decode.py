@@ -71,6 +71,8 @@ class Source:
     def __init__(
         self, path: Path, positions: str | None = None, overlap: int | None = None
     ) -> None:
+        if overlap is not None and positions is None:
+            raise UserError("overlap is of windows that positions number; give both or neither")
         self.path, self._positions, self._overlap = path, positions, overlap
         with open_h5(path) as file:
             self.attrs = dict(file.attrs)

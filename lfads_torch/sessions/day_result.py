@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ from .day_model import CRITERION, DIVERGENCE, NLL, DayAlignment, alignment_model
 from .day_start import AlignOptions
 from .moments import StateMoments
 
-_NEAR, _LIKE = 0.05, 0.5  # a criterion is close to the best, states are alike
+_NEAR, _LIKE = (
+    0.05,
+    0.5,
+)  # of the fall of the criterion, a seed is close to the best; states are alike
 
 
 @dataclass
@@ -129,7 +133,7 @@ class Ending:
             "likeness": matrix.tolist(),
             "seconds": round(self.record.get("seconds", 0.0) + seconds, 1),
         }
-        notes = self._warnings(record, before[chosen], after, likeness)
+        notes = self._warnings(chosen, before, after, likeness)
         record["warnings"] = [*self.record["warnings"], *notes]
         checkpoint = self._write_run(chosen, paths[chosen])
         write_whole(self.target / ALIGNMENT, json.dumps(record, indent=1) + "\n")
@@ -174,28 +178,28 @@ class Ending:
 
     def _warnings(
         self,
-        record: dict[str, Any],
-        before: _Measured,
+        chosen: int,
+        before: dict[int, _Measured],
         after: dict[int, _Measured],
         likeness: dict[int, float],
     ) -> list[str]:
         notes = []
-        chosen = record["chosen"]
-        best = after[chosen]
-        if self.options.epochs and best.divergence > before.divergence / 2:
+        start, best = before[chosen], after[chosen]
+        if self.options.epochs and best.divergence > start.divergence / 2:
             notes.append(
-                f"the divergence fell from {before.divergence:.3g} to {best.divergence:.3g}, not "
+                f"the divergence fell from {start.divergence:.3g} to {best.divergence:.3g}, not "
                 "to half: the day may not fit, or more epochs or seeds are needed"
             )
-        limit = best.criterion + _NEAR * abs(best.criterion)
-        rivals = [
-            seed for seed in self.seeds if after[seed].criterion <= limit and likeness[seed] < _LIKE
-        ]
+        rivals = rivals_of(
+            {seed: one.criterion for seed, one in before.items()},
+            {seed: one.criterion for seed, one in after.items()},
+            likeness,
+        )
         if rivals:
             notes.append(
                 f"the answer is ambiguous: the criterion of seeds {', '.join(map(str, rivals))} is "
-                f"within {_NEAR:.0%} of that of seed {chosen}, but their states differ (median "
-                f"correlation below {_LIKE}); the matrix is in {ALIGNMENT}"
+                f"as near to that of seed {chosen} as {_NEAR:.0%} of its fall, but their states "
+                f"differ (median correlation below {_LIKE}); the matrix is in {ALIGNMENT}"
             )
         for text in notes:
             warnings.warn(text, stacklevel=4)
@@ -286,6 +290,17 @@ def folded(model: LFADS) -> LFADS:
         parameter.requires_grad_(name.partition(".")[0] in ("readin", "readout"))
     plain.session_names = list(model.session_names)
     return plain.eval()
+
+
+def rivals_of(
+    before: Mapping[int, float], after: Mapping[int, float], likeness: Mapping[int, float]
+) -> list[int]:
+    """Return the seeds whose criterion is close to the best, but whose states are not alike."""
+    # Close in relation to what training gains: the likelihood has a floor that no alignment can
+    # pass, and a share of the criterion itself would take wrong starts for rivals.
+    best = min(after.values())
+    limit = best + _NEAR * (max(before.values()) - best)
+    return [seed for seed in after if after[seed] <= limit and likeness[seed] < _LIKE]
 
 
 def _likeness(states: list[np.ndarray]) -> np.ndarray:

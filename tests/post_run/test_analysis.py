@@ -313,7 +313,7 @@ def test_files_follow_a_redrawn_split(pattern: str, tmp_path: Path, in_memory: b
         pooled = np.concatenate([files[1][f"{split}_{name}"] for split in ("train", "valid")])
         for split, chosen in zip(("train", "valid"), rows, strict=True):
             # Products of float32 round by a trial's place in its batch; trials differ by far more.
-            np.testing.assert_allclose(files[0][f"{split}_{name}"], pooled[chosen], 1e-5, 1e-6)
+            np.testing.assert_allclose(files[0][f"{split}_{name}"], pooled[chosen], 2e-6, 1e-6)
     assert files[0].keys() == files[1].keys()
 
 

@@ -24,6 +24,7 @@ from lfads_torch.modules.aligner import AlignedReadin, NormalizedReadin
 from lfads_torch.run_model import run_model
 from lfads_torch.search.population import Population
 from lfads_torch.sessions.align_day import AlignOptions, align_day, resume_alignment
+from lfads_torch.sessions.day_result import rivals_of
 from lfads_torch.sessions.day_start import start_kinds
 from tests.small import batch_of
 
@@ -118,6 +119,14 @@ def test_the_record(folder: Path, aligned: Path) -> None:
     assert len(record["moments"]["after"]["spectrum"]) == record["q"]
     assert np.shape(record["likeness"]) == (2, 2)
     assert record["origin"]["run"] == str(folder / "run")
+
+
+def test_seeds_with_other_answers_as_good_are_named() -> None:
+    before, likeness = dict.fromkeys(range(4), 7.6), {0: 1.0, 1: -0.9, 2: 0.9, 3: -0.3}
+    # The mirror image of the best, the same answer again, and a wrong start: of data of seed 0.
+    after = {0: 6.1842, 1: 6.20, 2: 6.19, 3: 6.3628}
+    assert rivals_of(before, after, likeness) == [1]
+    assert rivals_of(after, after, likeness) == [], "without training"
 
 
 def test_the_result_is_an_ordinary_run(
