@@ -183,6 +183,7 @@ def test_causal_smoothing_reads_no_later_bin(tmp_path: Path) -> None:
         (["--apply", "d.json", "--lags", "0:1", "--from", "rates"], "leave out --from, --lags"),
         (["--lags=-1:2", "--causal"], "looks ahead, which --causal refuses"),
         (["--lags", "a"], "--lags is 'a'; legal are FIRST:LAST"),
+        (["--overlap=-1"], "overlap is of windows that positions number"),
         (["--score", "valdi"], "has no split 'valdi'; legal are train, valid, test"),
         (["--apply", "wide.json"], "the decoder reads 12 features (factors), the data have 4"),
         (["--apply", "slow.json"], "fitted to bins of 50 ms"),
