@@ -108,8 +108,8 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
         lines += [f"  {_words(path, *one, number)}" for number, one in enumerate(planned, 1)]
         lines += ["", "Splits: `--split blocks` to choose models, `--split time` for claims about"]
         lines += ["later data (docs/data.md)."]
-    elif "--" in str(problem):
-        lines += ["", "Give --list and the option that is right together, to see what follows"]
+    elif "--" in str(problem):  # it names options to choose from
+        lines += ["", "Give --list again, with the option that is right, to see what follows"]
         lines += ["(docs/data.md)."]
     else:
         lines += ["", "No command is known that prepares it as it is; docs/data.md says how."]

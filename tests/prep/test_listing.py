@@ -454,5 +454,5 @@ def test_what_has_to_be_chosen_is_chosen_together_with_list(
     assert cli.main(["prep", str(path), "--list"]) == 0
     listed = capsys.readouterr().out
     assert "--axes trial,time,unit" in listed
-    assert "Give --list and the option that is right together" in listed
+    assert "Give --list again, with the option that is right" in listed
     assert "No command is known" not in listed
