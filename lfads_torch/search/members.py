@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from ..arguments import LOSS
 from ..errors import ConfigError, UserError, whole
 from ..model import LFADS
+from ..model_checks import bytes_available
 from ..runs.build import build, build_model
 from ..runs.check_config import check_config, check_parts
 from ..runs.monitors import logged_names
@@ -166,7 +167,7 @@ def build_members(
 
 
 def _check_memory(model: LFADS, settings: SearchSettings, n_members: int, device: str) -> None:
-    needed, available = capacity.bytes_per_member(model), capacity.bytes_available(device)
+    needed, available = capacity.bytes_per_member(model), bytes_available(device)
     if available is not None and needed * n_members > available:
         gib = 2.0**30
         raise UserError(

@@ -27,6 +27,7 @@ from ..data.fingerprint import fingerprints
 from ..errors import DataError, UserError, whole
 from ..files import Table, expanded, generation_before, write_whole
 from ..folder import BEST_MODEL, CONFIG, LAST, METRICS, WINNER_SEEDS, RunFolder
+from ..model_checks import bytes_available
 from ..processes import stoppable
 from ..progress import Line, clock, quiet_libraries
 from ..provenance import provenance
@@ -284,7 +285,7 @@ class _Stack:
                 models[0].check_data(data)
                 check_monitors(config, models[0], data)
                 needed = capacity.bytes_per_member(models[0]) * len(configs)
-                available = capacity.bytes_available(device)
+                available = bytes_available(device)
                 if available is not None and needed > available:
                     self.why_not = f"{len(configs)} models do not fit into memory together"
                     return

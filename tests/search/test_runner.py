@@ -435,9 +435,7 @@ def test_each_mistake_is_told_before_the_first_epoch(
 def test_more_members_than_memory_are_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "lfads_torch.search.population.capacity.bytes_available", lambda device: 40_000
-    )
+    monkeypatch.setattr("lfads_torch.search.members.bytes_available", lambda device: 40_000)
     with pytest.raises(UserError, match=r"search\.num_workers=600: 600 members take .* at most \d"):
         search(data, tmp_path / "run", {"search.num_workers": 600})
 

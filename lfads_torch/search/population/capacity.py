@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from ...errors import UserError
-from ...model_checks import bytes_available as bytes_available
+from ...model_checks import bytes_available
 from .draws import global_generators
 
 #: Tensors of a parameter's size that training keeps: itself, its gradient and Adam's two moments.
