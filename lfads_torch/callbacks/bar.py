@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import Any, TextIO
@@ -128,6 +129,9 @@ def _describe(trainer: pl.Trainer, model: pl.LightningModule) -> str:
     trials = [f"{s.n_train} trials x {s.recon_len} bins x {s.recon_dim} channels" for s in sizes]
     if len(trials) > 1:
         trials = [f"{len(sizes)} sessions, {sum(s.n_train for s in sizes)} trials"]
+    # Its size is not said: a batch has no more trials than there are, whatever was set.
+    if math.isfinite(n_batches := trainer.num_training_batches):
+        trials.append(f"{n_batches:.0f} batch{'es' * (n_batches != 1)} per epoch")
     readout = getattr(model, "behavior", None)
     if readout is not None:
         trials.append(f"behaviour in {readout.out_features} dimensions from {readout.source}")

@@ -314,18 +314,6 @@ class BasicDataModule(pl.LightningDataModule):
         packed = PackedMask(session, *mask) if self.sv_rate else None
         return StreamedSession(session, self.batch_keys, packed, train)
 
-    def _warn_of_small_sessions(self) -> None:
-        share = self.batch_size // len(self.fit_numbers())
-        for number in self.fit_numbers():
-            session, rows = self.sessions[number], self._rows[number]
-            if len(rows["train"]) < share:
-                warnings.warn(
-                    f"{session.path.name}: a batch of {share} trials is more than its "
-                    f"{len(rows['train'])} training trials; its batches shrink to that.",
-                    DataWarning,
-                    stacklevel=3,
-                )
-
     # ---- what was read -------------------------------------------------------------------------
 
     @property
@@ -417,7 +405,6 @@ class BasicDataModule(pl.LightningDataModule):
         """Return shuffled batches, see `TrainLoader`; or each training trial once, in order."""
         if not shuffle:
             return self.split_loader("train", session=self.fit_numbers())
-        self._warn_of_small_sessions()
         numbers, rows = self.fit_numbers(), self.all_rows()
         share = max(1, self.batch_size // len(numbers))
         train = {number: rows[number]["train"] for number in numbers}

@@ -115,7 +115,8 @@ def decoding_r2(
     """Return the mean R2 of behaviour decoded linearly from rates, over sets of trials.
 
     Behaviour of shape (trials, bins, columns) may have fewer bins than the rates; NaN samples are
-    left out. Masks have shape (trials, sets); without them all trials are one set.
+    left out, and so are columns that do not vary. Masks have shape (trials, sets); without them all
+    trials are one set.
     """
     if train.behavior is None or valid.behavior is None:
         raise DataError("decoding needs behaviour in both train and valid")
@@ -131,7 +132,10 @@ def decoding_r2(
             valid.behavior[held_out],
             alphas=alphas,
         )
-        scores.append(float(r2.mean()))
+        # Of what does not vary R2 has no meaning; scikit-learn's 1 would lift the mean.
+        y = valid.behavior[held_out].reshape(-1, valid.behavior.shape[-1])
+        varies = np.nanmax(y, axis=0) > np.nanmin(y, axis=0)
+        scores.append(float(r2[varies].mean()) if varies.any() else math.nan)
     return float(np.mean(scores))
 
 

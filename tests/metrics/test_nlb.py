@@ -151,6 +151,23 @@ def test_decoding_without_masks_uses_all_trials() -> None:
         decoding_r2(RatesAndBehavior(rates, None), trials[1])
 
 
+def test_decoding_leaves_out_behaviour_that_does_not_vary() -> None:
+    rng = np.random.default_rng(0)
+    rates, noise = rng.normal(size=(42, 11, 6)), rng.normal(size=(42, 11, 1))
+    varying = rates[..., :1] + noise
+    parts = (slice(30), slice(30, None))
+    alone, beside, still = (
+        decoding_r2(*(RatesAndBehavior(rates[part], behavior[part]) for part in parts))
+        for behavior in (
+            varying,
+            np.concatenate([varying, np.ones_like(varying)], axis=2),
+            np.ones_like(varying),
+        )
+    )
+    assert beside == pytest.approx(alone, abs=0.01)
+    assert np.isnan(still)
+
+
 def test_set_go_mask_by_hand() -> None:
     mask = set_go_mask([10.0, 20.0, np.nan], [0, 2, 0], n_bins=6, bin_ms=5.0)
     assert mask.astype(int).tolist() == [

@@ -272,7 +272,9 @@ class TestLatentUsage:
         assert [t.get_text() for t in inputs.get_xticklabels()] == ["1", "2", "0"]
         assert inputs.get_title() == "inferred inputs: 1 of 3 used"
         assert start.get_title() == "initial condition: 1 of 2 used"
-        assert np.allclose(over_time.lines[0].get_ydata(), 2.0)
+        assert np.allclose(over_time.lines[1].get_ydata(), 2.0)
+        colours = [line.get_color() for line in over_time.lines]
+        assert colours == list(plots.style.look().palette[:3]), "those of the figure of trials"
 
     def test_those_that_are_not_drawn_are_counted(self):
         figure = drawn(plots.latent_usage(np.ones(64), max_dims=40))

@@ -117,3 +117,16 @@ def test_the_course_of_the_validation_loss(tmp_path: Path, losses: Any, title: s
         t for t in found(tmp_path, arrays(), losses) if "validation loss" in t or "impro" in t
     }
     assert course == {title}
+
+
+def test_a_score_that_never_left_its_floor_chose_the_first_epoch(tmp_path: Path) -> None:
+    title = "The score that chose is the same in all epochs"
+    write_run(tmp_path, arrays())
+    (tmp_path / "csv_logs").mkdir()
+    for last, is_told in ((-1, True), (-0.5, False)):
+        (tmp_path / "config.yaml").write_text("select_by: valid/co_bps_smth")
+        rows = "epoch,valid/recon_smth,valid/co_bps_smth\n0,3,-1\n1,2,-1\n2,1,"
+        (tmp_path / "csv_logs/metrics.csv").write_text(f"{rows}{last}\n")
+        found = {f.title: f.text for f in find_all(read_run(tmp_path, Wanted(quick=True)))}
+        assert (title in found) == is_told
+        assert "epoch 0, the first" in found.get(title, "epoch 0, the first")

@@ -241,6 +241,25 @@ class TestTrainingCurves:
         low, high = panels["bits per spike"].get_ylim()
         assert low >= -0.5 * high
 
+    def test_marks_the_epoch_that_the_run_selects(self):
+        log = {
+            "epoch": [0, 1, 2],
+            "valid/recon_smth": [3.0, 2.0, 1.0],
+            "valid/co_bps": [0.1, 0.3, 0.2],
+            "valid/co_bps_smth": [0.1, 0.2, 0.15],
+        }
+        for select_by, panel, at in (
+            ("valid/co_bps_smth", "bits per spike", (1, 0.3)),
+            ("valid/recon_smth", "reconstruction", (2, 1.0)),
+        ):
+            dots = [
+                (axis.get_title(), line.get_xydata()[0].tolist())
+                for axis in training_curves(log, select_by).axes
+                for line in axis.lines
+                if str(line.get_label()).startswith("best")
+            ]
+            assert dots == [(panel, list(at))], select_by
+
     def test_takes_a_table(self):
         figure = training_curves({"epoch": [0, 1, 2], "train/loss": [3.0, np.nan, 1.0]})
         assert list(figure.axes[0].lines[0].get_xdata()) == [0, 2]

@@ -16,6 +16,7 @@ import yaml
 from lfads_torch import cli
 from lfads_torch.data import write_session
 from lfads_torch.errors import UserError
+from lfads_torch.folder import POPULATION
 from lfads_torch.post_run.evaluation import evaluate_run
 from lfads_torch.post_run.evaluation.behavior import Keys
 from lfads_torch.post_run.report import Wanted, compare_runs, pictures, read_run, report_run
@@ -250,6 +251,28 @@ class TestMissing:
         what, line = commands(record)[0]
         assert line == f"lfads {command} --config config.yaml --run-dir 'runs/two words_again'"
         assert "the seed, 1," in what
+
+    @pytest.mark.parametrize(("method", "by"), [("pbt", "epoch"), ("random", "lr_init")])
+    def test_a_search_is_shown_by_the_score_that_chose(
+        self, tmp_path: Path, method: str, by: str
+    ) -> None:
+        write_run(tmp_path / "best_model", arrays())
+        score = "valid/co_bps_smth"
+        (tmp_path / "best_model" / "config.yaml").write_text(f"select_by: {score}")
+        (tmp_path / "status.json").write_text(json.dumps({"stage": "complete", "search": method}))
+        (tmp_path / POPULATION).write_text(
+            f"epoch,generation,member,parent,diverged,hp/lr_init,valid/recon_smth,{score}\n"
+            "0,0,0,0,0,0.1,1.0,0.5\n0,0,1,1,0,0.2,0.5,0.25\n"
+        )
+        scores, paths = pictures.run_pictures(read_run(tmp_path, Wanted(quick=True)))
+        for picture in (scores, paths):
+            [axis] = picture.draw().axes
+            drawn = [line.get_xydata()[-1, -1] for line in axis.lines if len(line.get_xydata())]
+            drawn += [dots.get_offsets()[0, -1] for dots in axis.collections]
+            if picture is scores or method == "random":
+                assert 0.5 in drawn and 1.0 not in drawn, picture.title
+        assert "held-out bits/spike" in scores.caption
+        assert axis.get_xlabel() == by
 
     def test_an_ensemble_lacks_nothing_that_it_cannot_have(self, tmp_path: Path) -> None:
         folder = write_run(tmp_path / "mean", arrays())

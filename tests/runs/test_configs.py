@@ -80,9 +80,6 @@ def built(config: dict[str, Any]) -> tuple[Any, Any]:
     return model, datamodule
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*its batches shrink to that")
-
-
 @pytest.fixture(autouse=True)
 def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

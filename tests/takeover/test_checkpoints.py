@@ -553,7 +553,6 @@ def same_moments(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> None
 
 IN_TRAINING = [
     "ignore:.*identical to a training trial",
-    "ignore:.*its batches shrink",
     "ignore:.*logging interval",
     "ignore:.*treespec",
 ]

@@ -156,7 +156,6 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*its batches shrink")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_twenty_steps_in_a_setting(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

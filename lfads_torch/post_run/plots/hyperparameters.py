@@ -20,7 +20,13 @@ from .style import Figure, FloatArray, empty_figure, log_scale, look, styled
 SCORE = LOSS
 
 _MODEL = "model."
-_LABELS = {SCORE: "validation loss (smoothed)", "valid/recon": "validation loss"}
+LABELS = {
+    SCORE: "validation loss (smoothed)",
+    "valid/recon": "validation loss",
+    "valid/bps_smth": "bits/spike (smoothed)",
+    "valid/co_bps_smth": "held-out bits/spike (smoothed)",
+    "valid/fp_bps_smth": "forward bits/spike (smoothed)",
+}
 _LOG_SPAN = 12.0
 """Largest over smallest value above which an axis may be logarithmic: somewhat over a decade."""
 
@@ -200,7 +206,7 @@ def score_history(population: Mapping[str, ArrayLike], metric: str = SCORE) -> F
     ratios = (3.0, tree_height)[: 1 + with_tree]
     axes = figure.subplots(1 + with_tree, 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
     _draw_scores(axes[0], family, scores, best, is_loss=mode_of(metric) == "min")
-    axes[0].set_ylabel(_LABELS.get(metric, metric))
+    axes[0].set_ylabel(LABELS.get(metric, metric))
     if with_tree:
         _draw_tree(axes[1], family, best)
     else:
@@ -263,7 +269,7 @@ def scores_by_value(
         axis.set(xlabel=label)
         if column == 0:
             axis.legend(loc="best")
-    figure.supylabel(_LABELS.get(metric, metric), fontsize=11)
+    figure.supylabel(LABELS.get(metric, metric), fontsize=11)
     return figure
 
 

@@ -188,9 +188,12 @@ def latent_usage(
         total = np.nansum(co, axis=0)
         order = _bars(axes[0], total, max_dims, "inferred inputs")
         time, label = time_centres(len(co), bin_ms)
-        for place, dim in enumerate(order[: len(look().palette) - 1].tolist()):
-            name = f"input {dim}"
-            axes[1].plot(time, co[:, dim], color=look().palette[place], label=name)
+        palette = look().palette
+        # The colours of `trials`, which has one for each input where there are enough.
+        by_number = len(total) <= len(palette)
+        for place, dim in enumerate(sorted(order[: len(palette) - 1].tolist())):
+            colour = palette[dim if by_number else place]
+            axes[1].plot(time, co[:, dim], color=colour, label=f"input {dim}")
         axes[1].set(xlabel=label, ylabel="KL (nats per bin)", title="inferred inputs over time")
         axes[1].set_ylim(bottom=min(0.0, float(np.nanmin(np.append(co, 0.0)))))
         low, high = axes[1].get_ylim()

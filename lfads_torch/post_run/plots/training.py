@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from ...arguments import LOSS, mode_of
 from ...errors import DataError
 from ...tables import read_csv_log as read_csv_log
 from .groups import colours_of
@@ -66,7 +67,7 @@ _PANELS = (
 
 
 @styled
-def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
+def training_curves(log: str | Path | Mapping[str, ArrayLike], select_by: str = LOSS) -> Figure:
     """Draw loss, reconstruction, bits per spike, R2, behaviour, KL and ramps over epochs.
 
     Parameters
@@ -74,6 +75,8 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
     log : path or mapping
         A run folder, its ``metrics.csv``, or a table with a column ``epoch`` (a data frame, a dict
         of arrays) in which NaN means "not logged". Panels without any value are left out.
+    select_by : str, default="valid/recon_smth"
+        Score whose best epoch is marked: that of the checkpoint that was kept as the best.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike]) -> Figure:
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.08)
     grid = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for axis, panel in zip(grid, panels, strict=False):
-        _draw_panel(axis, panel, series)
+        _draw_panel(axis, panel, series, best_epoch(series, select_by), select_by)
     for axis in grid[len(panels) :]:
         axis.set_visible(False)
     return figure
@@ -109,8 +112,22 @@ def _is_drawn(panel: _Panel, curve: tuple[FloatArray, FloatArray] | None) -> boo
     )
 
 
+def best_epoch(
+    series: Mapping[str, tuple[FloatArray, FloatArray]], select_by: str = LOSS
+) -> int | None:
+    """Return the epoch of the best value of a score, or None where it was not logged."""
+    epochs, values = series.get(select_by, (np.zeros(0), np.zeros(0)))
+    if not np.isfinite(values).any():
+        return None
+    return int(epochs[(np.nanargmax if mode_of(select_by) == "max" else np.nanargmin)(values)])
+
+
 def _draw_panel(
-    axis: Axes, panel: _Panel, series: Mapping[str, tuple[FloatArray, FloatArray]]
+    axis: Axes,
+    panel: _Panel,
+    series: Mapping[str, tuple[FloatArray, FloatArray]],
+    best: int | None,
+    select_by: str,
 ) -> None:
     drawn: list[FloatArray] = []
     for curve in panel.curves:
@@ -136,12 +153,14 @@ def _draw_panel(
         axis.set_ylim(max(low, -0.5 * high) if panel.gain and high > 0 else low, high)
     else:
         axis.set_ylim(-0.05, 1.05)
-    best = series.get("valid/recon_smth")
-    if panel.title == "reconstruction" and best is not None and np.isfinite(best[1]).any():
-        epoch = best[0][np.nanargmin(best[1])]
-        # No line across the panel, which would run through the legend.
-        dot: dict[str, Any] = {"color": look().ink, "markersize": 6, "linestyle": "none"}
-        axis.plot(epoch, np.nanmin(best[1]), "o", label=f"best: {epoch:.0f}", **dot)
+    # On the curve of the score that chose, or of the same score before it was smoothed.
+    keys = [curve.key for curve in panel.curves]
+    for key in [k for k in (select_by, select_by.removesuffix("_smth")) if k in keys][:1]:
+        at = dict(zip(*series.get(key, ((), ())), strict=True))
+        if best is not None and best in at:
+            # No line across the panel, which would run through the legend.
+            dot: dict[str, Any] = {"color": look().ink, "markersize": 6, "linestyle": "none"}
+            axis.plot(best, at[best], "o", label=f"best: {best}", **dot)
     if panel.log:  # room for the legend above the curves
         low, high = axis.get_ylim()
         axis.set_ylim(low, high * (high / low) ** 0.6)

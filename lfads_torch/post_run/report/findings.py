@@ -159,7 +159,7 @@ def _validation_loss(record: RunRecord) -> Iterator[Finding]:
             "The validation loss rose again",
             f"It was lowest in epoch {epochs[best]:.0f} and rose by {rise:.0%} of its descent "
             f"until epoch {epochs[-1]:.0f}: the model began to learn training trials by heart. "
-            "Outputs are of the best epoch.",
+            f"Outputs are of epoch {record.best_epoch}, the best by {record.select_by}.",
             "More regularisation: coordinated dropout (cd_rate), dropout_rate, kl_ic_scale, "
             "kl_co_scale, l2_gen_scale; or a smaller generator.",
         )
@@ -170,6 +170,19 @@ def _validation_loss(record: RunRecord) -> Iterator[Finding]:
             f"The validation loss was lowest in epoch {epochs[best]:.0f} of "
             f"{epochs[-1] + 1:.0f}, at the very end.",
             f"Go on: {_resume(record)} trainer.max_epochs={int(1.5 * (epochs[-1] + 1))}",
+        )
+
+
+def _selection(record: RunRecord) -> Iterator[Finding]:
+    """Look whether the score that chooses told the epochs apart: bits per spike stop at -1."""
+    _, values = record.log.get(record.select_by, ((), np.zeros(0)))
+    if len(values) > 1 and np.isfinite(values).all() and not np.ptp(values):
+        yield Finding(
+            "problem",
+            "The score that chose is the same in all epochs",
+            f"{record.select_by} is {values[0]:g} throughout, so the outputs are of epoch "
+            f"{record.best_epoch}, the first.",
+            "Train longer, or choose by the loss: select_by=valid/recon_smth.",
         )
 
 
@@ -240,6 +253,7 @@ RUN_CHECKS: tuple[Callable[[RunRecord], Iterator[Finding]], ...] = (
     _stage,
     _diverged,
     _validation_loss,
+    _selection,
     _ramps,
     _beside_baselines,
     _generator_clip,
@@ -344,7 +358,7 @@ def _bursts(record: RunRecord, recording: Recording) -> Iterator[Finding]:
         rates, data = rates[:, :n_bins, n_read:], data[:, :n_bins, n_read:]
         smooth = gaussian_smooth(rates, BURST[0])
         as_is, smoothed = (score_value(SpikeScore.of(r, data), len(r)) for r in (rates, smooth))
-        if smoothed - as_is > LEAST_BURST:
+        if smoothed > 0 and smoothed - as_is > LEAST_BURST:
             yield Finding(
                 "caution",
                 "Rates follow bursts that other channels do not share",

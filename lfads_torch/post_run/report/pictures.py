@@ -12,18 +12,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ...arguments import LOSS
 from ...data import names_of
 from ...data.smoothing import gaussian_smooth
 from ...errors import UserError
 from ...metrics.decoder import Decoder
 from ...metrics.regression import ridge
 from ...prep.merging import START_KEY
+from ...tables import Columns
 from .. import plots
 from ..decode import DECODER
 from ..dynamics import Generator, find_fixed_points
 from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..evaluation.scoring import ALPHAS
 from ..evaluation.table import COLUMNS, row_names
+from ..plots.hyperparameters import LABELS
 from ..plots.style import evenly, principal_axes
 from ..posterior import kl_by_dimension
 from .page import Picture
@@ -44,11 +47,8 @@ def run_pictures(record: RunRecord) -> list[Picture]:
             "training loss above validation loss is no fault. Ramps are the weights of the KL and "
             "L2 terms."
         )
-        pictures.append(
-            Picture(
-                "training", "Training", caption, partial(plots.training_curves, record.log_path)
-            )
-        )
+        draw = partial(plots.training_curves, record.log_path, record.select_by)
+        pictures.append(Picture("training", "Training", caption, draw))
     if (about := record.alignment) is not None:
         pictures.append(_day(about))
     recorded = all({"gen_states", "gen_inputs"} <= set(_scored(r).names) for r in record.recordings)
@@ -57,16 +57,29 @@ def run_pictures(record: RunRecord) -> list[Picture]:
     if len(record.recordings) > 1 and all("factors" in _scored(r) for r in record.recordings):
         pictures.append(_alignment(record))
     if (table := record.population) is not None:
-        caption = "Each member's validation loss, and who was copied onto whom."
-        title = "Scores over the search"
-        pictures.append(
-            Picture("search_scores", title, caption, partial(plots.score_history, table))
-        )
-        caption = "Values of every member; the line of the best final member stands out."
-        title = "Hyper-parameters over the search"
-        draw = partial(plots.hyperparameter_paths, table, space=record.search_space)
-        pictures.append(Picture("search_paths", title, caption, draw))
+        pictures += _search(record, table)
     return pictures
+
+
+def _search(record: RunRecord, table: Columns) -> Iterator[Picture]:
+    """Show the scores of a search's members by what chose the winner, and their settings."""
+    # The table of a search that another version made may lack that score.
+    metric = record.select_by if record.select_by in table else LOSS
+    is_population = record.command == "pbt"
+    score = LABELS.get(metric, metric)
+    caption = f"Each member's {score}, by which the search chose" + (
+        ", and who was copied onto whom." if is_population else "."
+    )
+    draw: Callable[[], Figure] = partial(plots.score_history, table, metric)
+    yield Picture("search_scores", "Scores over the search", caption, draw)
+    name = "hyperparameter_paths" if is_population else "scores_by_value"
+    caption = (
+        "Values of every member; the line of the best final member stands out."
+        if is_population
+        else "The last score of every member by the values that it was trained with."
+    )
+    draw = partial(getattr(plots, name), table, metric=metric, space=record.search_space)
+    yield Picture("search_paths", "Hyper-parameters of the search", caption, draw)
 
 
 def score_picture(scores: dict[str, Any]) -> Picture:

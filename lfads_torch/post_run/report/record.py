@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from ...arguments import LOSS
 from ...consent import trust_of
 from ...data import SPLITS
 from ...errors import DataError, DataWarning, UserError
@@ -24,7 +25,7 @@ from ..evaluation import evaluate_run
 from ..evaluation.behavior import Keys, Recording, read_recording
 from ..evaluation.table import SHAPE
 from ..outputs import RunOutputs, load_outputs, output_files
-from ..plots.training import read_csv_log
+from ..plots.training import best_epoch, read_csv_log
 
 SCORES = "scores.json"
 
@@ -169,12 +170,14 @@ class RunRecord:
         return float(series[1][-1]) if series is not None and len(series[1]) else float("nan")
 
     @property
+    def select_by(self) -> str:
+        """The score that chose the best epoch, and the winner of a search."""
+        return str(self.config.get("select_by") or LOSS)
+
+    @property
     def best_epoch(self) -> int | None:
-        """Epoch of the lowest smoothed validation loss."""
-        series = self.log.get("valid/recon_smth")
-        if series is None or not np.isfinite(series[1]).any():
-            return None
-        return int(series[0][np.nanargmin(series[1])])
+        """The epoch that the score of `select_by` chose; None where that was not logged."""
+        return best_epoch(self.log, self.select_by)
 
 
 def read_run(folder: str | Path, wanted: Wanted | None = None) -> RunRecord:
