@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .checkpoint import find_checkpoint, load_model, read_checkpoint
-from .data import SPLITS, list_some, write_session
+from .data import SPLITS, as_array, list_some, write_session
 from .errors import UserError, number, unknown, whole
 from .files import expanded, replacing
 from .folder import RunFolder
@@ -494,7 +494,7 @@ def _trials(data: Any, name: str) -> Array:
     if isinstance(data, Sequence) and not isinstance(data, str):
         if not data:
             raise UserError(f"{name} is an empty list; give at least one trial")
-        trials = [np.asarray(trial) for trial in data]
+        trials = [as_array(trial) for trial in data]
         wrong = [trial.shape for trial in trials if trial.ndim != 2]
         if wrong or len({trial.shape[1] for trial in trials}) != 1:
             shapes = wrong or sorted({trial.shape for trial in trials})
@@ -504,7 +504,7 @@ def _trials(data: Any, name: str) -> Array:
             )
         longest = max(len(trial) for trial in trials)
         data = np.concatenate([_padded(trial[None], longest) for trial in trials])
-    array = np.asarray(data)
+    array = as_array(data)
     if array.ndim != 3 or array.dtype.kind not in "buif" or not array.size:
         raise UserError(
             f"{name} has shape {array.shape} and type {array.dtype}; legal are numbers, trials x "

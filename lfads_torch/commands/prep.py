@@ -96,7 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("reading the source").add_argument
     add("--spikes", metavar="NAME[,NAME]", help="what holds the spikes; several are joined")
-    add("--spike-units", metavar="NAME", help="what holds the unit of each spike")
+    add(
+        "--spike-units",
+        metavar="NAME",
+        help="what holds the unit of each spike (none: all are of one)",
+    )
     add("--axes", metavar="AXIS,AXIS", help="axes of the spikes: of trial, time, unit")
     add("--input-bin-ms", type=float, metavar="MS", help="bin width of binned spikes")
     add(

@@ -36,6 +36,7 @@ from .describe import (
 from .find import (
     absolute_pattern,
     add_to_file,
+    as_array,
     copy_rest,
     find_sessions,
     list_some,
@@ -75,6 +76,7 @@ __all__ = [
     "Survey",
     "absolute_pattern",
     "add_to_file",
+    "as_array",
     "bin_width_ms",
     "blocks",
     "bytes_in_memory",

@@ -298,9 +298,34 @@ def trial_chunks(shape: Sequence[int], dtype: Any) -> tuple[int, ...] | None:
     return (min(shape[0], max(1, _LEAST_CHUNK // row)), *shape[1:])
 
 
+def as_array(value: Any) -> Any:
+    """Return what an object of numbers or text holds; a `DataError` where NumPy cannot read it.
+
+    Masked numbers become NaN, sparse matrices are filled.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        # NumPy drops a mask without a word, and what it hides would count.
+        if not np.ma.is_masked(value):
+            return np.asarray(value.data)
+        if value.dtype.kind not in "buif":
+            return np.asarray(value.filled("" if value.dtype.kind in "SU" else None))
+        numbers = value.data.astype(np.result_type(value.dtype, np.float32))
+        numbers[np.ma.getmaskarray(value)] = np.nan
+        return numbers
+    try:
+        array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
+        return array.astype(str) if array.dtype.kind == "T" else array
+    except (TypeError, RuntimeError) as err:  # such as tensors of a GPU or in bfloat16
+        kind = type(value)
+        raise DataError(
+            f"{kind.__module__}.{kind.__qualname__} is no array that NumPy can read ({err}); "
+            "convert it first."
+        ) from err
+
+
 def _write_array(file: h5py.File, key: str, value: Any, compression: str | None) -> None:
     try:
-        array = np.asarray(value)
+        array = as_array(value)
     except ValueError:  # rows of different lengths
         array = np.empty(len(value), dtype=object)
         array[:] = [np.asarray(row) for row in value]

@@ -51,8 +51,27 @@ NOT_SPIKES = re.compile(
 )
 """How names about spikes look that hold something else."""
 
-UNIT_OF_SPIKE = ("unit", "units", "unit_ids", "spike_units", "spike_clusters", "clusters")
+UNIT_OF_SPIKE = tuple(
+    f"{before}{word}{after}"
+    for word in ("unit", "cluster", "neuron", "cell", "clu")
+    for before in ("", "spike_")
+    for after in ("", "s", "_id", "_ids", "_no", "_number", "_numbers", "_name", "_names")
+)
 """An array with the unit of each spike."""
+
+CHANNEL_OF_SPIKE = tuple(
+    f"{before}{word}{after}"
+    for word in ("channel", "electrode", "tetrode", "chan", "ch")
+    for before in ("", "spike_")
+    for after in ("", "s", "_id", "_ids")
+)
+"""An array with the channel of each spike, which names its unit, or does together with a unit."""
+
+BESIDE_SPIKES = re.compile(
+    r"amp|depth|wave|peak|snr|width|sample|frame|time|index|quality|templ|valid|energy|trial",
+    re.IGNORECASE,
+)
+"""How arrays with an entry for each spike look that do not say its unit."""
 
 TRIAL_OF_SPIKE = (
     "trial", "trials", "trial_id", "trial_ids", "trialid", "trial_num", "trialnum", "trial_number",

@@ -146,14 +146,14 @@ def conditions_of(
 ) -> tuple[list[tuple[Any, ...]], Labels]:
     """Return the distinct values of some columns, sorted, and the number of each trial among them.
 
-    The number is -1 where a value is missing (NaN).
+    The number is -1 where a value is missing (NaN, or empty text).
     """
     values = [columns[name][rows] for name in names]
     # NaN differs from itself: each trial without a value would be a condition.
     known = np.ones(len(rows), dtype=bool)
     for column in values:
-        if column.dtype.kind == "f":
-            known &= ~np.isnan(column)
+        if column.dtype.kind in "fU":
+            known &= ~np.isnan(column) if column.dtype.kind == "f" else column != ""
     keys = list(zip(*[column.tolist() for column in values], strict=True))
     conditions = sorted({key for key, ok in zip(keys, known, strict=True) if ok})
     number = {key: i for i, key in enumerate(conditions)}

@@ -17,11 +17,11 @@ from ...data.find import list_some
 from ...data.validate import show_shape
 from ...errors import DataError
 from ..binning import Array
-from .hdf5 import is_matlab, open_for_reading
+from .hdf5 import attributes, is_matlab, open_for_reading
 from .npz import ArchiveArray
 from .recording import damaged
 from .sheet import open_sheet
-from .tree import as_text
+from .tree import as_column
 
 _EXAMPLES = 6
 _SMALL = 1 << 20  # entries; the range of a larger array is not looked for
@@ -78,7 +78,7 @@ def describe_array(name: str, data: Any, shape: Any = None) -> Member:
     if shape is None or np.prod(shape) > _SMALL:
         return Member(name, "array", size)
     try:
-        return Member(name, "array", size, describe_values(as_text(np.atleast_1d(data[()]))))
+        return Member(name, "array", size, describe_values(as_column(np.atleast_1d(data[()]))))
     except (OSError, RuntimeError) as err:
         return Member(name, "damaged", size, str(err))
 
@@ -136,6 +136,8 @@ def _node(group: Any, key: str, name: str, matlab: bool) -> Iterator[Member]:
         n = len(node["data"])
         yield Member(name, "sparse", show_shape(size), f"{n} entries", "save x.toarray()")
     elif isinstance(node, h5py.Group):
+        for inner, value in attributes(node).items():
+            yield Member(f"{name}.{inner}", "attribute", values=str(value))
         for inner in node:
             yield from _node(node, inner, f"{name}.{inner}", matlab)
     elif node.shape is None or "MATLAB_empty" in node.attrs:
@@ -145,7 +147,7 @@ def _node(group: Any, key: str, name: str, matlab: bool) -> Iterator[Member]:
     elif node.dtype.names:
         yield Member(name, "table", f"{node.size} rows")
         for column in node.dtype.names if node.size <= _SMALL else ():
-            described = describe_array(f"{name}.{column}", as_text(node[column]))
+            described = describe_array(f"{name}.{column}", as_column(node[column]))
             yield described._replace(what="column")
     elif h5py.check_ref_dtype(node.dtype) is not None:
         yield from _references(group.file, node, name, matlab)
@@ -165,7 +167,9 @@ def _node(group: Any, key: str, name: str, matlab: bool) -> Iterator[Member]:
 
 
 def _references(file: h5py.File, node: Any, name: str, matlab: bool) -> Iterator[Member]:
-    members = [file[reference] for reference in node[()].T.ravel()[:_FEW] if reference]
+    members = [
+        file[reference] for reference in np.ravel(np.transpose(node[()]))[:_FEW] if reference
+    ]
     arrays = [m for m in members if isinstance(m, h5py.Dataset) and m.shape is not None]
     kinds = [
         "sparse" if "MATLAB_sparse" in m.attrs else _matlab_class(m) or "array" for m in members

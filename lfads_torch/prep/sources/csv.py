@@ -15,7 +15,7 @@ from ...errors import DataError, UserError
 from ..binning import Array, Floats
 from ..names import SPIKE_COLUMNS, TIMES, TRIAL_OF_SPIKE
 from .axes import parse_axes
-from .grouping import group_by_unit
+from .grouping import group_by_unit, names_of_pairs, pair, unpair
 from .recording import (
     BinnedSpikes,
     Clock,
@@ -35,7 +35,6 @@ _EVENTS = re.compile(r"event|evt|strobe|marker|kbd|keyboard|frame|start$|stop$|t
 # A column that counts rows, as pandas and R write it, without a name.
 _INDEX = re.compile(r"column \d+|index|idx|row|#|nr|no|bin|sample|frame", re.I)
 _SUFFIX = re.compile(r"_(s|sec|ms|us|samples)$")
-_PAIR = 1 << 32  # channel and unit of a spike in one number
 
 
 def read_csv(path: Path, options: SourceOptions) -> Recording:
@@ -121,16 +120,10 @@ def _spike_rows(
     sheet: Sheet, keys: list[str], time: int, owners: list[int], options: SourceOptions
 ) -> Recording:
     units, labels = group_by_unit(_spikes(sheet, time, owners))
-    columns = _labels(owners, labels)
-    order = np.arange(len(units))
-    if len(owners) == 1:
-        names = columns[0]
-    elif len(np.unique(columns[1])) == len(units):  # units are numbered through all channels
-        names, order = columns[1], np.argsort(columns[1], kind="stable")
-    else:
-        names = np.array([f"{a}_{b}" for a, b in zip(*columns, strict=True)])
-    table = {"name": names[order]}
+    table, order = {"name": labels}, np.arange(len(units))
     if len(owners) > 1:
+        columns = unpair(labels)
+        table["name"], order = names_of_pairs(*columns)
         table |= {sheet.names[i]: c[order] for i, c in zip(owners, columns, strict=True)}
     shown = " and ".join(repr(sheet.names[i]) for i in [time, *owners])
     times = SpikeTimes([units[i] for i in order], _clock(sheet, [time], options))
@@ -147,25 +140,12 @@ def _spikes(sheet: Sheet, value: int, owners: list[int]) -> Iterator[tuple[Array
     """Yield the owner of each spike, one for both of two columns, and the value in a column."""
     if all(sheet.is_numeric(column) for column in owners):
         for rows in sheet.numbers([*owners, value]):
-            owner = rows[:, 0] if len(owners) == 1 else rows[:, 0] * _PAIR + rows[:, 1]
-            whole = (rows[:, : len(owners)] == np.round(rows[:, : len(owners)])).all()
-            if len(owners) > 1 and not whole:
-                raise DataError(f"{sheet.path}: channels and units must be whole numbers or words.")
-            yield owner.astype(np.int64) if whole else owner, rows[:, -1]
+            owner = rows[:, 0] if len(owners) == 1 else pair(rows[:, 0], rows[:, 1])
+            yield owner.astype(np.int64) if (owner == np.round(owner)).all() else owner, rows[:, -1]
         return
     for words in sheet.text([*owners, value]):
-        owner = words[:, 0] if len(owners) == 1 else np.char.add(words[:, 0] + "\t", words[:, 1])
+        owner = words[:, 0] if len(owners) == 1 else pair(words[:, 0], words[:, 1])
         yield owner, sheet.number(words[:, -1])
-
-
-def _labels(owners: list[int], labels: Array) -> list[Array]:
-    """Return the names of units by column."""
-    if len(owners) == 1:
-        return [labels]
-    if labels.dtype.kind == "U":
-        pairs = [label.split("\t") for label in labels.tolist()]
-        return [np.array([pair[i] for pair in pairs]) for i in range(2)]
-    return [labels // _PAIR, labels % _PAIR]
 
 
 # ---- a column per unit ---------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from ...data.stored import StoredArray, part
 from ...errors import DataError
 from ..binning import Array
 from .recording import AnyArray
+from .tree import as_column
 
 _IN_MEMORY = 1 << 23  # spikes (64 MB) that are kept before a temporary file takes them
 
@@ -26,6 +27,40 @@ def split_by_index(times: AnyArray, ends: Array) -> list[AnyArray]:
         )
     starts = [0, *stops[:-1]]
     return [part(times, slice(int(a), int(b))) for a, b in zip(starts, stops, strict=False)]
+
+
+_PAIR = 1 << 32  # channel and unit of a spike in one number
+
+
+def pair(channel: Array, unit: Array) -> Array:
+    """Return one label for channel and unit of each spike; `unpair` takes a pair apart."""
+    if channel.dtype.kind in "SUO" or unit.dtype.kind in "SUO":
+        return np.char.add(
+            np.char.add(as_column(channel).astype(str), "\t"), as_column(unit).astype(str)
+        )
+    if any((labels != np.round(labels)).any() for labels in (channel, unit)):
+        raise DataError("channels and units of spikes must be whole numbers or words.")
+    return channel.astype(np.int64) * _PAIR + unit.astype(np.int64)
+
+
+def unpair(labels: Array) -> tuple[Array, Array]:
+    """Return channels and units of the labels that `pair` makes."""
+    if labels.dtype.kind != "U":
+        return labels // _PAIR, labels % _PAIR
+    pairs = np.array([label.split("\t") for label in labels.tolist()]).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def names_of_pairs(channels: Array, units: Array) -> tuple[Array, Array]:
+    """Return names of units, and their order.
+
+    A unit's number is its name where units are numbered through all channels.
+    """
+    if len(np.unique(units)) == len(units):
+        order = np.argsort(units, kind="stable")
+        return units[order], order
+    names = [f"{a}_{b}" for a, b in zip(channels.tolist(), units.tolist(), strict=True)]
+    return np.array(names), np.arange(len(names))
 
 
 class _Runs:

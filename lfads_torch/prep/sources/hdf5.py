@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from ...data.find import open_h5
 from ...data.stored import StoredArray
-from ...data.tree import unwritten
+from ...data.tree import lost_sources, unwritten
 from ...errors import DataError
 from ..binning import Array
 from .layout import recording_from_tree
@@ -43,6 +44,12 @@ class DataSet:
         """Read rows; a `DataError` where the file is damaged."""
         if text := unwritten(self.data):
             raise DataError(f"{self.data.file.filename}: {self.data.name} {text}")
+        if isinstance(self.data, h5py.Dataset) and (lost := lost_sources(self.data)):
+            raise DataError(
+                f"{self.data.file.filename}: {self.data.name} takes its numbers from "
+                f"{', '.join(lost)}, which cannot be read; HDF5 would give zeros in their place. "
+                "Put the file there."
+            )
         place = self.data.ndim - 1 - self.axis if self.reverse else self.axis
         try:
             values = np.asarray(self.data[(*[slice(None)] * place, rows)])
@@ -82,7 +89,7 @@ def read_hdf5(path: Path, options: SourceOptions) -> Recording:
     tree: Tree = {}
     for key in file:
         if not key.startswith("#"):  # where MATLAB keeps what its cells refer to
-            _visit(file, file.get(key), key, matlab, tree)
+            _visit(file, [file, file.get(key)], key, matlab, tree)
     kind = "MATLAB file (v7.3)" if matlab else "HDF5 file"
     return recording_from_tree(path, kind, tree, options, file.attrs)
 
@@ -92,14 +99,18 @@ def is_matlab(file: h5py.File) -> bool:
     return any(node is not None and "MATLAB_class" in node.attrs for node in file.values())
 
 
-def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> None:
-    if node is None:  # a link to what is not there
+def _visit(file: h5py.File, path: list[Any], key: str, matlab: bool, tree: Tree) -> None:
+    """Add a node, the last of the path of nodes that leads to it."""
+    *above, node = path
+    if node is None or node in above:  # a link to what is not there, or back up
         return
     if matlab:
         add_value(tree, key, _matlab(file, node))
     elif isinstance(node, h5py.Group):
+        for name, value in attributes(node).items():
+            add_value(tree, f"{key}.{name}", value)
         for name in node:
-            _visit(file, node.get(name), f"{key}.{name}", matlab, tree)
+            _visit(file, [*path, node.get(name)], f"{key}.{name}", matlab, tree)
     elif node.shape is None:
         tree[key] = np.empty(0)
     elif node.shape == ():
@@ -112,6 +123,12 @@ def _visit(file: h5py.File, node: Any, key: str, matlab: bool, tree: Tree) -> No
         tree[key] = Ragged(rows, shape=node.shape)
     else:
         tree[key] = StoredArray(DataSet(node))
+
+
+def attributes(group: h5py.Group) -> dict[str, Any]:
+    """Return what a group says of one trial or unit, which are numbered, beside its members."""
+    is_entry = re.search(r"\d$", str(group.name)) is not None
+    return {n: value for n, value in group.attrs.items() if n not in group} if is_entry else {}
 
 
 def _matlab(file: h5py.File, node: Any) -> Any:

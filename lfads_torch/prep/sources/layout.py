@@ -28,7 +28,7 @@ from .tree import (
     Ragged,
     Source,
     Tree,
-    as_text,
+    as_column,
     attrs_of,
     column_name,
     gather,
@@ -101,7 +101,7 @@ def _table(
         columns: Table = {}
         for key, vector in vectors_of(tree).items():
             if (name := column_name(key, prefix)) and vector.dtype.kind in "buifSUO":
-                columns[name] = as_text(vector[:])
+                columns[name] = as_column(vector[:])
         # A group may hold more than its table, such as a sampling rate: the usual length decides.
         sizes = [len(column) for column in columns.values()]
         size = n_rows if n_rows is not None else max(sizes, key=sizes.count, default=0)

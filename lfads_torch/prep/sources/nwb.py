@@ -35,7 +35,7 @@ from .recording import (
     find,
     median_step,
 )
-from .tree import as_text
+from .tree import as_column
 
 # Groups without data of a recording: who and what was recorded, and the definitions of NWB's types.
 _ABOUT = ("general", "specifications")
@@ -252,7 +252,7 @@ def _columns(node: Any) -> Iterator[tuple[str, Array | str]]:
             yield name, "references to other data"
         else:
             try:
-                yield name, as_text(data[()])
+                yield name, as_column(data[()])
             except (OSError, RuntimeError) as err:
                 yield name, f"damaged ({err})"
 
@@ -263,7 +263,7 @@ def _events(node: Any) -> Table:
     data = node.get("data")
     if not _is_array(data) or data.shape != times.shape:
         return {"timestamps": times}
-    values = as_text(data[()])
+    values = as_column(data[()])
     if _text(node.attrs.get("neurodata_type", "")) == "IntervalSeries":
         # Positive where an interval begins and negative where it ends; the number is its kind.
         begins, ends = values > 0, values < 0
@@ -272,7 +272,7 @@ def _events(node: Any) -> Table:
             return {"start_time": times[begins], "stop_time": times[ends], "kind": kind}
     labels = data.attrs.get("labels")
     if labels is not None and values.dtype.kind in "ui" and values.max(initial=0) < len(labels):
-        values = as_text(np.asarray(labels))[values]
+        values = as_column(np.asarray(labels))[values]
     return {"timestamps": times, "label": values}
 
 

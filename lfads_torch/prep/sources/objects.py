@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...data.find import list_some
+from ...data.find import as_array, list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
-from ..names import AXES, SPIKES, TIME_UNITS, TIMES, TRIALS
+from ..names import AXES, SPIKE_COLUMNS, SPIKES, TIME_UNITS, TIMES, TRIALS, first_of
 from .layout import recording_from_tree
 from .recording import (
     UNIT_S,
@@ -32,7 +32,7 @@ from .recording import (
     median_step,
 )
 from .sorting import add_segments, of_segments
-from .tree import Tree, add_value, last_name
+from .tree import Tree, add_value, as_column, last_name
 
 _ROLE = {name: role for role, names in AXES.items() for name in names}
 
@@ -44,8 +44,8 @@ def recording_of(source: Any, options: SourceOptions) -> Recording:
         return _READERS[library](source, options)
     if library == "pandas" and hasattr(source, "columns"):
         return _frame(source, options)
-    if library == "" and not isinstance(source, np.ndarray) and hasattr(source, "__array__"):
-        source = np.asarray(source)  # such as a tensor
+    if library == "" and (hasattr(source, "__array__") or hasattr(source, "toarray")):
+        source = as_array(source)  # such as a tensor, a sparse matrix, a masked array
     if isinstance(source, np.ndarray) and source.dtype.names:
         source = {name: source[name] for name in source.dtype.names}
     if isinstance(source, Mapping):
@@ -54,6 +54,8 @@ def recording_of(source: Any, options: SourceOptions) -> Recording:
         return _neo(source, options)
     if isinstance(source, list | tuple) and source and hasattr(source[0], "rescale"):
         source = [_seconds(one) for one in source]
+    if isinstance(source, list | tuple) and any(_ROLE.get(a) == "time" for a in _axes(options)):
+        source = _column(source)  # bins, not lists of times
     if isinstance(source, list | tuple | np.ndarray) and len(source):
         return _arrays({"spikes": source}, options, "array")
     raise UserError(
@@ -112,15 +114,13 @@ def table_of(source: Any) -> Table:
 
 def _column(values: Any) -> Array:
     try:
-        array = np.asarray(values)
+        return as_column(as_array(values))
     except ValueError:  # rows of different lengths
         return np.empty((0, 0))
-    if array.dtype.kind == "O":
-        try:
-            return array.astype(np.float64)  # numbers with None among them
-        except (TypeError, ValueError):
-            return array.astype(str)
-    return array if array.dtype.kind != "T" else array.astype(str)
+
+
+def _axes(options: SourceOptions) -> list[str]:
+    return [word.strip().lower() for word in (options.axes or "").split(",")]
 
 
 def _library(source: Any) -> str:
@@ -191,18 +191,34 @@ def _are_units(arrays: Mapping[str, Any], options: SourceOptions) -> bool:
 
 
 def _frame(source: Any, options: SourceOptions) -> Recording:
-    """Take a DataFrame of pandas: a row per spike with its time and unit, else bins x units."""
+    """Take a DataFrame of pandas: a row per spike with its time and unit, else bins x units.
+
+    A row per unit, or per trial, has arrays in its fields.
+    """
+    cells = {str(name): list(column) for name, column in source.items()}
+    lists = [
+        n for n, c in cells.items() if any(isinstance(v, list | tuple | np.ndarray) for v in c)
+    ]
+    if lists:
+        recording = _arrays({"frame": cells}, options, "DataFrame")
+        if recording.starts is None and recording.n_units == len(source):
+            plain = source[[name for name in source.columns if str(name) not in lists]]
+            recording.units = {"name": _column(source.index), **table_of(plain)}
+        return recording
     table = table_of(source)
-    keys = {name.lower(): name for name in table}
-    time = next((keys[name] for name in (*SPIKES, *TIMES) if name in keys), None)
-    if time is not None and any(_ROLE.get(name) == "unit" for name in keys):
-        unit = next(keys[name] for name in keys if _ROLE.get(name) == "unit")
-        rest = {name: column for name, column in table.items() if name not in (time, unit)}
-        return _arrays({"spike_times": table[time], "unit": table[unit], **rest}, options)
+    time, unit, channel = (first_of(names, table) for names in SPIKE_COLUMNS.values())
+    if time is not None and (unit or channel):
+        roles = {time: "spike_times", unit or channel: "unit"} | (
+            {channel: "channel"} if unit else {}
+        )
+        return _arrays({roles.get(name, name): column for name, column in table.items()}, options)
     numeric = {name: c for name, c in table.items() if c.dtype.kind in "buif" and name != time}
     arrays = {"spikes": np.stack(list(numeric.values()), axis=1)}
-    if time is not None or np.asarray(source.index).dtype.kind == "f":
-        arrays["time"] = np.asarray(source.index) if time is None else table[time]
+    index = np.asarray(source.index)
+    if index.dtype.kind == "m":
+        index = index / np.timedelta64(1, "s") / options.clock().scale
+    if time is not None or index.dtype.kind == "f":
+        arrays["time"] = index if time is None else table[time]
     recording = _arrays(arrays, replace(options, axes="time,unit"), "DataFrame")
     recording.units = {"name": np.array(list(numeric))}
     return recording

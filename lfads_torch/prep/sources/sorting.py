@@ -23,7 +23,7 @@ from ..binning import Array, Floats
 from .csv import read_table
 from .grouping import group_by_unit
 from .recording import AnyArray, Clock, Recording, SourceOptions, SpikeTimes, Table, damaged
-from .tree import Ragged, Tree, as_text
+from .tree import Ragged, Tree, as_column
 from .trial_times import join_trials, lay_out_trials
 
 # Of phy and Kilosort 1 to 4, then of IBL's ALF, whose times are seconds. What was curated by hand
@@ -280,10 +280,10 @@ def read_zarr_sorting(path: Path, store: Any, options: SourceOptions) -> Recordi
     rows = np.arange(len(names))
     slices = spikes["segment_slices"][()].astype(np.int64)
     segments = [_by_unit(owner[a:b], samples[a:b], rows) for a, b in slices]
-    units = {"name": as_text(names)}
+    units = {"name": as_column(names)}
     for name, data in store.get("properties", {}).items():
         if data.shape == names.shape:
-            units[name] = as_text(data[()])
+            units[name] = as_column(data[()])
     rate = store.attrs.get("sampling_frequency")
     return of_segments(path, segments, units, float(rate) if rate else None, options)
 

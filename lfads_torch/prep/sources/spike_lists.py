@@ -15,12 +15,23 @@ from ...data.stored import blocks, flat
 from ...data.validate import show_shape
 from ...errors import DataError, UserError
 from ..binning import Array, Indices
-from ..names import OF_TRIAL, OF_UNIT, SAMPLING_RATE, TRIAL_OF_SPIKE, TRIALS, UNIT_OF_SPIKE, UNITS
+from ..names import (
+    BESIDE_SPIKES,
+    CHANNEL_OF_SPIKE,
+    OF_TRIAL,
+    OF_UNIT,
+    SAMPLING_RATE,
+    TRIAL_OF_SPIKE,
+    TRIALS,
+    UNIT_OF_SPIKE,
+    UNITS,
+    first_of,
+)
 from .axes import Axes, ask, choose, gather_hints, parse_axes
-from .grouping import group_by_unit, split_by_index
+from .grouping import group_by_unit, names_of_pairs, pair, split_by_index, unpair
 from .recording import AnyArray, BinnedSpikes, SpikeTimes, Table
 from .time_unit import judge, sample_list
-from .tree import Node, Ragged, Source, last_name, last_of, siblings
+from .tree import Node, Ragged, Source, column_name, last_name, last_of, siblings
 from .trial_times import join_trials
 from .trialwise import Trials
 
@@ -66,6 +77,7 @@ def areas(keys: Sequence[str], widths: Sequence[int]) -> Table:
 # Splits a list by unit, and names the units (may be empty).
 _Split = Callable[[AnyArray], tuple[list[AnyArray], Array]]
 _NAMELESS = np.empty(0, dtype=str)
+_ONE_UNIT = "none"  # as --spike-units
 
 
 def _unsplit(array: AnyArray) -> tuple[list[AnyArray], Array]:
@@ -85,6 +97,10 @@ def read_times(source: Source, keys: Sequence[str]) -> SpikesRead:
         if not isinstance(node, Ragged):
             split, more = splitter(source, key)
             _check_unit(source, key, more)
+            if len(more) == 1:
+                _check_one_unit(source, key)
+            elif owners := sorted(more - {key, f"{key}_index"}):
+                notes.append(f"unit of each spike: {' and '.join(map(repr, owners))}")
             listed, labels = split(source.vectors[key])
             used |= more | _add_trials_of(source, key, listed, trials_of, notes, split)
             units += listed
@@ -160,7 +176,7 @@ def _units_of_trials(
     """Split the spikes of each trial by a list with the unit of each, where the file has one."""
     times, trials = join_trials(rows)
     owners = {f"{key.rpartition('.')[0]}.{name}".lstrip("."): None for name in UNIT_OF_SPIKE}
-    if source.options.spike_units:
+    if source.options.spike_units not in (None, _ONE_UNIT):
         owners = {source.key(source.options.spike_units): None}
     for name in owners:
         node = source.tree.get(name)
@@ -185,6 +201,8 @@ def entries(source: Source, key: str, node: Ragged) -> tuple[Axes, str]:
     legal = single if len(node.shape) == 1 else double
     if source.options.axes:
         return parse_axes(source.options.axes, repr(key), node.shape, legal), " (by --axes)"
+    if node.axes in legal:
+        return node.axes, " (by the names of groups)"
     hints = gather_hints(source, {key})
     if len(node.shape) == 2:
         for name, other in siblings(source.tree, key):
@@ -263,29 +281,73 @@ def _same_sizes(other: Node, node: Ragged) -> bool:
 def splitter(source: Source, name: str) -> tuple[_Split, set[str]]:
     """Return what splits a list of all spikes by unit, and the keys that it takes for it.
 
-    An index gives the ends of the units, or a second list the unit of each spike.
+    An index gives the ends of the units, or a second list the unit of each spike; a third may give
+    its channel.
     """
-    vectors, times = source.vectors, source.vectors[name]
+    vectors, times, said = source.vectors, source.vectors[name], source.options.spike_units
     if (index := vectors.get(f"{name}_index")) is not None:
         ends = index[:]
         return lambda array: (split_by_index(array, ends), _NAMELESS), {name, f"{name}_index"}
-    if source.options.spike_units:
-        keys = [source.key(source.options.spike_units)]
-    else:
-        stem = name.rpartition(".")[0]
-        keys = [f"{stem}.{k}" if stem else k for k in UNIT_OF_SPIKE]
-    for key in keys:
-        if (owner := vectors.get(key)) is None:
-            continue
-        if owner.shape == times.shape:
-            return partial(_group, owner), {name, key}
-        if source.options.spike_units:
+    if said == _ONE_UNIT:
+        return _unsplit, {name}
+    if said:
+        owner = vectors.get(source.key(said))
+        if owner is None or owner.shape != times.shape:
+            n = "several axes" if owner is None else f"{owner.shape[0]} entries"
             raise DataError(
-                f"{source.file}: {key!r} has {owner.shape[0]} entries, {name!r} has "
-                f"{times.shape[0]} spikes; legal is one unit for each spike."
+                f"{source.file}: {source.key(said)!r} has {n}, {name!r} has {times.shape[0]} "
+                "spikes; legal is one unit for each spike."
             )
-    return _unsplit, {name}
+        return partial(_group, [owner]), {name, source.key(said)}
+    beside = _beside(source, name)
+    unit, channel = (
+        first_of(names, {last_of(key): key for key in beside})
+        for names in (UNIT_OF_SPIKE, CHANNEL_OF_SPIKE)
+    )
+    stem = name.rpartition(".")[0]
+    keys = [f"{stem}.{one}".lstrip(".") for one in (channel, unit) if one is not None]
+    if not keys:
+        return _unsplit, {name}
+    return partial(_group, [vectors[key] for key in keys]), {name, *keys}
 
 
-def _group(owner: AnyArray, array: AnyArray) -> tuple[list[AnyArray], Array]:
-    return group_by_unit((unit, array[rows]) for rows, unit in blocks(owner))
+def _beside(source: Source, name: str) -> list[str]:
+    """Return the keys of arrays with an entry for each spike, in the same group."""
+    stem, shape = name.rpartition(".")[0], source.vectors[name].shape
+    return [
+        key
+        for key, vector in source.vectors.items()
+        if key != name and key.rpartition(".")[0] == stem and vector.shape == shape
+    ]
+
+
+def _check_one_unit(source: Source, name: str) -> None:
+    """Ask where a list is taken as one unit, and another array may say the unit of each spike."""
+    if source.options.spike_units == _ONE_UNIT:
+        return
+    likely = []
+    for key in _beside(source, name):
+        is_column = any(column_name(key, prefix) for prefix in (*TRIALS, *UNITS))
+        if is_column or BESIDE_SPIKES.search(last_name(key)):
+            continue
+        labels = source.vectors[key][:LONG]
+        is_label = labels.dtype.kind in "uiSUO" or bool((labels == np.floor(labels)).all())
+        if is_label and 1 < len(np.unique(labels)) < len(labels):  # numbers or names repeat
+            likely.append(key)
+    if likely:
+        raise UserError(
+            f"{source.file}: {name!r} is one list of {source.vectors[name].shape[0]} spikes, and "
+            f"their units are unclear. If {list_some([repr(key) for key in likely])} says them, "
+            f"--spike-units {last_of(likely[0])}; if all are of one, --spike-units {_ONE_UNIT}."
+        )
+
+
+def _group(owners: Sequence[AnyArray], array: AnyArray) -> tuple[list[AnyArray], Array]:
+    if len(owners) == 1:
+        return group_by_unit((unit, array[rows]) for rows, unit in blocks(owners[0]))
+    channels, numbers = owners
+    units, labels = group_by_unit(
+        (pair(channel, numbers[rows]), array[rows]) for rows, channel in blocks(channels)
+    )
+    names, order = names_of_pairs(*unpair(labels))
+    return [units[i] for i in order], names

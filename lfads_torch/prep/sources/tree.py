@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...data.find import as_array
 from ...data.stored import StoredArray, flat
 from ...data.validate import show_shape
 from ..binning import Array
@@ -18,7 +20,8 @@ from .recording import AnyArray, SourceOptions, find
 # Columns of one list of all spikes, which lie in one group too.
 _OF_LIST = re.compile(
     r"(spike_?)?(t|times?|timestamps?|samples?|index|ids?|units?|clusters?|templates?|channels?|trials?"
-    r"|labels?|amplitudes?|amps?|depths?)(_?(ids?|index|s|ms))?",
+    r"|neurons?|cells?|electrodes?|labels?|assigns?|senders?|amplitudes?|amps?|depths?)"
+    r"(_?(ids?|index|s|ms))?",
     re.IGNORECASE,
 )
 _NUMBERED = re.compile(
@@ -39,12 +42,14 @@ class Ragged:
     """Arrays of one kind and of different lengths: a cell array, a group, an index column.
 
     `names` has one for each row, where the file names them. `shape` is that of the cells, of which
-    `rows` are a flat list in C order; axes of one cell are dropped.
+    `rows` are a flat list in C order; axes of one cell are dropped. `axes` says what these are,
+    where the names of groups do.
     """
 
     rows: Sequence[AnyArray]
     names: list[str] = field(default_factory=list)
     shape: tuple[int, ...] = ()
+    axes: tuple[str, ...] = ()
     problem: str = ""  # why the entries, which are left out then, cannot be read together
 
     def __post_init__(self) -> None:
@@ -110,15 +115,31 @@ def vectors_of(tree: Tree) -> dict[str, AnyArray]:
     return {key: flat(array) for key, array in arrays if is_vector(array)}
 
 
-def as_text(values: Array) -> Array:
-    """Return bytes and objects as text, other types as they are."""
+def as_column(values: Array) -> Array:
+    """Return bytes and objects as text, in which missing ones are empty; other types as they are.
+
+    Objects that are numbers become numbers, missing ones NaN.
+    """
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8", "replace")
-    if values.dtype.kind == "O":
-        return np.array(
-            [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in values.flat]
-        ).reshape(values.shape)
-    return values
+    if values.dtype.kind != "O":
+        return values
+    objects = [None if _is_missing(v) else v for v in values.flat]
+    if all(v is None or isinstance(v, Number) for v in objects) and set(objects) != {None}:
+        return np.array(objects, dtype=np.float64).reshape(values.shape)
+    return np.array(
+        [
+            v.decode("utf-8", "replace") if isinstance(v, bytes) else "" if v is None else str(v)
+            for v in objects
+        ]
+    ).reshape(values.shape)
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a value stands for none: None, NaN, and what pandas has for them."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return bool(isinstance(value, Number) and value != value)
 
 
 def last_name(key: str) -> str:
@@ -140,13 +161,19 @@ def add_value(tree: Tree, key: str, value: Any) -> None:
             add_value(tree, f"{key}.{name}" if key else str(name), inner)
     elif isinstance(value, StoredArray):
         tree[key] = value
-    elif getattr(getattr(value, "dtype", None), "names", None):
+    elif _fields(value):
         for name in value.dtype.names:
             add_value(tree, f"{key}.{name}", _single(value[name]))
     elif (cells := _cells(value)) is not None:
-        _add_cells(tree, key, *cells)
-    elif (array := _array(value)) is not None:
-        tree[key] = array
+        only = cells[0][0] if len(cells[0]) == 1 else None
+        if isinstance(only, Mapping) or _fields(only):  # a table, not a list of one entry
+            add_value(tree, key, only)
+        else:
+            _add_cells(tree, key, *cells)
+    else:
+        array = as_array(value)
+        is_legal = array.dtype.kind in _LEGAL
+        tree[key] = np.atleast_1d(array) if is_legal else Ragged([], problem=_why_not(array))
 
 
 def _single(cells: Any) -> Any:
@@ -154,21 +181,23 @@ def _single(cells: Any) -> Any:
     return cells.flat[0] if cells.dtype.kind == "O" and cells.size == 1 else cells
 
 
-def _array(value: Any) -> AnyArray | None:
-    if hasattr(value, "toarray"):  # a sparse matrix of SciPy
-        value = value.toarray()
-    array = np.atleast_1d(np.asarray(value))
-    return array if array.dtype.kind in "buifSUO" else None
+_LEGAL = "buifSUO"  # kinds of numbers and text
+
+
+def _why_not(array: Array) -> str:
+    """Say why an array of another kind is not read."""
+    how = " (turn them into seconds: (t - t0) / np.timedelta64(1, 's'))"
+    return f"holds {array.dtype}{how * (array.dtype.kind in 'mM')}"
 
 
 def _cells(value: Any) -> tuple[list[Any], tuple[int, ...]] | None:
     """Return the entries of a list or of an array of objects in C order, with its shape."""
     if isinstance(value, list | tuple):
-        if all(np.ndim(one) == 0 and not isinstance(one, Mapping) for one in value):
+        if not any(isinstance(v, Mapping | list | tuple) or getattr(v, "ndim", 0) for v in value):
             return None  # numbers or text: an array
         return list(value), (len(value),)
     if isinstance(value, np.ndarray) and value.dtype.kind == "O":
-        simple = all(isinstance(one, str | bytes | int | float) for one in value.flat)
+        simple = all(isinstance(v, str | bytes | Number) or _is_missing(v) for v in value.flat)
         return None if simple and value.size else (list(value.flat), value.shape)
     return None
 
@@ -177,9 +206,7 @@ def _add_cells(tree: Tree, key: str, cells: list[Any], shape: tuple[int, ...]) -
     names = {
         name: None
         for cell in cells
-        for name in (
-            cell if isinstance(cell, Mapping) else getattr(cell, "dtype", np.dtype("f")).names or ()
-        )
+        for name in (cell if isinstance(cell, Mapping) else _fields(cell))
     }
     if names:  # a struct in each: a list for each field
         for name in names:
@@ -198,20 +225,31 @@ def _add_cells(tree: Tree, key: str, cells: list[Any], shape: tuple[int, ...]) -
         few, many = (show_shape(size) for size in (min(sizes), max(sizes)))
         tree[key] = Ragged([], problem=f"holds {few} cells in some entries, {many} in others")
         return
-    arrays = [
-        cell if isinstance(cell, StoredArray) else np.empty(0) if inner else _array(cell)
+    arrays: list[AnyArray] = [
+        cell
+        if isinstance(cell, StoredArray)
+        else np.empty(0)
+        if inner
+        else np.atleast_1d(as_column(as_array(cell)))
         for cell, inner in zip(cells, nested, strict=True)
     ]
-    known = [array for array in arrays if array is not None]
     if not arrays:
         return
+    known = [array for array in arrays if array.dtype.kind in _LEGAL]
     filled = [array for array in known if array.shape and 0 not in array.shape]
     if filled and all(array.dtype.kind in "SU" for array in filled):
-        tree[key] = np.array([str(as_text(a[:]).ravel()[0]) if a.size else "" for a in known])
-    elif len(known) == len(arrays) and all(array.dtype.kind in "buif" for array in known):
-        tree[key] = column_of(Ragged(known, shape=shape), key)
+        tree[key] = np.array([str(as_column(a[:]).ravel()[0]) if a.size else "" for a in known])
+    elif all(array.dtype.kind in "buif" for array in arrays):
+        tree[key] = column_of(Ragged(arrays, shape=shape), key)
+    elif not known:
+        tree[key] = Ragged([], problem=_why_not(np.asarray(arrays[0])))
     else:
         tree[key] = Ragged([], problem="holds numbers in some entries, something else in others")
+
+
+def _fields(value: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a struct."""
+    return getattr(getattr(value, "dtype", None), "names", None) or ()
 
 
 def _field(cell: Any, name: str) -> Any:
@@ -353,7 +391,9 @@ def _gather_lists(tree: Tree) -> Tree:
         if isinstance(nodes[0], Ragged):  # of each unit a list by trial
             inner = nodes[0].shape
             rows = [n.rows[i] for i in range(len(nodes[0].rows)) for n in nodes]  # type: ignore[union-attr]
-            result[target] = Ragged(rows, shape=(*inner, len(nodes)))
+            known = {True: ("trial", "unit"), False: ("unit", "trial")}
+            axes = known[stem in units] if len(inner) == 1 and stem in units | trials else ()
+            result[target] = Ragged(rows, shape=(*inner, len(nodes)), axes=axes)
         else:
             arrays = [node for node in nodes if not isinstance(node, Ragged)]
             result[target] = column_of(Ragged(arrays, names), target)

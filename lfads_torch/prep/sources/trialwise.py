@@ -25,7 +25,7 @@ from ..names import TIME_ENDINGS, TRIALS
 from ..stretches import GAP_S
 from .axes import Axes, is_times
 from .recording import AnyArray, Recording, Series, Table
-from .tree import Ragged, Source, Tree, as_text, is_vector, siblings, vectors_of
+from .tree import Ragged, Source, Tree, as_column, is_vector, siblings, vectors_of
 
 _INDEX = re.compile(r"(idx_.*|.*_idx|.*_index|.*_bin)", re.IGNORECASE)
 
@@ -184,7 +184,7 @@ def add_columns(
         recording.trials = {}
     for name, vector in vectors_of(nodes).items():
         if vector.shape == (n_trials,) and vector.dtype.kind in "buifSUO":
-            columns[name] = as_text(vector[:])
+            columns[name] = as_column(vector[:])
     columns |= recording.trials
     if trials is not None:
         _read_indices(recording, columns, trials, first)

@@ -297,3 +297,86 @@ def test_frames_of_counts() -> None:
     assert recording.spikes.bin_s == 0.02
     assert recording.units["name"].tolist() == ["a", "b", "c"]
     np.testing.assert_array_equal(recording.spikes.read(0, 50), counts)
+
+
+def test_frames_with_arrays_in_their_fields() -> None:
+    pd = pytest.importorskip("pandas")
+    spikes = [unit / 1000 for unit in MS]
+    units = pd.DataFrame({"spike_times": spikes, "area": NAMES}, index=[7, 3, 4, 5, 9])
+    recording = open_recording(units)
+    assert recording.units["name"].tolist() == [7, 3, 4, 5, 9]
+    assert recording.units["area"].tolist() == NAMES
+    done = prepare(units, None, trials=pd.DataFrame(trials()), bin_ms=10, align="start_time:0:500")
+    np.testing.assert_array_equal(
+        done.arrays["train_encod_data"], RIGHT[done.arrays["train_trial"]]
+    )
+    # A row for each trial, with its counts.
+    frame = pd.DataFrame({"side": trials()["side"], "M1_spikes": list(RIGHT), "bin_ms": 10})
+    done = prepare(frame, None, conditions=["side"])
+    np.testing.assert_array_equal(
+        done.arrays["train_encod_data"], RIGHT[done.arrays["train_trial"]]
+    )
+
+
+def test_masked_entries_are_missing() -> None:
+    counts = np.ma.masked_array(RNG.poisson(0.5, (20, 10, 3)), np.zeros((20, 10, 3), bool))
+    counts[4, 2:5, 1] = np.ma.masked
+    options = {"input_bin_ms": 10, "axes": "trial,time,unit"}
+    done = prepare(counts, None, split="time", **options)
+    right = counts.data.astype(float)
+    right[4, 2:5, 1] = np.nan
+    np.testing.assert_array_equal(done.arrays["train_encod_data"], right[:16])
+    starts = np.ma.masked_array(STARTS_MS / 1000, np.arange(len(STARTS_MS)) == 3)
+    done = prepare(
+        [unit / 1000 for unit in MS], None, trials={"start_time": starts}, bin_ms=10,
+        align="start_time:0:500",
+    )  # fmt: skip
+    rows = np.concatenate([done.arrays[f"{split}_trial"] for split in ("train", "valid")])
+    assert sorted(rows) == [row for row in range(len(STARTS_MS)) if row != 3]
+
+
+def test_missing_words_are_no_condition() -> None:
+    pd = pytest.importorskip("pandas")
+    words = pd.array(["a", None, "b", "a"] * (len(STARTS_MS) // 4), dtype="string")
+    for column in (words, words.astype(object), list(words.fillna(""))):
+        table = {"start_time": STARTS_MS / 1000, "c": column}
+        done = prepare(
+            [unit / 1000 for unit in MS], None, trials=table, bin_ms=10,
+            align="start_time:0:500", conditions=["c"],
+        )  # fmt: skip
+        labels = done.arrays["train_cond_idx"]
+        assert set(labels) == {-1, 0, 1}
+        np.testing.assert_array_equal(labels == -1, done.arrays["train_trial"] % 4 == 1)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "tensor", "lists"])
+def test_counts_of_other_makers(kind: str) -> None:
+    counts = RNG.poisson(0.5, (500, 3))
+    source: Any = counts.tolist()
+    if kind == "sparse":
+        source = pytest.importorskip("scipy.sparse").csr_array(counts)
+    elif kind == "tensor":
+        source = pytest.importorskip("torch").tensor(counts)
+    spikes = open_recording(source, SourceOptions(input_bin_ms=10, axes="time,unit")).spikes
+    assert isinstance(spikes, BinnedSpikes)
+    np.testing.assert_array_equal(spikes.read(0, 500), counts)
+
+
+def test_spike_times_of_other_makers() -> None:
+    torch = pytest.importorskip("torch")
+    by_trial = [[(unit[unit < ms] / 1000).tolist() for unit in MS] for ms in range(900, 1500, 100)]
+    for source, n in (([torch.tensor(unit / 1000) for unit in MS], 0), (by_trial, 6)):
+        recording = open_recording(source, SourceOptions(axes="trial,unit" if n else None))
+        assert (recording.n_units, recording.n_trials) == (5, n)
+
+
+def test_numbers_that_are_none_name_their_type() -> None:
+    for values, text in (
+        (np.zeros((20, 10, 3), complex), "holds complex128"),
+        ([unit.astype("timedelta64[ms]") for unit in MS], "turn them into seconds"),
+    ):
+        with pytest.raises(DataError, match=text):
+            open_recording({"spike_times": values})
+    torch = pytest.importorskip("torch")
+    with pytest.raises(DataError, match=r"torch\.Tensor is no array .*; convert it first"):
+        open_recording(torch.zeros(3, 4, dtype=torch.bfloat16))
