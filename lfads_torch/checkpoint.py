@@ -191,6 +191,16 @@ def recover(path: Path) -> Path:
     return path
 
 
+def last_whole(run: RunFolder) -> Path | None:
+    """Return the checkpoint of a run's last whole epoch, None where it stopped in its first."""
+    path = run.checkpoint()
+    # The best of the first epoch alone: other callbacks had not seen that epoch yet.
+    is_whole = not run.status or run.has_last
+    if path is None or not (is_whole or read_checkpoint(path).get("epoch") != 0):
+        return None
+    return recover(path)
+
+
 def _left(path: Path) -> str:
     """Name the intact checkpoints in the folder of a damaged one."""
     place = path.parent

@@ -193,11 +193,11 @@ class Table:
 
     Values are text, blank where a row lacks a column; names and values are quoted where they need
     it. A file that exists is continued, less a row that a kill cut off. The file is only touched
-    when something is written.
+    when something is written. With `is_sorted`, columns stand in the order of their names.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, *, is_sorted: bool = False) -> None:
+        self.path, self._is_sorted = Path(path), is_sorted
         self.header, rows, is_whole = _parse(self.path)
         self._last_size = 0
         if not is_whole:
@@ -223,7 +223,9 @@ class Table:
             before = self.read() if self.header else []
             if replace:
                 before.pop()
-            self.rewrite([*before, *rows], [*self.header, *new])
+            header = [*self.header, *new]
+            # Lightning sorts the columns of a log, and existing files have them so.
+            self.rewrite([*before, *rows], sorted(header) if self._is_sorted else header)
             return
         try:
             with open(self.path, "ab") as file:

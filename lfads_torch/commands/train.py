@@ -102,6 +102,7 @@ def _train_seeds(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         verbose=options.verbose,
         trust=options.trust,
+        accept_changed_data=options.accept_changed_data,
     )
     if options.json:
         print(json.dumps({"seeds": result.scores, "summary": result.summary()}))

@@ -31,6 +31,14 @@ _FREE = (
 )
 _FREE_KINDS = ("lr_", "l2_", "kl_")
 _SPLITS = ("reshuffle_tv_seed", "reshuffle_tv_ratio", "sv_rate", "sv_seed", "dm_ic_enc_seq_len")
+# What acts when a run whose training is complete samples again.
+_OF_SAMPLING = (
+    "posterior_sampling.",
+    "data.",
+    "datamodule.",
+    "trainer.accelerator",
+    "trainer.devices",
+)
 # Of a search, what says how it is computed and not what it decides.
 _FREE_IN_SEARCH = ("search.ray", "search.chunk", "model.kernel")
 
@@ -73,6 +81,40 @@ def check_changes(changes: Changes, *, search: bool = False) -> None:
                 f"{'search' if search else 'run'} goes on: {reason}. Leave it out, or start "
                 "another one"
             )
+
+
+def of_training(now: Mapping[str, Any]) -> list[str]:
+    """Return the keys that act on training alone, of changed keys with their new values."""
+    return [
+        key
+        for key, value in now.items()
+        # A callback that failed may be taken out at any time.
+        if not key.startswith(_OF_SAMPLING)
+        and not (value is None and key.startswith(("callbacks.", "logger.")))
+    ]
+
+
+def check_that_they_act(
+    now: Mapping[str, Any], max_epochs: int | None, n_epochs: int, *, is_over: bool = False
+) -> None:
+    """Refuse changes of training, keys with their new values, where no epoch is left.
+
+    `is_over` says that training has ended, whether or not at `max_epochs`.
+    """
+    keys, is_last = of_training(now), max_epochs is not None and 0 <= max_epochs <= n_epochs
+    if keys and (is_over or is_last):
+        why = f"trainer.max_epochs is {max_epochs}" if is_last else "early stopping ended the run"
+        more = "" if is_last else " and more patience"
+        raise ConfigError(
+            f"{keys[0]} would change nothing: {n_epochs} epochs are trained, and {why}. Leave it "
+            f"out, or train longer (trainer.max_epochs=...{more})"
+        )
+
+
+def is_longer(max_epochs: int | None, status: Mapping[str, Any]) -> bool:
+    """Return whether a run is to train more epochs than it was when it wrote its status."""
+    before = status.get("max_epochs")
+    return max_epochs is not None and before is not None and not 0 <= max_epochs <= before
 
 
 def _why_not(key: str, search: bool) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
@@ -106,11 +106,7 @@ class WholeEpoch(Callback):
                 continue
             for key in (callback.state_key, callback._legacy_state_key):
                 if "best_k_models" in states.get(key, {}):
-                    folder = Path(trainer.default_root_dir)
-                    here = partial(_here, folder, callback.dirpath, states[key]["dirpath"])
-                    states[key] = {**_with_paths(states[key], here), "dirpath": callback.dirpath}
-                    # Lightning leaves it out, and writes it into the next checkpoints.
-                    callback.current_score = states[key].get("current_score")
+                    states[key] = _moved(states[key], callback, Path(trainer.default_root_dir))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make up for what followed the checkpoint's epoch."""
@@ -135,6 +131,26 @@ class WholeEpoch(Callback):
             stopping.patience = patience
         if self._patience:
             trainer.should_stop = trainer.should_stop or (stops and not goes_on)
+
+
+def take_up(callbacks: Sequence[Any], checkpoint: Mapping[str, Any], folder: Path) -> None:
+    """Give callbacks the states of a run's checkpoint where no Trainer does it."""
+    for callback in callbacks:
+        state = checkpoint["callbacks"][callback.state_key]
+        if isinstance(callback, ModelCheckpoint):
+            callback.load_state_dict(_moved(state, callback, folder))
+            _undo_replacements(callback, checkpoint[RUN_KEY])
+            _leave_out_damaged(callback)
+        else:
+            callback.load_state_dict(state)
+
+
+def _moved(state: dict[str, Any], callback: ModelCheckpoint, folder: Path) -> dict[str, Any]:
+    """Return the state of a callback with the paths of where its run's folder is now."""
+    # Lightning leaves it out, and writes it into the next checkpoints.
+    callback.current_score = state.get("current_score")
+    here = partial(_here, folder, callback.dirpath, state["dirpath"])
+    return {**_with_paths(state, here), "dirpath": callback.dirpath}
 
 
 def portable(state: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -308,7 +324,7 @@ class RunCSVLogger(CSVLogger):
 class _Writer(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir=log_dir)
-        self.table = Table(self.metrics_file_path)
+        self.table = Table(self.metrics_file_path, is_sorted=True)
         self._row: dict[str, Any] = {}
         self._is_written = False  # the last row of the file is this one, perhaps not yet whole
 
@@ -339,14 +355,8 @@ class _Writer(ExperimentWriter):
     def _write_row(self) -> None:
         if not self._row:
             return
-        header = sorted({*self.table.header, *self._row})
-        if header != sorted(self.table.header):
-            # Lightning sorts the columns, and existing files have them so.
-            rows = self.table.read()
-            self.table.rewrite([*rows[: len(rows) - self._is_written], self._row], header)
-        else:
-            # No wait for the disk: a row that a power cut takes is written again on resume.
-            self.table.append([self._row], flush=False, replace=self._is_written)
+        # No wait for the disk: a row that a power cut takes is written again on resume.
+        self.table.append([self._row], flush=False, replace=self._is_written)
         self._is_written = True
 
     def save(self) -> None:

@@ -22,7 +22,15 @@ from ..progress import Line, html_table, quiet_libraries
 from ..provenance import provenance
 from ..version import read_version
 from .build import build, build_model, build_trainer, check_trainer, pick_device
-from .changes import Changes, changes_of, check_changes, follow_data, recorded_changes
+from .changes import (
+    Changes,
+    changes_of,
+    check_changes,
+    check_that_they_act,
+    follow_data,
+    is_longer,
+    recorded_changes,
+)
 from .check_config import arguments_of, check_config, check_parts, find_target
 from .compose import Overrides, compose_config, draw_seed, read_config, write_config
 
@@ -30,15 +38,6 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
 
     from ..model import LFADS
-
-#: What acts when a run whose training is complete samples again.
-_OF_SAMPLING = (
-    "posterior_sampling.",
-    "data.",
-    "datamodule.",
-    "trainer.accelerator",
-    "trainer.devices",
-)
 
 
 @dataclass
@@ -233,13 +232,15 @@ class _Run:
         status = RunFolder(self.folder).status if self.goes_on or not do_train else {}
         metrics: dict[str, float] = {}
         # A run that was killed while it sampled is trained already; only more epochs train it on.
-        if do_train and (status.get("stage", "training") == "training" or self._is_longer(status)):
+        max_epochs = self.config["trainer"].get("max_epochs")
+        is_left = status.get("stage", "training") == "training" or is_longer(max_epochs, status)
+        if do_train and is_left:
             status, metrics = self._train(model, datamodule)
         elif self.goes_on and do_train:
             self._check_data(datamodule, status.get("data"))
             if self.changes:
                 n_epochs = int(status.get("epochs", 0))
-                self._check_that_changes_act(n_epochs)
+                self._check_that_changes_act(n_epochs, is_over=True)
                 status = {**status, "changes": self._record(status, n_epochs)}
                 status["data"] = fingerprints(datamodule)
                 write_config(self.folder / CONFIG, self.config, parts_of(model))
@@ -272,10 +273,6 @@ class _Run:
                 stacklevel=2,
             )
 
-    def _is_longer(self, status: Mapping[str, Any]) -> bool:
-        epochs, before = self.config["trainer"].get("max_epochs"), status.get("max_epochs")
-        return epochs is not None and before is not None and not 0 <= epochs <= before
-
     def _check_data(self, datamodule: Any, recorded: Any) -> None:
         """Refuse changed data, or take what is accepted for a change of the run."""
         if self.given is None:  # else what is trained begins with weights of another run
@@ -287,22 +284,11 @@ class _Run:
             Line().say(f"from epoch {n_epochs} on: {key}={now} (before: {before})")
         return recorded_changes(status.get("changes"), self.changes, n_epochs)
 
-    def _check_that_changes_act(self, n_epochs: int) -> None:
+    def _check_that_changes_act(self, n_epochs: int, *, is_over: bool = False) -> None:
         """Refuse changes of training where no epoch is left to be trained."""
-        epochs = self.config["trainer"].get("max_epochs")
-        of_training = [
-            key
-            for key, (_, now) in self.changes.items()
-            # A callback that failed may be taken out at any time.
-            if not key.startswith(_OF_SAMPLING)
-            and not (now is None and key.startswith(("callbacks.", "logger.")))
-        ]
-        if of_training and epochs is not None and 0 <= epochs <= n_epochs:
-            raise ConfigError(
-                f"{of_training[0]} would change nothing: {n_epochs} epochs are trained, and "
-                f"trainer.max_epochs is {epochs}. Leave it out, or train longer "
-                "(trainer.max_epochs=...)"
-            )
+        now = {key: value for key, (_, value) in self.changes.items()}
+        max_epochs = self.config["trainer"].get("max_epochs")
+        check_that_they_act(now, max_epochs, n_epochs, is_over=is_over)
 
     def _write_status(self, stage: Stage, facts: Mapping[str, Any]) -> None:
         RunFolder(self.folder).write_status(
@@ -362,23 +348,17 @@ class _Run:
         return facts, metrics
 
     def _checkpoint_to_go_on_from(self) -> Path | None:
-        from ..checkpoint import newest_checkpoint, read_checkpoint, recover
+        from ..checkpoint import last_whole, newest_checkpoint
 
         if self.given is None:
-            if not self.goes_on:
-                return None
-            place = RunFolder(self.folder)
-            path = place.checkpoint()
-            # The best of the first epoch alone: other callbacks had not seen that epoch yet.
-            is_whole = not place.status or place.has_last
-            if path is not None and (is_whole or read_checkpoint(path).get("epoch") != 0):
-                return recover(path)
-            warnings.warn(
-                f"{self.folder} holds no checkpoint of a whole epoch: the run stopped in its "
-                "first epoch and begins again",
-                stacklevel=2,
-            )
-            return None
+            path = last_whole(RunFolder(self.folder)) if self.goes_on else None
+            if path is None and self.goes_on:
+                warnings.warn(
+                    f"{self.folder} holds no checkpoint of a whole epoch: the run stopped in its "
+                    "first epoch and begins again",
+                    stacklevel=2,
+                )
+            return path
         path = newest_checkpoint(self.given)
         if path is None:
             raise UserError(f"checkpoint_dir={self.given}: there is no checkpoint (*.ckpt) in it")

@@ -143,6 +143,8 @@ def test_more_patience_goes_on_where_less_had_stopped(made: Path, tmp_path: Path
     assert epochs < 6
     go_on(run, 7)
     assert RunFolder(run).status["epochs"] == epochs  # stopped is stopped
+    with pytest.raises(ConfigError, match=r"would change nothing: .* early stopping ended"):
+        go_on(run, 7, **{"model.lr_init": 0.03})
     go_on(run, 8, **{"callbacks.early_stopping.patience": 50})
     assert RunFolder(run).status["epochs"] == 8
 

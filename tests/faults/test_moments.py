@@ -15,11 +15,13 @@ import torch
 from lfads_torch import run_model
 from lfads_torch.arguments import LOSS
 from lfads_torch.checkpoint import read_checkpoint
+from lfads_torch.errors import UserError
 from lfads_torch.folder import CHECKPOINTS, LAST, RunFolder
 from lfads_torch.search.population import Population
 from lfads_torch.search.run import run_search
 from lfads_torch.search.seeds import train_seeds
 
+from .test_kill import left, same
 from .test_moved import OVERFITS, write_data
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -154,3 +156,81 @@ def test_seeds_whose_checkpoint_has_one_name(data: dict[str, Any], tmp_path: Pat
         assert run.best_checkpoint is not None and run.best_checkpoint.is_file()
         names = sorted(file.name for file in (run.run_dir / CHECKPOINTS).iterdir())
         assert names == ["best.ckpt", "last.ckpt", "last.ckpt.previous"]
+
+
+#: Of three seeds, one stops two epochs before the others.
+STOPS = {
+    **OVERFITS,
+    **{"model.lr_init": 0.05, "trainer.max_epochs": 4, "model.dropout_rate": 0.1},
+    **{"callbacks.early_stopping.burn_in_period": 0, "callbacks.early_stopping.patience": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """Settings, and the folder of three seeds that nothing interrupted."""
+    place = tmp_path_factory.mktemp("seeds")
+    settings = {**STOPS, "datamodule.datafile_pattern": str(write_data(place / "data.h5"))}
+    result = train_seeds(settings, 3, run_dir=place / "seeds")
+    epochs = [RunFolder(run.run_dir).status["epochs"] for run in result.runs]
+    assert min(epochs) < max(epochs) == 4, epochs  # otherwise these tests show less
+    return settings, place / "seeds"
+
+
+@pytest.mark.parametrize(
+    ("name", "nth"),
+    [("last.ckpt", nth) for nth in (1, 2, 4, 6, 9)]
+    + [("best-epoch=0001.ckpt", 1), ("metrics.csv", 3), ("status.json", 7), ("data.h5", 2)],
+)
+def test_stacked_seeds_go_on_to_the_bit(
+    name: str,
+    nth: int,
+    seeds: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kill between two seeds, or within what one of them writes in an epoch."""
+    settings, unbroken = seeds
+    name = "lfads_output_data.h5" if name == "data.h5" else name
+    with killed(monkeypatch, name, nth):
+        train_seeds(settings, 3, run_dir=tmp_path / "seeds")
+    train_seeds(run_dir=tmp_path / "seeds", resume=True)
+    assert same(left(tmp_path / "seeds"), left(unbroken))
+
+
+def test_stacked_seeds_whose_last_checkpoint_is_damaged(
+    seeds: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All go back an epoch with the one whose last checkpoint is gone."""
+    settings, unbroken = seeds
+    with killed(monkeypatch, "last.ckpt", 8):
+        train_seeds(settings, 3, run_dir=tmp_path / "seeds")
+    (tmp_path / "seeds" / "seed0" / LAST).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"last.ckpt cannot be used"):
+        train_seeds(run_dir=tmp_path / "seeds", resume=True)
+    assert same(left(tmp_path / "seeds"), left(unbroken))
+
+
+def test_a_change_of_seeds_reaches_all_of_them(
+    seeds: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A kill before the later seeds have taken it up changes nothing; they go on alone."""
+    settings, _ = seeds
+    folder = tmp_path / "seeds"
+    with killed(monkeypatch, "last.ckpt", 7):
+        train_seeds(settings, 3, run_dir=folder)
+    with killed(monkeypatch, "last.ckpt", 1):
+        train_seeds({"model.kl_ic_scale": 2e-3}, run_dir=folder, resume=True)
+    train_seeds(run_dir=folder, resume=True)
+    assert "one after another: their settings have changed" in capsys.readouterr().err
+    for name in ("seed0", "seed1", "seed2"):
+        changes = RunFolder(folder / name).status.get("changes", [])
+        goes_on = read_checkpoint(folder / name / LAST)["epoch"] > 1
+        assert [one["now"] for one in changes] == [2e-3] * goes_on
+    # Nothing is left that it could change.
+    with pytest.raises(UserError, match=r"model.lr_init would change nothing"):
+        train_seeds({"model.lr_init": 1e-3}, run_dir=folder, resume=True)
+    train_seeds(run_dir=folder, resume=True)

@@ -13,7 +13,9 @@ from importlib.metadata import version
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
+from ...checkpoint import load_weights
 from ...data.fingerprint import Fingerprint
 from ...model import LFADS
 from ...optimiser import READOUT, readout_rate
@@ -83,6 +85,24 @@ def _optimisers(tensors: MemberTensors, k: int, model: LFADS, epoch: int) -> dic
         schedule._last_lr = [group["lr"] for group in optimiser.param_groups]
         states["lr_schedulers"] = [schedule.state_dict()]
     return states
+
+
+def take_up_member(tensors: MemberTensors, k: int, checkpoint: Mapping[str, Any]) -> None:
+    """Restore member k from what `member_checkpoint` returned for it."""
+    load_weights(tensors.models[k], checkpoint["state_dict"], f"the checkpoint of member {k}")
+    [optimiser] = checkpoint["optimizer_states"]
+    moments = [optimiser["state"][i] for i in range(len(tensors.names))]
+    for name in ("exp_avg", "exp_avg_sq"):
+        row = torch.cat([moment[name].flatten() for moment in moments])
+        getattr(tensors, name)[k] = row.to(tensors.device)
+    tensors.steps[k] = moments[0]["step"]
+    groups = sorted(optimiser["param_groups"], key=lambda group: bool(group.get(READOUT)))
+    tensors.lr[k] = groups[0]["lr"]
+    for schedule in checkpoint["lr_schedulers"]:
+        tensors.plateau_best[k] = schedule["best"]
+        tensors.plateau_bad[k] = schedule["num_bad_epochs"]
+    extra = checkpoint["lfads"]["extra"]
+    tensors.smoothed[k], tensors.smoothed_bits[k] = extra["recon_smth"], extra["bits_smth"]
 
 
 def _loops(n_epochs: int, n_steps: int, n_batches: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ...errors import ConfigError, UserError, did_you_mean, whole
 from ...metrics.epoch import BITS
 from ...model import LFADS
 from .capacity import fitting_stack, step_bytes
-from .checkpoints import member_checkpoint
+from .checkpoints import member_checkpoint, take_up_member
 from .draws import OtherDrawsError
 from .epochs import Epochs, Scores
 from .optimiser import Optimiser
@@ -308,7 +308,7 @@ class Population:
         if self.epoch == 0:
             raise UserError("no epoch is trained yet; train one before you make a checkpoint")
         metrics = {name: float(values[k]) for name, values in self._metrics.items()}
-        metrics |= {"hp_metric": metrics["valid/recon_smth"], "cur_epoch": float(self.epoch - 1)}
+        metrics |= {"hp_metric": metrics["valid/recon"], "cur_epoch": float(self.epoch - 1)}
         metrics |= {f"hp/{name}": float(values[k]) for name, values in self.values.items()}
         if self._settled:
             # A run that resumes would show the schedule this loss once more.
@@ -322,6 +322,19 @@ class Population:
             n_batches=len(self._data.val_dataloader()),
             data=fingerprints(self._data),
         )
+
+    def take_up(self, checkpoints: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what `checkpoint` returned for each member, to the bit."""
+        for k, checkpoint in enumerate(checkpoints):
+            take_up_member(self._tensors, k, checkpoint)
+        logged = [checkpoint["lfads_run"]["metrics"] for checkpoint in checkpoints]
+        self._metrics = {
+            name: torch.tensor([row.get(name, np.nan) for row in logged], dtype=torch.float64)
+            for name in dict.fromkeys(name for row in logged for name in row)
+            if name.startswith(("train/", "valid/"))
+        }
+        self.epoch = int(checkpoints[0]["epoch"]) + 1
+        self._settled = False
 
 
 def _take_data_facts(model: Any, checked: Any) -> None:
