@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import UserError
 from . import HDF5, seed_number, terminal_line
 
+_UNITS = ("s", "ms", "us", "ns", "samples")
 SUMMARY = "make a data file out of a recording"
 TEXT = """\
 Make a data file out of a recording with spike times or binned spikes: NWB (also Zarr, or its
@@ -110,10 +111,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--spike-trials", metavar="NAME", help="what holds the trial of each spike")
     add("--trials", metavar="NAME|CSV", help="table of trials or events, in the file or beside it")
-    add("--time-unit", choices=("s", "ms", "us", "samples"), help="unit of times (s, if it can be)")
+    add("--time-unit", choices=_UNITS, help="unit of times (s, if it can be)")
     add(
         "--event-unit",
-        choices=("s", "ms", "us", "samples"),
+        choices=_UNITS,
         help="unit of the times of trials (that of the spikes)",
     )
     add("--sampling-hz", type=float, metavar="HZ", help="move times to samples of this rate")

@@ -315,7 +315,7 @@ def _readings(
                 yield {name: float(value) if name in ("input_bin_ms", "sampling_hz") else value}
     if "time_unit" in named:
         yield {"time_unit": "samples", "sampling_hz": 30000.0}
-        yield from ({"time_unit": unit} for unit in ("ms", "us"))
+        yield from ({"time_unit": unit} for unit in ("ms", "us", "ns"))
     width: dict[str, Any] = {"input_bin_ms": 1.0} if "input_bin_ms" in named else {}
     if width:
         yield width

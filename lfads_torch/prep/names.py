@@ -31,6 +31,7 @@ _WORDS = {
     "s": ("s", "sec", "secs", "second", "seconds"),
     "ms": ("ms", "msec", "msecs", "millisecond", "milliseconds"),
     "us": ("us", "µs", "μs", "usec", "microsecond", "microseconds"),
+    "ns": ("ns", "nsec", "nanosecond", "nanoseconds"),
     "samples": ("samples", "sample", "ticks"),
 }
 TIME_UNITS = {word: unit for unit, words in _WORDS.items() for word in words}

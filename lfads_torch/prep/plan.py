@@ -344,7 +344,7 @@ def implausible_rates(recording: Recording) -> list[str]:
     what = "milliseconds or samples" if rate < _SLOW else "seconds"
     return [
         f"the median unit fires {rate:.3g} spikes/s over {length:.6g} s, which is not what "
-        f"neurons do: are times in {what}? Give their unit with --time-unit s, ms, us or samples"
+        f"neurons do: are times in {what}? Give their unit: --time-unit s, ms, us, ns or samples"
     ]
 
 

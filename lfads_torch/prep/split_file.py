@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from ..data.find import copy_rest, list_some, new_file, open_h5
 from ..data.read import bin_width_ms
@@ -13,6 +14,7 @@ from ..data.validate import SPLITS, show_shape
 from ..errors import DataError, UserError, number
 from .counting import Progress
 from .options import PrepOptions
+from .sources.binned import width_of
 from .sources.hdf5 import is_matlab
 from .sources.recording import Recording, SpikeTimes
 from .write import Prepared, source_attributes
@@ -58,10 +60,16 @@ def convert_split_file(
     shapes = _shapes(path)
     (_, n_bins, n_units), notes = shapes["train"], ["split and bins: those of the file"]
     with open_h5(path) as file:
-        width = options.input_bin_ms or options.bin_ms or bin_width_ms(file.attrs)
+        known = bin_width_ms(file.attrs) or _width(file)
+        width = options.input_bin_ms or options.bin_ms or known
         maps = {key: name for key, name in _MAPS.items() if key in file and name not in file}
     if width is not None:
         number("--input-bin-ms", width, above=0)
+        if known and not np.isclose(width, known):
+            raise UserError(
+                f"{path.name} is binned at {known:g} ms by what it says itself, and its bins are "
+                f"kept; leave out --bin-ms and --input-bin-ms ({width:g})."
+            )
     else:
         notes.append("the bin width is unknown; --input-bin-ms records it")
     recording = Recording(path, KIND, SpikeTimes([]))
@@ -78,6 +86,15 @@ def convert_split_file(
     notes += [f"{key!r} is also {name!r}" for key, name in maps.items()]
     trials = {split: shape[0] for split, shape in shapes.items()}
     return Prepared(output, trials, n_bins, n_bins, n_units, n_units, notes, [])
+
+
+def _width(file: h5py.File) -> float | None:
+    """Return the bin width in ms that a number in the file gives, such as `dt`."""
+    for name, data in file.items():
+        is_number = isinstance(data, h5py.Dataset) and data.size == 1 and data.dtype.kind in "uif"
+        if is_number and (width := width_of(name, float(np.ravel(data[()])[0]))):
+            return width[0] * 1000
+    return None
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:

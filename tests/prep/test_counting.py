@@ -24,6 +24,7 @@ UNITS = {
     "s": (1, ("f4", "f8")),
     "ms": (1000, ("f4", "f8")),
     "us": (1_000_000, ("f8", "i4", "i8", "u8")),
+    "ns": (1_000_000_000, ("i8", "u8")),
     "samples": (HZ, ("f4", "f8", "i4", "i8", "u8")),
 }
 LAYOUTS = ("index", "labels", "cells", "groups", "vlen", "csv", "nwb")

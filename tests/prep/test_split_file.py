@@ -106,3 +106,12 @@ def test_other_formats_say_what_to_do(tmp_path: Path, kind: str) -> None:
                 file[name].attrs["MATLAB_class"] = np.bytes_("double")
     with pytest.raises(UserError, match=r"split already.*with h5py"):
         prepare(path, tmp_path / "o.h5")
+
+
+def test_the_width_that_the_file_gives_is_taken_and_not_contradicted(tmp_path: Path) -> None:
+    path = write(tmp_path / "lfads.h5", dt=0.02)
+    assert prepare(path, tmp_path / "o.h5").path is not None
+    with h5py.File(tmp_path / "o.h5") as file:
+        assert file.attrs["bin_ms"] == 20.0
+    with pytest.raises(UserError, match=r"binned at 20 ms.*leave out --bin-ms"):
+        prepare(path, tmp_path / "p.h5", bin_ms=40)

@@ -398,7 +398,7 @@ def test_a_few_spikes_out_of_order_are_no_reset(tmp_path: Path) -> None:
 
 # ---- the unit of times ---------------------------------------------------------------------------
 
-UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "samples": 1 / 30_000}
+UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "samples": 1 / 30_000}
 
 
 def in_unit(unit: str, rate: float, *, whole: bool, length: float = 200.0) -> list[np.ndarray]:

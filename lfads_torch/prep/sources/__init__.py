@@ -21,6 +21,7 @@ from .hdf5 import read_hdf5, read_mat
 from .npz import read_npy, read_npz
 from .nwb import is_nwb, read_nwb
 from .recording import (
+    TEXT_FILES,
     BinnedSpikes,
     Clock,
     Recording,
@@ -102,6 +103,11 @@ def open_recording(source: Any, options: SourceOptions | None = None) -> Recordi
         from .objects import recording_of
 
         recording = recording_of(source, options)
+    if options.table and not recording.trials:
+        raise UserError(
+            f"{recording.path.name} has no table {options.table!r}. Files of trials end "
+            f"in {list_some(list(TEXT_FILES))}: save a spreadsheet as CSV."
+        )
     if table is not None:
         name = options.trials if isinstance(options.trials, str) else "the table of trials"
         recording.trials = _joined(recording, table, name)

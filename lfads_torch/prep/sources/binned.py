@@ -272,7 +272,7 @@ class Bins:
     notes: list[str]
 
 
-def _width_of(name: str, value: float) -> tuple[float, str] | None:
+def width_of(name: str, value: float) -> tuple[float, str] | None:
     """Return the bin width in seconds that a number means by its name, and how it was read."""
     if not np.isfinite(value) or value <= 0:
         return None
@@ -294,7 +294,7 @@ def _widths(nodes: Tree) -> list[tuple[float, str]]:
             continue
         values = np.unique(flat(node)[:])
         # One number, or the same in each trial.
-        if len(values) == 1 and (width := _width_of(last_of(key), float(values[0]))):
+        if len(values) == 1 and (width := width_of(last_of(key), float(values[0]))):
             widths.append(width)
     return sorted(widths, key=lambda one: one[1].endswith("bins/s"))
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...data.find import list_some
 from ...errors import DataError, UserError
 from ..binning import Array, Floats
-from ..names import SPIKE_COLUMNS, TIMES, TRIAL_OF_SPIKE
+from ..names import OF_TRIAL, SPIKE_COLUMNS, TIMES, TRIAL_OF_SPIKE
 from .axes import parse_axes
 from .grouping import group_by_unit, names_of_pairs, pair, unpair
 from .recording import (
@@ -27,14 +27,17 @@ from .recording import (
     find,
     median_step,
 )
-from .sheet import Sheet, is_number, open_sheet
+from .sheet import MISSING, Sheet, is_number, open_sheet
 from .tree import is_regular
 
 # Lists of moments that programs such as NeuroExplorer write next to the units.
-_EVENTS = re.compile(r"event|evt|strobe|marker|kbd|keyboard|frame|start$|stop$|trial", re.I)
+_EVENTS = re.compile(
+    r"evt|strobe|marker|kbd|keyboard|frame|start$|stop$|onset$|offset$|lick|touch|button|ttl|sync",
+    re.I,
+)
 # A column that counts rows, as pandas and R write it, without a name.
 _INDEX = re.compile(r"column \d+|index|idx|row|#|nr|no|bin|sample|frame", re.I)
-_SUFFIX = re.compile(r"_(s|sec|ms|us|samples)$")
+_SUFFIX = re.compile(r"_(s|sec|ms|us|ns|samples)$")
 
 
 def read_csv(path: Path, options: SourceOptions) -> Recording:
@@ -54,6 +57,8 @@ def read_csv(path: Path, options: SourceOptions) -> Recording:
         _column(keys, (_key(name),) if (name := named.get(role)) else usual)
         for role, usual in SPIKE_COLUMNS.items()
     )
+    if options.spike_units and unit is None:
+        find(dict(zip(sheet.names, keys, strict=True)), options.spike_units, "column")
     if unit is None and not options.spike_units:
         unit, channel = channel, None
     if time is not None and unit is not None:
@@ -67,12 +72,14 @@ def read_table(path: Path) -> Table:
     sheet = open_sheet(path)
     rows = list(sheet.fields())
     wrong = [number for number, row in enumerate(rows, 1) if len(row) < len(sheet.names)]
+    if not rows:
+        raise DataError(f"{path} has a header ({list_some(sheet.names)}) and no rows.")
     if wrong:
         raise DataError(
             f"{path}: rows {list_some(wrong)} have another number of fields than the header's "
             f"{len(sheet.names)} ({list_some(sheet.names)})."
         )
-    columns = zip(*rows, strict=False) if rows else [() for _ in sheet.names]
+    columns = zip(*rows, strict=False)
     return {
         name: _typed([value.strip() for value in column], sheet.decimal_comma)
         for name, column in zip(sheet.names, columns, strict=False)
@@ -80,14 +87,15 @@ def read_table(path: Path) -> Table:
 
 
 def _typed(values: list[str], decimal_comma: bool) -> Array:
-    known = [value for value in values if value]
-    if not all(is_number(value, decimal_comma) for value in known):
+    known = [value for value in values if value.lower() not in MISSING]
+    # A column of words may have one that is called none.
+    if not all(is_number(value, decimal_comma) for value in known or values):
         flags = {"true": True, "false": False}
         if all(value.lower() in flags for value in values):
             return np.array([flags[value.lower()] for value in values])
         return np.array(values)
     points = [value.replace(",", ".") if decimal_comma else value for value in values]
-    numbers = np.array([float(value) if value else np.nan for value in points])
+    numbers = np.array([np.nan if v.lower() in MISSING else float(v) for v in points])
     whole = np.isfinite(numbers).all() and (numbers == np.round(numbers)).all()
     return numbers.astype(np.int64) if whole and not any("." in v for v in points) else numbers
 
@@ -129,7 +137,10 @@ def _spike_rows(
     times = SpikeTimes([units[i] for i in order], _clock(sheet, [time], options))
     notes = [f"spike times: columns {shown}"]
     names_of = (_key(options.spike_trials),) if options.spike_trials else TRIAL_OF_SPIKE
-    if (trial := _column(keys, names_of)) is not None:
+    trial = _column(keys, names_of)
+    if options.spike_trials and trial is None:
+        find(dict(zip(sheet.names, keys, strict=True)), options.spike_trials, "column")
+    if trial is not None:
         trials, _ = group_by_unit(_spikes(sheet, trial, owners))
         times.trials = [trials[i] for i in order]
         notes.append(f"trial of each spike: column {sheet.names[trial]!r}")
@@ -162,7 +173,8 @@ def _columns(sheet: Sheet, keys: list[str], options: SourceOptions) -> Recording
         if time is not None and options.spikes in (names[time], keys[time]):
             units, time = [time], None
     elif rest:
-        units = [i for i in rest if not _EVENTS.search(names[i])] or rest
+        units = [i for i in rest if not (_EVENTS.search(names[i]) or OF_TRIAL.search(names[i]))]
+        units = units or rest
     else:
         alone = _column(keys, SPIKE_COLUMNS["time"])
         units, time = ([] if alone is None else [alone]), None

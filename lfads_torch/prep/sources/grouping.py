@@ -98,8 +98,10 @@ def group_by_unit(pairs: Iterable[tuple[Array, Array]]) -> tuple[list[AnyArray],
     # unit keeps the places of its runs: no spike is read twice, and few are in memory.
     file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the arrays that read it
     units: dict[Any, _Runs] = {}
-    written, kept = 0, 0
+    written, kept, nameless = 0, 0, 0
     for owner, times in pairs:
+        # NaN differs from itself: each would be a unit.
+        nameless += int((owner != owner if owner.dtype.kind == "f" else owner == "").sum())
         order = np.argsort(owner, kind="stable")
         # The type stays as it is stored: it says how exact the times are.
         owner, times = owner[order], times[order]
@@ -113,5 +115,9 @@ def group_by_unit(pairs: Iterable[tuple[Array, Array]]) -> tuple[list[AnyArray],
             file.seek(times.itemsize * written)
             file.write(times.tobytes())
             written += len(times)
+    if nameless:
+        raise DataError(
+            f"{nameless} spikes name no unit (NaN or empty); leave them out, or give them one."
+        )
     labels = sorted(units)
     return [StoredArray(units[label]) for label in labels], np.array(labels)

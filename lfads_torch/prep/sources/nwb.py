@@ -153,6 +153,11 @@ def _spikes_source(path: Path, held: Survey, options: SourceOptions) -> str | Se
         if only and options.spikes in ("units", "spike_times"):
             return only
         sources: dict[str, Any] = {name: name for name in units} | held.series
+        if "," in options.spikes and options.spikes not in sources:
+            raise UserError(
+                f"{path.name}: --spikes {options.spikes} names several; of NWB files legal is one "
+                f"table of units or time series: {list_some([*names, *held.series], 20)}."
+            )
         source: str | Series = find(sources, options.spikes, "table of units or time series")
         return source
     if len(units) == 1:

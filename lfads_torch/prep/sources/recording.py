@@ -21,7 +21,8 @@ AnyArray = NDArray[Any] | StoredArray
 Table = dict[str, Array]
 """Columns by name, all of one length."""
 
-UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+TEXT_FILES = (".csv", ".tsv", ".txt")
+UNIT_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Units of time by name, in seconds; ``samples`` needs a sampling rate."""
 
 # Spike times that are converted at once: 32 MB of float64.
@@ -64,7 +65,7 @@ class SourceOptions:
     axes: str | None = None  # such as "unit,time,trial" of bins, "trial,unit" of lists of times
     input_bin_ms: float | None = None  # of binned spikes
     trials: Any = None  # table of trials in the file, a CSV file with one, or an object
-    # Of spikes, trials and series: "s", "ms", "us" or "samples"; None: s unless implausible.
+    # Of spikes, trials and series: "s", "ms", "us", "ns" or "samples"; None: s unless implausible.
     time_unit: str | None = None
     event_unit: str | None = None  # of trials and series, where it is another than that of spikes
     sampling_hz: float | None = None  # of "samples"; else times are moved to the nearest sample
@@ -74,8 +75,8 @@ class SourceOptions:
     @property
     def table(self) -> str | None:
         """Name of the table of trials in the recording; None for a CSV file or an object."""
-        is_name = isinstance(self.trials, str) and not self.trials.endswith((".csv", ".tsv"))
-        return self.trials if is_name else None
+        is_file = isinstance(self.trials, str) and self.trials.lower().endswith(TEXT_FILES)
+        return self.trials if isinstance(self.trials, str) and not is_file else None
 
     def clock(self) -> Clock:
         """Return how times become seconds, or raise `UserError` for an unknown unit."""

@@ -6,6 +6,7 @@ header, comments and titles; units of time in the header.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import itertools
 import re
@@ -21,6 +22,7 @@ from ..names import TIME_UNITS
 
 _ROWS = 1 << 19  # rows that are parsed at once
 _LOOKED_AT = 200  # lines that decide the dialect
+_DECODED = 1 << 20  # bytes that decide the encoding
 _MOST_HEADERS = 30  # lines before the first row
 
 _COMMENT = re.compile(r'\s*"?\s*(#|%|//)+\s?')
@@ -28,7 +30,7 @@ _SUSPECT = '#%/" \t\r\n'
 _SEPARATOR = re.compile(r'"?sep=(.)"?\s*')  # a line for Excel
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
 _DECIMAL_POINT = re.compile(r"\s*[-+]?\d*\.\d+(e[-+]?\d+)?\s*", re.IGNORECASE)
-_MISSING = ("", "na", "n/a", "null", "none", "-", "--", ".")
+MISSING = ("", "na", "n/a", "null", "none", "-", "--", ".")
 _IN_BRACKETS = re.compile(r"(.+?)[\s_]*[(\[]\s*(?:in\s+)?([^()\[\]]*?)\s*[)\]]")
 # What stands under names without being one: a unit of something.
 _NO_NAME = re.compile(
@@ -41,7 +43,7 @@ class Sheet(NamedTuple):
 
     path: Path
     names: list[str]
-    units: list[str]  # of time, by column: s, ms, us, samples; empty where the header names none
+    units: list[str]  # of time, by column: s, ms, us, ns, samples; empty where none is named
     rows: list[list[str]]  # the first ones
     delimiter: str | None  # None: white space
     decimal_comma: bool
@@ -51,7 +53,7 @@ class Sheet(NamedTuple):
     def is_numeric(self, column: int) -> bool:
         """Return whether a column holds numbers, by its first rows."""
         values = [row[column] for row in self.rows if column < len(row)]
-        known = [value for value in values if value.strip().lower() not in _MISSING]
+        known = [value for value in values if value.strip().lower() not in MISSING]
         return all(is_number(value, self.decimal_comma) for value in known)
 
     def lines(self) -> Iterator[list[str]]:
@@ -113,15 +115,16 @@ class Sheet(NamedTuple):
         if self.delimiter is None or any(len(row) < len(self.names) for row in rows):
             raise self._wrong(err) from err
         values = np.array([[row[column].strip() for column in columns] for row in rows])
-        values[np.isin(np.char.lower(values), _MISSING)] = "nan"
+        values[np.isin(np.char.lower(values), MISSING)] = "nan"
         try:
             return values.astype(np.float64)
         except ValueError as wrong:
             raise self._wrong(wrong) from err
 
     def _wrong(self, err: ValueError) -> DataError:
+        what = re.sub(r"np\.str_\((.*?)\)", r"\1", str(err))
         return DataError(
-            f"{self.path} holds rows that are not numbers, or of different lengths: {err}"
+            f"{self.path} holds rows that are not numbers, or of different lengths: {what}"
         )
 
 
@@ -175,9 +178,15 @@ def is_number(text: str, decimal_comma: bool = False) -> bool:
 
 def _encoding(path: Path) -> str:
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(_DECODED)
     # Excel writes a byte order mark, which would become part of the first column's name.
-    return "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return "cp1252"  # of older programs in the West
+    return "utf-8-sig"
 
 
 def _open(path: Path, encoding: str) -> TextIO:
@@ -193,12 +202,12 @@ def _split(lines: Sequence[str], delimiter: str | None) -> Iterator[list[str]]:
 def _delimiter(lines: list[str]) -> str | None:
     """Return what stands between the columns of most lines; white space (None) as the last."""
     body = lines[1:] or lines
-    often = [d for d in "\t;," if sum(d in line for line in body) * 2 >= len(body)]
+    often = [d for d in "\t;|," if sum(d in line for line in body) * 2 >= len(body)]
     even = [d for d in often if len({len(row) for row in _split(body, d)}) == 1]
     # Where several are as even, a comma is that of decimals.
     for delimiter in (*even, *often):
         return delimiter
-    named = next((d for d in "\t;," if d in lines[0]), None)
+    named = next((d for d in "\t;|," if d in lines[0]), None)
     if named or all(len(line.split()) < 2 for line in body):
         return named or ","
     return None
@@ -213,7 +222,7 @@ def _count_headers(rows: list[list[str]], comma: bool) -> int:
     width = len(max(rows[len(rows) // 2 :], key=len))
 
     def filled(row: list[str]) -> dict[int, bool]:
-        known = {i: value for i, value in enumerate(row) if value.strip().lower() not in _MISSING}
+        known = {i: value for i, value in enumerate(row) if value.strip().lower() not in MISSING}
         return {i: is_number(value, comma) for i, value in known.items()}
 
     later = [filled(row) for row in rows[(len(rows) + 1) // 2 :] or rows[-1:]]

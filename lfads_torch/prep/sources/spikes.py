@@ -106,6 +106,8 @@ def read_spikes(source: Source, keys: Sequence[str]) -> SpikesRead:
             )
         if not isinstance(node, Ragged) and node.dtype.kind not in "buif":
             raise UserError(f"{source.file}: {key!r} holds {node.dtype}, not numbers (--spikes).")
+        if not isinstance(node, Ragged) and len(node.shape) > 1 and 0 in node.shape:
+            raise UserError(f"{source.file}: {key!r} is empty ({show_shape(node.shape)}).")
         if _is_time_base(key, node):
             raise UserError(
                 f"{source.file}: {key!r} ascends in equal steps: these are times of samples or "

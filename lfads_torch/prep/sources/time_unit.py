@@ -109,7 +109,7 @@ def judge(
         for unit, rate in rates.items()
     )
     say = f"{seen}, so that a unit fires {readings}"
-    choose = "--time-unit s, ms, us, or samples with --sampling-hz HZ"
+    choose = "--time-unit s, ms, us, ns, or samples with --sampling-hz HZ"
     if sample.is_whole:
         # Spike times are never whole seconds. Sorters write samples, and their sampling rate.
         if sampling_hz and samples in fits:
@@ -121,7 +121,7 @@ def judge(
     longest = _LONG_TRIAL_S if n_trials > 1 else _LONG_S
     too_slow = rates["s"] < _TOO_SLOW or (rates["s"] < _SLOW and sample.span > longest)
     if too_slow:
-        likely = [unit for unit in ("ms", "us") if unit in fits and rates[unit] >= _LEAST * 10]
+        likely = [unit for unit in fits if unit in UNIT_S and rates[unit] >= _LEAST * 10]
         if len(likely) == 1 and not fixed:
             return Verdict(likely[0], warning=f"{say}: taken as {likely[0]}; if not, {choose}")
         return Verdict(refusal=f"{say}. Give the unit: {choose}.")

@@ -194,3 +194,47 @@ def test_words_of_another_language_are_named(tmp_path: Path) -> None:
     path.write_text("time,unit\n")
     with pytest.raises(DataError, match="no rows"):
         open_recording(path)
+
+
+def test_spikes_without_a_unit_and_columns_that_are_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    for lost in ("", "NaN"):
+        path.write_text("time,unit\n0.1,1\n0.2," + lost + "\n0.3,2\n")
+        with pytest.raises(DataError, match="1 spikes name no unit"):
+            open_recording(path)
+    path.write_text("time,unit,trial\n0.1,1,1\n0.2,2,1\n0.3,2,1\n")
+    for option in ({"spike_units": "neuron"}, {"spike_trials": "trail"}):
+        with pytest.raises(UserError, match="There is no column"):
+            open_recording(path, SourceOptions(**option))
+
+
+def test_a_table_of_trials_that_is_none(tmp_path: Path) -> None:
+    path, table = tmp_path / "s.csv", tmp_path / "trials.csv"
+    path.write_text("time,unit\n0.1,1\n0.2,2\n0.3,2\n")
+    table.write_text("go,side\n")
+    with pytest.raises(DataError, match="and no rows"):
+        open_recording(path, SourceOptions(trials=str(table)))
+    with pytest.raises(UserError, match=r"no table 't\.xlsx'.*save a spreadsheet as CSV"):
+        open_recording(path, SourceOptions(trials="t.xlsx"))
+    # Missing numbers as R writes them; among words, none may be a word.
+    table.write_text("go,side\n1.5,left\nNA,none\n2.5,none\n")
+    trials = open_recording(path, SourceOptions(trials=str(table))).trials
+    np.testing.assert_array_equal(trials["go"], [1.5, np.nan, 2.5])
+    assert trials["side"].tolist() == ["left", "none", "none"]
+
+
+def test_events_beside_columns_of_units(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    rows = [f"{k + 0.11:.2f},{k + 0.23:.2f},{k + 0.5 if k < 5 else ''}" for k in range(9)]
+    path.write_text("ch1,ch2,go_cue\n" + "\n".join(rows))
+    recording = open_recording(path)
+    assert recording.units["name"].tolist() == ["ch1", "ch2"]
+    assert recording.tables == {"go_cue": 5}
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8", "utf-16"])
+def test_letters_of_older_programs(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "s.csv"
+    path.write_bytes("time|Zähler\n0.1|é\n0.2|é\n".encode(encoding))
+    recording = open_recording(path, SourceOptions(spike_units="Zähler"))
+    assert recording.units["name"].tolist() == ["é"]

@@ -316,7 +316,7 @@ def test_units_of_time(tmp_path: Path) -> None:
     assert seconds(recording) == [[15.0, 30.001]]
     with pytest.raises(UserError, match="--sampling-hz"):
         open_recording(tmp_path / "x.npz", SourceOptions(time_unit="samples"))
-    with pytest.raises(UserError, match="legal are s, ms, us, samples"):
+    with pytest.raises(UserError, match="legal are s, ms, us, ns, samples"):
         open_recording(tmp_path / "x.npz", SourceOptions(time_unit="h"))
 
 
