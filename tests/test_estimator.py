@@ -108,6 +108,15 @@ def test_trials_of_several_lengths() -> None:
     assert np.isfinite(lfads.score(trials))
 
 
+def test_masked_counts_are_missing() -> None:
+    masked = np.ma.masked_array(spikes(), np.zeros(spikes().shape, bool))
+    masked[:, 7:, 2] = np.ma.masked
+    missing = spikes().astype(float)
+    missing[:, 7:, 2] = np.nan
+    one, other = (LFADSEstimator(**SMALL).fit(X).predict(spikes()) for X in (masked, missing))
+    assert np.array_equal(one, other)
+
+
 def test_sessions() -> None:
     X = {"24/5 monday": spikes(), "tuesday": spikes(n_channels=4, seed=1)}
     small = {**SMALL, "overrides": {**SMALL["overrides"], "model.encod_data_dim": 3}}

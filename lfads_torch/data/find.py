@@ -313,6 +313,8 @@ def as_array(value: Any) -> Any:
         numbers[np.ma.getmaskarray(value)] = np.nan
         return numbers
     try:
+        if hasattr(value, "detach"):  # a tensor
+            value = value.detach().cpu()
         array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
         return array.astype(str) if array.dtype.kind == "T" else array
     except (TypeError, RuntimeError) as err:  # such as tensors of a GPU or in bfloat16
@@ -326,6 +328,8 @@ def as_array(value: Any) -> Any:
 def _write_array(file: h5py.File, key: str, value: Any, compression: str | None) -> None:
     try:
         array = as_array(value)
+    except UserError:
+        raise
     except ValueError:  # rows of different lengths
         array = np.empty(len(value), dtype=object)
         array[:] = [np.asarray(row) for row in value]
@@ -336,6 +340,12 @@ def _write_array(file: h5py.File, key: str, value: Any, compression: str | None)
         if array.dtype.kind == "U":
             file.create_dataset(key, data=array.astype(h5py.string_dtype()), **options)
         elif array.dtype.kind == "O" and all(isinstance(row, np.ndarray) for row in array.flat):
+            # HDF5 has lists of variable length; for what has more axes h5py ends the process.
+            if several := [row.shape for row in array.flat if row.ndim != 1]:
+                raise DataError(
+                    f"{key!r} is a list of arrays of several sizes, such as {several[0]}; legal is "
+                    "one array, in which short trials are filled up with NaN."
+                )
             row_type = np.result_type(*array.flat) if array.size else np.dtype(np.int64)
             file.create_dataset(key, data=array, dtype=h5py.vlen_dtype(row_type), **options)
         else:

@@ -226,7 +226,12 @@ def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
             overlaps[:, length] |= np.isin(begins[:, length - 1], ends)
     overlaps[:, 1:] &= is_distinct[:, :-1]
     shares = overlaps.mean(axis=0)
-    likely = np.flatnonzero(shares >= max(_LEAST_SHARE, 2 / len(rows))).tolist()
+    # Runs that say less than it takes to tell all pairs of windows apart are alike by chance: those
+    # of a single channel, or of few spikes.
+    counts = np.unique(valid_bins, return_counts=True)[1] / valid_bins.size
+    bits = -np.arange(n_bins) * (counts * np.log2(counts)).sum()
+    tells = bits >= np.log2(len(rows) * len(train) * n_bins)
+    likely = np.flatnonzero(tells & (shares >= max(_LEAST_SHARE, 2 / len(rows)))).tolist()
     # Most recordings have no likely length, and are spared this second pass.
     alike = np.zeros_like(overlaps)
     for bins in _bin_hashes(train) if likely else ():

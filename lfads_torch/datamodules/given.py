@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from ..data import DataWarning
-from ..errors import UserError
+from ..errors import UserError, unknown
 
 
 def are_paths(given: Any) -> bool:
@@ -35,8 +36,11 @@ def memory_sessions(given: Any) -> list[Any]:
 def arrays_of(given: Any, prep: Mapping[str, Any], attr_keys: Sequence[str]) -> Mapping[str, Any]:
     """Return the arrays of a session, by the keys of a data file."""
     if not is_session(given):
-        from ..prep import prepare
+        from ..prep import PrepOptions, prepare
 
+        legal = [field.name for field in fields(PrepOptions)]
+        if strange := [name for name in prep if name not in legal]:
+            raise unknown("prep", strange[0], legal)
         given = prepare(given, None, **prep)
         for text in given.warnings:
             warnings.warn(text, DataWarning, stacklevel=4)

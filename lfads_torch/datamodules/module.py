@@ -149,6 +149,8 @@ class BasicDataModule(pl.LightningDataModule):
         self.max_memory_gb = None if max_memory_gb is None else float(max_memory_gb)
         self.group_by_length = bool(one_of("group_by_length", group_by_length, (True, False)))
         self._check_arguments()
+        # Lightning compares what it saves with every argument, which arrays do not bear.
+        datafile_pattern = data_paths = None
         # For callbacks and checkpoints; the loggers record the composed configuration instead.
         self.save_hyperparameters(
             {

@@ -33,6 +33,14 @@ def test_trials_and_blocks_do_not(rate: float, channels: int) -> None:
     assert shared_ends(blocks["train_x"], blocks["valid_x"]) == (0, 0.0)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_few_trials_of_a_single_unit_are_alike_by_chance(channels: int) -> None:
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        train, valid = rng.poisson(0.5, (20, 30, channels)), rng.poisson(0.5, (6, 30, channels))
+        assert shared_ends(train, valid) == (0, 0.0)
+
+
 def test_degenerate_sizes() -> None:
     one = np.ones((3, 1, 2), np.float32)
     assert shared_ends(one, one) == (0, 0.0)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lfads_torch.datamodules import BasicDataModule
-from lfads_torch.errors import UserError
+from lfads_torch.errors import DataError, UserError
 from lfads_torch.prep import prepare
 
 RNG = np.random.default_rng(0)
@@ -49,3 +50,26 @@ def test_objects_are_prepared(tmp_path: Path) -> None:
     module = BasicDataModule(UNITS, attr_keys=["nothing"], prep={"trials": TRIALS, **PREP})
     with pytest.raises(UserError, match="not among the arrays"):
         module.setup()
+
+
+def test_arrays_of_other_makers() -> None:
+    counts = np.random.default_rng(0).poisson(0.5, (20, 10, 3))
+    prep = {"input_bin_ms": 10, "axes": "trial,time,unit"}
+    for source in (counts, torch.tensor(counts), torch.tensor(counts * 1.0, requires_grad=True)):
+        data = BasicDataModule(source, batch_size=4, prep=prep)
+        data.setup()
+        assert data.sizes[0].encod_dim == 3
+    with pytest.raises(UserError, match=r"prep has no bin_width; did you mean"):
+        BasicDataModule(counts, prep={"bin_width": 10}).setup()
+
+
+def test_what_is_no_array_is_named() -> None:
+    arrays = {
+        f"{s}_{k}_data": np.ones((4, 10, 3)) for s in ("train", "valid") for k in ("encod", "recon")
+    }
+    short = [np.ones((n, 3)) for n in (10, 8, 7, 9)]
+    with pytest.raises(DataError, match=r"'train_encod_data' is a list of arrays of several sizes"):
+        BasicDataModule(arrays | {"train_encod_data": short}).setup()
+    half = torch.ones(4, 10, 3, dtype=torch.bfloat16)
+    with pytest.raises(DataError, match=r"torch\.Tensor is no array that NumPy can read"):
+        BasicDataModule(arrays | {"train_encod_data": half}).setup()

@@ -115,6 +115,8 @@ def table_of(source: Any) -> Table:
 def _column(values: Any) -> Array:
     try:
         return as_column(as_array(values))
+    except UserError:
+        raise
     except ValueError:  # rows of different lengths
         return np.empty((0, 0))
 
