@@ -178,7 +178,9 @@ class Decoder(nn.Module):
         """Return the initial state, and all states of the decoder, each (B, T_r, .)."""
         cell, n_trials = self.rnn.cell, ic.shape[0]
         missing = self.hps.recon_seq_len - ext_input.shape[1]
-        ext = self.dropout(F.pad(ext_input, (0, 0, 0, missing)))
+        # Not F.pad, which torch 2.6 refuses for inputs of no columns.
+        after = ext_input.new_zeros(n_trials, missing, ext_input.shape[2])
+        ext = self.dropout(torch.cat([ext_input, after], dim=1))
         gen_init = self.ic_to_g0(ic)
         none = gen_init.new_zeros(n_trials, self.hps.co_dim)
         gen_input = gen_init.new_zeros(n_trials, cell.state_sizes[4])
