@@ -59,8 +59,8 @@ def test_arrays_of_other_makers() -> None:
         data = BasicDataModule(source, batch_size=4, prep=prep)
         data.setup()
         assert data.sizes[0].encod_dim == 3
-    with pytest.raises(UserError, match=r"prep has no bin_width; did you mean"):
-        BasicDataModule(counts, prep={"bin_width": 10}).setup()
+    with pytest.raises(UserError, match=r"prep has no bins_ms; did you mean bin_ms"):
+        BasicDataModule(counts, prep={"bins_ms": 10}).setup()
 
 
 def test_what_is_no_array_is_named() -> None:
