@@ -14,7 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from lfads_torch import LFADSEstimator, load_model, sample_posterior
 from lfads_torch.data.synthetic import lorenz
-from lfads_torch.errors import UserError
+from lfads_torch.errors import DataWarning, UserError
 from lfads_torch.metrics import bits_per_spike
 
 SMALL: dict[str, Any] = {
@@ -97,6 +97,12 @@ def test_learns_a_known_system() -> None:
     # A model that learnt nothing has 0 in both.
     assert np.corrcoef(predicted.ravel(), np.asarray(rates).ravel())[0, 1] > 0.85
     assert lfads.score(X) > 0.4
+
+
+def test_default_batch_of_few_trials_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    lfads = LFADSEstimator(**SMALL, verbose=True)
+    lfads.fit(spikes(n_trials=lfads.batch_size // 4))
+    assert not [w.message for w in recwarn if issubclass(w.category, DataWarning)]
 
 
 def test_trials_of_several_lengths() -> None:

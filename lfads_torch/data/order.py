@@ -42,7 +42,7 @@ class SplitKind(NamedTuple):
             return "blocks: stretches of the same recording, between others that trained"
         if self.name == "interleaved":
             return (
-                f"interleaved: {self.between:.0%} of it lies between two trials or windows that "
+                f"interleaved: {self.between:.0%} of its trials lie between two that "
                 "trained, so scores say nothing of later data (`lfads split`, `lfads prep --split`)"
             )
         return "unknown: the file does not say where its trials lie in the recording"

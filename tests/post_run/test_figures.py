@@ -306,11 +306,14 @@ class TestDecodedBehavior:
         figure = plots.decoded_behavior(true, true * 0 + [[[1.0], [2.0]]])
         assert figure.axes[1].get_title() == "R² = 0.50"
 
-    def test_a_column_that_does_not_vary_has_no_score(self):
-        still = np.zeros((3, 4, 1))
-        figure = drawn(plots.decoded_behavior(still, still, decoded_name="read out by the model"))
-        assert figure.axes[1].get_title() == "does not vary"
-        assert "read out by the model" in texts(figure)
+    def test_a_column_that_does_not_vary_is_named_and_not_drawn(self):
+        true = np.random.default_rng(0).normal(size=(3, 4, 3))
+        true[..., 1], true[..., 2] = 2.0, np.nan
+        figure = drawn(plots.decoded_behavior(true, true, names=["x", "y", "z"]))
+        assert [axis.get_ylabel() for axis in figure.axes] == ["x", "decoded"]
+        assert "not drawn, as it does not vary over these trials: y, z" in texts(figure)
+        still = plots.decoded_behavior(true[..., 1:], true[..., 1:])
+        assert texts(still) == ["no behaviour varies over these trials"]
 
 
 class TestFixedPoints:
@@ -358,10 +361,14 @@ class TestScores:
     def test_parts_of_time_are_lines(self):
         row = {"bps": {"values": [0.3, 0.2], "intervals": [(0.2, 0.4), (None, None)]}}
         figure = drawn(
-            plots.scores_over_time({"ours": row, "other": {}}, {"bps": "bits", "x": "X"})
+            plots.scores_over_time({"day": {"ours": row, "x": {}}}, {"bps": "bits", "x": "X"})
         )
         assert [ax.get_title() for ax in visible(figure)] == ["bits"]
         assert visible(figure)[0].lines[0].get_ydata().tolist() == [0.3, 0.2]
+        days = {f"day {k}": {"ours": row, "other": row} for k in range(9)}
+        rows = visible(drawn(plots.scores_over_time(days)))
+        assert [ax.get_ylabel() for ax in rows][::5] == ["day 0", "day 8"]
+        assert len({line.get_color() for line in rows[0].lines}) == 2
         assert texts(plots.scores_over_time({})) == ["no score to draw"]
 
     def test_channels_against_a_baseline(self):
@@ -372,6 +379,13 @@ class TestScores:
         assert against.get_title() == "LFADS better in 1 of 2"
         assert np.allclose(against.collections[0].get_offsets(), [[0.4, 0.5], [0.0, -0.1]])
         assert {"read", "held out"} <= set(texts(figure))
+
+    def test_channels_far_from_the_others_do_not_squeeze_them(self):
+        own = [*np.linspace(0, 0.4, 40), -9.0, 8.0]
+        ranked, against = drawn(channel_scores(own, own)).axes
+        assert -0.1 < ranked.get_ylim()[0] < 0 and 0.4 < against.get_xlim()[1] < 0.5
+        hollow = [dots for dots in ranked.collections if not len(dots.get_facecolors())]
+        assert [y for dots in hollow for _, y in dots.get_offsets()] == pytest.approx([0, 0.4])
 
 
 class TestComparison:

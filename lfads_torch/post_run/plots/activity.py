@@ -93,6 +93,7 @@ def raster_panel(
     n_read = n_units if n_encod is None else min(n_encod, n_units)
     order = unit_order(means[:n_rows], n_read) if sort_units else np.arange(n_units)
     scale, unit = rate_scale(bin_ms) if counts else (1.0, "value")
+    row_name = "unit" if counts else "channel"
     means, true = means[:n_rows] * scale, None if true is None else true[:n_rows] * scale
     shown: list[tuple[str, FloatArray, str | Colormap]]
     shown = [("spikes per bin" if counts else "data", data[:n_rows], look().spikes)]
@@ -122,7 +123,7 @@ def raster_panel(
                 label = ("count" if counts else "value") if column == 0 else unit
                 _colour_bar(figure, below, image, label, whole=counts and column == 0)
         name = row if trial_names is None else trial_names[row]
-        axes[0].set_ylabel(f"trial {name}\n" + ("unit (sorted)" if sort_units else "unit"))
+        axes[0].set_ylabel(f"trial {name}\n{row_name}" + " (sorted)" * sort_units)
         if co is not None:
             _draw_inputs(axes[-1], co[row], edges, 1.1 * reach)
             axes[-1].set_title("inferred inputs (a.u.)" if row == 0 else "")
@@ -130,9 +131,11 @@ def raster_panel(
         axis.set_xlabel(time_label)
     if co is not None and 1 < co.shape[-1] <= len(look().palette):
         place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.32)}
-        grid[-1, -1].legend(ncols=4, handlelength=1.2, columnspacing=1.0, **place)
+        # Two rows of five would be filled unevenly, as columns are filled first.
+        n_columns = co.shape[-1] if co.shape[-1] <= 4 else -(-co.shape[-1] // 2)
+        grid[-1, -1].legend(ncols=n_columns, handlelength=1.2, columnspacing=1.0, **place)
     held_out = [
-        *(["units below"] if n_read < n_units else []),
+        *([f"{row_name}s below"] if n_read < n_units else []),
         *(["bins to the right"] if encod_bins is not None and encod_bins < len(edges) - 1 else []),
     ]
     if held_out:

@@ -51,24 +51,30 @@ def decoded_behavior(
     Returns
     -------
     Figure
-        A row for each column of behaviour: time courses of trials one after another, and decoded
-        against true values of all trials, with R2 over all their bins.
+        A row for each column of behaviour that varies: time courses of trials one after another,
+        and decoded against true values of all trials, with R2 over all their bins.
     """
     true, inferred, other = as_trials(behavior), as_trials(decoded), as_trials(baseline)
     if true is None or inferred is None:
         return empty_figure("no behaviour to draw")
     n_all, n_bins, n_columns = np.minimum(true.shape, inferred.shape).tolist()
     true, inferred = (a[:n_all, :n_bins, :n_columns] for a in (true, inferred))
-    n_columns = min(n_columns, max_columns)
+    titles = [*(names or [])[:n_columns]]
+    titles += [f"behaviour {column}" for column in range(len(titles), n_columns)]
+    varies = [len(np.unique(column[np.isfinite(column)])) > 1 for column in np.moveaxis(true, 2, 0)]
+    constant = [title for title, does in zip(titles, varies, strict=True) if not does]
+    columns = np.flatnonzero(varies)[:max_columns].tolist()
+    if not columns:
+        return empty_figure("no behaviour varies over these trials")
     # Over the whole recording, since the first trials alone would hide a drift.
     chosen = evenly(n_all, n_trials) if trials is None else trials
     shown = [trial for trial in chosen if 0 <= trial < n_all]
     time, label = time_centres(n_bins, bin_ms)
     period = (time[-1] - time[0]) * 1.12 + (time[0] or 1.0)
 
-    figure = Figure(figsize=(11.5, 1.75 * n_columns + 1.1), layout="constrained")
-    grid = figure.subplots(n_columns, 2, squeeze=False, width_ratios=(3.4, 1))
-    for column, (left, right) in enumerate(grid):
+    figure = Figure(figsize=(11.5, 1.75 * len(columns) + 1.1), layout="constrained")
+    grid = figure.subplots(len(columns), 2, squeeze=False, width_ratios=(3.4, 1))
+    for column, (left, right) in zip(columns, grid, strict=True):
         for place, trial in enumerate(shown):
             at = time + place * period
             if other is not None and trial < len(other) and column < other.shape[2]:
@@ -77,7 +83,7 @@ def decoded_behavior(
             left.plot(at, true[trial, :, column], color=look().ink, linewidth=2.6, alpha=0.45)
             left.plot(at, inferred[trial, :, column], color=look().blue)
         left.set_xticks([time[0] + k * period for k in range(len(shown))], [])
-        left.set_ylabel(names[column] if names and column < len(names) else f"behaviour {column}")
+        left.set_ylabel(titles[column])
         left.yaxis.set_major_locator(MaxNLocator(4))
         _scatter(right, true[..., column].ravel(), inferred[..., column].ravel())
     centres = [(time[0] + time[-1]) / 2 + k * period for k in range(len(shown))]
@@ -93,6 +99,9 @@ def decoded_behavior(
     if other is not None:
         handles.append(Line2D([], [], color=look().muted, linewidth=1.2, label=baseline_name))
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    if constant:
+        note = f"not drawn, as it does not vary over these trials: {', '.join(constant)}"
+        figure.supxlabel(note, fontsize=10, color=look().muted)
     return figure
 
 
@@ -118,6 +127,5 @@ def _scatter(axis: Axes, true: FloatArray, decoded: FloatArray) -> None:
     axis.set(xlim=(low, high), ylim=(low, high))
     axis.set_box_aspect(1)
     spread = ((x - x.mean()) ** 2).sum()
-    r2 = 1 - ((x - y) ** 2).sum() / spread if spread > 0 else None
-    title = "does not vary" if r2 is None else f"R² = {r2:.2f}".replace("-", "\u2212")
-    axis.set_title(title, fontsize=11)
+    r2 = 1 - ((x - y) ** 2).sum() / spread if spread > 0 else np.nan
+    axis.set_title(f"R² = {r2:.2f}".replace("-", "\u2212"), fontsize=11)

@@ -92,7 +92,7 @@ def psths(
                 low, high = line[:, number] - band[:, number], line[:, number] + band[:, number]
                 axis.fill_between(time, low, high, color=group.colour, alpha=0.25, linewidth=0)
                 axis.plot(time, line[:, number], color=group.colour)
-        grid[0, column].set_title(f"unit {number}")
+        grid[0, column].set_title(f"{'unit' if counts else 'channel'} {number}")
         grid[0, column].yaxis.set_major_locator(MaxNLocator(4))
         grid[1, column].set_xlabel(time_label)
         if counts:
@@ -191,7 +191,7 @@ def single_trials(
         for column, trial in enumerate(shown):
             if counts:
                 _spike_ticks(grid[row, column], time, data[trial, :n_bins, number], peak)
-        grid[row, 0].set_ylabel(f"unit {number}\n({unit})")
+        grid[row, 0].set_ylabel(f"{'unit' if counts else 'channel'} {number}\n({unit})")
     for column, trial in enumerate(shown):
         grid[0, column].set_title(f"trial {trial}")
         grid[-1, column].set_xlabel(time_label)

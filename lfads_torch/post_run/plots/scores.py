@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from .style import Figure, empty_figure, look, styled
+from .style import Figure, FloatArray, empty_figure, evenly, look, styled
 
 Interval = Sequence[float | None]
 """A score and the ends of its interval; None or NaN where unknown."""
@@ -77,42 +77,58 @@ def score_intervals(
 
 @styled
 def scores_over_time(
-    scores: Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]],
+    scores: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Sequence[Any]]]]],
     names: Mapping[str, str] | None = None,
+    *,
+    max_sessions: int = 6,
 ) -> Figure:
-    """Draw scores of consecutive parts of time, a panel for each score and a line per method.
+    """Draw scores of consecutive parts of time, a line per method.
 
     Parameters
     ----------
-    scores : dict of dict of dict
-        By method, then by score: ``values`` and ``intervals`` of the parts, as `score_by_time`
+    scores : dict of dict of dict of dict
+        By session, method and score: ``values`` and ``intervals`` of the parts, as `score_by_time`
         gives them.
     names : dict of str to str, optional
         Titles of the scores, in the order of the panels.
+    max_sessions : int
+        Of more sessions, an even choice is drawn.
 
     Returns
     -------
     Figure
+        A panel for each score, a row of them for each session.
     """
-    defined = dict.fromkeys(name for row in scores.values() for name in row)
+    rows = [methods for methods in scores.values() if methods]
+    defined = dict.fromkeys(name for row in rows for by_score in row.values() for name in by_score)
     panels = [name for name in (names or defined) if name in defined]
     if not panels:
         return empty_figure("no score to draw")
-    figure = Figure(figsize=(3.2 * len(panels) + 0.4, 2.9), layout="constrained")
-    colours = (look().blue, look().orange, look().muted)
-    for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for number, (method, row) in enumerate(scores.items()):
-            if name not in row:
-                continue
-            values = np.array(row[name]["values"], dtype=np.float64)
-            ends = np.array(row[name]["intervals"], dtype=np.float64)
-            place = np.arange(1, len(values) + 1)
-            colour = colours[number % len(colours)]
-            axis.plot(place, values, "o-", color=colour, label=method)
-            axis.vlines(place, ends[:, 0], ends[:, 1], color=colour, linewidth=2)
-        axis.set_title((names or {}).get(name, name))
-        axis.set_xlabel("part of the scored time")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    sessions = [name for name, methods in scores.items() if methods]
+    sessions = [sessions[k] for k in evenly(len(sessions), max_sessions)]
+    size = (3.2 * len(panels) + 0.4, 2.2 * len(sessions) + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
+    # Columns share their axis, so that sessions compare.
+    shared: dict[str, Any] = {"squeeze": False, "sharex": True, "sharey": "col"}
+    grid = figure.subplots(len(sessions), len(panels), **shared)
+    methods = dict.fromkeys(method for row in rows for method in row)
+    colours = dict(zip(methods, look().palette, strict=False))
+    for session, axes in zip(sessions, grid, strict=True):
+        for axis, name in zip(axes, panels, strict=True):
+            for method, by_score in scores[session].items():
+                if name not in by_score:
+                    continue
+                values = np.array(by_score[name]["values"], dtype=np.float64)
+                ends = np.array(by_score[name]["intervals"], dtype=np.float64)
+                place = np.arange(1, len(values) + 1)
+                axis.plot(place, values, "o-", color=colours[method], label=method)
+                axis.vlines(place, ends[:, 0], ends[:, 1], color=colours[method], linewidth=2)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(scores) > 1:
+            axes[0].set_ylabel(session)
+    for name, top, bottom in zip(panels, grid[0], grid[-1], strict=True):
+        top.set_title((names or {}).get(name, name))
+        bottom.set_xlabel("part of the scored time")
     handles = {h.get_label(): h for axis in figure.axes for h in axis.get_lines()}
     figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=len(handles))
     return figure
@@ -146,6 +162,7 @@ def channel_scores(
     Returns
     -------
     Figure
+        Hollow dots at the border are channels far beyond it.
     """
     scores = np.asarray(values, dtype=np.float64).reshape(-1)
     other = np.full(len(scores), np.nan)
@@ -162,14 +179,25 @@ def channel_scores(
     order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
     rank = np.empty(len(scores))
     rank[order] = np.arange(1, len(scores) + 1)
+    low, high = _fences(np.concatenate([scores, other]))
+    span = (low - 0.04 * (high - low), high + 0.04 * (high - low))
+    y, x = np.clip(scores, low, high), np.clip(other, low, high)
     # Apart, since scores of channels that the model has read flatter it.
     kinds = ("read", look().blue, is_read), ("held out", look().orange, ~is_read)
     for kind, colour, members in kinds:
-        if members.any():
-            style = {"s": 20, "color": colour, "linewidths": 0, "alpha": 0.85}
-            axes[0].scatter(rank[members], scores[members], label=kind, **style)
-            if both.any():
-                axes[1].scatter(other[members & both], scores[members & both], **style)
+        if not members.any():
+            continue
+        style: dict[str, Any] = {"s": 20, "edgecolors": colour, "alpha": 0.85}
+        for axis, across, is_inside in (
+            (axes[0], rank, y == scores),
+            (axes[-1], x, (y == scores) & (x == other)),
+        )[: len(axes)]:
+            near, far = members & is_inside, members & ~is_inside & np.isfinite(y + across)
+            axis.scatter(
+                across[near], y[near], label=kind, facecolors=colour, **style, linewidths=0
+            )
+            axis.scatter(across[far], y[far], facecolors="none", **style, linewidths=1)
+    axes[0].set_ylim(span)
     axes[0].axhline(0, color=look().muted, linewidth=0.8)
     n_below = int((scores < 0).sum())
     n_none = int((~np.isfinite(scores)).sum())
@@ -180,17 +208,25 @@ def channel_scores(
         axes[0].legend()
     if both.any():
         # The same limits on both axes: a channel above the line is one where LFADS is better.
-        drawn = np.concatenate([scores[both], other[both]])
-        margin = 0.04 * (float(np.ptp(drawn)) or 1.0)
-        low, high = float(drawn.min()) - margin, float(drawn.max()) + margin
-        axes[1].plot([low, high], [low, high], color=look().ink, linewidth=1)
+        axes[1].plot(span, span, color=look().ink, linewidth=1)
         n_better = int((scores > other)[both].sum())
         axes[1].set(
-            xlim=(low, high),
-            ylim=(low, high),
+            xlim=span,
+            ylim=span,
             xlabel=f"{name}, {baseline_name}",
             ylabel=f"{name}, LFADS",
             title=f"LFADS better in {n_better} of {int(both.sum())}",
         )
         axes[1].set_box_aspect(1)
     return figure
+
+
+def _fences(values: FloatArray) -> tuple[float, float]:
+    """Return the range to draw: 0 and all values but those far from the bulk."""
+    # A channel of a few spikes scores -5 or +5 by chance, and would squeeze all others to a line.
+    finite = values[np.isfinite(values)]
+    first, last = np.percentile(finite, [25, 75])
+    reach = 6 * float(last - first) or np.inf
+    low = min(float(finite[finite >= first - reach].min()), 0.0)
+    high = max(float(finite[finite <= last + reach].max()), 0.0)
+    return low, high if high > low else low + 1.0

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from ...data import shared_ends, shared_trials
 from ...data.smoothing import gaussian_smooth
 from ...metrics.trialwise import SpikeScore, score_value
-from ..evaluation import BASELINES
+from ..evaluation import BASELINES, COLUMNS
 from ..evaluation.behavior import SCORED, TRAIN, Recording
 from ..evaluation.table import row_names
 from ..posterior import ACTIVE, active_share
@@ -187,23 +187,28 @@ def _selection(record: RunRecord) -> Iterator[Finding]:
 
 
 def _ramps(record: RunRecord) -> Iterator[Finding]:
-    for term, name in (("kl", "KL"), ("l2", "L2")):
-        weight = record.last(f"train/wt_{term}/ramp")
-        if weight < 1:
-            yield Finding(
-                "caution",
-                f"The {name} ramp had not ended",
-                f"The last epoch weighted the {name} term with {weight:.2f}, so the model was "
-                "never trained on its full objective.",
-                f"Train longer, or shorten model.{term}_increase_epoch.",
-            )
+    weights = {term: record.last(f"train/wt_{term}/ramp") for term in ("kl", "l2")}
+    early = {term: weight for term, weight in weights.items() if weight < 1}
+    if early:
+        names = " and ".join(term.upper() for term in early)
+        one = len(early) == 1
+        shown = " and ".join(dict.fromkeys(f"{weight:.2f}" for weight in early.values()))
+        yield Finding(
+            "caution",
+            f"The {names} {'ramp' if one else 'ramps'} had not ended",
+            f"The last epoch weighted the {names} {'term' if one else 'terms'} with {shown}, so "
+            "the model was never trained on its full objective.",
+            f"Train longer, or shorten {' and '.join(f'model.{t}_increase_epoch' for t in early)}.",
+        )
 
 
 def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
     differences = (record.scores or {}).get("differences", {})
     names = row_names(session["facts"] for session in (record.scores or {}).get("sessions", []))
     # Not PSTH R2: its PSTHs, of the trials that are scored, hold the noise that smoothing keeps.
-    titles = {"co_bps": "co-bps", "fp_bps": "fp-bps", "behavior_r2": "decoding of behaviour"}
+    # Scores of channels that were read flatter the model, which makes a worse one say the more.
+    scores = ("bps", "co_bps", "fp_bps", "r2", "co_r2", "fp_r2")
+    titles = {score: COLUMNS[score] for score in scores} | {"behavior_r2": "decoding of behaviour"}
     ceilings = [row.name for row in BASELINES.values() if row.is_ceiling]
     for row, by_score in differences.items():
         if row in ceilings:
@@ -221,7 +226,7 @@ def _beside_baselines(record: RunRecord) -> Iterator[Finding]:
             yield Finding(
                 "caution",
                 f"A simpler method does better: {name}",
-                f"The model is below it {', '.join(below)}.",
+                f"The model is below it {' and '.join(below)}.",
                 "Train longer, or search hyper-parameters: lfads pbt.",
             )
 

@@ -54,7 +54,9 @@ def run_pictures(record: RunRecord) -> list[Picture]:
     recorded = all({"gen_states", "gen_inputs"} <= set(_scored(r).names) for r in record.recordings)
     if record.recordings and recorded and not record.wanted.quick and record.model is not None:
         pictures.append(_dynamics(record))
-    if len(record.recordings) > 1 and all("factors" in _scored(r) for r in record.recordings):
+    # Averages over windows of a continuous recording, which have no condition, show nothing.
+    comparable = all("factors" in _scored(r) and r.condition_names for r in record.recordings)
+    if len(record.recordings) > 1 and comparable:
         pictures.append(_alignment(record))
     if (table := record.population) is not None:
         pictures += _search(record, table)
@@ -103,13 +105,14 @@ def score_picture(scores: dict[str, Any]) -> Picture:
 def time_picture(scores: dict[str, Any]) -> Picture | None:
     """Return a picture of the scores of consecutive parts of time, where they were computed."""
     titles = {key: title.replace("R2", "R²") for key, title in COLUMNS.items()}
-    several = len(scores["sessions"]) > 1
     names = row_names(session["facts"] for session in scores["sessions"])
     shown = {
-        names[row] + (f", {session['name']}" if several else ""): by_time
+        session["name"]: {
+            names[row]: by_time
+            for row, by_time in (session.get("by_time") or {}).items()
+            if row in ("lfads", "smoothing")
+        }
         for session in scores["sessions"]
-        for row, by_time in (session.get("by_time") or {}).items()
-        if row in ("lfads", "smoothing")
     }
     if not any(shown.values()):
         return None
@@ -161,7 +164,7 @@ def _dynamics(record: RunRecord) -> Picture:
 
 def _alignment(record: RunRecord) -> Picture:
     """Show condition averages of the factors, session by session."""
-    names = list(dict.fromkeys(n for r in record.recordings for n in r.condition_names or [""]))
+    names = list(dict.fromkeys(n for r in record.recordings for n in r.condition_names or []))
     caption = (
         "Averages of validation trials over each condition, in the space of their first principal "
         "components over all sessions. Where one model explains all sessions in the same way, a "
@@ -181,7 +184,7 @@ def _alignment(record: RunRecord) -> Picture:
         return plots.shared_factors(
             means,
             [recording.session.name for recording in record.recordings],
-            conditions=names if any(names) else None,
+            conditions=names,
             bin_ms=record.recordings[0].session.bin_ms,
             factor_names=components,
         )
@@ -192,7 +195,7 @@ def _alignment(record: RunRecord) -> Picture:
 def _condition_means(recording: Recording, names: list[str]) -> FloatArray:
     factors = _scored(recording)["factors"].astype(np.float64)
     means = np.full((len(names), *factors.shape[1:]), np.nan)
-    for number, name in enumerate(recording.condition_names or [""]):
+    for number, name in enumerate(recording.condition_names or []):
         members = factors[recording.labels[SCORED] == number]
         if len(members):
             means[names.index(name)] = members.mean(axis=0)
@@ -262,7 +265,7 @@ def _rates(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     title = f"{data}, {means} and inferred inputs" if has_inputs else f"{data} and {means}"
     caption = (
         f"Validation trials: what was recorded, and the {means} that the model infers from it. "
-        f"Units with similar {means} lie beside each other."
+        f"{'Units' if recording.counts else 'Channels'} with similar {means} lie beside each other."
     )
     yield Picture("rates", title, caption, draw)
 
@@ -319,7 +322,7 @@ def _channels(record: RunRecord, recording: Recording) -> Iterator[Picture]:
     caption = (
         "Bits per spike over each channel's mean rate. Smoothed spikes predict a bin from the bins "
         "around it, LFADS has seen the bin itself where the channel is read; held-out channels are "
-        "free of this."
+        "free of this. Hollow dots at the border lie beyond it: channels of very few spikes."
     )
     draw = partial(plots.channel_scores, scores, reference, n_encod=recording.n_channels)
     yield Picture("channels", "Channel by channel", caption, draw)
