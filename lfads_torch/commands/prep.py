@@ -139,9 +139,10 @@ def run(options: argparse.Namespace) -> int:
     elif options.list:
         from ..prep import SourceOptions, describe_file
 
-        names = set(SourceOptions.__dataclass_fields__)
-        reading = SourceOptions(**{k: v for k, v in given.items() if k in names})
-        print(describe_file(options.files[0], reading))
+        if extra := sorted(set(given) - {"bin_ms", *SourceOptions.__dataclass_fields__}):
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in extra)
+            raise UserError(f"--list looks at the file and writes nothing; leave out {named}")
+        print(describe_file(options.files[0], PrepOptions(**given)))
         return 0
     else:
         from ..prep.prepare import prepare

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.find import absolute_pattern
 from ..data.validate import show_shape
-from ..errors import UserError
+from ..errors import UserError, number
 from .binning import Array
 from .options import PrepOptions
 from .plan import describe_size, plan_windows
@@ -33,6 +33,7 @@ from .sources.recording import (
     numeric_columns,
 )
 from .split_file import describe_split_file, is_split_file
+from .trials import whole_bins
 
 _AXES = ("trial,time,unit", "trial,unit,time", "unit,time,trial", "time,unit,trial")
 _READINGS = 12  # readings of a file that are tried, where it is unclear which one is meant
@@ -63,7 +64,7 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
     path : str or path
         A recording in any format that `open_recording` reads.
     options : SourceOptions, optional
-        What the file does not say itself.
+        What the file does not say itself; of `PrepOptions`, the bin width counts, too.
 
     Returns
     -------
@@ -76,6 +77,8 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
         Where the file cannot be opened at all.
     """
     options = options or SourceOptions()
+    if isinstance(options, PrepOptions) and options.bin_ms is not None:
+        number("--bin-ms", options.bin_ms, above=0)
     file, members, is_open = Path(absolute_pattern(path)), list[Member](), False
     with suppress(UserError):
         members, is_open = file_contents(file), True
@@ -87,7 +90,7 @@ def describe_file(path: str | os.PathLike[str], options: SourceOptions | None = 
     planned: list[_Planned] = []
     try:
         recording = open_recording(path, options)
-        lines = describe_recording(recording, members)
+        lines = describe_recording(recording, members, options)
         planned = _of_tables(path, recording, options)
     except UserError as error:
         if recording is None and not is_open:
@@ -135,7 +138,11 @@ def file_contents(path: Path) -> list[Member]:
     return nwb_contents(path) if is_nwb(path) else contents(path)
 
 
-def describe_recording(recording: Recording, members: list[Member] | None = None) -> list[str]:
+def describe_recording(
+    recording: Recording,
+    members: list[Member] | None = None,
+    options: SourceOptions | None = None,
+) -> list[str]:
     """Describe in lines what a recording was taken to hold: spikes, units, trials and series."""
     title = f"{recording.path.name}  ({recording.kind})"
     try:
@@ -148,7 +155,7 @@ def describe_recording(recording: Recording, members: list[Member] | None = None
     lines += ["", f"Units: {recording.n_units}", *_spikes(recording, last - first)]
     if last > first and recording.n_units:
         # For a first look; what a command makes of it may be less.
-        lines.append(f"  {describe_size(recording, _bin_widths(recording)[0] / 1000)}")
+        lines.append(f"  {describe_size(recording, _bin_widths(recording, options)[0] / 1000)}")
     lines += _table(recording.units)
     if recording.trials:
         lines += ["", f"Trials: {recording.n_trials}", *_table(recording.trials)]
@@ -351,7 +358,9 @@ def _planned(recording: Recording, given: SourceOptions) -> _Planned:
     source = {name: value for name, value in source.items() if name in _SOURCE}
     fallback, problem = None, None
     spikes = recording.spikes
-    for bin_ms in _bin_widths(recording):
+    for bin_ms in _bin_widths(recording, given):
+        if isinstance(spikes, BinnedSpikes):
+            whole_bins(bin_ms, spikes.bin_s * 1000, "A bin (--bin-ms)")
         # Where it is that of the recording it need not be given, which may have many digits.
         is_given = isinstance(spikes, SpikeTimes) or bin_ms != spikes.bin_s * 1000
         width: dict[str, Any] = {"bin_ms": bin_ms} if is_given else {}
@@ -390,8 +399,10 @@ def _read_spikes(recording: Recording) -> None:
 _SOURCE = tuple(field.name for field in fields(SourceOptions))
 
 
-def _bin_widths(recording: Recording) -> list[float]:
-    """Return bin widths in ms, the most sensible first."""
+def _bin_widths(recording: Recording, options: SourceOptions | None) -> list[float]:
+    """Return the bin width in ms that was given, or some, the most sensible first."""
+    if isinstance(options, PrepOptions) and options.bin_ms is not None:
+        return [options.bin_ms]
     spikes = recording.spikes
     if isinstance(spikes, BinnedSpikes):
         width = spikes.bin_s * 1000

@@ -136,6 +136,12 @@ def _prepare(
         for key, names, lag_ms in carried
         if names
     }
+    # What figures and tables call the columns.
+    columns = {
+        key: [c for n in names for c in find(recording.series, n, "time series").names(n)]
+        for key, names, _ in carried
+        if names
+    }
     fine = _divisions(recording, options, bin_s)
     flags = heldout_flags(recording, options)
     make_folder(path)  # before the counts, which take minutes: it may fail
@@ -173,7 +179,7 @@ def _prepare(
             recording,
             options,
             progress,
-            attrs=plan.attrs,
+            attrs=plan.attrs | columns,
             notes=recording.notes,
             warnings=recording.warnings,
         )

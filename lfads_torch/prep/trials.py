@@ -79,9 +79,10 @@ def whole_bins(width_ms: float, bin_ms: float, what: str) -> int:
     number = width_ms / bin_ms
     if not np.isfinite(number) or abs(number - round(number)) > _CLOSE * max(1, abs(number)):
         near = bin_ms * np.floor(number)
+        legal = " or ".join(f"{width:g}" for width in (near, near + bin_ms) if width > 0)
         raise UserError(
             f"{what} of {width_ms:g} ms is no whole number of bins of {bin_ms:g} ms; take "
-            f"{near:g} or {near + bin_ms:g} ms, or another --bin-ms."
+            f"{legal} ms, or another --bin-ms."
         )
     return round(number)
 

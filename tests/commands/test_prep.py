@@ -43,6 +43,18 @@ def test_list_says_what_there_is_and_writes_nothing(
     assert [p.name for p in tmp_path.iterdir()] == ["s.npz"]
 
 
+def test_list_takes_the_bin_width_that_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session(tmp_path)
+    assert cli.main(["prep", "s.npz", "--list", "--bin-ms", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "in bins of 4 ms" in text and "--bin-ms 4 " in text
+    np.savez(tmp_path / "b.npz", spikes=np.ones((900, 5), np.uint8))
+    assert cli.main(["prep", "b.npz", "--list", "--input-bin-ms", "50", "--bin-ms", "20"]) == 0
+    assert "take 50 ms" in capsys.readouterr().out
+
+
 def test_prep_writes_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     session(tmp_path)
     options = [
@@ -95,6 +107,8 @@ def test_what_is_typed_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["a.npz", "b.npz"], "2 recordings are named"),
         (["s.npz"], "--bin-ms"),
         (["s.npz", "--list", "--nlb", "mc_maze"], "leave out --nlb"),
+        (["s.npz", "--list", "--chop-ms", "9", "--lag-ms", "1"], "leave out --chop-ms, --lag-ms"),
+        (["s.npz", "--list", "--bin-ms", "0"], "--bin-ms is 0"),
         (["--nlb", "mc_maze"], "dandi download DANDI:000128"),
         (["--nlb", "mc_maze", "x.nwb", "--lag-ms", "80"], "leave out --lag-ms"),
         (["nowhere.npz", "--bin-ms", "5"], "does not exist"),

@@ -221,6 +221,7 @@ def test_chopped_windows_go_back_to_the_recording(tmp_path: Path) -> None:
         assert file.attrs["chop_n_bins"] == 2000
         assert file.attrs["bin_ms"] == 20
         assert file.attrs["chop_first_s"] == 7
+        assert file.attrs["behavior"].tolist() == ["vel 0", "vel 1"]
     np.testing.assert_array_equal(merge_chops(windows, starts, 2000), counts.T)
     np.testing.assert_allclose(merge_chops(behavior, starts, 2000), velocity, rtol=1e-5)
 

@@ -269,7 +269,8 @@ def _tsd(source: Any) -> Series:
     axes = ("time", "channel")[: data.ndim]
     if len(axes) < data.ndim:
         raise UserError(f"{type(source).__name__} of {data.ndim} axes; behaviour has one or two.")
-    return Series(data, axes, np.asarray(source.t))
+    columns = [str(name) for name in getattr(source, "columns", ())]
+    return Series(data, axes, np.asarray(source.t), columns=columns)
 
 
 # ---- SpikeInterface ------------------------------------------------------------------------------

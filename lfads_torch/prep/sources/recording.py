@@ -219,6 +219,7 @@ class Series:
     at_edges: bool = False
     unit: str = ""
     clock: Clock = field(default_factory=Clock)
+    columns: Sequence[str] = ()  # names of the channels, where the recording has them
 
     @property
     def n_samples(self) -> int:
@@ -229,6 +230,12 @@ class Series:
     def n_channels(self) -> int:
         """Number of channels."""
         return self.data.shape[self.axes.index("channel")] if "channel" in self.axes else 1
+
+    def names(self, name: str) -> list[str]:
+        """Return a name for each channel of this series, which is called `name`."""
+        if self.n_channels == 1:
+            return [name]
+        return [f"{name} {column}" for column in self.columns or range(self.n_channels)]
 
     def read(self, start: int, stop: int, *, raw: bool = False) -> Floats:
         """Read samples `start` to `stop` (exclusive), shape (samples, channels).

@@ -172,16 +172,17 @@ def test_behaviour_of_pynapple_goes_along(tmp_path: Path) -> None:
     times = np.arange(0, 60, 0.01)
     hand = nap.TsdFrame(t=times, d=np.stack([times, -times], axis=1), columns=["x", "y"])
     source = {"units": group, "hand": hand}
-    done = prepare(
+    prepare(
         source,
-        None,
+        tmp_path / "hand.h5",
         trials=epochs,
         bin_ms=10,
         align="start_time:0:500",
         behavior=["hand"],
     )
-    rows = done.arrays["train_trial"]
-    first = done.arrays["train_behavior"][:, 0, 0]
+    with h5py.File(tmp_path / "hand.h5") as file:
+        assert file.attrs["behavior"].tolist() == ["hand x", "hand y"]
+        rows, first = file["train_trial"][()], file["train_behavior"][:, 0, 0]
     np.testing.assert_allclose(first, STARTS_MS[rows] / 1000, atol=1e-6)
 
 
