@@ -464,12 +464,19 @@ class LFADS(Network, pl.LightningModule):
     def _log_scores(self, split: str) -> dict[str, Tensor]:
         numbers = self.summary(self.scores[split])
         named = {f"{split}/{k}": v.float() for k, v in numbers.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=1)
+        self._log_epoch(named)
         return numbers
+
+    def _log_epoch(self, numbers: Mapping[str, Any]) -> None:
+        """Log numbers of an epoch with its last batch.
+
+        Not when the epoch ends: callbacks that read `callback_metrics` there come before.
+        """
+        how: Any = {"on_step": False, "on_epoch": True, "add_dataloader_idx": False}
+        self.log_dict({k: torch.as_tensor(v) for k, v in numbers.items()}, batch_size=1, **how)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the epoch's exact means with its last batch, and every tunable number."""
-        # Not when the epoch ends: callbacks that read `callback_metrics` there come before.
         if not self.trainer.is_last_batch:
             return
         self._log_scores("train")
@@ -478,11 +485,14 @@ class LFADS(Network, pl.LightningModule):
         for transform in self.train_aug_stack.batch_transforms:
             if hasattr(transform, "cd_rate"):
                 numbers["hp/cd_rate"] = transform.cd_rate
-        for name, value in numbers.items():
-            self.log(name, torch.as_tensor(value), on_step=False, on_epoch=True, batch_size=1)
+        self._log_epoch(numbers)
 
-    def on_validation_epoch_end(self) -> None:
+    def on_validation_batch_end(self, *args: Any) -> None:
         """Log the scores, and smoothed the reconstruction loss and bits per spike."""
+        alone = self.trainer.state.fn == "validate"
+        loop = self.trainer.validate_loop if alone else self.trainer.fit_loop.epoch_loop.val_loop
+        if not loop.batch_progress.is_last_batch:
+            return
         scores = self._log_scores("valid")
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.valid_recon_smth.smooth(scores["recon"])
@@ -495,11 +505,12 @@ class LFADS(Network, pl.LightningModule):
             for name, value in zip(BITS, self.valid_bits_smth.smoothed.expand(3), strict=True)
             if self.scores["valid"].bits[name]
         }
-        self.log_dict({**smoothed, "hp_metric": scores["recon"]})
+        self._log_epoch({**smoothed, "hp_metric": scores["recon"].float()})
 
-    def on_test_epoch_end(self) -> None:
+    def on_test_batch_end(self, *args: Any) -> None:
         """Log the scores."""
-        self._log_scores("test")
+        if self.trainer.test_loop.batch_progress.is_last_batch:
+            self._log_scores("test")
 
     # ---- checkpoints -----------------------------------------------------------------------------
 

@@ -306,3 +306,29 @@ def test_callbacks(folder: Path) -> None:
     assert plot.n == 1 and (folder / "figures" / "raster_valid.png").is_file()
     assert math.isfinite(trainer.callback_metrics["test/recon"])
     assert not has_image_loggers(trainer.loggers)
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_scores_are_there_when_callbacks_see_the_epoch_end(folder: Path, sanity: int) -> None:
+    content = arrays()
+    test = {f"test_{k}": content[f"valid_{k}"] for k in ("encod_data", "recon_data")}
+    path = write("test.h5", **content, **test)
+    data, seen = USER_CODE.data(folder, datafile_pattern=path), {}
+
+    class Reader(pl.Callback):
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            if not trainer.sanity_checking:
+                seen["valid"] = dict(trainer.callback_metrics)
+
+        def on_test_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            seen["test"] = dict(trainer.callback_metrics)
+
+    model = LFADS(**settings())
+    trainer = fit(model, data, [Reader()], num_sanity_val_steps=sanity)
+    logged = dict(trainer.callback_metrics)
+    for name in ("valid/recon", "valid/recon_smth", "valid/bps"):
+        assert float(seen["valid"][name]) == float(logged[name])
+    (again,) = trainer.validate(model, data, verbose=False)
+    assert math.isfinite(again["valid/recon"])
+    (tested,) = trainer.test(model, data, verbose=False)
+    assert float(seen["test"]["test/recon"]) == pytest.approx(tested["test/recon"])
