@@ -63,6 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, WriteError) and (how := _how_to_resume(options)):
             print(f"once that is mended, go on with: {how}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # A folder that may not be entered, a name that is too long, a disk that is gone: any look
+        # at a file can meet them. A file that is missing is noticed where it is looked for.
+        if options.verbose or error.filename is None or isinstance(error, FileNotFoundError):
+            raise
+        why = f"{error.filename} cannot be used: {error.strerror}"
+        print(f"lfads {options.command}: {why}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         how = _how_to_resume(options)
         hint = f"; go on with: {how}" if how else ""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UserError, whole
+from .files import save_figure
 from .folder import BEST_MODEL, METRICS, RunFolder, number_outputs
 from .processes import stoppable
 from .progress import Line
@@ -163,11 +164,10 @@ def draw(folder: Path, output: dict[str, Array]) -> list[Path]:
         "attractor": factors_3d(output["valid_factors"], output["valid_latents"]),
         "training": training_curves(folder / METRICS),
     }
-    (folder / "figures").mkdir(exist_ok=True)
     paths = []
     for name, figure in drawn.items():
         path = folder / "figures" / f"demo_{name}.png"
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path, dpi=150)
         paths.append(path)
     return paths
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .checkpoint import find_checkpoint, load_model, read_checkpoint
+from .checkpoint import find_checkpoint, load_model, read_checkpoint, write_checkpoint
 from .data import SPLITS, as_array, list_some, write_session
 from .errors import UserError, number, unknown, whole
-from .files import expanded, replacing
+from .files import expanded
 from .folder import RunFolder
 from .metrics import BitsPerSpikeSums
 from .post_run.analysis import sample_posterior
@@ -301,8 +301,7 @@ class LFADSEstimator(TransformerMixin, BaseEstimator):
         channels = {name: len(order) for name, order in self._order.items()}
         checkpoint = read_checkpoint(self.checkpoint_)
         checkpoint[_KEY] = {"settings": settings, "held_out": held_out, "channels": channels}
-        with replacing(target) as file:
-            torch.save(checkpoint, file)
+        write_checkpoint(target, checkpoint)
         return target
 
     @classmethod

@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DataError, UserError, WriteError
+from .errors import DataError, WriteError
 from .processes import remove_leftovers, temporary
 
-_FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -37,6 +38,12 @@ def copy_whole(source: Path, target: Path) -> None:
     with open(source, "rb") as content, replacing(target, flush=False) as file:
         while block := content.read(1 << 22):
             file.write(block)
+
+
+def save_figure(figure: Any, path: Path, **options: Any) -> None:
+    """Save a figure of matplotlib so that the file is there whole or not at all."""
+    with replacing(path, flush=False) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", **options)
 
 
 @contextmanager
@@ -90,17 +97,27 @@ class Sealed:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._sum = file, 0
+        self._error: OSError | None = None
 
     def write(self, data: Any) -> int:
         """Write bytes in order."""
-        self._sum = zlib.crc32(data, self._sum)
-        return self._file.write(data)
+        # Of an exception torch's writer, which is C++, makes one of its own that tells nothing, and
+        # may end the process. So a full disk is kept until it has done.
+        try:
+            if self._error is None:
+                self._sum = zlib.crc32(data, self._sum)
+                self._file.write(data)
+        except OSError as error:
+            self._error = error
+        return len(data)
 
     def flush(self) -> None:
         """Do nothing: the file is flushed when it is closed."""
 
     def seal(self) -> None:
-        """Write the checksum, after everything else."""
+        """Write the checksum, after everything else, or raise what kept that from being written."""
+        if self._error is not None:
+            raise self._error
         comment = _SEAL % self._sum
         self._file.seek(-2, os.SEEK_END)  # a zip ends with the length of its comment
         self._file.write(len(comment).to_bytes(2, "little") + comment)
@@ -141,17 +158,43 @@ def damage(path: Path) -> str | None:
         return f"it cannot be read ({error})"
 
 
-def cannot_write(path: Path | str, error: OSError) -> UserError:
+def cannot_write(path: Path | str, error: Exception) -> WriteError:
     """Return the error that says in words why a file or folder could not be written."""
-    why = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-    return WriteError(
-        f"{path} cannot be written: {why or error}. Make room or name another folder."
-    )
+    number, text, place = getattr(error, "errno", None), str(error), _folder_of(path)
+    # HDF5 raises RuntimeError, too, with the number within a long text.
+    of_disk = ("No space left", "File too large", "quota", "errno = 28", "errno = 27")
+    if number in _FULL or any(part in text for part in of_disk):
+        why = "the disk is full, or a quota is. Make room or name another folder"
+    elif number in _FORBIDDEN or "Permission denied" in text:
+        why = f"{place} is not writable. Change its permissions or name another folder"
+    elif number in (errno.EEXIST, errno.ENOTDIR) or not os.path.isdir(place):
+        why = f"{place} is not a folder. Name another one"
+    elif number == errno.EISDIR:
+        why = "there is a folder of that name. Name another file"
+    else:
+        why = f"{getattr(error, 'strerror', None) or text}. Make room or name another folder"
+    return WriteError(f"{path} cannot be written: {why}.")
+
+
+def check_writable(path: Path | str) -> None:
+    """Refuse a place that takes no new file, before anything is computed for it."""
+    place = _folder_of(path)
+    if not os.path.isdir(place):
+        raise cannot_write(path, NotADirectoryError(errno.ENOTDIR, ""))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise cannot_write(path, PermissionError(errno.EACCES, ""))
+
+
+def _folder_of(path: Path | str) -> Path:
+    """Return the folder that a path is, or that it or its folder would be made in."""
+    full = Path(os.path.abspath(path))
+    places = full.parents if not os.path.isdir(full) else [full]
+    return next((place for place in places if os.path.lexists(place)), full)
 
 
 def is_write_failure(error: OSError) -> bool:
     """Return whether the system refused to write (disk full, quota, permission)."""
-    return error.errno in _FULL_OR_FORBIDDEN
+    return error.errno in (*_FULL, *_FORBIDDEN)
 
 
 def read_json(path: Path, shape: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..files import save_figure
 from ..modules.recons import observed_loss
 from ..tuples import SessionBatch, SessionOutput
 
@@ -193,9 +194,8 @@ def _bin_ms(trainer: pl.Trainer, session: int) -> float | None:
 
 
 def _publish(trainer: pl.Trainer, name: str, figure: Figure, epoch: int) -> None:
-    folder = Path(trainer.default_root_dir) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=_DPI)
+    path = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
+    save_figure(figure, path, dpi=_DPI)
     for logger in trainer.loggers:
         # W&B counts optimiser steps beside its images, TensorBoard shows what it is given.
         on_board = hasattr(getattr(logger, "experiment", None), "add_image")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import ROOT
 from ..errors import UserError
-from ..files import cannot_write, expanded
+from ..files import cannot_write, check_writable, expanded
 from ..progress import Line
 
 if TYPE_CHECKING:
@@ -101,14 +101,17 @@ _TABLES = (".csv", ".h5", ".hdf5", ".json", ".mat", ".npy", ".npz", ".nwb", ".ts
 _ENDINGS = (*_TABLES, ".htm", ".html", ".pdf", ".png", ".svg")
 
 
-def ending_in(*legal: str) -> Callable[[str], str]:
-    """Return the type of an option that names a file to write; of a folder, without endings."""
+def ending_in(*legal: str, only: bool = False) -> Callable[[str], str]:
+    """Return the type of an option that names a file to write; of a folder, without endings.
+
+    With `only`, no other ending is legal, else none that says of another kind of file.
+    """
 
     def check(text: str) -> str:
         ending = Path(text).suffix.lower()
-        if ending in _ENDINGS and ending not in legal:
+        if (only or ending in _ENDINGS) and ending not in legal:
             what = f"legal: {', '.join(legal)}" if legal else "it has to be a folder"
-            raise argparse.ArgumentTypeError(f"{text} ends in {ending}; {what}")
+            raise argparse.ArgumentTypeError(f"{text} ends in {ending or 'nothing'}; {what}")
         return text
 
     return check
@@ -117,6 +120,7 @@ def ending_in(*legal: str) -> Callable[[str], str]:
 HDF5 = ending_in(".h5", ".hdf5")
 JSON = ending_in(".json")
 PAGE = ending_in(".html", ".htm")
+FIGURE = ending_in(".png", ".pdf", ".svg", only=True)
 FOLDER = ending_in()
 
 
@@ -144,6 +148,8 @@ def writing_into(run: str | Path, output: str | None = None) -> Iterator[None]:
     from ..folder import RunFolder
 
     folder = RunFolder.around(expanded(run).absolute())
+    if output:
+        check_writable(expanded(output))
     if output or folder.kind == "none":
         yield
         return

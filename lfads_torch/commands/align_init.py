@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..files import expanded
-from . import print_written
+from ..files import check_writable, expanded, save_figure
+from . import FIGURE, print_written
 
 SUMMARY = "align sessions, to start a multi-session model from"
 TEXT = """\
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what has equal weight in the components (%(default)s)",
     )
     add("--output-dir", metavar="DIR", help="write copies there, leave the files alone")
-    add("--figure", metavar="FILE", help="draw the shared factors of every session")
+    add("--figure", type=FIGURE, metavar="FILE", help="draw the shared factors of every session")
     add("--overwrite", action="store_true", help="replace maps that the files hold")
     add("--strict", action="store_true", help="take warnings for errors; nothing is written")
 
@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     from ..errors import DataError
     from ..sessions.align_files import align_files
 
+    for place in filter(None, (options.output_dir, options.figure)):
+        check_writable(expanded(place))
     settings = {} if options.smooth_bins is None else {"smooth_bins": options.smooth_bins}
     with warnings.catch_warnings():
         # All warnings come before the first file is written.
@@ -101,8 +103,7 @@ def run(options: argparse.Namespace) -> int:
             bin_ms=bin_ms,
         )
         target = expanded(options.figure)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target)
+        save_figure(figure, target)
         print_written(target)
     print_written(*paths)
     return 0

@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads check --help``."""
     from ..data import check_file
+    from ..data.find import find_sessions
 
-    reports = [check_file(file) for file in options.files]
+    reports = [check_file(file) for file in find_sessions(options.files)]
     print("\n\n".join(report.format() for report in reports))
     return int(any(report.errors for report in reports))

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..errors import UserError
-from ..files import expanded
+from ..files import check_writable, expanded
 from . import FOLDER, JSON, print_written, seed_number, writing_into
 
 SUMMARY = "fit a decoder of behaviour with lags, or apply one"
@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> int:
     settings = DecodeOptions(**chosen, baselines=not options.no_baselines, n_draws=options.draws)
     decoder = Decoder.load(expanded(options.apply)) if options.apply else None
     place = expanded(options.place).absolute()
+    if options.save:
+        check_writable(expanded(options.save))
     with writing_into(options.place, options.output):
         result = decode_run(place, settings, decoder=decoder)
         print(json.dumps(result.to_dict(), indent=1) if options.json else result.text())

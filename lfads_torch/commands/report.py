@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..files import check_writable, expanded
 from . import FOLDER, PAGE, add_trust, print_written, terminal_line, writing_into
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; see ``lfads report --help``."""
     from ..post_run.report import report_run
 
+    if options.figures:
+        check_writable(expanded(options.figures))
     with writing_into(options.run_folder, options.output), terminal_line() as line:
         report = report_run(
             options.run_folder,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import glob
+import io
 import os
 import shlex
 import shutil
@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from ..errors import DataError, DataWarning, UserError, nearest
+from ..files import cannot_write, check_writable
 from ..processes import remove_leftovers, temporary
 from .nlb_files import how_to_make
 from .tree import walk
@@ -222,8 +223,10 @@ def write_session(
 
     Raises
     ------
+    WriteError
+        If the folder cannot be written, or the disk is full.
     DataError
-        If the folder cannot be written, the disk is full, or HDF5 cannot hold a value.
+        If HDF5 cannot hold a value.
     """
     with new_file(path) as file:
         if copy_from is not None:
@@ -246,25 +249,54 @@ def new_file(path: str | os.PathLike[str], *, copy_of: Path | None = None) -> It
         remove_leftovers(path.parent, path.name)
         if copy_of is not None:
             shutil.copyfile(copy_of, partial)
-        with h5py.File(partial, "w" if copy_of is None else "r+") as file:
-            yield file
-        # Synced before it is renamed, or a power cut could leave the new name on an empty file.
-        with partial.open("rb+") as done:
-            os.fsync(done.fileno())
+        with _Disk(partial, "w+" if copy_of is None else "r+") as disk:
+            try:
+                with h5py.File(disk, "w" if copy_of is None else "r+") as file:
+                    yield file
+            finally:
+                if disk.error is not None:
+                    raise disk.error
+            # Synced before it is renamed, or a power cut could leave the new name on an empty file.
+            os.fsync(disk.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as err:
-        raise DataError(_why_unwritable(path, err)) from err
+        raise cannot_write(path, err) from err
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
+class _Disk(io.FileIO):
+    """A file that HDF5 writes into, which keeps to itself that the disk is full."""
+
+    # HDF5 2.0 ends the process by a segmentation fault where it cannot write as it closes a file.
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of some bytes, unless an error came before."""
+        rest = memoryview(data).cast("B")
+        while self.error is None and len(rest):
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, unless an error came before."""
+        try:
+            return super().truncate(size) if self.error is None else 0
+        except OSError as error:
+            self.error = error
+            return 0
+
+
 def make_folder(path: Path) -> None:
-    """Make the folder that a file goes into; a `DataError` where that cannot be."""
+    """Make the folder that a file goes into; a `WriteError` where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise DataError(_why_unwritable(path, err)) from err
+        raise cannot_write(path, err) from err
 
 
 def add_to_file(
@@ -367,26 +399,10 @@ def _write_attr(file: h5py.File, key: str, value: Any) -> None:
         ) from err
 
 
-def _why_unwritable(path: Path, err: Exception) -> str:
-    number, text = getattr(err, "errno", None), str(err)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
-        part in text for part in ("No space left", "File too large", "quota", "errno = 28")
-    ):
-        why = "the disk is full, or a quota or size limit is reached: free some space"
-    elif number in (errno.EACCES, errno.EPERM, errno.EROFS) or "Permission denied" in text:
-        why = f"the folder {path.parent} is not writable: choose another or change permissions"
-    elif isinstance(err, FileExistsError | NotADirectoryError) or number == errno.ENOTDIR:
-        why = f"{path.parent} is not a folder, or lies below a file"
-    elif path.is_dir():
-        why = "there is a folder of that name"
-    else:
-        why = text
-    return f"Cannot write {path}: {why}. Nothing was written. ({type(err).__name__}: {err})"
-
-
 def check_output(source: Path, output: Path, overwrite: bool) -> None:
-    """Refuse to write over the source, or over another file without `overwrite`."""
+    """Refuse to write over the source, over another file without `overwrite`, or nowhere."""
     if output == source:
         raise UserError(f"{output} is the source itself; name another file to write (--output).")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; name another file (--output), or add --overwrite.")
+    check_writable(output.parent)

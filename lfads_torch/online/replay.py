@@ -164,6 +164,13 @@ def replay(stream: Stream, recording: Recording, *, realtime_ms: float | None = 
     columns: Any = zip(*outputs, strict=True)
     stacked: list[Any] = [None if c[0] is None else np.stack(c) for c in columns]
     joined, n_due = StreamOutput(*stacked), len(rows) if realtime_ms is not None else 0
+    ran, longest = joined.t[joined.fresh.astype(bool)], int(joined.t.max()) + 1
+    if not len(ran) or (longest > 1 and not ran.max()):
+        where = "at the first bin of each stretch alone" if len(ran) else "at no bin"
+        raise UserError(
+            f"the model ran {where}: the longest stretch without a gap has {longest} bins, and a "
+            f"window {stream.window}; lower --every, or replay a longer recording"
+        )
     scored = _Scored(stream, recording, joined, rows)
     return Replay(
         joined,

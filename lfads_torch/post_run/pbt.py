@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from ..compat import populations
 from ..errors import UserError, did_you_mean
+from ..files import save_figure
 from ..tables import as_frame, read_hyperparameters, read_population
 from .plots.hyperparameters import hyperparameter_paths
 
@@ -49,10 +50,8 @@ def plot_pbt_hps(
         names = None if plot_field is None else [plot_field]
         figure = hyperparameter_paths(read_population(pbt_dir), names, **kwargs)
     if save_dir is not None:
-        folder = Path(save_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         name = (plot_field or "hyperparameters").replace(".", "_")
-        figure.savefig(folder / f"{name}.png")
+        save_figure(figure, Path(save_dir) / f"{name}.png")
     return figure
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ..consent import Trust, trust_of
 from ..data.fingerprint import check_unchanged, fingerprints
 from ..errors import UserError, whole
-from ..files import expanded
+from ..files import check_writable, expanded
 from ..folder import CONFIG, RunFolder, lacks, number_outputs
 from ..processes import stoppable
 from .build import build, pick_device
@@ -121,6 +121,7 @@ def sample_run(
     existing = [file for file in paths if file.exists()]
     if existing and output is not None and not overwrite:
         raise UserError(f"{existing[0]} exists already; name another --output, or add --overwrite")
+    check_writable(path)
     writing = nullcontext() if output else RunFolder(where).owned("sampling")
     with stoppable(), writing:
         if ensemble:

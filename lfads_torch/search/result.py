@@ -17,7 +17,7 @@ import numpy as np
 from ..arguments import LOSS
 from ..data.fingerprint import check_unchanged
 from ..errors import UserError
-from ..files import copy_whole, csv_text, write_whole
+from ..files import copy_whole, csv_text, save_figure, write_whole
 from ..folder import BEST_MODEL, CHECKPOINTS, CONFIG, HP, METRICS, RunFolder
 from ..provenance import provenance
 from ..run_model import RunResult, run_model
@@ -246,6 +246,5 @@ def draw_search(folder: Path, settings: SearchSettings) -> None:
     else:
         figures["hyperparameters"] = scores_by_value(table, searched, metric=metric, space=space)
     place = folder / "figures"
-    place.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(place / f"search_{name}.png", dpi=150)
+        save_figure(figure, place / f"search_{name}.png", dpi=150)

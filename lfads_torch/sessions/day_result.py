@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from ..checkpoint import find_checkpoint, load_model, load_weights, restore, wri
 from ..consent import trust_of
 from ..data.fingerprint import fingerprints
 from ..errors import UserError
-from ..files import write_whole
+from ..files import copy_whole, write_whole
 from ..folder import ALIGNMENT, CONFIG, LAST, METRICS, STARTS, RunFolder
 from ..model import LFADS
 from ..provenance import provenance
@@ -239,8 +238,7 @@ class Ending:
         }
         write_config(self.target / CONFIG, config, parts_of(model))
         if (log := home / METRICS).is_file():
-            (self.target / METRICS).parent.mkdir(exist_ok=True)
-            shutil.copyfile(log, self.target / METRICS)
+            copy_whole(log, self.target / METRICS)
         self.facts |= {
             "seed": chosen,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),

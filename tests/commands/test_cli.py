@@ -461,7 +461,8 @@ def test_check_reports_and_its_exit_code_tells(
     assert cli.main(["check", str(data), str(broken)]) == 1
     out = capsys.readouterr().out
     assert "train_encod_data" in out and "train_encod_dat" in out
-    assert cli.main(["check", str(tmp_path / "none.h5")]) == 1
+    assert cli.main(["check", str(data), str(tmp_path / "none.h5")]) == 2
+    assert "No data file matches" in capsys.readouterr().err
 
 
 def test_demo_scores_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from lfads_torch import data as schema
 from lfads_torch.data.quality import _same_trials
 from lfads_torch.data.survey import Survey
-from lfads_torch.errors import DataError, UserError
+from lfads_torch.errors import DataError, UserError, WriteError
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "data"
 needs_recordings = pytest.mark.skipif(
@@ -643,11 +643,11 @@ def test_full_disk(tmp_path: Path) -> None:
     code = (
         "import resource, sys, numpy as np\n"
         "from lfads_torch.data import write_session\n"
-        "from lfads_torch.errors import DataError\n"
+        "from lfads_torch.errors import WriteError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n"
         "try:\n"
         "    write_session(sys.argv[1], {'a': np.ones(9_000), 'b': np.ones(90_000)})\n"
-        "except DataError as err:\n"
+        "except WriteError as err:\n"
         "    print(err)\n"
     )
     path = tmp_path / "out.h5"
@@ -655,14 +655,14 @@ def test_full_disk(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
     )
-    assert f"Cannot write {path}: the disk is full" in done.stdout, done.stderr
+    assert f"{path} cannot be written: the disk is full" in done.stdout, done.stderr
     assert os.listdir(tmp_path) == ["out.h5"]
     assert path.read_bytes() == b"earlier"
 
 
 def test_folder_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(WriteError, match="is not a folder"):
         schema.write_session(tmp_path / "file" / "out.h5", {"a": 1})
 
 
@@ -671,7 +671,7 @@ def test_folder_below_a_file(tmp_path: Path) -> None:
 )
 def test_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    with pytest.raises(DataError, match="is not writable"):
+    with pytest.raises(WriteError, match="is not writable"):
         schema.write_session(tmp_path / "out.h5", {"a": 1})
 
 
@@ -680,7 +680,7 @@ def test_refused_by_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(DataError, match=f"the folder {tmp_path} is not writable"):
+    with pytest.raises(WriteError, match=f"{tmp_path} is not writable"):
         schema.write_session(tmp_path / "out.h5", {"a": 1})
     assert os.listdir(tmp_path) == []
 

@@ -90,7 +90,8 @@ def left(folder: Path) -> dict[str, Any]:
             found[name] = {k: v for k, v in json.loads(file.read_text()).items() if k != "seconds"}
         elif file.suffix == ".ckpt":
             state = torch.load(file, weights_only=False)
-            found[name] = [state["state_dict"], state["optimizer_states"], state["callbacks"]]
+            names = ("state_dict", "optimizer_states", "callbacks")  # an alignment has the first
+            found[name] = [state.get(key) for key in names]
         elif file.suffix == ".h5":
             with h5py.File(file) as arrays:
                 found[name] = {key: np.asarray(arrays[key]) for key in arrays}

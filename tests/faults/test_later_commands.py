@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,8 +78,12 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def words(command: str, out: str = "out", **places: str) -> list[str]:
+    return words_of(COMMANDS[command], out, **places)
+
+
+def words_of(command: str, out: str = "out", **places: str) -> list[str]:
     found = []
-    for word in shlex.split(COMMANDS[command]):
+    for word in shlex.split(command):
         first, slash, rest = word.partition("/")
         word = f"{places.get(first, first)}{slash}{rest}"
         found.append(places.get(word, word).replace("OUT", out))
@@ -152,6 +160,146 @@ def test_a_folder_in_use_stays(
             ]
         assert "in use" in refused(given, capsys)
         assert left(here) == before
+
+
+#: More commands that write, of which other files provoke other faults.
+WRITE = {
+    **COMMANDS,
+    "train": shlex.join(["train", "data.h5", *SMALL, *ONE]) + " --run-dir OUT",
+    "pbt": shlex.join(["pbt", "data.h5", *SMALL, *ONE[:1], "search.num_workers=2"])
+    + " --run-dir OUT",
+    "sample": "sample run --samples 2 --data data.h5 --output OUT.h5",
+    "report": "report run --quick --output OUT.html --figures OUT",
+    "compare": "compare seeds --quick --output OUT.html",
+    "repack": "repack data.h5 -o OUT.h5",
+    "nwb": "export run OUT.nwb",
+}
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Have permissions count, as they do not for root."""
+    libc = ctypes.CDLL(None)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if os.geteuid() != 0:
+        yield
+        return
+    if not hasattr(libc, "capset") or libc.capget(header, sets):
+        pytest.skip("permissions do not count for root here")
+    before = sets[0]
+    sets[0] = before & ~0b1110  # to read, search and change what permissions forbid
+    libc.capset(header, sets)
+    try:
+        yield
+    finally:
+        sets[0] = before
+        libc.capset(header, sets)
+
+
+@pytest.mark.parametrize("command", WRITE)
+def test_a_folder_that_takes_no_file(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "closed").mkdir(mode=0o555)
+    with ordinary_user():
+        said = refused(words_of(WRITE[command], "closed/out"), capsys)
+    assert re.search(r"cannot be written: \S*closed is not writable", said)
+    assert not list((here / "closed").iterdir())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("sample run --samples 2", "evaluate run --no-baselines --draws 5", "report run --quick"),
+        *("decode run --lags 0:1 --draws 5", "train --resume run trainer.max_epochs=2"),
+        "train --resume seeds trainer.max_epochs=2",
+    ],
+)
+def test_a_run_that_may_be_read_alone(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = left(here)
+    places = [here / name for name in ("run", "seeds")]
+    for file in (file for place in places for file in (place, *place.rglob("*"))):
+        file.chmod(file.stat().st_mode & ~0o222)
+    with ordinary_user():
+        assert "is not writable" in refused(shlex.split(command), capsys)
+    assert left(here) == before
+
+
+@pytest.mark.parametrize("file", ["data.h5", "run/config.yaml", "run/lightning_checkpoints"])
+@pytest.mark.parametrize("command", ["stream", "export", "align", "sample", "train"])
+def test_what_may_not_be_read(
+    file: str, command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / file).chmod(0)
+    try:
+        with ordinary_user():
+            capsys.readouterr()
+            status = cli.main(words_of(WRITE[command]))
+            said = [x for x in capsys.readouterr().err.splitlines() if x.startswith("lfads ")]
+        assert (status, len(said)) in ((0, 0), (2, 1)), said
+        reads = {"data.h5": command != "export", "run/config.yaml": command == "align"}
+        assert status == 2 or not reads.get(file, command != "train")
+    finally:
+        (here / file).chmod(0o755)
+
+
+def test_a_name_that_is_too_long(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("check", "train", "sample", "report"):
+        assert "File name too long" in refused([command, "a" * 300], capsys)
+
+
+def test_a_stream_whose_model_never_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["stream", "run", "--data", "data.h5", "--mode", "window", "-o", "out.h5"]
+    for more in (["--every", "99"], ["--every", "99", "--warmup", "zeros"]):
+        assert "lower --every" in refused([*given, *more], capsys)
+    assert not (here / "out.h5").exists()
+
+
+#: Fills a file system of its own but for some kB, and runs a command there.
+FULL = """
+import os, sys
+from pathlib import Path
+from lfads_torch import cli
+place, free, command = Path("full"), int(sys.argv[1]), sys.argv[2:]
+room = os.statvfs(place)
+(place / "filler").write_bytes(bytes(max(room.f_bavail * room.f_bsize - 1024 * free, 0)))
+status = cli.main(command)
+files = [f for f in place.rglob("*") if f.is_file() and f.name != "filler"]
+print("empty:", [f.name for f in files if not f.stat().st_size])
+print("left:", [f.name for f in files if f.name.startswith(".")])
+(place / "filler").unlink()
+going_on = [command[0], "--resume", "full/out"]
+is_run = "--run-dir" in command and Path("full/out/status.json").exists()
+again = cli.main(going_on if is_run else command) if status else 0
+print("status:", status, again)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("free", [0, 8, 40, 100])
+@pytest.mark.parametrize("command", WRITE)
+def test_a_file_system_that_is_full(command: str, free: int, here: Path) -> None:
+    """Libraries have ends of their own for it: HDF5 a segmentation fault, torch an abort."""
+    (here / "full").mkdir()
+    given = shlex.join([str(free), *words_of(WRITE[command], "full/out")])
+    line = "mount -t tmpfs -o size=4m tmpfs full || exit 77; " + shlex.join(
+        [sys.executable, "-W", "ignore", "-c", FULL]
+    )
+    if shutil.which("unshare") is None:
+        pytest.skip("no file system of its own can be made here")
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{line} {given}"], capture_output=True, text=True
+    )
+    if done.returncode in (1, 77) and "status:" not in done.stdout:
+        pytest.skip(f"no file system of its own can be made here: {done.stderr[-200:]}")
+    assert done.returncode == 0, done.stderr
+    assert "empty: []" in done.stdout and "left: []" in done.stdout
+    assert re.search(r"status: (0|2) 0", done.stdout), done.stderr
+    said = [x for x in done.stderr.splitlines() if x.startswith("lfads ")]
+    assert len(said) == ("status: 2" in done.stdout), said
+    assert "Traceback" not in done.stderr and all("the disk is full" in x for x in said)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lfads_torch.data import write_session
 from lfads_torch.datamodules import BasicDataModule, attach_tensors
-from lfads_torch.errors import DataError, UserError
+from lfads_torch.errors import DataError, UserError, WriteError
 from lfads_torch.model import LFADS
 from lfads_torch.modules import priors
 from lfads_torch.modules.augmentations import AugmentationStack, SelectiveBackpropThruTime
@@ -359,11 +359,11 @@ def test_an_earlier_file_stays_when_sampling_fails(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(h5py.File, "create_dataset", full)
-    with pytest.raises(DataError, match="the disk is full"):
+    with pytest.raises(WriteError, match="the disk is full"):
         run_posterior_sampling(model, data, "o.h5", num_samples=1, folder=tmp_path / "out")
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(DataError, match="the disk is full"):
+    with pytest.raises(WriteError, match="the disk is full"):
         run_posterior_sampling(model, data, "new.h5", num_samples=1, folder=tmp_path / "out")
     assert list(path.parent.iterdir()) == [path]
 

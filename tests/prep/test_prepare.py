@@ -417,7 +417,7 @@ def test_a_data_file_is_no_recording(tmp_path: Path) -> None:
 
 def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, options = session(tmp_path), {"bin_ms": 10, "align": ALIGN}
-    with pytest.raises(DataError, match="Cannot write"):
+    with pytest.raises(UserError, match=r"cannot be written: .* is not a folder"):
         prepare(source, tmp_path / "s.npz" / "o.h5", **options)
     monkeypatch.setattr(counting, "IN_MEMORY", 0)
     monkeypatch.setattr(

@@ -10,7 +10,7 @@ from zlib import crc32
 import numpy as np
 
 from ...errors import UserError
-from ...files import expanded, write_whole
+from ...files import check_writable, expanded, write_whole
 from ...folder import RunFolder
 from ..evaluation.cross import cross_r2, cross_table
 from ..evaluation.table import COLUMNS, row_names
@@ -70,6 +70,8 @@ def compare_runs(
     twice = {str(f) for f in folders if folders.count(f) > 1}
     if twice:
         raise UserError(f"{sorted(twice)[0]} is named twice; name each run once")
+    path = expanded(output or COMPARISON).absolute()
+    check_writable(path)
     tell = tell or (lambda line: None)
     records = []
     for folder in folders:
@@ -98,7 +100,6 @@ def compare_runs(
             for title, shown in _beside(records, press)
         ],
     )
-    path = expanded(output or COMPARISON).absolute()
     write_whole(path, page)
     return Report(path, [finding for of_run in findings for finding in of_run], [])
 

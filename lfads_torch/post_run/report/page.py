@@ -16,6 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ...errors import WriteError
+from ...files import save_figure
 from ...version import read_version
 from ..plots.style import LOOKS, paper
 
@@ -71,13 +73,14 @@ class Press:
                 images[name] = _data_address(figure)
                 width = round(96 * float(figure.get_figwidth()))
                 if name == "light" and self.folder is not None:
-                    self.folder.mkdir(parents=True, exist_ok=True)
                     # A session's name comes from a file, and may hold what leads elsewhere.
                     stem = re.sub(r"[^\w.+-]", "_", prefix) + picture.key
                     path = self.folder / f"{stem}.{self.file_format}"
                     figure.set_layout_engine("none")  # it has been laid out for the page
-                    figure.savefig(path, dpi=2 * DPI)
+                    save_figure(figure, path, dpi=2 * DPI)
                     self.files.append(path)
+        except WriteError:
+            raise
         except Exception as error:  # the rest of a report is worth having without one figure
             why = f"{type(error).__name__}: {error}"
             return Shown(*picture[:3], {}, failure=why)
