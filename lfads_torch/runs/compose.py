@@ -197,13 +197,15 @@ def project_roots(primary: Path, places: Sequence[Path]) -> list[Path]:
     """Return the folders from which paths in a configuration count, the likeliest first.
 
     The project's root is the folder that holds ``configs/``; else it is one of `places` or the
-    folder above, and last the package's checkout.
+    folder above, that above the configuration's own, and last the package's checkout.
     """
     is_own = primary.parent.name == CONFIGS and primary.parent != PACKAGED
     roots = [primary.parent.parent] if is_own else []
     roots += [place for place in places if (place / CONFIGS).is_dir()]
     roots += [place.parent for place in places if (place.parent / CONFIGS).is_dir()]
     roots += [*reversed(places), *(place.parent for place in places)]
+    if PACKAGED not in (primary, primary.parent):  # a folder of configurations of another name
+        roots.append(primary.parent.parent)
     if (PACKAGE.parent / "pyproject.toml").is_file():
         roots.append(PACKAGE.parent)
     return list(dict.fromkeys(Path(abspath(root)) for root in roots))

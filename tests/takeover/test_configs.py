@@ -81,6 +81,18 @@ def test_a_labs_file_wins_over_a_packaged_one_of_the_same_name(
     assert config["model"]["encod_data_dim"] == 14 and config["datamodule"]["batch_size"] == 24
 
 
+def test_a_folder_of_configurations_of_another_name(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = Path(shutil.copytree(lab, tmp_path / "lab"))
+    (lab / "configs").rename(lab / "konfig é")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = compose_config(str(lab / "konfig é" / "single.yaml"), overrides("reach"))
+    assert config["datamodule"]["datafile_pattern"] == str(lab / "datasets" / "reach.h5")
+
+
 def test_a_configuration_that_is_not_there_is_an_error(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
