@@ -9,16 +9,7 @@ import torch
 from torch import Tensor
 
 from .c_library import address, last_contiguous, library, strides
-from .torch_loops import (
-    DecoderGradients,
-    decoder_gradients,
-    decoder_room,
-    every_gru_gradient,
-    fill_last,
-    gru_gradient,
-    gru_room,
-    weight_gradients,
-)
+from .torch_loops import decoder_room, fill_last, gru_gradient, gru_room, sum_over
 from .types import (
     DecoderInputs,
     DecoderSaved,
@@ -64,25 +55,23 @@ class _Decoder(ctypes.Structure):
     )
 
 
-class _Addresses(ctypes.Structure):
-    """A struct of nothing but addresses."""
-
-    def __init__(self, **tensors: Tensor | None) -> None:
-        super().__init__(*(address(tensor) for tensor in tensors.values()))
-
-
-class _Outside(_Addresses):
+class _Outside(ctypes.Structure):
     """The struct `outside` of ``native_loops.c``."""
 
     _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("factors", "gen_states", "con_states", "inputs")
+        (name, ctypes.c_void_p)
+        for name in ("factors", "gen_states", "con_states", "co_params", "inputs")
     )
 
 
-class _Found(_Addresses):
+class _Found(ctypes.Structure):
     """The struct `found` of ``native_loops.c``."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in DecoderGradients._fields)
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("con_x", "gen_x", "con_h0", "gen_h0")),
+        *((name, ctypes.c_void_p) for name in (*_WEIGHTS, "gen_sum")),
+        ("gen_x_s", ctypes.c_int64 * 2),
+    )
 
 
 def _gru(
@@ -103,7 +92,7 @@ def _over_bins(gates: Tensor, states: Tensor) -> ctypes.Array[ctypes.c_int64]:
 
 def clipped_gru_forward(inputs: GRUInputs, options: Options) -> tuple[GRUStates, GRUSaved]:
     """As `lfads_torch.kernels.torch_loops.clipped_gru_forward`."""
-    x_proj, w_hh = last_contiguous(inputs.x_proj), inputs.w_hh.mT.contiguous()
+    x_proj, w_hh = last_contiguous(inputs.x_proj), inputs.w_hh.contiguous()
     h0 = inputs.h0.contiguous()
     states, saved = gru_room(inputs, options.keep)
     call = _gru(inputs, w_hh, h0, states.states, saved, options)
@@ -119,15 +108,15 @@ def clipped_gru_backward(
     inputs = inputs._replace(h0=inputs.h0.contiguous(), w_hh=inputs.w_hh.contiguous())
     bins, saved = states.states.contiguous(), GRUSaved(*(x.contiguous() for x in saved))
     grad_x = gru_gradient(inputs)
-    grad_h0, reset = torch.empty_like(inputs.h0), torch.empty_like(bins)
+    grad_h0, grad_w = torch.empty_like(inputs.h0), torch.zeros_like(inputs.w_hh)
     call = _gru(inputs, inputs.w_hh, inputs.h0, bins, saved, options)
     library().lfads_clipped_gru_backward(
         ctypes.byref(call),
         *map(address, outside),
         *(address(grad_x), strides(grad_x, 4)),
-        *map(address, (grad_h0, reset)),
+        *map(address, (grad_h0, grad_w)),
     )
-    return every_gru_gradient(grad_x, grad_h0, inputs, bins, reset, options.two_way)
+    return GRUInputs(grad_x, grad_h0, grad_w)
 
 
 def _decoder(p: DecoderInputs, states: DecoderStates, saved: DecoderSaved, clip: float) -> _Decoder:
@@ -144,14 +133,11 @@ def _decoder(p: DecoderInputs, states: DecoderStates, saved: DecoderSaved, clip:
     )
 
 
-def _contiguous(p: DecoderInputs, *, turned: bool) -> DecoderInputs:
-    """Return all but input products without gaps; the forward loop wants weights (K, in, out)."""
+def _contiguous(p: DecoderInputs) -> DecoderInputs:
+    """Return all but input products without gaps."""
     names = (*_WEIGHTS, *_DRAWN, "con_h0", "gen_h0")
     tensors: dict[str, Any] = {name: getattr(p, name) for name in names}
-    for name, x in tensors.items():
-        if x is not None:
-            tensors[name] = (x.mT if turned and name.startswith("w_") else x).contiguous()
-    return p._replace(**tensors)
+    return p._replace(**{k: None if x is None else x.contiguous() for k, x in tensors.items()})
 
 
 def decoder_forward(p: DecoderInputs, options: Options) -> tuple[DecoderStates, DecoderSaved]:
@@ -160,8 +146,8 @@ def decoder_forward(p: DecoderInputs, options: Options) -> tuple[DecoderStates, 
     con_proj = last_contiguous(p.con_proj)
     gen_proj = last_contiguous(p.gen_proj.expand(-1, n_bins, n_trials, -1))
     states, saved = decoder_room(p, options.keep)
-    turned = _contiguous(p, turned=True)
-    call = _decoder(turned, states, saved, options.clip)
+    p = _contiguous(p)
+    call = _decoder(p, states, saved, options.clip)
     library().lfads_decoder(
         ctypes.byref(call),
         *(address(con_proj), strides(con_proj, 3)),
@@ -178,16 +164,31 @@ def decoder_backward(
     options: Options,
 ) -> DecoderInputs:
     """As `lfads_torch.kernels.torch_loops.decoder_backward`."""
-    p = _contiguous(p, turned=False)
+    p = _contiguous(p)
     states = DecoderStates(*(x.contiguous() for x in states))
     saved = DecoderSaved(*(x.contiguous() for x in saved))
     call = _decoder(p, states, saved, options.clip)
     outside = {k: None if x is None else x.contiguous() for k, x in grad._asdict().items()}
-    from_co = outside.pop("co_params")
-    gradients = decoder_gradients(from_co, p, states, saved)
+    n_nets, n_bins, n_trials = states.inputs.shape[:3]
+    sizes, make = p.gen_proj.shape[1:3], states.inputs.new_empty
+    # One row of biases stands for all bins and trials: only the sum of its gradient is kept.
+    is_row = sizes == (1, 1)
+    gen_x = make(n_nets, 1 if is_row else n_bins, n_trials, p.w_gen_hh.shape[1])
+    gen_sum = gen_x.new_zeros(n_nets, 1, 1, gen_x.shape[-1]) if is_row else None
+    con_x = make(*p.con_proj.shape[:3], p.w_con_hh.shape[1])
+    con_h0, gen_h0 = torch.empty_like(p.con_h0), torch.empty_like(p.gen_h0)
+    weights = [torch.zeros_like(getattr(p, name)) for name in _WEIGHTS]
     library().lfads_decoder_backward(
         ctypes.byref(call),
-        ctypes.byref(_Outside(**outside)),
-        ctypes.byref(_Found(**gradients._asdict())),
+        ctypes.byref(_Outside(**{name: address(x) for name, x in outside.items()})),
+        ctypes.byref(
+            _Found(
+                *map(address, (con_x, gen_x, con_h0, gen_h0, *weights, gen_sum)),
+                _over_bins(gen_x, states.inputs),
+            )
+        ),
     )
-    return weight_gradients(gradients, p, states)
+    if gen_sum is None:
+        shared = tuple(i for i, full in ((0, n_bins), (1, n_trials)) if sizes[i] < full)
+        gen_sum = sum_over(gen_x, tuple(i + 1 for i in shared))
+    return DecoderInputs(con_x, gen_sum, con_h0, gen_h0, *weights)

@@ -1,70 +1,13 @@
 /* The loops over bins of the recurrent nets, for float32 on the CPU.
  *
  * Each thread takes its share of the trials through the whole sequence, so that threads meet once
- * per call and a trial's rows stay in cache. Matrix products go to the BLAS that torch carries,
- * whose address Python hands over. The equations are those of torch_loops.py, which is always there;
+ * per call and a trial's rows stay in cache. On the way back, weight gradients are added up bin by bin
+ * while a bin is in cache. The equations are those of torch_loops.py, which is always there;
  * docs/performance.md says what this one gains.
  *
- * Arrays are row-major over (K nets, T bins, B trials, units); weights are (K, in, out) for the
- * forward loops and (K, out, in) for the backward loops.
+ * Arrays are row-major over (K nets, T bins, B trials, units); weights are (K, out, in).
  */
-#include "native.h"
-
-typedef void (*sgemm_fn)(const char *, const char *, const int *, const int *, const int *,
-                         const float *, const float *, const int *, const float *, const int *,
-                         const float *, float *, const int *);
-static sgemm_fn sgemm;
-
-void lfads_set_sgemm(void *address) { sgemm = (sgemm_fn)address; }
-
-/* c (m x n) = beta c + a (m x k) w, w (k x n). Rows are ld. apart. Weights come in the order that this
- * wants: BLAS is up to twice slower where it has to turn small ones. */
-static void product(int m, int n, int k, const float *a, int lda, const float *w, int ldw,
-                    float beta, float *c, int ldc) {
-    const float one = 1.0f;
-    if (m && n && k)
-        sgemm("N", "N", &n, &m, &k, &one, w, &ldw, a, &lda, &beta, c, &ldc);
-    else if (beta == 0.0f)
-        for (int i = 0; i < m; i++) memset(c + (int64_t)i * ldc, 0, n * sizeof(float));
-}
-
-static void copy_rows(int rows, int n, const float *from, int64_t stride, float *to, int ld) {
-    for (int i = 0; i < rows; i++) memcpy(to + (int64_t)i * ld, from + i * stride, n * sizeof(float));
-}
-
-/* Input products of a cell, rows of x by stride, to `gates` and `cand`. BLAS then adds to them: to
- * have it write over them would cost a pass that fills them with zeros. */
-static void input_rows(int rows, int n, const float *x, int64_t stride, float *gates, float *cand) {
-    copy_rows(rows, 2 * n, x, stride, gates, 2 * n);
-    copy_rows(rows, n, x + 2 * n, stride, cand, n);
-}
-
-/* As input_rows, plus u (rows x m) times w (m x 3n). For the few inferred inputs this takes less
- * time than two products of BLAS, which packs its operands. */
-PER_CPU static void driven_rows(int rows, int n, int m, const float *x, int64_t stride,
-                                const float *u, const float *w, float *gates, float *cand) {
-    for (int i = 0; i < rows; i++) {
-        const float *from = x + i * stride, *ui = u + (int64_t)i * m;
-        for (int part = 0; part < 2; part++) {
-            const int width = part ? n : 2 * n, first = part ? 2 * n : 0;
-            float *out = part ? cand + (int64_t)i * n : gates + (int64_t)i * 2 * n;
-            const float *in = from + first;
-            int k = 0;
-            for (; k + 4 <= m; k += 4, in = out) {
-                const float *w0 = w + (int64_t)k * 3 * n + first, *w1 = w0 + 3 * n;
-                const float *w2 = w1 + 3 * n, *w3 = w2 + 3 * n;
-                const float a = ui[k], b = ui[k + 1], c = ui[k + 2], d = ui[k + 3];
-                UNITS for (int j = 0; j < width; j++)
-                    out[j] = in[j] + (a * w0[j] + b * w1[j]) + (c * w2[j] + d * w3[j]);
-            }
-            for (; k < m; k++, in = out) {
-                const float *wk = w + (int64_t)k * 3 * n + first, a = ui[k];
-                UNITS for (int j = 0; j < width; j++) out[j] = in[j] + a * wk[j];
-            }
-            if (!m) memcpy(out, in, width * sizeof(float));
-        }
-    }
-}
+#include "native_product.h"
 
 /* Products in `gates` become update and reset gate. */
 PER_CPU static void gate_rows(int rows, int n, float *gates, const float *h, float *rh) {
@@ -94,31 +37,32 @@ PER_CPU static void state_rows(int rows, int n, const float *gates, float *cand,
     }
 }
 
-/* Gradient of the state (scaled in place to what the update gate carries on) to those of update
- * gate and candidate. */
+/* Gradient of the state to those of update gate and candidate; `carry` is what the update gate
+ * carries on. */
 PER_CPU static void grad_zn_rows(int rows, int n, const float *gates, const float *cand,
-                                 const float *h, const float *state, float clip, float *grad_h,
-                                 float *grad_x, int64_t ld) {
+                                 const float *h, const float *state, float clip,
+                                 const float *grad_h, float *carry, float *grad_x, int64_t ld) {
     for (int i = 0; i < rows; i++) {
         const float *z = gates + (int64_t)i * 2 * n, *c = cand + (int64_t)i * n;
         const float *hi = h + (int64_t)i * n, *s = state + (int64_t)i * n;
-        float *g = grad_h + (int64_t)i * n, *gx = grad_x + i * ld;
+        const float *g = grad_h + (int64_t)i * n;
+        float *back = carry + (int64_t)i * n, *gx = grad_x + i * ld;
         UNITS for (int j = 0; j < n; j++) {
             float d = fabsf(s[j]) < clip ? g[j] : 0.0f;
             float dz = d * z[j];
             gx[j] = dz * (1.0f - z[j]) * (hi[j] - c[j]);
             gx[2 * n + j] = (d - dz) * (1.0f - c[j] * c[j]);
-            g[j] = dz;
+            back[j] = dz;
         }
     }
 }
 
 /* `rh` goes in as the gradient of reset gate times state and out as that product. */
 PER_CPU static void grad_r_rows(int rows, int n, const float *gates, const float *h, float *rh,
-                                float *grad_h, float *grad_x, int64_t ld) {
+                                float *carry, float *grad_x, int64_t ld) {
     for (int i = 0; i < rows; i++) {
         const float *r = gates + (int64_t)i * 2 * n + n, *hi = h + (int64_t)i * n;
-        float *g = grad_h + (int64_t)i * n, *gr = grad_x + i * ld + n, *ri = rh + (int64_t)i * n;
+        float *g = carry + (int64_t)i * n, *gr = grad_x + i * ld + n, *ri = rh + (int64_t)i * n;
         UNITS for (int j = 0; j < n; j++) {
             float back = ri[j] * r[j], product = r[j] * hi[j];
             gr[j] = back * hi[j] * (1.0f - r[j]);
@@ -138,34 +82,98 @@ PER_CPU static void add_times_rows(int64_t n, const float *a, const float *b, fl
     UNITS for (int64_t j = 0; j < n; j++) out[j] += a[j] * b[j];
 }
 
-/* A GRU with n units. `w` holds update, reset and candidate: turned (n x 3n) for the forward loop,
- * as they are (3n x n) for the backward loop. */
+/* A GRU with n units: packed recurrent weights of both gates and of the candidate. */
 typedef struct {
     int n;
-    const float *w;
     float clip;
+    const float *zr, *cand;
 } cell;
 
-/* `gates` and `cand` hold the products of all inputs. rh: scratch, rows x n. */
-static void cell_forward(const cell *c, int rows, const float *h, float *gates, float *cand,
-                         float *rh, float *state) {
-    const int n = c->n;
-    product(rows, 2 * n, n, h, n, c->w, 3 * n, 1.0f, gates, 2 * n);
+/* Pack w (3n x n) for the forward loop, which multiplies by its transpose, or for the backward one. */
+static cell pack_cell(int n, float clip, const float *w, int forward, float **room) {
+    cell c = {n, clip, *room, NULL};
+    const float *w_cand = w + (int64_t)2 * n * n;
+    if (forward) {
+        c.cand = pack(n, 2 * n, w, 1, n, *room);
+        *room = pack(n, n, w_cand, 1, n, (float *)c.cand);
+    } else {
+        c.cand = pack(2 * n, n, w, n, 1, *room);
+        *room = pack(n, n, w_cand, n, 1, (float *)c.cand);
+    }
+    return c;
+}
+
+static int64_t cell_room(int n) { return room_for(2 * n, n) + room_for(n, 2 * n) + room_for(n, n); }
+
+/* x: input products, rows x 3n by ld. extra: a further input, once with the weights of the gates and
+ * once with those of the candidate; may be NULL. rh: scratch, rows x n. */
+static void cell_forward(const cell *c, int rows, const float *x, int64_t ld, const term *extra,
+                         const float *h, float *gates, float *cand, float *rh, float *state) {
+    const int n = c->n, n_terms = extra ? 2 : 1;
+    term terms[2] = {{h, n, n, c->zr}};
+    if (extra) terms[1] = extra[0];
+    multiply(rows, 2 * n, x, ld, n_terms, terms, gates, 2 * n);
     gate_rows(rows, n, gates, h, rh);
-    product(rows, n, n, rh, n, c->w + 2 * n, 3 * n, 1.0f, cand, n);
+    terms[0] = (term){rh, n, n, c->cand};
+    if (extra) terms[1] = extra[1];
+    multiply(rows, n, x + 2 * n, ld, n_terms, terms, cand, n);
     state_rows(rows, n, gates, cand, h, c->clip, state);
 }
 
-/* grad_h: gradient after the bin; becomes that before it. grad_x: rows x 3n by ld. rh: out, reset
- * gate times state, which the weights' gradients need. */
+/* grad_h: gradient after the bin; becomes that before it. grad_x: rows x 3n by ld. sum_zr and
+ * sum_cand: the weights' gradients so far. scratch: 2 x rows x n. */
 static void cell_backward(const cell *c, int rows, const float *h, const float *state,
                           const float *gates, const float *cand, float *grad_h, float *grad_x,
-                          int64_t ld, float *rh) {
+                          int64_t ld, float *sum_zr, float *sum_cand, float *scratch) {
     const int n = c->n;
-    grad_zn_rows(rows, n, gates, cand, h, state, c->clip, grad_h, grad_x, ld);
-    product(rows, n, n, grad_x + 2 * n, ld, c->w + (int64_t)2 * n * n, n, 0.0f, rh, n);
-    grad_r_rows(rows, n, gates, h, rh, grad_h, grad_x, ld);
-    product(rows, n, 2 * n, grad_x, ld, c->w, n, 1.0f, grad_h, n);
+    float *carry = scratch, *rh = scratch + (int64_t)rows * n;
+    const term from_cand = {grad_x + 2 * n, ld, n, c->cand}, from_zr = {grad_x, ld, 2 * n, c->zr};
+    grad_zn_rows(rows, n, gates, cand, h, state, c->clip, grad_h, carry, grad_x, ld);
+    multiply(rows, n, NULL, 0, 1, &from_cand, rh, n);
+    grad_r_rows(rows, n, gates, h, rh, carry, grad_x, ld);
+    multiply(rows, n, carry, n, 1, &from_zr, grad_h, n);
+    outer(rows, n, 2 * n, h, n, grad_x, ld, sum_zr);
+    outer(rows, n, n, rh, n, grad_x + 2 * n, ld, sum_cand);
+}
+
+/* Where the gradient of a weight belongs: k x n by strides for each net. */
+typedef struct {
+    int k, n;
+    float *grad;
+    int64_t by_k, by_n, by_net;
+} place;
+
+/* The recurrent weights of a cell, gates and candidate. */
+static void cell_places(int n, float *grad, place *to) {
+    to[0] = (place){n, 2 * n, grad, 1, n, (int64_t)3 * n * n};
+    to[1] = (place){n, n, grad + (int64_t)2 * n * n, 1, n, (int64_t)3 * n * n};
+}
+
+static int64_t sums_room(int n_places, const place *places) {
+    int64_t size = 0;
+    for (int i = 0; i < n_places; i++) size += room_for(places[i].k, places[i].n);
+    return size;
+}
+
+/* Point `sums` at the room of a task for each weight. */
+static void divide(int n_places, const place *places, float *room, float **sums) {
+    for (int i = 0; i < n_places; i++) {
+        sums[i] = room;
+        room += room_for(places[i].k, places[i].n);
+    }
+}
+
+/* Add up what the tasks have, in their order, so that a result does not depend on which was first. */
+static void join(int n_places, const place *places, int tasks, int chunks, float *room) {
+    const int64_t size = sums_room(n_places, places);
+    for (int task = 0; task < tasks; task++, room += size) {
+        const float *sums = room;
+        for (int i = 0; i < n_places; sums += room_for(places[i].k, places[i].n), i++) {
+            const place *p = places + i;
+            if (p->grad)
+                add_sums(p->k, p->n, sums, p->grad + task / chunks * p->by_net, p->by_k, p->by_n);
+        }
+    }
 }
 
 /* Cut K nets x B trials into tasks of few enough rows to stay in cache, a multiple of threads. */
@@ -204,34 +212,42 @@ void lfads_clipped_gru(const gru *a, const float *x, const int64_t *x_s) {
     for (int task = 0; task < a->K * chunks; task++) {
         const int k = task / chunks, b = task % chunks * step, rows = B - b < step ? B - b : step;
         const int back = a->two_way && k % 2;
-        const cell c = {n, a->w + (int64_t)k * 3 * n * n, a->clip};
         const float *h0 = a->h0 + ((int64_t)k * B + b) * n;
-        float *rh = malloc(sizeof(float) * rows * n);
+        float *room = malloc(sizeof(float) * (rows * n + cell_room(n))), *rh = room;
+        float *packed = rh + (int64_t)rows * n;
+        const cell c = pack_cell(n, a->clip, a->w + (int64_t)k * 3 * n * n, 1, &packed);
         for (int i = 0; i < T; i++) {
             const int t = back ? T - 1 - i : i;
             float *s = a->states + (((int64_t)k * T + t) * B + b) * n;
             const float *h = i == 0 ? h0 : back ? s + (int64_t)B * n : s - (int64_t)B * n;
             float *gates = a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n;
             float *cand = a->cand + k * a->cand_s[0] + t * a->cand_s[1] + (int64_t)b * n;
-            input_rows(rows, n, x + net_at(a, k, x_s) + t * x_s[2] + b * x_s[3], x_s[3], gates, cand);
-            cell_forward(&c, rows, h, gates, cand, rh, s);
+            cell_forward(&c, rows, x + net_at(a, k, x_s) + t * x_s[2] + b * x_s[3], x_s[3], NULL, h,
+                         gates, cand, rh, s);
         }
-        free(rh);
+        free(room);
     }
 }
 
 /* grad_states (K, T, B, n) and grad_last (K, B, n), of the last state that a net computes, may be
- * NULL. Out: grad_x by strides, grad_h0 (K, B, n), rh (K, T, B, n). */
+ * NULL. Out: grad_x by strides, grad_h0 (K, B, n); added to: grad_w (K, 3n, n). */
 void lfads_clipped_gru_backward(const gru *a, const float *grad_states, const float *grad_last,
-                        float *grad_x, const int64_t *grad_s, float *grad_h0, float *rh) {
+                        float *grad_x, const int64_t *grad_s, float *grad_h0, float *grad_w) {
     const int n = a->n, T = a->T, B = a->B;
     const int step = chunk_rows(a->K, B), chunks = (B + step - 1) / step;
+    place places[2];
+    cell_places(n, grad_w, places);
+    const int64_t room_each = sums_room(2, places);
+    float *all_sums = calloc(a->K * chunks * room_each, sizeof(float));
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < a->K * chunks; task++) {
         const int k = task / chunks, b = task % chunks * step, rows = B - b < step ? B - b : step;
         const int back = a->two_way && k % 2;
+        float *sums[2];
+        divide(2, places, all_sums + task * room_each, sums);
         const int64_t first = ((int64_t)k * B + b) * n, size = (int64_t)rows * n;
-        const cell c = {n, a->w + (int64_t)k * 3 * n * n, a->clip};
+        float *room = malloc(sizeof(float) * (2 * size + cell_room(n))), *packed = room + 2 * size;
+        const cell c = pack_cell(n, a->clip, a->w + (int64_t)k * 3 * n * n, 0, &packed);
         float *gh = grad_h0 + first;
         if (grad_last)
             memcpy(gh, grad_last + first, sizeof(float) * size);
@@ -248,9 +264,12 @@ void lfads_clipped_gru_backward(const gru *a, const float *grad_states, const fl
                           a->gates + k * a->gates_s[0] + t * a->gates_s[1] + (int64_t)b * 2 * n,
                           a->cand + k * a->cand_s[0] + t * a->cand_s[1] + (int64_t)b * n, gh,
                           grad_x + net_at(a, k, grad_s) + t * grad_s[2] + b * grad_s[3], grad_s[3],
-                          rh + at);
+                          sums[0], sums[1], room);
         }
+        free(room);
     }
+    join(2, places, a->K * chunks, chunks, all_sums);
+    free(all_sums);
 }
 
 /* The decoder: C controller, G generator, F factors, U inferred inputs. Optional arrays are NULL.
@@ -266,41 +285,62 @@ typedef struct {
     int64_t con_gates_s[2], con_cand_s[2], gen_gates_s[2], gen_cand_s[2];
 } decoder;
 
-/* One net's weights, and where its share of the trials lies. */
+/* One net's packed weights, and where its share of the trials lies. `room` is to be freed. */
 typedef struct {
     int k, b, rows;
+    float *room;
     cell con, gen;
-    const float *w_con_fac, *w_co, *b_co, *w_gen_u, *w_fac;
+    const float *con_fac[2], *co, *b_co, *gen_u[2], *fac; /* [2]: gates, candidate */
 } share;
 
-static share share_of(const decoder *d, int task, int step) {
+static int widest(const decoder *d) {
+    int n = d->F > d->G ? d->F : d->G;
+    n = n > d->C ? n : d->C;
+    return n > 2 * d->U ? n : 2 * d->U;
+}
+
+/* Gates and candidate of input weights w (3n x m), for the forward loop. */
+static float *pack_input(int n, int m, const float *w, const float **to, float *room) {
+    to[0] = room;
+    to[1] = pack(m, 2 * n, w, 1, m, room);
+    return pack(m, n, w + (int64_t)2 * n * m, 1, m, (float *)to[1]);
+}
+
+static int64_t input_room(int n, int m) { return 2 * room_for(m, 2 * n) + room_for(3 * n, m); }
+
+static share share_of(const decoder *d, int task, int step, int forward) {
     const int C = d->C, G = d->G, F = d->F, U = d->U, chunks = (d->B + step - 1) / step;
     const int b = task % chunks * step;
     const int64_t k = task / chunks;
-    return (share){
-        .k = (int)k,
-        .b = b,
-        .rows = d->B - b < step ? d->B - b : step,
-        .con = {C, d->w_con_hh + k * 3 * C * C, d->clip},
-        .gen = {G, d->w_gen_hh + k * 3 * G * G, d->clip},
-        .w_con_fac = d->w_con_fac + k * 3 * C * F,
-        .w_co = d->w_co + k * 2 * U * C,
-        .b_co = d->b_co + k * 2 * U,
-        .w_gen_u = d->w_gen_u + k * 3 * G * U,
-        .w_fac = d->w_fac + k * F * G,
-    };
+    share s = {.k = (int)k, .b = b, .rows = d->B - b < step ? d->B - b : step};
+    s.room = malloc(sizeof(float) * (cell_room(C) + cell_room(G) + input_room(C, F) + input_room(G, U) +
+                                     room_for(C, 2 * U) + room_for(2 * U, C) + room_for(G, F) +
+                                     room_for(F, G)));
+    float *to = s.room;
+    s.con = pack_cell(C, d->clip, d->w_con_hh + k * 3 * C * C, forward, &to);
+    s.gen = pack_cell(G, d->clip, d->w_gen_hh + k * 3 * G * G, forward, &to);
+    const float *con_fac = d->w_con_fac + k * 3 * C * F, *gen_u = d->w_gen_u + k * 3 * G * U;
+    const float *co = d->w_co + k * 2 * U * C, *fac = d->w_fac + k * F * G;
+    s.b_co = d->b_co + k * 2 * U;
+    s.co = to;
+    to = forward ? pack(C, 2 * U, co, 1, C, to) : pack(2 * U, C, co, C, 1, to);
+    s.fac = to;
+    to = forward ? pack(G, F, fac, 1, G, to) : pack(F, G, fac, G, 1, to);
+    if (forward) {
+        to = pack_input(C, F, con_fac, s.con_fac, to);
+        pack_input(G, U, gen_u, s.gen_u, to);
+    } else {
+        s.con_fac[0] = to;
+        s.gen_u[0] = to = pack(3 * C, F, con_fac, F, 1, to);
+        pack(3 * G, U, gen_u, U, 1, to);
+    }
+    return s;
 }
 
 /* Row `at` of an array of T bins, or where the bin is the one before the first, row `at0` of the
  * initial ones. */
 INLINE float *entry(int t, float *initial, int64_t at0, float *bins, int64_t at, int n) {
     return t < 0 ? initial + at0 * n : bins + at * n;
-}
-
-static int widest(const decoder *d) {
-    int n = d->F > d->G ? d->F : d->G;
-    n = n > d->C ? n : d->C;
-    return n > d->U ? n : d->U;
 }
 
 static const float *masked(const float *x, const float *mask, int64_t n, float *scratch) {
@@ -325,10 +365,11 @@ void lfads_decoder(const decoder *d, const float *con_x, const int64_t *con_s,
     const int step = chunk_rows(d->K, B), tasks = d->K * ((B + step - 1) / step);
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < tasks; task++) {
-        const share s = share_of(d, task, step);
+        const share s = share_of(d, task, step, 1);
         const int64_t k = s.k, b = s.b;
         const int rows = s.rows;
-        float *scratch = malloc(sizeof(float) * rows * widest(d));
+        const int64_t size = (int64_t)rows * widest(d);
+        float *scratch = malloc(sizeof(float) * 2 * size), *rh = scratch + size;
         for (int t = -1; t < T; t++) {
             const int64_t at0 = k * B + b, at = (k * T + t) * B + b, was = at - B;
             const int64_t at1 = (k * (T + 1) + t + 1) * B + b;
@@ -341,30 +382,28 @@ void lfads_decoder(const decoder *d, const float *con_x, const int64_t *con_s,
                 float *gates = d->con_gates + k * d->con_gates_s[0] + t * d->con_gates_s[1] + b * 2 * C;
                 float *cand = d->con_cand + k * d->con_cand_s[0] + t * d->con_cand_s[1] + b * C;
                 float *c = d->con_states + at * C;
-                input_rows(rows, C, con_x + k * con_s[0] + t * con_s[1] + b * con_s[2], con_s[2], gates,
-                           cand);
-                product(rows, 2 * C, F, f_in, F, s.w_con_fac, 3 * C, 1.0f, gates, 2 * C);
-                product(rows, C, F, f_in, F, s.w_con_fac + 2 * C, 3 * C, 1.0f, cand, C);
-                cell_forward(&s.con, rows, entry(t - 1, d->con_h0, at0, d->con_states, was, C), gates,
-                             cand, scratch, c);
+                const term facs[2] = {{f_in, F, F, s.con_fac[0]}, {f_in, F, F, s.con_fac[1]}};
+                cell_forward(&s.con, rows, con_x + k * con_s[0] + t * con_s[1] + b * con_s[2],
+                             con_s[2], facs, entry(t - 1, d->con_h0, at0, d->con_states, was, C), gates,
+                             cand, rh, c);
 
                 float *co = d->co + at * 2 * U, *u = d->inputs + at * U;
-                copy_rows(rows, 2 * U, s.b_co, 0, co, 2 * U);
-                product(rows, 2 * U, C, c, C, s.w_co, 2 * U, 1.0f, co, 2 * U);
+                multiply(rows, 2 * U, s.b_co, 0, 1, &(term){c, C, C, s.co}, co, 2 * U);
                 draw_rows(rows, U, co, d->noise ? d->noise + at * U : NULL, u);
 
                 gates = d->gen_gates + k * d->gen_gates_s[0] + t * d->gen_gates_s[1] + b * 2 * G;
                 cand = d->gen_cand + k * d->gen_cand_s[0] + t * d->gen_cand_s[1] + b * G;
-                driven_rows(rows, G, U, gen_x + k * gen_s[0] + t * gen_s[1] + b * gen_s[2], gen_s[2], u,
-                            s.w_gen_u, gates, cand);
-                cell_forward(&s.gen, rows, entry(t - 1, d->gen_h0, at0, d->gen_states, was, G), gates,
-                             cand, scratch, g);
+                const term ins[2] = {{u, U, U, s.gen_u[0]}, {u, U, U, s.gen_u[1]}};
+                cell_forward(&s.gen, rows, gen_x + k * gen_s[0] + t * gen_s[1] + b * gen_s[2],
+                             gen_s[2], ins, entry(t - 1, d->gen_h0, at0, d->gen_states, was, G), gates,
+                             cand, rh, g);
             }
             const float *g_out = masked(g, d->gen_mask ? d->gen_mask + at1 * G : NULL,
                                         (int64_t)rows * G, scratch);
-            product(rows, F, G, g_out, G, s.w_fac, F, 0.0f, f, F);
+            multiply(rows, F, NULL, 0, 1, &(term){g_out, G, G, s.fac}, f, F);
         }
         free(scratch);
+        free(s.room);
     }
 }
 
@@ -380,77 +419,115 @@ PER_CPU static void grad_draw_rows(int rows, int n, const float *grad_u, const f
         }
 }
 
+static void swap(float **a, float **b) {
+    float *was = *a;
+    *a = *b;
+    *b = was;
+}
+
 /* Gradients from outside, each of which may be NULL. */
 typedef struct {
-    const float *factors, *gen_states, *con_states, *inputs; /* (K, T, B, .) */
+    const float *factors, *gen_states, *con_states, *co, *inputs; /* (K, T, B, .) */
 } outside;
 
-/* What the backward loop gives, axes (K, T, B, .) or, of grad_f and gen_in, (K, T + 1, B, .).
- * grad_co comes in as the gradient from outside. con_rh, gen_rh: reset gate times state. fac_in,
- * gen_in: factors and generator states times their masks; NULL where there is no mask. */
+/* What the backward loop gives: gradients of the input products, con_x (K, T, B, 3C) and gen_x by
+ * strides over K and T; of the initial states; and, added to, of the weights. `gen_sum` (K, 3G) is
+ * the sum of gen_x over bins and trials, or NULL. */
 typedef struct {
-    float *con_x, *gen_x, *con_h0, *gen_h0, *grad_f, *grad_co, *con_rh, *gen_rh, *fac_in, *gen_in;
+    float *con_x, *gen_x, *con_h0, *gen_h0;
+    float *con_fac, *con_hh, *co, *b_co, *gen_u, *gen_hh, *fac, *gen_sum;
+    int64_t gen_x_s[2];
 } found;
+
+enum { CON_HH, GEN_HH = 2, CON_FAC = 4, CO, B_CO, GEN_U, FAC, GEN_SUM, N_SUMS };
 
 void lfads_decoder_backward(const decoder *d, const outside *grad, const found *out) {
     const int C = d->C, G = d->G, F = d->F, U = d->U, T = d->T, B = d->B;
-    const int step = chunk_rows(d->K, B), tasks = d->K * ((B + step - 1) / step);
+    const int step = chunk_rows(d->K, B), chunks = (B + step - 1) / step, tasks = d->K * chunks;
+    place places[N_SUMS] = {
+        [CON_FAC] = {F, 3 * C, out->con_fac, 1, F, (int64_t)3 * C * F},
+        [CO] = {2 * U, C, out->co, C, 1, (int64_t)2 * U * C},
+        [B_CO] = {1, 2 * U, out->b_co, 0, 1, 2 * U},
+        [GEN_U] = {U, 3 * G, out->gen_u, 1, U, (int64_t)3 * G * U},
+        [FAC] = {F, G, out->fac, G, 1, (int64_t)F * G},
+        [GEN_SUM] = {1, 3 * G, out->gen_sum, 0, 1, 3 * G},
+    };
+    cell_places(C, out->con_hh, places + CON_HH);
+    cell_places(G, out->gen_hh, places + GEN_HH);
+    const int64_t room_each = sums_room(N_SUMS, places);
+    float *all_sums = calloc(tasks * room_each, sizeof(float));
 #pragma omp parallel for schedule(static)
     for (int task = 0; task < tasks; task++) {
-        const share s = share_of(d, task, step);
+        const share s = share_of(d, task, step, 0);
         const int64_t k = s.k, b = s.b;
         const int rows = s.rows;
         const int64_t n_c = (int64_t)rows * C, n_g = (int64_t)rows * G, n_f = (int64_t)rows * F;
-        float *scratch = malloc(sizeof(float) * rows * widest(d));
-        float *gc = out->con_h0 + (k * B + b) * C, *gg = out->gen_h0 + (k * B + b) * G;
+        const int64_t size = (int64_t)rows * widest(d);
+        float *sums[N_SUMS];
+        divide(N_SUMS, places, all_sums + task * room_each, sums);
+        float *scratch = malloc(sizeof(float) * (5 * size + 2 * n_c + 2 * n_g + n_f + rows));
+        float *inputs = scratch + 2 * size, *gu = inputs + size, *gco = gu + size;
+        float *gc = gco + size, *gc_next = gc + n_c, *gg = gc_next + n_c, *gg_next = gg + n_g;
+        float *gf = gg_next + n_g, *ones = gf + n_f;
         memset(gc, 0, sizeof(float) * n_c);
         memset(gg, 0, sizeof(float) * n_g);
+        memset(gf, 0, sizeof(float) * n_f);
+        for (int i = 0; i < rows; i++) ones[i] = 1.0f;
         for (int t = T - 1; t >= -1; t--) {
             const int64_t at0 = k * B + b, at = (k * T + t) * B + b, was = at - B;
             const int64_t at1 = (k * (T + 1) + t + 1) * B + b;
-            float *gf = out->grad_f + at1 * F;
+            const float *gen_mask = d->gen_mask ? d->gen_mask + at1 * G : NULL;
             const float *g = entry(t, d->gen_h0, at0, d->gen_states, at, G);
-            if (t == T - 1) memset(gf, 0, sizeof(float) * n_f);
             if (t >= 0 && grad->factors) add_rows(n_f, grad->factors + at * F, gf);
-            if (d->gen_mask) {
-                product(rows, G, F, gf, F, s.w_fac, G, 0.0f, scratch, G);
-                add_times_rows(n_g, scratch, d->gen_mask + at1 * G, gg);
-                times_rows(n_g, g, d->gen_mask + at1 * G, out->gen_in + at1 * G);
-            } else {
-                product(rows, G, F, gf, F, s.w_fac, G, 1.0f, gg, G);
-            }
+            outer(rows, F, G, gf, F, masked(g, gen_mask, n_g, inputs), G, sums[FAC]);
+            const term from_fac = {gf, F, F, s.fac};
+            multiply(rows, G, gen_mask ? NULL : gg, G, 1, &from_fac, gg_next, G);
+            if (gen_mask)
+                add_times_rows(n_g, gg_next, gen_mask, gg);
+            else
+                swap(&gg, &gg_next);
             if (t < 0) break;
             if (grad->gen_states) add_rows(n_g, grad->gen_states + at * G, gg);
-            float *ggx = out->gen_x + at * 3 * G;
+            float *ggx = out->gen_x + k * out->gen_x_s[0] + t * out->gen_x_s[1] + b * 3 * G;
             cell_backward(&s.gen, rows, entry(t - 1, d->gen_h0, at0, d->gen_states, was, G), g,
                           d->gen_gates + k * d->gen_gates_s[0] + t * d->gen_gates_s[1] + b * 2 * G,
                           d->gen_cand + k * d->gen_cand_s[0] + t * d->gen_cand_s[1] + b * G, gg,
-                          ggx, 3 * G, out->gen_rh + at * G);
+                          ggx, 3 * G, sums[GEN_HH], sums[GEN_HH + 1], scratch);
+            if (out->gen_sum) outer(rows, 1, 3 * G, ones, 1, ggx, 3 * G, sums[GEN_SUM]);
 
-            float *gu = scratch, *gco = out->grad_co + at * 2 * U;
-            if (grad->inputs) memcpy(gu, grad->inputs + at * U, sizeof(float) * rows * U);
-            product(rows, U, 3 * G, ggx, 3 * G, s.w_gen_u, U, grad->inputs ? 1.0f : 0.0f, gu, U);
+            outer(rows, U, 3 * G, d->inputs + at * U, U, ggx, 3 * G, sums[GEN_U]);
+            multiply(rows, U, grad->inputs ? grad->inputs + at * U : NULL, U, 1,
+                     &(term){ggx, 3 * G, 3 * G, s.gen_u[0]}, gu, U);
+            if (grad->co)
+                memcpy(gco, grad->co + at * 2 * U, sizeof(float) * rows * 2 * U);
+            else
+                memset(gco, 0, sizeof(float) * rows * 2 * U);
             grad_draw_rows(rows, U, gu, d->co + at * 2 * U, d->noise ? d->noise + at * U : NULL,
                            gco);
 
-            product(rows, C, 2 * U, gco, 2 * U, s.w_co, C, 1.0f, gc, C);
-            if (grad->con_states) add_rows(n_c, grad->con_states + at * C, gc);
             const float *c = d->con_states + at * C;
+            outer(rows, 2 * U, C, gco, 2 * U, c, C, sums[CO]);
+            outer(rows, 1, 2 * U, ones, 1, gco, 2 * U, sums[B_CO]);
+            multiply(rows, C, gc, C, 1, &(term){gco, 2 * U, 2 * U, s.co}, gc_next, C);
+            swap(&gc, &gc_next);
+            if (grad->con_states) add_rows(n_c, grad->con_states + at * C, gc);
             float *gcx = out->con_x + at * 3 * C;
             cell_backward(&s.con, rows, entry(t - 1, d->con_h0, at0, d->con_states, was, C), c,
                           d->con_gates + k * d->con_gates_s[0] + t * d->con_gates_s[1] + b * 2 * C,
                           d->con_cand + k * d->con_cand_s[0] + t * d->con_cand_s[1] + b * C, gc,
-                          gcx, 3 * C, out->con_rh + at * C);
+                          gcx, 3 * C, sums[CON_HH], sums[CON_HH + 1], scratch);
 
-            float *gf_before = gf - (int64_t)B * F;
-            product(rows, F, 3 * C, gcx, 3 * C, s.w_con_fac, F, 0.0f, gf_before, F);
-            if (d->fac_mask) {
-                const float *mask = d->fac_mask + at * F;
-                times_rows(n_f, gf_before, mask, gf_before);
-                times_rows(n_f, entry(t - 1, d->first, at0, d->factors, was, F), mask,
-                           out->fac_in + at * F);
-            }
+            const float *mask = d->fac_mask ? d->fac_mask + at * F : NULL;
+            const float *f = entry(t - 1, d->first, at0, d->factors, was, F);
+            outer(rows, F, 3 * C, masked(f, mask, n_f, inputs), F, gcx, 3 * C, sums[CON_FAC]);
+            multiply(rows, F, NULL, 0, 1, &(term){gcx, 3 * C, 3 * C, s.con_fac[0]}, gf, F);
+            if (mask) times_rows(n_f, gf, mask, gf);
         }
+        memcpy(out->con_h0 + (k * B + b) * C, gc, sizeof(float) * n_c);
+        memcpy(out->gen_h0 + (k * B + b) * G, gg, sizeof(float) * n_g);
         free(scratch);
+        free(s.room);
     }
+    join(N_SUMS, places, tasks, chunks, all_sums);
+    free(all_sums);
 }

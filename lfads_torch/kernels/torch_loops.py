@@ -48,7 +48,7 @@ def weight_gradients(
     shared = tuple(i for i in (1, 2) if p.gen_proj.shape[i] < p.con_proj.shape[i])
     return DecoderInputs(
         con_proj=grad.con_x,
-        gen_proj=_sum_over(grad.gen_x, shared),
+        gen_proj=sum_over(grad.gen_x, shared),
         con_h0=grad.con_h0,
         gen_h0=grad.gen_h0,
         w_con_fac=over_bins(grad.con_x, grad.fac_in),
@@ -61,7 +61,7 @@ def weight_gradients(
     )
 
 
-def _sum_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+def sum_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Sum (K, T, B, M) over bins, trials or both, which are kept as axes of size 1."""
     if len(axes) < 2:
         return x.sum(axes, keepdim=True) if axes else x
