@@ -27,7 +27,7 @@ IS_PURE = os.environ.get("LFADS_PURE") == "1" or sys.platform == "win32"
 KERNELS = Extension(
     "lfads_torch.kernels._native",
     ["lfads_torch/kernels/native_loops.c", "lfads_torch/kernels/native_elementwise.c"],
-    depends=["lfads_torch/kernels/native.h"],
+    depends=[f"lfads_torch/kernels/native{x}.h" for x in ("", "_product", "_tiles")],
     libraries=["m"],
     optional=True,
 )

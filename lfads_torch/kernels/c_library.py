@@ -1,9 +1,9 @@
 """The library of kernels in C, for float32 on the CPU, and its passes over arrays.
 
 The ordinary install builds the library where it finds a C compiler and leaves it out elsewhere;
-`why_not` says what is wrong. It takes its matrix product from the BLAS that torch carries, and its
-threads are those of torch (both use the same OpenMP library). `c_loops` calls its loops over
-bins.
+`why_not` says what is wrong. Where it has no matrix product for a processor, it takes that of the
+BLAS that torch carries, and its threads are those of torch (both use the same OpenMP library).
+`c_loops` calls its loops over bins.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         suffix = ".dylib" if sys.platform == "darwin" else ".so"
         blas = ctypes.CDLL(str(_TORCH / f"libtorch_cpu{suffix}"))
         # A library built from earlier sources reads other structs; it lacks this name.
-        _ = library.lfads_clipped_gru
+        _ = library.lfads_use_lanes
         library.lfads_set_sgemm.argtypes = [ctypes.c_void_p]
         library.lfads_set_sgemm(ctypes.cast(blas.sgemm_, ctypes.c_void_p))
         # glibc would return the memory of large tensors after each step and fetch it again; who

@@ -135,9 +135,11 @@ def _decoder(p: DecoderInputs, states: DecoderStates, saved: DecoderSaved, clip:
 
 def _contiguous(p: DecoderInputs) -> DecoderInputs:
     """Return all but input products without gaps."""
-    names = (*_WEIGHTS, *_DRAWN, "con_h0", "gen_h0")
-    tensors: dict[str, Any] = {name: getattr(p, name) for name in names}
-    return p._replace(**{k: None if x is None else x.contiguous() for k, x in tensors.items()})
+    tensors: dict[str, Any] = {}
+    for name in (*_WEIGHTS, *_DRAWN, "con_h0", "gen_h0"):
+        x = getattr(p, name)
+        tensors[name] = None if x is None else x.contiguous()
+    return p._replace(**tensors)
 
 
 def decoder_forward(p: DecoderInputs, options: Options) -> tuple[DecoderStates, DecoderSaved]:

@@ -73,7 +73,7 @@ def sum_over(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 def over_bins(grad_out: Tensor, inp: Tensor) -> Tensor:
     """Return the weight gradient (K, out, in) of a product that each bin (K, T, B, .) applies."""
     # In this order, BLAS is twice as fast for the few inputs of the generator.
-    return torch.bmm(inp.flatten(1, 2).mT, grad_out.flatten(1, 2)).mT
+    return torch.bmm(inp.flatten(1, 2).mT, grad_out.flatten(1, 2)).mT.contiguous()
 
 
 def recurrent_gradient(

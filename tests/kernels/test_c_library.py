@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,17 @@ pytestmark = pytest.mark.skipif(
 few_examples = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 sizes = st.integers(1, 37)
 TRAINED = len(DecoderInputs._fields) - 3
+
+
+@pytest.fixture(params=[16, 8, 0], ids=["AVX-512", "AVX2", "BLAS"], scope="module")
+def products(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each kind of matrix product that this processor has."""
+    use_lanes = c_library.library().lfads_use_lanes
+    if use_lanes(request.param) == request.param:
+        yield
+        use_lanes(16)
+    else:
+        pytest.skip("this processor lacks it")
 
 
 def assert_near(got: Tensor, exact: Tensor) -> None:
@@ -57,6 +68,7 @@ def in_both(
     st.integers(1, 3), st.integers(1, 6), sizes, sizes, st.sampled_from([0.2, 5.0]), st.booleans()
 )
 @few_examples
+@pytest.mark.usefixtures("products")
 def test_gru(
     n_nets: int, n_bins: int, n_trials: int, n_units: int, clip: float, two_way: bool
 ) -> None:
@@ -105,6 +117,7 @@ def decoder_inputs(
     st.sampled_from([0.2, 5.0]),
 )
 @few_examples
+@pytest.mark.usefixtures("products")
 def test_decoder(
     n_nets: int,
     n_bins: int,
@@ -118,6 +131,7 @@ def test_decoder(
     in_both(lambda k, *a: k.decoder(DecoderInputs(*a), clip), tensors, TRAINED)
 
 
+@pytest.mark.usefixtures("products")
 def test_more_trials_than_one_share_and_shared_input_products() -> None:
     tensors = decoder_inputs(1, 4, 300, (7, 9, 5, 2), True)
     in_both(lambda k, *a: k.decoder(DecoderInputs(*a), 5.0), tensors, TRAINED)
