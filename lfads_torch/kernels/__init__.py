@@ -6,6 +6,8 @@ and carry a leading axis K of independent nets.
 
 from __future__ import annotations
 
+import torch
+
 from ..errors import one_of
 from . import recurrent, reference
 from .types import DecoderInputs, DecoderStates, GRUStates, Kernels
@@ -20,7 +22,7 @@ __all__ = [
 ]
 
 IMPLEMENTATIONS = {
-    "reference": Kernels(reference.clipped_gru, reference.decoder),
+    "reference": Kernels(reference.clipped_gru, reference.decoder, torch.nn.functional.linear),
     "explicit": recurrent.kernels("torch"),
     "native": recurrent.kernels("native"),
     "triton": recurrent.kernels("triton"),

@@ -176,16 +176,69 @@ static void join(int n_places, const place *places, int tasks, int chunks, float
     }
 }
 
-/* Cut K nets x B trials into tasks of few enough rows to stay in cache, a multiple of threads. */
-static int chunk_rows(int n_nets, int n_trials) {
-    const int most = 128;
+/* Cut K nets x n_trials rows into tasks of at most so many, a multiple of threads. */
+static int share_rows(int n_nets, int n_trials, int most) {
     int threads = 1;
 #ifdef _OPENMP
     threads = omp_get_max_threads();
 #endif
-    int pieces = (n_trials + most - 1) / most;
+    int pieces = (int)(((int64_t)n_trials + most - 1) / most);
     while ((pieces * n_nets) % threads && pieces < n_trials) pieces++;
     return (n_trials + pieces - 1) / pieces;
+}
+
+enum { FEW = 128 }; /* Rows that stay in cache. */
+
+static int chunk_rows(int n_nets, int n_trials) { return share_rows(n_nets, n_trials, FEW); }
+
+/* y = x w^T + b for K maps of R rows: x (K, R, N) by strides over K and R, w (K, M, N), b (K, M),
+ * y (K, R, M). */
+void lfads_linear(int K, int R, int N, int M, const float *x, const int64_t *x_s, const float *w,
+                  const float *b, float *y) {
+    const int step = share_rows(K, R, INT32_MAX), chunks = (R + step - 1) / step;
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < K * chunks; task++) {
+        const int64_t k = task / chunks, first = task % chunks * (int64_t)step;
+        const int64_t end = first + step < R ? first + step : R;
+        float *packed = malloc(sizeof(float) * room_for(N, M));
+        pack(N, M, w + k * M * N, 1, N, packed);
+        for (int64_t r = first; r < end; r += FEW) {
+            const term in = {x + k * x_s[0] + r * x_s[1], x_s[1], N, packed};
+            multiply(end - r < FEW ? (int)(end - r) : FEW, M, b + k * M, 0, 1, &in,
+                     y + (k * R + r) * M, M);
+        }
+        free(packed);
+    }
+}
+
+/* From grad (K, R, M) of y: grad_x (K, R, N), unless NULL; added to: grad_w (K, M, N), grad_b (K, M). */
+void lfads_linear_backward(int K, int R, int N, int M, const float *x, const int64_t *x_s,
+                           const float *grad, const float *w, float *grad_x, float *grad_w,
+                           float *grad_b) {
+    const int step = share_rows(K, R, INT32_MAX), chunks = (R + step - 1) / step;
+    const place places[2] = {{N, M, grad_w, 1, N, (int64_t)M * N}, {1, M, grad_b, 0, 1, M}};
+    const int64_t room_each = sums_room(2, places);
+    float *all_sums = calloc(K * chunks * room_each, sizeof(float)), ones[FEW];
+    for (int i = 0; i < FEW; i++) ones[i] = 1.0f;
+#pragma omp parallel for schedule(static)
+    for (int task = 0; task < K * chunks; task++) {
+        const int64_t k = task / chunks, first = task % chunks * (int64_t)step;
+        const int64_t end = first + step < R ? first + step : R;
+        float *sums[2], *packed = malloc(sizeof(float) * room_for(M, N));
+        divide(2, places, all_sums + task * room_each, sums);
+        pack(M, N, w + k * M * N, N, 1, packed);
+        for (int64_t r = first; r < end; r += FEW) {
+            const int rows = end - r < FEW ? (int)(end - r) : FEW;
+            const float *g = grad + (k * R + r) * M;
+            outer(rows, N, M, x + k * x_s[0] + r * x_s[1], x_s[1], g, M, sums[0]);
+            outer(rows, 1, M, ones, 1, g, M, sums[1]);
+            if (grad_x)
+                multiply(rows, N, NULL, 0, 1, &(term){g, M, M, packed}, grad_x + (k * R + r) * N, N);
+        }
+        free(packed);
+    }
+    join(2, places, K * chunks, chunks, all_sums);
+    free(all_sums);
 }
 
 /* A clipped GRU: `h0` (K, B, n), `states` (K, T, B, n). With two_way, every other net runs backward.

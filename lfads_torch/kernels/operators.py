@@ -69,6 +69,8 @@ def folded(call: Callable[..., Any], info: Any, in_dims: Any, *args: Any) -> Any
     """Map a call whose tensors all lead with the axis K, by folding the mapped axis into K."""
     tensors = in_front(info, in_dims, args)
     outputs = call(*(x.flatten(0, 1) if isinstance(x, Tensor) else x for x in tensors))
+    if isinstance(outputs, Tensor):
+        return outputs.unflatten(0, (info.batch_size, -1)), 0
     unfolded = tuple(x.unflatten(0, (info.batch_size, -1)) for x in outputs)
     return unfolded, (0,) * len(outputs)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import c_library, c_loops, torch_loops
+from .linear import linear
 from .operators import folded, operator
 from .types import (
     DecoderInputs,
@@ -53,7 +54,9 @@ def kernels(loops: str) -> Kernels:
         options = Options(clip, False, torch.is_grad_enabled(), loops)
         return unpack(_decoder(*inputs, *options), DecoderStates)[0]
 
-    return Kernels(clipped_gru, decoder)
+    return Kernels(
+        clipped_gru, decoder, linear if loops == "native" else torch.nn.functional.linear
+    )
 
 
 def _loops(name: str, like: Tensor) -> Any:

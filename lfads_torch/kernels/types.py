@@ -6,6 +6,7 @@ GRU weights stack the gates in the order update, reset, candidate: H3 = 3 * hidd
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from jaxtyping import Float
@@ -103,6 +104,8 @@ class Kernels(NamedTuple):
     # Controller, inferred input, generator and factors, which feed back on one another bin by bin.
     # An autonomous generator is a clipped_gru.
     decoder: _Decoder
+    # As `torch.nn.functional.linear`, with a bias: the input products of all bins.
+    linear: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Options(NamedTuple):

@@ -133,7 +133,7 @@ class Decoder(nn.Module):
         # Without an external input, one row of biases stands for all bins and trials.
         gen_proj = cell.gen_cell.bias.view(1, 1, -1)
         if w_gen_ext.shape[1]:
-            gen_proj = _repeat_trials(linear(ext, w_gen_ext, cell.gen_cell.bias), n_samples)
+            gen_proj = _repeat_trials(kernels.linear(ext, w_gen_ext, cell.gen_cell.bias), n_samples)
         gen_mask = mask(n_bins + 1, *gen_h0.shape)
         w_fac = cell.fac_linear.unit_weight
 
@@ -141,7 +141,8 @@ class Decoder(nn.Module):
             assert ci is not None
             w_con_ci, w_con_fac = cell.con_cell.weight_ih.tensor_split([self.ci_width], dim=1)
             ci = ci.transpose(0, 1)
-            con_proj = linear(_masked(ci, mask(*ci.shape)), w_con_ci, cell.con_cell.bias)
+            ci = _masked(ci, mask(*ci.shape))
+            con_proj = kernels.linear(ci, w_con_ci, cell.con_cell.bias)
             size = n_bins, n_rows, self.co_dim
             noise = None
             if sample_posteriors:

@@ -10,7 +10,6 @@ from typing import Generic, TypeVar
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..kernels import GRUStates, Kernels, get_kernels
 from .initializers import init_gru_cell_
@@ -209,20 +208,16 @@ def _run(
     weight_ih = torch.cat([cell.weight_ih for cell in cells])
     weight_hh = torch.stack([cell.weight_hh for cell in cells])
     bias = torch.cat([cell.bias for cell in cells])
-    # The bias is the weight of an input that is 1: its gradient then takes no extra sum.
-    extra = [x.new_ones(1).expand(*x.shape[:2], 1)]
-    columns = [bias.unsqueeze(1)]
+    kernels = kernels or get_kernels()
     if padded is not None:
         # One more input, which is 1 past the end: cheaper than to write over the products.
         past = padded.unsqueeze(-1)
-        x = x.masked_fill(past, 0.0)
-        extra.append(past.to(x.dtype))
-        columns.append(_hold(bias.unflatten(0, (len(cells), 3, -1))))
-    x = torch.cat([x, *extra], dim=-1)
-    x_proj = linear(x, torch.cat([weight_ih, *columns], dim=1))
+        x = torch.cat([x.masked_fill(past, 0.0), past.to(x.dtype)], dim=-1)
+        hold = _hold(bias.unflatten(0, (len(cells), 3, -1)))
+        weight_ih = torch.cat([weight_ih, hold], dim=1)
+    x_proj = kernels.linear(x, weight_ih, bias)
     x_proj = x_proj.unflatten(-1, (len(cells), -1)).movedim(2, 0)
     h0, clip = h0.expand(-1, x.shape[1], -1), cells[0].clip_value
-    kernels = kernels or get_kernels()
     return kernels.clipped_gru(x_proj, h0, weight_hh, clip, two_way=len(cells) == 2)
 
 

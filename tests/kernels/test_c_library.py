@@ -146,6 +146,19 @@ def test_more_trials_than_one_share_and_shared_input_products() -> None:
             assert torch.equal(x, y)
 
 
+@given(st.integers(1, 3), st.integers(1, 150), sizes, sizes, st.booleans())
+@few_examples
+@pytest.mark.usefixtures("products")
+def test_linear(n_bins: int, n_trials: int, n_in: int, n_out: int, needs_x: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(n_bins, n_trials, n_in)
+    weight, bias = torch.randn(n_out, n_in) / math.sqrt(n_in), torch.randn(n_out)
+    if needs_x:
+        in_both(lambda k, *a: (k.linear(*a),), [x, weight, bias], 3)
+    else:
+        in_both(lambda k, w, b, x: (k.linear(x, w, b),), [weight, bias, x], 2)
+
+
 def test_without_a_backward_pass_the_states_are_the_same() -> None:
     x, h0, w = torch.randn(2, 5, 40, 18), torch.randn(2, 40, 6), torch.randn(2, 18, 6)
     gru = get_kernels("native").clipped_gru

@@ -62,6 +62,11 @@ def one_call(name: str) -> tuple[Any, ...]:
         "poisson_loss": lambda: (log_rates, counts),
         "poisson_gradient": lambda: (torch.ones(3, 4, 5), log_rates, counts),
         "spike_sums": lambda: (log_rates, counts),
+        "linear": lambda: (torch.randn(2, 40, 7), torch.randn(2, 19, 7), torch.randn(2, 19)),
+        "linear_backward": lambda: (
+            *(torch.randn(2, 40, 19), torch.randn(2, 40, 7), torch.randn(2, 19, 7)),
+            True,
+        ),
         "mask": lambda: (torch.tensor([7]), torch.tensor(0.3), [4, 9], True),
     }
     return calls[name]()
@@ -72,20 +77,20 @@ def one_call(name: str) -> tuple[Any, ...]:
     "name",
     [
         *("clipped_gru", "clipped_gru_backward", "decoder", "decoder_backward"),
-        *("poisson_loss", "poisson_gradient", "spike_sums", "mask"),
+        *("poisson_loss", "poisson_gradient", "spike_sums", "mask", "linear", "linear_backward"),
     ],
 )
 def test_registration(name: str) -> None:
     """Schema, gradient, shapes without numbers and traced gradient, as torch checks them."""
     torch.manual_seed(0)
     arguments = one_call(name)
-    if name in ("clipped_gru", "decoder", "poisson_loss"):
+    if name in ("clipped_gru", "decoder", "poisson_loss", "linear"):
         for i in (0, 2) if name == "clipped_gru" else (0,):
             arguments[i].requires_grad_()
     torch.library.opcheck(getattr(torch.ops.lfads, name).default, arguments)
 
 
-@pytest.mark.parametrize("name", ["clipped_gru", "decoder", "poisson_loss", "spike_sums"])
+@pytest.mark.parametrize("name", ["clipped_gru", "decoder", "poisson_loss", "spike_sums", "linear"])
 def test_three_members_are_mapped_as_one_after_the_other(name: str) -> None:
     operator = getattr(torch.ops.lfads, name)
     members = [one_call(name) for _ in range(3)]
