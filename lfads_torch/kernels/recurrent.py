@@ -3,7 +3,8 @@
 Autograd through a loop over bins records a dozen small operations per bin and adds every weight
 gradient bin by bin. Here the forward pass keeps only the gates and states in preallocated buffers,
 the backward loop holds only what depends on the gradient of the next bin, and each weight gradient
-is one product over all bins. The loops themselves are `torch_loops` or `c_loops`.
+is one product over all bins, or in C a sum of one a bin. The loops themselves are `torch_loops` or
+`c_loops`.
 """
 
 from __future__ import annotations
