@@ -290,6 +290,15 @@ def _spikeinterface(source: Any, options: SourceOptions) -> Recording:
         values = np.asarray(sorting.get_property(name))
         if values.ndim == 1 and len(values) == len(ids):
             units[name] = _column(values)
+    zero = float(sorting.get_start_time(0)) if hasattr(sorting, "get_start_time") else 0.0
+    # A recording that is registered with the sorting may begin later, or have times of its own.
+    if len(segments) == 1 and not options.time_unit and (zero or sorting.has_time_vector(0)):
+        trains = [sorting.get_unit_spike_train(u, segment_index=0, return_times=True) for u in ids]
+        notes = [
+            f"spike times: SpikeInterface sorting, on the clock of its recording from {zero:g} s"
+        ]
+        spikes = SpikeTimes([np.asarray(train) for train in trains], options.clock())
+        return Recording(Path("sorting"), "SpikeInterface sorting", spikes, units, notes=notes)
     rate = float(sorting.get_sampling_frequency())
     return of_segments(Path("sorting"), segments, units, rate, options)
 

@@ -232,6 +232,20 @@ def test_segments_of_a_sorting_have_a_clock_each() -> None:
     assert sum(inside) == len(windows) and min(inside) >= 28
 
 
+def test_a_sorting_is_on_the_clock_of_its_recording() -> None:
+    core = pytest.importorskip("spikeinterface.core")
+    units = {name: unit * 30 for name, unit in zip(NAMES, MS, strict=True)}
+    sorting = core.NumpySorting.from_unit_dict([units], sampling_frequency=30000.0)
+    traces = core.NumpyRecording([np.zeros((60 * 30000, 1), "int8")], 30000.0)
+    traces.shift_times(0.5)  # recording began so long after the clock of the events
+    sorting.register_recording(traces)
+    table = {"start_time": STARTS_MS / 1000 + 0.5}
+    done = prepare(sorting, None, trials=table, bin_ms=10, align="start_time:0:500")
+    np.testing.assert_array_equal(
+        done.arrays["train_encod_data"], RIGHT[done.arrays["train_trial"]]
+    )
+
+
 @pytest.mark.parametrize("kind", ["array", "dataset", "time in ms"])
 def test_xarray(kind: str) -> None:
     xr = pytest.importorskip("xarray")
