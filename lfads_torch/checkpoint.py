@@ -24,7 +24,7 @@ from .compat.records import load_pickled
 from .compat.training import beside, matching_weights
 from .consent import Trust, trust_of
 from .errors import ConfigError, UserError
-from .files import Sealed, damage, expanded, generation_before, replacing
+from .files import Sealed, absent, damage, expanded, generation_before, replacing
 from .folder import BEST_MODEL, CHECKPOINTS, CONFIG, LAST, RunFolder, lacks
 from .model import LFADS
 from .modules.spec import from_spec
@@ -101,7 +101,7 @@ def load_model(
     """
     place = expanded(path)
     if not place.exists():
-        raise UserError(f"{place} does not exist; give a run folder or a checkpoint (*.ckpt)")
+        raise UserError(f"{absent(place)}; give a run folder or a checkpoint (*.ckpt)")
     file = find_checkpoint(place, best=best)
     if file is None:
         where = (

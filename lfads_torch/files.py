@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import DataError, WriteError
+from .errors import DataError, WriteError, nearest
 from .processes import remove_leftovers, temporary
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -25,6 +25,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with the home in the place of ``~``; of a file named ``~x`` nothing changes."""
     # Path.expanduser raises where there is no user of that name.
     return Path(os.path.expanduser(path))
+
+
+def absent(path: Path) -> str:
+    """Say that a path does not exist, and which of its neighbours may have been meant."""
+    with suppress(OSError):
+        if near := nearest(path.name, [neighbour.name for neighbour in path.parent.iterdir()]):
+            return f"{path} does not exist (did you mean {' or '.join(near)}?)"
+    return f"{path} does not exist"
 
 
 def write_whole(path: Path, content: str | bytes, *, keep: bool = False) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lfads_torch.errors import UserError
-from lfads_torch.files import Table, copy_whole, read_table, replacing, write_whole
+from lfads_torch.files import Table, absent, copy_whole, read_table, replacing, write_whole
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -22,6 +22,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path: Path) ->
     copy_whole(path, tmp_path / "deep" / "b.json")
     assert (tmp_path / "deep" / "b.json").read_text() == "old"
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["a.json", "b.json"]
+
+
+def test_what_is_absent_may_be_misspelt(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    assert absent(tmp_path / "frist").endswith("frist does not exist (did you mean first?)")
+    assert absent(tmp_path / "no" / "x").endswith("x does not exist")
 
 
 def test_a_folder_that_is_a_file_is_a_users_mistake(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from ..errors import DataError, DataWarning, UserError, nearest
-from ..files import cannot_write, check_writable
+from ..files import absent, cannot_write, check_writable
 from ..processes import remove_leftovers, temporary
 from .nlb_files import how_to_make
 from .tree import walk
@@ -154,7 +154,7 @@ def warn_of_other_files(file: h5py.File) -> None:
 
 def _why_unreadable(path: Path, err: Exception) -> str:
     if isinstance(err, FileNotFoundError) or not path.exists():
-        return f"{path} does not exist."
+        return f"{absent(path)}."
     if path.is_dir():
         return f"{path} is a folder, not an HDF5 file."
     if isinstance(err, PermissionError):

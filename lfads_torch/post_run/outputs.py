@@ -16,7 +16,7 @@ from ..data import SPLITS, Order, bin_width_ms, open_h5, read_order
 from ..data.find import warn_of_other_files
 from ..data.tree import unwritten
 from ..errors import DataError, UserError, did_you_mean
-from ..files import expanded
+from ..files import absent, expanded
 from ..folder import lacks
 from .trials import DIMENSIONS, WRITTEN, Trials
 
@@ -345,7 +345,7 @@ def output_files(place: Path) -> list[Path]:
     if place.is_dir():
         advice = f"train until the end, or run `lfads sample {place}`"
         raise lacks(place, "output file (lfads_output*.h5)", advice)
-    raise UserError(f"{place} does not exist; name a run folder or an output file")
+    raise UserError(f"{absent(place)}; name a run folder or an output file")
 
 
 def _session_number(path: Path) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 from ..consent import Trust, trust_of
 from ..data.fingerprint import check_unchanged, fingerprints
 from ..errors import UserError, whole
-from ..files import check_writable, expanded
+from ..files import absent, check_writable, expanded
 from ..folder import CONFIG, RunFolder, lacks, number_outputs
 from ..processes import stoppable
 from .build import build, pick_device
@@ -60,7 +60,7 @@ def sample_run(
         whole("members (--members)", members, least=1)
     place = expanded(run).absolute()
     if not place.exists():
-        raise UserError(f"{place} does not exist; name a run folder or a .ckpt file")
+        raise UserError(f"{absent(place)}; name a run folder or a .ckpt file")
     home, counts, is_log = place, None, False
     if RunFolder(place).kind == "ensemble":
         from ..post_run.ensemble import ensemble_models

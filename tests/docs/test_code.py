@@ -69,6 +69,7 @@ def write_old_lab(folder: Path) -> None:
 
 STARTS = {
     "README.md": [write_old_run],
+    "docs/continuous.md": [],
     "docs/data.md": [],
     "docs/old_runs.md": [write_old_run, write_old_lab],
     "docs/sessions.md": [write_sessions],
@@ -78,7 +79,7 @@ STARTS = {
 LEAVES = {
     "README.md": ["runs/first/lfads_output_my_data.h5", "new_rates.h5"],
     "docs/data.md": ["chopped.h5"],
-    "docs/continuous.md": ["chopped_merged.h5"],
+    "docs/continuous.md": ["merged.png", "chopped_merged.h5"],
     "docs/extending.md": ["runs/figure/figures/mean_rates.png", "runs/silent/status.json"],
 }
 """What a page promises to write."""

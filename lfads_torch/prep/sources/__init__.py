@@ -16,6 +16,7 @@ import h5py
 
 from ...data.find import absolute_pattern, list_some
 from ...errors import DataError, UserError
+from ...files import absent
 from .csv import read_csv, read_table
 from .hdf5 import read_hdf5, read_mat
 from .npz import read_npy, read_npz
@@ -117,7 +118,7 @@ def open_recording(source: Any, options: SourceOptions | None = None) -> Recordi
 
 def _read(file: Path, options: SourceOptions) -> Recording:
     if not file.exists():
-        raise DataError(f"{file} does not exist.")
+        raise DataError(f"{absent(file)}.")
     if is_zarr(file):
         store = open_zarr(file)
         is_sorting = "unit_ids" in store and "nwb_version" not in store.attrs
