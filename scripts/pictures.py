@@ -8,6 +8,7 @@ what the pages name: `lfads demo`, `lfads report`, the notebooks.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,42 @@ def bin_latency() -> Figure:
     return figure
 
 
+@styled
+def which_model() -> Figure:
+    """Effect of each number on the wrist recording: docs/which_model.json."""
+    results = json.loads((IMAGES.parent / "which_model.json").read_text(encoding="utf-8"))
+    rows = [row for row in results if row["data"] == "wrist"]
+    names = {
+        "trials": "trials",
+        "units": "units read",
+        "fac_dim": "fac_dim",
+        "co_dim": "co_dim",
+        "cd_rate": "cd_rate",
+        "dropout_rate": "dropout_rate",
+        "kl_scale": "kl scales",
+        "l2_scale": "l2 scales",
+        "lr_init": "lr_init",
+    }
+    base = rows[0]  # the benchmark begins with it
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for place, name in enumerate(names):
+        others = [key for key in names if key != name]
+        alike = [row for row in rows if all(row[key] == base[key] for key in others)]
+        # Values in their order, "all" units (None) last.
+        values = sorted({row[name] for row in alike}, key=lambda value: (value is None, value))
+        for number, value in enumerate(values):
+            scores = [row["co_bps"] for row in alike if row[name] == value]
+            x = place + 0.24 * (number - (len(values) - 1) / 2)
+            colour = look().blue if value == base[name] else look().muted
+            axis.plot([x] * len(scores), scores, "o", color=colour, markersize=5)
+            label = "all" if value is None else f"{value:g}".replace("e-0", "e-")
+            axis.annotate(label, (x, 0.045), rotation=90, ha="center", va="bottom", fontsize=8)
+    axis.set(ylabel="co-bps, wrist recording", ylim=(0.04, 0.28))
+    axis.set_xticks(range(len(names)), names.values(), rotation=15)
+    return figure
+
+
 PICTURES = {
     "data.md": data_windows,
     "missing.md": missing_bins,
@@ -210,6 +247,7 @@ PICTURES = {
     "online.md": bin_latency,
     "troubleshooting.md": overfitting,
     "real_data.md": wrist_scores,
+    "which_model.md": which_model,
 }
 
 
