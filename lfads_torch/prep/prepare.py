@@ -136,6 +136,9 @@ def _prepare(
         for key, names, lag_ms in carried
         if names
     }
+    for samplers, _ in series.values():
+        for sampler in samplers:
+            sampler.check_span(recording.span())
     # What figures and tables call the columns.
     columns = {
         key: [c for n in names for c in find(recording.series, n, "time series").names(n)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import DataError
-from .binning import TOLERANCE_S, Floats, Indices
+from .binning import TOLERANCE_S, Floats, Indices, stored_type
 from .sources.recording import Series
 from .trials import neighbours
 
@@ -21,7 +21,7 @@ class Sampler:
     """
 
     def __init__(self, series: Series, bin_s: float, name: str = "a series") -> None:
-        self.series, self.bin_s = series, bin_s
+        self.series, self.bin_s, self.name = series, bin_s, name
         self.times = None if series.times is None else series.seconds(0, series.n_samples)
         if self.times is not None and (falls := np.flatnonzero(np.diff(self.times) < 0)).size:
             at = int(falls[0])
@@ -30,9 +30,28 @@ class Sampler:
                 f"{self.times[at]:.6g} to {self.times[at + 1]:.6g} s at sample {at + 1}, where "
                 "those of the spikes do not. Bring both to one clock."
             )
+        self.slack_s = TOLERANCE_S  # a sample this little below an edge counts as on it
+        if series.times is not None and self.times is not None:
+            latest = float(np.abs(self.times[np.isfinite(self.times)]).max(initial=0))
+            stored = stored_type(np.asarray(series.times[:]))
+            self.slack_s = max(self.slack_s, series.clock.tolerance(latest, stored))
         step = self._step()
         # A rate such as 1 / 0.01 may miss the bins' by rounding alone.
         self.coarse = step > bin_s * (1 + 1e-6)
+
+    def check_span(self, span: tuple[float, float]) -> None:
+        """Refuse times that last a thousand times as long as the recording, or as short."""
+        last = self.series.n_samples - 1
+        if last < 1 or not span[1] > span[0]:
+            return
+        first, end = (float(self.series.seconds(i, i + 1)[0]) for i in (0, last))
+        ratio = (end - first) / (span[1] - span[0])
+        if any(0.5 <= ratio * scale <= 2 for scale in (1e-9, 1e-6, 1e-3, 1e3, 1e6, 1e9)):
+            raise DataError(
+                f"{self.name} lies from {first:g} to {end:g} s, the recording from {span[0]:g} to "
+                f"{span[1]:g} s: its times or its rate are in another unit. Name that of trials "
+                "and series with --event-unit, or bring both to one."
+            )
 
     def _step(self) -> float:
         if self.times is None:
@@ -60,7 +79,7 @@ class Sampler:
     def _index(self, times: Floats) -> Indices:
         """Return the first sample at or after each time."""
         if self.times is not None:
-            return np.searchsorted(self.times, times - TOLERANCE_S).astype(np.int64)
+            return np.searchsorted(self.times, times - self.slack_s).astype(np.int64)
         position = (times - self.series.start) * self.series.rate
         index = np.ceil(position - TOLERANCE_S * self.series.rate)
         return np.clip(index, 0, self.series.n_samples).astype(np.int64)

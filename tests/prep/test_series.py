@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lfads_torch.prep import series
+from lfads_torch.errors import DataError
+from lfads_torch.prep import prepare, series
 from lfads_torch.prep.series import Sampler
 from lfads_torch.prep.sources import Series
 
@@ -59,3 +60,23 @@ def test_conversion_and_channels() -> None:
     values = Sampler(series, 0.001).sample(np.array([1.0]), 2)
     np.testing.assert_allclose(values[0], [[11, 21], [11.01, 21.02]])
     assert series.read(1000, 1001, raw=True).tolist() == [[1.0, 2.0]]
+
+
+def test_stamps_in_float32_stay_in_their_bins() -> None:
+    times = 60 + np.arange(2000) / 100  # on every edge of the bins lies a sample
+    for stored in (times.astype(np.float32), times.astype(np.float32).astype(float), times):
+        made = Series(np.arange(2000.0), ("time",), times=stored)
+        values = Sampler(made, 0.02).sample(np.array([60.0, 62.5]), 50)[..., 0]
+        np.testing.assert_array_equal(values[0], 0.5 + 2 * np.arange(50))
+        np.testing.assert_array_equal(values[1], 250.5 + 2 * np.arange(50))
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e-3])
+def test_times_in_another_unit_than_the_spikes(scale: float) -> None:
+    spikes = [np.sort(np.random.default_rng(0).uniform(0, 60, 900))]
+    times = np.arange(6000) / 100
+    source = {"spike_times": spikes, "vel": times, "vel_times": times * scale}
+    with pytest.raises(DataError, match=r"'vel' lies from 0 to .*--event-unit"):
+        prepare(source, None, bin_ms=20, chop_ms=1000, behavior=["vel"])
+    done = prepare(source | {"vel_times": times}, None, bin_ms=20, chop_ms=1000, behavior=["vel"])
+    assert np.isfinite(done.arrays["train_behavior"]).all()

@@ -290,7 +290,7 @@ def _spikeinterface(source: Any, options: SourceOptions) -> Recording:
         values = np.asarray(sorting.get_property(name))
         if values.ndim == 1 and len(values) == len(ids):
             units[name] = _column(values)
-    zero = float(sorting.get_start_time(0)) if hasattr(sorting, "get_start_time") else 0.0
+    zero = (sorting.get_start_time(0) if hasattr(sorting, "get_start_time") else None) or 0.0
     # A recording that is registered with the sorting may begin later, or have times of its own.
     if len(segments) == 1 and not options.time_unit and (zero or sorting.has_time_vector(0)):
         trains = [sorting.get_unit_spike_train(u, segment_index=0, return_times=True) for u in ids]
