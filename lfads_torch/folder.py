@@ -344,6 +344,14 @@ class RunFolder:
             return
         table = Table(path)
         kept = [r for r in table.read() if r.get("step", "").isdigit() and int(r["step"]) < step]
+        n_epochs, known = int((metrics or {}).get("epoch", 0)), {row.get("epoch") for row in kept}
+        if gone := [k for k in range(n_epochs) if str(k) not in known]:
+            warnings.warn(
+                f"{path} lacks {len(gone)} of the {n_epochs} epochs before epoch {n_epochs}, from "
+                f"epoch {gone[0]} on; what is drawn and chosen from it later lacks them, too",
+                DataWarning,
+                stacklevel=2,
+            )
         epoch = [row for row in kept if int(row["step"]) >= first_step]
         logged = {name for row in epoch for name in row if row[name]}
         lost = {name: str(value) for name, value in (metrics or {}).items() if name not in logged}

@@ -65,7 +65,12 @@ def run(options: argparse.Namespace) -> int:
 
     if options.resume:
         folder = start_run(options, "", "align")
-        alignment = resume_alignment(folder, verbose=options.verbose, trust=options.trust)
+        alignment = resume_alignment(
+            folder,
+            verbose=options.verbose,
+            trust=options.trust,
+            accept_changed_data=options.accept_changed_data,
+        )
     else:
         given = AlignOptions(
             session=options.session,

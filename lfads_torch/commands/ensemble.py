@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from . import FOLDER, add_trust, print_written, seed_number, terminal_line
+from . import FOLDER, add_accept_changed_data, add_trust, print_written, seed_number, terminal_line
 
 SUMMARY = "choose among trained models and average their rates"
 TEXT = """\
@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace the ensemble that DIR holds")
     add("--json", action="store_true", help="print ensemble.json instead of the table")
     add_trust(parser)
+    add_accept_changed_data(parser)
 
 
 def _fraction_or_split(text: str) -> float | str:
@@ -90,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
             condition=options.condition,
             overwrite=options.overwrite,
             trust=options.trust,
+            accept_changed_data=options.accept_changed_data,
             tell=lambda text: line.show(f"{text} ..."),
         )
     if options.json:

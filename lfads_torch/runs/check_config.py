@@ -154,6 +154,8 @@ def check_config(
             # It would be taken, and fail in the first step that uses it.
             is_default = node[key] is None and where in ("model", "trainer")
             kinds = known.kinds.get(key)
+            if kinds and isinstance(node, dict) and _is_number_for_text(node[key], kinds):
+                node[key] = str(node[key])
             if kinds and not is_default and (legal := _misfit(node[key], kinds)):
                 raise ConfigError(
                     f"{where}.{key}={node[key]!r}: {node['_target_']} takes {legal} there"
@@ -348,6 +350,12 @@ def _kinds(hint: Any, default: Any) -> frozenset[Any]:
     # An annotation may leave None out where it is the default.
     more = [type(None)] if default is None else []
     return frozenset([*(get_origin(part) or part for part in parts), *more])
+
+
+def _is_number_for_text(value: Any, kinds: frozenset[Any]) -> bool:
+    """Whether YAML took for a number what an argument needs as text, such as a name of digits."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and bool(kinds & {str, Path, PathLike}) and not kinds & {int, float, bool}
 
 
 def _misfit(value: Any, kinds: frozenset[Any]) -> str:

@@ -47,6 +47,7 @@ def make_ensemble(
     condition: str | None = None,
     overwrite: bool = False,
     trust: bool | Trust = False,
+    accept_changed_data: bool = False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Ensemble:
     """Choose among models of the same data, and write their mean rates into a folder.
@@ -74,6 +75,8 @@ def make_ensemble(
         Replace the ensemble that the folder holds.
     trust : bool
         Consent to code outside this package that a run or checkpoint names.
+    accept_changed_data : bool
+        Sample a model although its data files hold other numbers than it was trained on.
     tell : callable, optional
         Called with a line of text before each model that is sampled.
 
@@ -89,6 +92,7 @@ def make_ensemble(
         no channels.
     """
     whole("num_samples (--samples)", num_samples, least=1)
+    consent = {"trust": trust, "accept_changed_data": accept_changed_data}
     models = [model for run in runs for model in _models_of(expanded(run), checkpoints)]
     libraries = [one_of("--also", name.replace("-", "_"), LIBRARIES) for name in also]
     n_members = len(models) + len(libraries)
@@ -106,7 +110,7 @@ def make_ensemble(
         for k, (name, model) in enumerate(zip(names, models, strict=True), start=1):
             tell(f"rates of {name} ({k}/{len(models)})")
             caches.append(place / f"{name.replace('/', '_')}.h5")
-            outputs = _rates(model, caches[-1], num_samples, data, trust)
+            outputs = _rates(model, caches[-1], num_samples, data, consent)
             members.append(Member(name, model.run, model.checkpoint, outputs))
         for name in libraries:
             tell(f"rates of {name}")
@@ -161,7 +165,7 @@ def _models_of(place: Path, checkpoints: bool) -> list[_Model]:
 
 
 def _rates(
-    model: _Model, cache: Path, num_samples: int, data: str | Path | None, trust: Any
+    model: _Model, cache: Path, num_samples: int, data: str | Path | None, consent: dict[str, Any]
 ) -> RunOutputs:
     """Return the rates of a model, sampled now where the run has no such outputs."""
     if model.is_best and data is None:
@@ -179,7 +183,7 @@ def _rates(
         output=cache,
         overwrite=True,
         rates_only=True,
-        trust=trust,
+        **consent,
     )
     return load_outputs(cache)
 

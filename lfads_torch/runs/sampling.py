@@ -107,8 +107,11 @@ def sample_run(
         replace(trust, is_own=False).check({"datamodule": settings}, checkpoint)
     datamodule = build(settings, "datamodule")
     datamodule.setup("fit")
-    if data is None and member is None:
-        _check_data(RunFolder(folder), checkpoint, datamodule, accept=accept_changed_data)
+    if data is None:
+        changed = _changed_data(RunFolder(folder), checkpoint, datamodule, accept_changed_data)
+        # Of a member of an ensemble, the folder is another's.
+        if changed and member is None and (status := RunFolder(folder).status):
+            RunFolder(folder).write_status(**{**status, "data": fingerprints(datamodule)})
     device = pick_device({"accelerator": of_run.get("trainer.accelerator", "auto")})
     stem = "lfads_output" if data is None else f"{_stem(data)}_output"
     name = f"{stem}_ensemble.h5" if ensemble and counts is None else f"{stem}.h5"
@@ -149,15 +152,13 @@ def sample_run(
     return paths
 
 
-def _check_data(run: RunFolder, checkpoint: Path, datamodule: Any, *, accept: bool) -> None:
-    """Refuse data that are not the run's, or record those that are accepted."""
+def _changed_data(run: RunFolder, checkpoint: Path, datamodule: Any, accept: bool) -> bool:
+    """Refuse data that are not the run's, or return whether such are accepted."""
     from ..checkpoint import read_checkpoint
     from .resume import RUN_KEY
 
     recorded = run.status.get("data") or read_checkpoint(checkpoint).get(RUN_KEY, {}).get("data")
-    now = fingerprints(datamodule)
-    if check_unchanged(recorded, now, accept=accept) and run.status:
-        run.write_status(**{**run.status, "data": now})
+    return bool(check_unchanged(recorded, fingerprints(datamodule), accept=accept))
 
 
 def _stem(data: str | Path) -> str:

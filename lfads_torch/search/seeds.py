@@ -28,7 +28,7 @@ from ..arguments import LOSS, ROOT, mode_of
 from ..checkpoint import last_whole, read_checkpoint, write_checkpoint
 from ..consent import Trust, trust_of
 from ..data.fingerprint import check_unchanged, fingerprints
-from ..errors import DataError, UserError, whole
+from ..errors import DataError, DivergedError, UserError, whole
 from ..files import Table, damage, expanded, generation_before, write_whole
 from ..folder import BEST_MODEL, CONFIG, LAST, METRICS, WINNER_SEEDS, RunFolder
 from ..model_checks import bytes_available
@@ -190,7 +190,14 @@ def train_seeds(
         else:
             Line().say(f"the seeds train one after another: {why}")
         options = {"trust": trust, "accept_changed_data": accept_changed_data, "verbose": verbose}
-        runs = [_finish(place.path, seed, singles[seed], more, options) for seed in seeds]
+        runs, diverged = list[RunResult](), list[DivergedError]()
+        for seed in seeds:
+            try:
+                runs.append(_finish(place.path, seed, singles[seed], more, options))
+            except DivergedError as error:  # which must not keep the others from their outputs
+                diverged.append(type(error)(f"seed{seed}: {error}"))
+        if diverged:
+            raise diverged[0]
         scores = {run.run_dir.name: _scores(run.run_dir, config) for run in runs}
         result = SeedResults(place.path, runs, scores)
         about = {"seeds": scores, "summary": result.summary()}

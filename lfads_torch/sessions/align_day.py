@@ -142,7 +142,11 @@ def align_day(
 
 
 def resume_alignment(
-    run_dir: str | Path, *, verbose: bool = False, trust: bool | Trust = False
+    run_dir: str | Path,
+    *,
+    verbose: bool = False,
+    trust: bool | Trust = False,
+    accept_changed_data: bool = False,
 ) -> Alignment:
     """Go on with an alignment that was interrupted, with the settings that it began with."""
     target = expanded(run_dir).absolute()
@@ -161,8 +165,9 @@ def resume_alignment(
         if not (target / STARTS / ALIGNMENT).is_file():
             options = AlignOptions(**about["options"])
             places = Path(about["run"]), Path(about["day"])
-            begin = _Beginning(*places, options, bool(about["best"]), trust, False)
-        return _align(target, about, begin, verbose, trust)
+            best = bool(about["best"])
+            begin = _Beginning(*places, options, best, trust, accept_changed_data)
+        return _align(target, about, begin, verbose, trust, accept_changed_data)
 
 
 def _origin(place: Path) -> Path:
@@ -387,7 +392,12 @@ class _Beginning:
 
 
 def _align(
-    target: Path, about: dict[str, Any], begin: _Beginning | None, verbose: bool, trust: Any
+    target: Path,
+    about: dict[str, Any],
+    begin: _Beginning | None,
+    verbose: bool,
+    trust: Any,
+    accept_changed_data: bool = False,
 ) -> Alignment:
     """Write the starts where they are not there, train what is left, and make the run of it."""
     place, folder, began = target / STARTS, RunFolder(target), time.monotonic()
@@ -411,6 +421,7 @@ def _align(
             resume=goes_on,
             verbose=verbose,
             trust=trust,
+            accept_changed_data=accept_changed_data,
         )
     return Ending(target, record, seeds, facts, trust).write(time.monotonic() - began)
 

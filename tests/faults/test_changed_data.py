@@ -19,12 +19,15 @@ from lfads_torch.data import write_session
 from lfads_torch.data.fingerprint import fingerprints
 from lfads_torch.errors import DataError
 from lfads_torch.folder import LAST, RunFolder
+from lfads_torch.runs.ensembling import make_ensemble
 from lfads_torch.runs.sampling import sample_run
 from lfads_torch.search.run import run_search
+from lfads_torch.search.seeds import train_seeds
 from lfads_torch.sessions.add import add_session
 from tests.small import arrays, datamodule
 
 from .test_checkpoints import RUN, SMALL
+from .test_moments import killed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -72,7 +75,8 @@ def swap_trials(content: dict[str, np.ndarray]) -> None:
 
 def drop_a_trial(content: dict[str, np.ndarray]) -> None:
     for kind in ("encod_data", "recon_data", "ext_input"):
-        content[f"train_{kind}"] = content[f"train_{kind}"][1:]
+        if f"train_{kind}" in content:
+            content[f"train_{kind}"] = content[f"train_{kind}"][1:]
 
 
 def scale_the_input(content: dict[str, np.ndarray]) -> None:
@@ -198,3 +202,26 @@ def test_a_session_is_not_added_to_a_model_of_other_data(place: Path) -> None:
     with pytest.raises(DataError, match=r"day1\.h5: valid_encod_data holds other numbers"):
         add_session(place / "run", new, place / "three", epochs=1)
     assert not (place / "three").exists()
+
+
+def test_seeds_and_what_is_made_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that train together or alone, and their ensemble."""
+    data, seeds = write_session(tmp_path / "data.h5", arrays(n_train=8)), tmp_path / "seeds"
+    settings = {**RUN, "datamodule.datafile_pattern": str(data), "trainer.max_epochs": 2}
+    with killed(monkeypatch, "last.ckpt", 3):
+        train_seeds(settings, 2, run_dir=seeds)
+    alter(data, add_a_spike)
+    status = (seeds / "status.json").read_bytes()
+    with pytest.raises(DataError, match=r"valid_encod_data holds other numbers"):
+        train_seeds(run_dir=seeds, resume=True)
+    assert (seeds / "status.json").read_bytes() == status
+    train_seeds(run_dir=seeds, resume=True, accept_changed_data=True)
+    for name in ("seed0", "seed1"):
+        assert RunFolder(seeds / name).status["changes"][0]["key"] == "data.data.h5"
+    alter(data, drop_a_trial)
+    with pytest.raises(DataError, match=r"train_encod_data is 7 x"):
+        train_seeds({"trainer.max_epochs": 3}, run_dir=seeds, resume=True)
+    with pytest.raises(DataError, match=r"train_encod_data is 7 x"):
+        make_ensemble([seeds], tmp_path / "mean", num_samples=5)
+    made = make_ensemble([seeds], tmp_path / "mean", num_samples=5, accept_changed_data=True)
+    assert made.outputs

@@ -84,7 +84,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("posterior_sampling.fn.num_samples", None, "takes a number"),
     ("trainer.detect_anomaly", "on", "takes true or false"),
     ("trainer.inference_mode", [1], "takes true or false"),
-    ("logger.csv.name", 3, "takes text"),
+    ("logger.csv.name", True, "takes text"),
     ("logger.csv.flush_logs_every_n_steps", 0, "whole numbers >= 1"),
     ("callbacks.model_checkpoint.train_time_interval", 3, "datetime.timedelta"),
     ("callbacks.model_checkpoint.monitor", [1], "takes text"),
@@ -115,6 +115,13 @@ def test_the_key_its_value_and_what_is_legal_are_named(key: str, value: Any, leg
     assert "\n" not in text
     assert key in text
     assert legal in text
+
+
+def test_a_name_of_digits_is_text() -> None:
+    more = {"datamodule.datafile_pattern": "x.h5", "logger.csv.name": 3, "logger.csv.version": 7}
+    config = compose_config("../configs/single.yaml", more)
+    check_config(config)
+    assert (config["logger"]["csv"]["name"], config["logger"]["csv"]["version"]) == ("3", 7)
 
 
 @pytest.mark.parametrize("group", ["model", "datamodule"])

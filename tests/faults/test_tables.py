@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lfads_torch import run_model
-from lfads_torch.errors import DataError
+from lfads_torch.errors import DataError, DataWarning
 from lfads_torch.files import Table, csv_text, read_table
 from lfads_torch.folder import METRICS, POPULATION
 from lfads_torch.search.run import run_search
@@ -98,6 +98,16 @@ def test_a_log_without_a_checkpoint_begins_again(how: str, made: Path, tmp_path:
     left_by_kill(how, tmp_path / "r" / METRICS)
     run_model({"trainer.max_epochs": 3}, run_dir=tmp_path / "r", resume=True)
     assert (tmp_path / "r" / METRICS).read_bytes() == (made / "three" / METRICS).read_bytes()
+
+
+def test_a_log_that_lacks_epochs_is_said(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "three", tmp_path / "r")
+    log = tmp_path / "r" / METRICS
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]) + lines[2][:50])
+    with pytest.warns(DataWarning, match=r"lacks 1 of the 2 epochs before epoch 2, from epoch 1"):
+        run_model({"trainer.max_epochs": 4}, run_dir=tmp_path / "r", resume=True)
+    assert [row["epoch"] for row in read_table(log)[1]] == ["0", "2", "3"]
 
 
 ODD = ["my,score", 'a "b"', "two\nlines", "dos\r\nlines", "mac\rlines", " blank ", "ж%", "'", "a;b"]

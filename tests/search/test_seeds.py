@@ -13,7 +13,7 @@ import yaml
 from lfads_torch.checkpoint import load_model
 from lfads_torch.cli import main
 from lfads_torch.data import write_session
-from lfads_torch.errors import UserError
+from lfads_torch.errors import DivergedError, UserError
 from lfads_torch.folder import RunFolder
 from lfads_torch.post_run.report import Wanted
 from lfads_torch.post_run.report.comparison import seed_groups
@@ -151,3 +151,19 @@ def test_the_winner_of_a_search_is_trained_with_several_seeds(
     assert main(again) == 0
     RunFolder(tmp_path / "run").delete()
     assert not seeds_of.exists()
+
+
+def test_a_seed_that_diverges_keeps_no_other_from_its_outputs(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = seeds.run_model
+
+    def diverging(*args: Any, run_dir: Path, **options: Any) -> Any:
+        if run_dir.name == "seed3":
+            raise DivergedError("the loss is NaN")
+        return alone(*args, run_dir=run_dir, **options)
+
+    monkeypatch.setattr(seeds, "run_model", diverging)
+    with pytest.raises(DivergedError, match="seed3: the loss is NaN"):
+        train_seeds({**settings, "trainer.max_epochs": 1}, 2, run_dir=tmp_path / "seeds")
+    assert RunFolder(tmp_path / "seeds" / "seed4").status["stage"] == "complete"
