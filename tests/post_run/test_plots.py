@@ -214,6 +214,11 @@ LOG = """epoch,step,train/loss,valid/loss,valid/recon_smth,train/wt_kl/ramp,vali
 
 
 class TestTrainingCurves:
+    @pytest.mark.parametrize(("kl", "titles"), [(0.0, ["loss"]), (0.1, ["loss", "KL terms"])])
+    def test_terms_that_are_zero_throughout_have_no_panel(self, kl, titles):
+        log = {"epoch": [0, 1], "train/loss": [2.0, 1.0], "train/wt_kl/ic": [0.0, kl]}
+        assert [ax.get_title() for ax in training_curves(log).axes if ax.get_visible()] == titles
+
     def test_reads_lightnings_sparse_rows(self, tmp_path):
         path = tmp_path / "csv_logs" / "metrics.csv"
         path.parent.mkdir()

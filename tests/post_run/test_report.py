@@ -23,7 +23,7 @@ from lfads_torch.post_run.report import Wanted, compare_runs, pictures, read_run
 from lfads_torch.post_run.report.comparison import differing_settings, distinct_names
 from lfads_torch.post_run.report.page import number
 from lfads_torch.post_run.report.pictures import session_pictures
-from lfads_torch.post_run.report.single import commands
+from lfads_torch.post_run.report.single import commands, run_facts
 from lfads_torch.run_model import run_model
 from tests.post_run.outputs_of import arrays, write_run
 from tests.post_run.pages import CHROMIUM, Page, in_browser, size_of
@@ -277,13 +277,17 @@ class TestMissing:
     def test_an_ensemble_lacks_nothing_that_it_cannot_have(self, tmp_path: Path) -> None:
         folder = write_run(tmp_path / "mean", arrays())
         (folder / "status.json").write_text(json.dumps({"stage": "complete", "ensemble": 1}))
-        members = [{"run": "/runs/a b"}, {"run": "/runs/c"}, {"run": "/runs/c"}, {"run": None}]
+        members = [{"run": "/runs/a b", "name": "a b", "count": 3}]
+        members += [{"run": "/runs/c"}, {"run": "/runs/c"}, {"run": None, "name": "library"}]
         (folder / "ensemble.json").write_text(json.dumps({"members": members}))
         record = read_run(folder, Wanted(quick=True))
         assert record.absent == [] and record.model is None
         lines = [line for _, line in commands(record)]
         assert lines[0] == "lfads ensemble '/runs/a b' /runs/c -o runs/mean_again"
         assert not any("sample" in line for line in lines)
+        assert "a b (3), /runs/c (1)" in dict(run_facts(record))["models (how often each counts)"]
+        page = report_run(folder, wanted=Wanted(quick=True)).path.read_text(encoding="utf-8")
+        assert "Configuration" not in page
 
     def test_no_outputs_yet(self, trained: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"

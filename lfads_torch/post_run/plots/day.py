@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import Figure, empty_figure, look, styled
+from .style import Figure, empty_figure, log_scale, look, styled
 
 
 @styled
@@ -45,7 +45,8 @@ def day_alignment(record: Mapping[str, Any]) -> Figure:
                 linewidth=2.2 if is_chosen else 1.0,
                 label=label,
             )
-        axis.set_yscale("log" if key == "divergence" else "linear")
+        if key == "divergence":
+            log_scale(axis, "y", plain=True)
         axis.set_xlabel("epoch")
         axis.set_ylabel(f"{title} (validation)")
         axis.legend(frameon=False)
@@ -55,7 +56,7 @@ def day_alignment(record: Mapping[str, Any]) -> Figure:
         label = f"{key}, |mean| {norm:.2g}"
         spectra.plot(np.arange(1, len(values) + 1), values, color=color, label=label)
     spectra.axhline(1.0, color=look().ink, linestyle=":", linewidth=1.0)
-    spectra.set_yscale("log")
+    log_scale(spectra, "y", plain=True)
     spectra.set_xlabel("whitened dimension")
     spectra.set_ylabel("variance (day 0: 1)")
     spectra.legend(frameon=False)

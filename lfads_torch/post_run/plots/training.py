@@ -106,10 +106,12 @@ def training_curves(log: str | Path | Mapping[str, ArrayLike], select_by: str = 
 
 
 def _is_drawn(panel: _Panel, curve: tuple[FloatArray, FloatArray] | None) -> bool:
-    # A score that the data do not have is logged as NaN; a loss that is NaN has diverged.
-    return curve is not None and bool(
-        (np.isfinite(curve[1]) if panel.gain else curve[0] >= 0).any()
-    )
+    # A score that the data do not have is logged as NaN; a loss that is NaN has diverged. Terms
+    # that are 0 throughout, as KL where only another day's read-in is trained, have no logarithm.
+    if curve is None:
+        return False
+    says = np.isfinite(curve[1]) if panel.gain else curve[1] != 0 if panel.log else curve[0] >= 0
+    return bool(says.any())
 
 
 def best_epoch(

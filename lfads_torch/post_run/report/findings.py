@@ -251,7 +251,8 @@ def _generator_clip(record: RunRecord) -> Iterator[Finding]:
 def _aligned(record: RunRecord) -> Iterator[Finding]:
     for text in (record.alignment or {}).get("warnings", []):
         advice = "docs/alignment.md says what it means and what to try."
-        yield Finding("caution", "The alignment", f"{text[:1].upper()}{text[1:]}.", advice)
+        # As it is: it may begin with the name of a file.
+        yield Finding("caution", "The alignment", f"{text}.", advice)
 
 
 RUN_CHECKS: tuple[Callable[[RunRecord], Iterator[Finding]], ...] = (

@@ -235,6 +235,9 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
         epochs = max((int(e[-1]) for e, _ in record.log.values() if len(e)), default=-1) + 1
         best = record.best_epoch
         facts.append(("epochs", f"{epochs}" + (f", best {best}" if best is not None else "")))
+    if record.command == "ensemble":
+        counts = [f"{m.get('name', m['run'])} ({m.get('count', 1)})" for m in _members(record)]
+        facts.append(("models (how often each counts)", ", ".join(counts)))
     for key in ("started", "finished"):
         if status.get(key):
             facts.append((key, str(status[key])))
@@ -251,6 +254,14 @@ def run_facts(record: RunRecord) -> list[tuple[str, str]]:
     if (samples := _samples(record)) is not None:
         facts.append(("posterior samples", str(samples)))
     return facts
+
+
+def _members(record: RunRecord) -> list[dict[str, Any]]:
+    """Return what ``ensemble.json`` says of the models of an ensemble."""
+    members: list[dict[str, Any]] = read_json(
+        record.folder / ENSEMBLE, {"members": [{"run": str}]}
+    )["members"]
+    return members
 
 
 def _samples(record: RunRecord) -> int | None:
@@ -296,8 +307,7 @@ def commands(record: RunRecord) -> list[tuple[str, str]]:
             f"lfads align {run} {day} --run-dir {again}",
         )
     elif record.command == "ensemble":
-        members = read_json(record.folder / ENSEMBLE, {"members": [{"run": str}]})["members"]
-        runs = shlex.join(dict.fromkeys(m["run"] for m in members if m.get("run")))
+        runs = shlex.join(dict.fromkeys(m["run"] for m in _members(record) if m.get("run")))
         make = (
             "average models again, with the choices that ensemble.json records",
             f"lfads ensemble {runs} -o {again}",
