@@ -195,9 +195,9 @@ def _labels(
 
 def _chopped(recording: Recording, options: PrepOptions, bin_s: float) -> Plan:
     bin_ms = bin_s * 1000
-    for name, given in (("--align", options.align), ("--select", options.select)):
-        if given:
-            raise UserError(f"--chop-ms cuts the whole recording; it does not go with {name}.")
+    for name in ("align", "select", "conditions", "keep"):  # all are of trials
+        if getattr(options, name):
+            raise UserError(f"--chop-ms cuts the whole recording; it does not go with --{name}.")
     if options.forward_ms:
         raise UserError("--chop-ms leaves no time to predict; it does not go with --forward-ms.")
     begin, end = recording.span()

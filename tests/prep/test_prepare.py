@@ -366,6 +366,8 @@ def test_unsorted_times_and_duplicates_are_mended(tmp_path: Path) -> None:
         ({"max_correlation": 0.5, "correlation_ms": 3}, "whole number of bins"),
         ({"max_correlation": 0.5, "correlation_ms": 0}, "--correlation-ms is 0"),
         ({"chop_ms": 1000}, "does not go with --align"),
+        ({"chop_ms": 1000, "align": None, "keep": ["x"]}, "does not go with --keep"),
+        ({"chop_ms": 1000, "align": None, "conditions": ["x"]}, "does not go with --conditions"),
         ({"align": None, "chop_ms": 1005}, "take 1000 or 1010"),
         ({"align": None, "chop_ms": 1000, "forward_ms": 100}, "--forward-ms"),
         ({"align": None, "chop_ms": 1000, "overlap_ms": 1000}, "overlap"),
