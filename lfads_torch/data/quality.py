@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -219,11 +220,13 @@ def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
     # Bins without a spike are alike by necessity.
     is_distinct = np.cumsum(valid_bins != 0, axis=1) >= 2
     overlaps = np.zeros((len(rows), n_bins), bool)  # by length
+    # By sorting: hashes are spread out too far for a table, which NumPy 2.0 tries and fails with.
+    is_in = partial(np.isin, kind="sort")
     for bins in _bin_hashes(train):
         ends = np.zeros(len(bins), np.uint64)
         for length in range(1, n_bins):
             ends = bins[:, n_bins - length] + base * ends
-            overlaps[:, length] |= np.isin(begins[:, length - 1], ends)
+            overlaps[:, length] |= is_in(begins[:, length - 1], ends)
     overlaps[:, 1:] &= is_distinct[:, :-1]
     shares = overlaps.mean(axis=0)
     # Runs that say less than it takes to tell all pairs of windows apart are alike by chance: those
@@ -237,7 +240,7 @@ def shared_ends(train: Array, valid: Array) -> tuple[int, float]:
     for bins in _bin_hashes(train) if likely else ():
         train_begins = np.cumsum(bins * powers, axis=1, dtype=np.uint64)
         for length in likely:
-            alike[:, length] |= np.isin(begins[:, length - 1], train_begins[:, length - 1])
+            alike[:, length] |= is_in(begins[:, length - 1], train_begins[:, length - 1])
     share, overlap = 0.0, 0
     for length in likely:
         chance = (alike[:, length] & is_distinct[:, length - 1]).mean()
