@@ -240,7 +240,8 @@ class _Run:
             self._check_data(datamodule, status.get("data"))
             if self.changes:
                 n_epochs = int(status.get("epochs", 0))
-                self._check_that_changes_act(n_epochs, is_over=True)
+                # A damaged status does not say what was trained.
+                self._check_that_changes_act(n_epochs, is_over="epochs" in status)
                 status = {**status, "changes": self._record(status, n_epochs)}
                 status["data"] = fingerprints(datamodule)
                 write_config(self.folder / CONFIG, self.config, parts_of(model))
