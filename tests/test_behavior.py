@@ -221,7 +221,7 @@ def test_scores_are_logged_and_are_those_of_scikit_learn(tmp_path: Path) -> None
         targets.append(trials[0].behavior.reshape(-1, 3))
     y, p = torch.cat(targets), torch.cat(read_out)
     known = ~y.isnan().any(1)
-    expected = r2_score(y[known], p[known], multioutput="variance_weighted")
+    expected = r2_score(y[known].numpy(), p[known].numpy(), multioutput="variance_weighted")
     assert metrics["valid/behavior_r2"] == pytest.approx(expected, abs=1e-5)
     mse = (((p - y) / model.behavior.std)[known] ** 2).mean()
     assert metrics["valid/behavior_mse"] == pytest.approx(float(mse), rel=1e-5)

@@ -43,7 +43,8 @@ def check(made: dict[str, Any]) -> None:
     assert made["python"] == platform.python_version()
     packages = ("torch", "numpy", "pytorch-lightning", "hydra-core", "h5py", "scikit-learn")
     assert made["packages"] == {name: metadata.version(name) for name in packages}
-    assert made["packages"]["torch"] == torch.__version__
+    # Builds of PyPI keep to themselves that they are for CUDA.
+    assert torch.__version__.startswith(made["packages"]["torch"])
     assert {"commit", "dirty"} <= made.keys()
 
 
@@ -67,7 +68,7 @@ def test_the_report_shows_it(run: Path) -> None:
     made = status["environment"]
     assert facts["lfads-torch"] == made["version"]
     assert facts["kernels"] == made["kernels"]
-    assert facts["torch"] == torch.__version__
+    assert torch.__version__.startswith(facts["torch"])
     assert facts["data, day0.h5"] == f"checksum {summary(status['data'][0])}"
     if made["commit"]:
         assert facts["commit"].startswith(made["commit"])

@@ -44,7 +44,8 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
 def assert_near(got: Tensor, exact: Tensor) -> None:
     """Agreement to float32 rounding, relative to the largest entry."""
     assert got.dtype == torch.float32
-    error = (got.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-6)
+    # A gradient is a sum of terms of about 1, which in small examples may cancel to nearly nothing.
+    error = (got.double() - exact).abs().max() / exact.abs().max().clamp_min(0.1)
     assert error < 2e-5, float(error)
 
 

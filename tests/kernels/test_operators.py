@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -137,6 +138,8 @@ def test_the_model_becomes_one_graph(kernel: str) -> None:
             expected = run(data)
             for x, y in zip(exported.module()(data), expected, strict=True):
                 torch.testing.assert_close(x, y)
+    if kernel == "auto" and Version(torch.__version__) < Version("2.13"):
+        return  # torch 2.8 does not follow `_replace` of a NamedTuple
     if kernel == "reference" and hasattr(reference.decoder, "__wrapped__"):
         return  # torch does not trace what the tests wrap functions in: see the next one
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
