@@ -114,8 +114,9 @@ def test_three_optimiser_steps(golden: Golden, kernel: str) -> None:
     assert_all_close(model.state_dict(), golden.after3, 1e-4, "parameter after three steps")
 
 
+@pytest.mark.parametrize("kernel", ["explicit", "auto"])
 def test_twenty_steps_under_lightning(
-    golden: Golden, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    golden: Golden, kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Losses, log and parameters are the oracle's, which the file's own three steps bear out.
 
@@ -128,11 +129,12 @@ def test_twenty_steps_under_lightning(
         "l2_increase_epoch": 4,
         "kl_start_epoch": 2,
         "kl_increase_epoch": 4,
-        # Without it, a first step goes by the sign alone of a gradient: for one of 1e-7 of the
-        # largest, that is the sign of rounding.
-        "lr_adam_epsilon": 1e-3,
     }
-    model, hps = build_lfads(golden, **changes), golden.hps | changes
+    if (golden.name, kernel) == ("zig", "auto"):
+        # Adam's first step goes by a gradient's sign. One entry is 1e-7 of the largest here, which
+        # the loops in C round to the other sign; a larger epsilon makes such a step small.
+        changes["lr_adam_epsilon"] = 1e-3
+    model, hps = build_lfads(golden, **changes, kernel=kernel), golden.hps | changes
     trained = {name for name in golden.params if not name.endswith(("bias_hh", "ic_prior.logvar"))}
     run = oracle.Training(dict(golden.params), hps["lr_init"])
     batch = session_batches(golden)

@@ -41,28 +41,38 @@ def products(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip("this processor lacks it")
 
 
-def assert_near(got: Tensor, exact: Tensor) -> None:
-    """Agreement to float32 rounding, relative to the largest entry."""
+def assert_near(got: Tensor, exact: Tensor, in_torch: Tensor | None = None) -> None:
+    """Agreement to float32 rounding, relative to the largest entry.
+
+    Where the terms of a sum cancel, float32 loses more: then no worse than torch does.
+    """
     assert got.dtype == torch.float32
-    # A gradient is a sum of terms of about 1, which in small examples may cancel to nearly nothing.
-    error = (got.double() - exact).abs().max() / exact.abs().max().clamp_min(0.1)
-    assert error < 2e-5, float(error)
+
+    def error(x: Tensor) -> float:
+        return float((x.double() - exact).abs().max() / exact.abs().max().clamp_min(1e-6))
+
+    assert error(got) < (2e-5 if in_torch is None else max(2e-5, 2 * error(in_torch)))
 
 
 def in_both(
     run: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor | None], n_trained: int
 ) -> None:
     """Outputs and gradients of `run(kernels, *tensors)` agree between C and float64."""
-    results = {}
-    for name, dtype in (("native", torch.float32), ("explicit", torch.float64)):
+    results: dict[tuple[str, torch.dtype], tuple[Tensor, ...]] = {}
+    kinds = (
+        ("native", torch.float32),
+        ("explicit", torch.float64),
+        ("explicit", torch.float32),
+    )
+    for name, dtype in kinds:
         converted = [None if x is None else x.to(dtype) for x in tensors]
         leaves = [x.requires_grad_() for x in converted[:n_trained] if x is not None]
         outputs = run(get_kernels(name), *converted)
         torch.manual_seed(1)
         total = sum((x * torch.randn(x.shape, dtype=torch.float64)).sum() for x in outputs)
-        results[name] = (*outputs, *torch.autograd.grad(total, leaves))
-    for got, exact in zip(results["native"], results["explicit"], strict=True):
-        assert_near(got, exact)
+        results[name, dtype] = (*outputs, *torch.autograd.grad(total, leaves))
+    for got, exact, in_torch in zip(*(results[kind] for kind in kinds), strict=True):
+        assert_near(got, exact, in_torch)
 
 
 @given(
